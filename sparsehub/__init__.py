@@ -1,0 +1,3 @@
+"""sparsehub: sparse task deltas for one shared transformer, trained, packaged, published and served."""
+
+__version__ = "0.1.0"

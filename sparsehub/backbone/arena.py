@@ -1,0 +1,83 @@
+"""All floating parameters of a model in one contiguous buffer per dtype; the module's parameters become views of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+ALIGNMENT_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one parameter lies. offset and numel count entries of the buffer of `dtype`."""
+
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    numel: int
+
+
+@dataclass(frozen=True)
+class Arena:
+    """buffers: per dtype one [n] tensor on one device; slots: by parameter name, tied names share their place."""
+
+    buffers: Mapping[torch.dtype, Tensor]
+    slots: Mapping[str, Slot]
+
+    @property
+    def numel(self) -> int:
+        """Entries of the backbone; a tied parameter counts once, padding does not count."""
+        return sum(numel for _, _, numel in {(s.dtype, s.offset, s.numel) for s in self.slots.values()})
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
+    def view(self, name: str) -> Tensor:
+        """The parameter's memory, in its own shape."""
+        slot = self.slots[name]
+        return self.buffers[slot.dtype][slot.offset : slot.offset + slot.numel].view(slot.shape)
+
+    def digest(self) -> str:
+        """sha256 over every byte of every buffer: equal before and after, or the weights changed."""
+        digest = hashlib.sha256()
+        for dtype, buffer in sorted(self.buffers.items(), key=lambda item: str(item[0])):
+            digest.update(f"{dtype} {len(buffer)}\n".encode())
+            digest.update(buffer.view(torch.uint8).cpu().numpy().data)
+        return "sha256:" + digest.hexdigest()
+
+
+def build_arena(parameters: Mapping[str, nn.Parameter]) -> Arena:
+    """Move the parameters into new buffers, on the device where they are.
+
+    parameters: by name, floating, all on one device; tied ones appear under each name as the same object.
+    """
+    distinct: dict[int, nn.Parameter] = {id(p): p for p in parameters.values()}
+    offsets, sizes = _layout(list(distinct.values()))
+    device = next(iter(distinct.values())).device
+    buffers = {dtype: torch.zeros(size, dtype=dtype, device=device) for dtype, size in sizes.items()}
+    slots = {name: Slot(p.dtype, offsets[id(p)], tuple(p.shape), p.numel()) for name, p in parameters.items()}
+    arena = Arena(buffers, slots)
+    moved: set[int] = set()
+    for name, parameter in parameters.items():
+        if id(parameter) not in moved:
+            view = arena.view(name)
+            view.copy_(parameter.data)
+            parameter.data = view  # frees the old storage now: the peak is one parameter above the model
+            moved.add(id(parameter))
+    return arena
+
+
+def _layout(parameters: list[nn.Parameter]) -> tuple[dict[int, int], dict[torch.dtype, int]]:
+    offsets: dict[int, int] = {}
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in parameters:
+        step = ALIGNMENT_BYTES // parameter.element_size()
+        offsets[id(parameter)] = sizes.get(parameter.dtype, 0)
+        sizes[parameter.dtype] = offsets[id(parameter)] + -(-parameter.numel() // step) * step
+    return offsets, sizes

@@ -1,0 +1,163 @@
+"""A transformers model whose parameters live in an arena, with the identity of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehub.backbone.arena import Arena, build_arena
+from sparsehub.backbone.checkpoint import Checkpoint, open_checkpoint
+from sparsehub.errors import BackboneError
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_LEGACY = {".gamma": ".weight", ".beta": ".bias"}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """module: the transformers base model, its parameters views of `arena`; checkpoint: which weights they are.
+
+    digests: per arena parameter the digest of the stored tensor it was loaded from.
+    """
+
+    module: nn.Module
+    arena: Arena
+    checkpoint: Checkpoint
+    digests: Mapping[str, str]
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
+
+    @property
+    def architecture(self) -> str:
+        return type(self.module).__name__
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.arena.buffers.values())).device
+
+    def digest_of(self, name: str) -> str | None:
+        """The digest of the stored tensor behind a parameter; a tied name shares another name's tensor."""
+        if name in self.digests:
+            return self.digests[name]
+        slot = self.arena.slots[name]
+        return next((digest for other, digest in self.digests.items() if self.arena.slots[other] == slot), None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of most entries."""
+        return max(self.arena.buffers.values(), key=Tensor.numel).dtype
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """`float32`, `float16` or `bfloat16` as a torch dtype; raises `BackboneError`."""
+    if name not in _DTYPES:
+        raise BackboneError("unknown dtype for the backbone", found=name, expected=", ".join(_DTYPES))
+    return _DTYPES[name]
+
+
+def load_backbone(
+    reference: str | Checkpoint, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
+) -> Backbone:
+    """Load any transformers encoder or decoder through AutoModel into an arena; in evaluation mode."""
+    from transformers import AutoModel
+
+    checkpoint = reference if isinstance(reference, Checkpoint) else open_checkpoint(reference, revision)
+    module, missing = load_module(AutoModel, checkpoint, dtype=dtype, device=device)
+    return adopt(module, checkpoint, missing)
+
+
+def load_module(
+    auto: Any, checkpoint: Checkpoint, *, dtype: str, device: str, config: Any = None
+) -> tuple[nn.Module, set[str]]:
+    """`auto.from_pretrained`, quietly; returns the module and the names that the checkpoint did not have."""
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    refuse_quantised(config or AutoConfig.from_pretrained(checkpoint.folder), checkpoint.id)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of a missing head is expected here, and is no news to a user
+    progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model, info = auto.from_pretrained(
+            checkpoint.folder,
+            config=config,
+            dtype=dtype_named(dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"transformers cannot load {checkpoint.id}", found=str(error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
+    missing = set(info["missing_keys"]) | {item[0] for item in info["mismatched_keys"]}
+    return model.to(device).eval(), missing
+
+
+def adopt(module: nn.Module, checkpoint: Checkpoint, missing: set[str]) -> Backbone:
+    """Put a loaded base model's parameters into an arena.
+
+    missing: parameters (of this module) that the checkpoint lacks; they belong to a head and stay outside.
+    """
+    refuse_sharded(module, checkpoint.id)
+    found = {n: p for n, p in module.named_parameters(remove_duplicate=False) if n not in missing}
+    digests = {name: digest for name in found if (digest := _stored_digest(module, checkpoint, name))}
+    parameters = {name: p for name, p in found.items() if name in digests or _is_tied_to(p, found, digests)}
+    if not parameters:
+        raise BackboneError(f"no parameter of {checkpoint.id} matches its checkpoint's tensors by name")
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    return Backbone(module, build_arena(parameters), checkpoint, digests)
+
+
+def _is_tied_to(parameter: nn.Parameter, found: Mapping[str, nn.Parameter], digests: Mapping[str, str]) -> bool:
+    return any(found[name] is parameter for name in digests)
+
+
+def _stored_digest(module: nn.Module, checkpoint: Checkpoint, name: str) -> str | None:
+    """The digest of the stored tensor behind a parameter: same name, with the base prefix, or in an old spelling."""
+    prefix = getattr(module, "base_model_prefix", "")
+    for stored in (name, f"{prefix}.{name}"):
+        for spelling in (stored, *_legacy_spellings(stored)):
+            if spelling in checkpoint.digests:
+                return checkpoint.digests[spelling]
+    return None
+
+
+def _legacy_spellings(name: str) -> list[str]:
+    return [name.removesuffix(new) + old for old, new in _LEGACY.items() if name.endswith("LayerNorm" + new)]
+
+
+def refuse_quantised(config: Any, name: str) -> None:
+    """Raises `BackboneError` for a checkpoint whose weights are not plain numbers."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise BackboneError(
+            f"{name} is quantised and cannot be changed entry by entry",
+            found=str(config.quantization_config)[:200],
+            fix="use the checkpoint it was quantised from, in float32, float16 or bfloat16",
+        )
+
+
+def refuse_sharded(module: nn.Module, name: str) -> None:
+    """Raises `BackboneError` unless every parameter is floating, real and whole on one device."""
+    for key, parameter in module.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype not in _DTYPES.values():
+            raise BackboneError(f"{name}: parameter {key!r} is quantised or of an unknown kind", found=parameter.dtype)
+        if parameter.is_meta or type(parameter.data) is not Tensor:
+            raise BackboneError(
+                f"{name} is sharded or not loaded: {key!r} has no storage of its own",
+                found=type(parameter.data).__name__,
+                fix="load it whole on one device, without a device map, tensor parallelism or FSDP",
+            )
+    devices = {str(parameter.device) for parameter in module.parameters()}
+    if len(devices) > 1:
+        raise BackboneError(f"{name} is sharded over devices", found=", ".join(sorted(devices)), expected="one device")

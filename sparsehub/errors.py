@@ -1,0 +1,129 @@
+"""Every exception that sparsehub raises for something a user can cause or mend.
+
+SparsehubError
+├── UsageError                 a command or call was asked for something it cannot do
+│   └── MissingExtraError      an optional dependency is not installed
+├── FormatError                a file is not what docs/format.md says it must be
+│   ├── DeltaError             ... the sparse part
+│   ├── ManifestError          ... sparsehub.json
+│   └── IntegrityError         ... bytes that differ from the digest that was promised
+├── BackboneError              the backbone cannot be loaded or is of a kind we refuse
+│   └── BackboneMismatchError  a package was made for other weights
+├── DataError                  a data set, a row or a label that cannot be used
+├── HubError                   a hub could not do what was asked
+│   ├── NotFoundError          no such task or version
+│   └── VersionExistsError     a published version is never written twice
+└── EngineError                a running engine could not answer
+    ├── RequestError           the request itself is at fault
+    ├── UnknownTaskError       no such task is served here
+    ├── QueueFullError         too much is waiting; carries `retry_after` in seconds
+    ├── CancelledError         the caller left, or the deadline passed
+    └── UnhealthyError         the base weights could not be put back; no more work is taken
+"""
+
+from __future__ import annotations
+
+
+class SparsehubError(Exception):
+    """What was found, what was expected, what to do: one readable message.
+
+    `problem` is the sentence; `found`, `expected` and `fix` are added to it where they help.
+    """
+
+    def __init__(self, problem: str, *, found: object = None, expected: object = None, fix: str | None = None):
+        self.problem, self.found, self.expected, self.fix = problem, found, expected, fix
+        parts = [problem]
+        if found is not None:
+            parts.append(f"found: {found}")
+        if expected is not None:
+            parts.append(f"expected: {expected}")
+        if fix is not None:
+            parts.append(f"to do: {fix}")
+        super().__init__("; ".join(parts))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments would otherwise be lost when an error crosses a process boundary.
+        return _rebuild, (type(self), self.args[0], dict(self.__dict__))
+
+
+def _rebuild(kind: type[SparsehubError], message: str, state: dict[str, object]) -> SparsehubError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+class UsageError(SparsehubError):
+    """A command or call was asked for something it cannot do."""
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is not installed; the message holds the exact install line."""
+
+
+class FormatError(SparsehubError):
+    """A file is not what docs/format.md says it must be."""
+
+
+class DeltaError(FormatError):
+    """The sparse part of a package is malformed."""
+
+
+class ManifestError(FormatError):
+    """sparsehub.json is malformed."""
+
+
+class IntegrityError(FormatError):
+    """Bytes differ from the digest or the size that was promised for them."""
+
+
+class BackboneError(SparsehubError):
+    """The backbone cannot be loaded or is of a kind we refuse."""
+
+
+class BackboneMismatchError(BackboneError):
+    """A package was made for other weights than these."""
+
+
+class DataError(SparsehubError):
+    """A data set, a row or a label cannot be used."""
+
+
+class HubError(SparsehubError):
+    """A hub could not do what was asked."""
+
+
+class NotFoundError(HubError):
+    """No such task or version in the hub."""
+
+
+class VersionExistsError(HubError):
+    """The version was published before; a published version is never written twice."""
+
+
+class EngineError(SparsehubError):
+    """A running engine could not answer."""
+
+
+class RequestError(EngineError):
+    """The request itself is at fault: an empty or over-long input, a wrong field."""
+
+
+class UnknownTaskError(EngineError):
+    """No such task is served here."""
+
+
+class QueueFullError(EngineError):
+    """Too much is waiting. `retry_after` is the suggested wait in seconds."""
+
+    def __init__(self, problem: str, *, retry_after: float, fix: str | None = None):
+        super().__init__(problem, fix=fix)
+        self.retry_after = retry_after
+
+
+class CancelledError(EngineError):
+    """The caller left, or the deadline passed, before the answer was ready."""
+
+
+class UnhealthyError(EngineError):
+    """The base weights could not be put back; the engine takes no more work."""

@@ -1,0 +1,148 @@
+"""Files written whole or not at all, hashed, and JSON in one canonical form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparsehub.errors import FormatError, UsageError
+
+CHUNK = 1 << 20
+MAX_JSON_BYTES = 64 << 20
+MAX_JSON_DEPTH = 32
+TEMPORARY_PREFIX = ".sparsehub-tmp-"
+
+
+def sha256_bytes(data: bytes) -> str:
+    """The digest of `data` as it is written everywhere: `sha256:` and 64 hex digits."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """The digest of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return "sha256:" + digest.hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """One value, one byte string: sorted keys, UTF-8, no spaces.
+
+    Raises `FormatError` for what JSON or UTF-8 cannot hold: NaN, infinities, half of a surrogate pair.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode("utf-8")
+    except ValueError as error:
+        raise FormatError("a value that JSON cannot hold", found=str(error)) from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise FormatError("a JSON object names a key twice", found=twice[:200])
+    return result
+
+
+def _no_constant(text: str) -> Any:
+    raise FormatError("JSON holds a number that is not finite", found=text)
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _no_constant(text)
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        if not level:
+            return True
+        nested = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [child for children in nested for child in children]
+    return not level
+
+
+def strict_json(data: bytes, what: str) -> Any:
+    """Parse JSON that refuses duplicate keys, NaN, infinities, bad UTF-8, deep nesting and files over 64 MiB."""
+    if len(data) > MAX_JSON_BYTES:
+        raise FormatError(f"{what} is too large", found=f"{len(data)} bytes", expected=f"at most {MAX_JSON_BYTES}")
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite
+        )
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4,300 digits
+        raise FormatError(f"{what} is not valid JSON", found=str(error)) from error
+    if not _is_shallow(value):
+        raise FormatError(f"{what} is nested too deeply", expected=f"at most {MAX_JSON_DEPTH} levels")
+    return value
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file atomically: a reader sees the old bytes or the new ones, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _fsync(path.parent)
+
+
+def _exists(path: Path) -> UsageError:
+    return UsageError(f"{path} exists already", fix="choose another folder or remove this one")
+
+
+def _rename(folder: Path, path: Path) -> None:
+    try:
+        folder.rename(path)
+    except OSError as error:
+        raise _exists(path) if os.path.lexists(path) else error from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears whole under its name when the block ends, or not at all when it raises.
+
+    Raises `UsageError` where something is there already: nothing is ever overwritten.
+    """
+    if os.path.lexists(path):
+        raise _exists(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        for child in sorted(temporary.rglob("*")):
+            _fsync(child)
+        _fsync(temporary)
+        _rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _fsync(path.parent)

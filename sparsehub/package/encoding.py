@@ -1,0 +1,125 @@
+"""From a row (a dictionary by field name) to token ids, and from many rows to one padded batch.
+
+Training, the engine and every test use these same functions, so a served row sees what a trained row saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehub.errors import DataError
+from sparsehub.package.manifest import MULTIPLE_CHOICE, TOKEN_CLASSIFICATION, TaskSpec
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row as token ids.
+
+    sequences: one, or one per choice; each maps the tokenizer's names to equally long lists.
+    word_starts: for token classification, the place of each word's first token.
+    """
+
+    sequences: tuple[Mapping[str, list[int]], ...]
+    word_starts: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(len(sequence["input_ids"]) for sequence in self.sequences)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences, without padding."""
+        return sum(len(sequence["input_ids"]) for sequence in self.sequences)
+
+
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """The text in one field of a row; raises `DataError` where it is missing or no string."""
+    value = row.get(field)
+    if not isinstance(value, str):
+        found = f"fields {', '.join(map(str, row))}" if value is None else f"{type(value).__name__} in {field!r}"
+        raise DataError(f"a row has no text in the field {field!r}", found=found, expected="a string")
+    return value
+
+
+def words_of(row: Mapping[str, Any], field: str) -> list[str]:
+    """The words in one field: a list of strings, or a string that is split at white space."""
+    value = row.get(field)
+    if isinstance(value, str):
+        return value.split()
+    if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+        return list(value)
+    raise DataError(
+        f"a row has no words in the field {field!r}",
+        found=type(value).__name__,
+        expected="a list of strings or a string",
+    )
+
+
+def encode(
+    task: TaskSpec, tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, truncate: bool = True
+) -> list[Encoded]:
+    """Token ids of `rows`, cut at `task.max_length` where `truncate` says so; raises `DataError`."""
+    if not rows:
+        return []
+    limit = {"truncation": True, "max_length": task.max_length} if truncate else {"truncation": False}
+    if task.kind == TOKEN_CLASSIFICATION:
+        return [_encode_words(task, tokenizer, row, limit) for row in rows]
+    if task.kind == MULTIPLE_CHOICE:
+        return _encode_choices(task, tokenizer, rows, limit)
+    columns = [[text_of(row, field) for row in rows] for field in task.text_fields]
+    batch = tokenizer(*columns, verbose=False, **limit)
+    return [Encoded((_sequence(batch, i),)) for i in range(len(rows))]
+
+
+def _sequence(batch: Any, index: int) -> dict[str, list[int]]:
+    return {name: batch[name][index] for name in batch.keys()}
+
+
+def _encode_choices(
+    task: TaskSpec, tokenizer: Any, rows: Sequence[Mapping[str, Any]], limit: Mapping[str, Any]
+) -> list[Encoded]:
+    contexts, choices = [], []
+    for row in rows:
+        context = " ".join(text_of(row, field) for field in task.text_fields)
+        for field in task.choice_fields:
+            contexts.append(context)
+            choices.append(text_of(row, field))
+    batch = tokenizer(contexts, choices, verbose=False, **limit)
+    width = len(task.choice_fields)
+    return [Encoded(tuple(_sequence(batch, i * width + j) for j in range(width))) for i in range(len(rows))]
+
+
+def _encode_words(task: TaskSpec, tokenizer: Any, row: Mapping[str, Any], limit: Mapping[str, Any]) -> Encoded:
+    words = words_of(row, task.text_fields[0])
+    batch = tokenizer(words, is_split_into_words=True, verbose=False, **limit)
+    starts: dict[int, int] = {}
+    for place, word in enumerate(batch.word_ids()):
+        if word is not None:
+            starts.setdefault(word, place)
+    sequence = {name: batch[name] for name in batch.keys()}
+    return Encoded((sequence,), tuple(starts[word] for word in sorted(starts)))
+
+
+def collate(tokenizer: Any, rows: Sequence[Encoded], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Pad rows to one batch: [rows, length], or [rows, choices, length] where rows have choices."""
+    sequences = [sequence for row in rows for sequence in row.sequences]
+    length = max(row.length for row in rows)
+    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
+    left = tokenizer.padding_side == "left"
+    batch = {}
+    for name in sequences[0]:
+        padded = [_pad(sequence[name], length, fill.get(name, 0), left) for sequence in sequences]
+        tensor = torch.tensor(padded, dtype=torch.long, device=device)
+        batch[name] = tensor.view(len(rows), -1, length) if len(rows[0].sequences) > 1 else tensor
+    return batch
+
+
+def _pad(ids: list[int], length: int, fill: int, left: bool) -> list[int]:
+    padding = [fill] * (length - len(ids))
+    return padding + ids if left else ids + padding

@@ -1,0 +1,224 @@
+"""sparsehub.json: what a package is, in one canonical file whose sha256 is the package's digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsehub.delta import DELTA_FILE, value_dtypes
+from sparsehub.errors import FormatError, ManifestError
+from sparsehub.files import canonical_json, sha256_bytes, strict_json
+from sparsehub.schema import build
+
+MANIFEST_FILE = "sparsehub.json"
+HEAD_FILE = "head.safetensors"
+CARD_FILE = "README.md"
+SIGNATURE_FILE = "model.sig"
+FORMAT_VERSION = 1
+MAX_LABELS = 100_000
+MAX_PICTURES = 64
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
+VERSION = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.+-]{0,62}[0-9A-Za-z])?")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
+
+TEXT_CLASSIFICATION = "text-classification"
+REGRESSION = "regression"
+MULTIPLE_CHOICE = "multiple-choice"
+TOKEN_CLASSIFICATION = "token-classification"
+KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE, TOKEN_CLASSIFICATION)
+PROBLEM_TYPES = {
+    TEXT_CLASSIFICATION: "single_label_classification",
+    REGRESSION: "regression",
+    MULTIPLE_CHOICE: "single_label_classification",
+    TOKEN_CLASSIFICATION: "single_label_classification",
+}
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What goes in and what comes out.
+
+    labels: in the order of the head's outputs; the choice fields for multiple choice; empty for regression.
+    text_fields: one or two columns; for multiple choice they are joined into the context of every choice.
+    max_length: tokens of one sequence, special tokens included.
+    """
+
+    kind: str
+    labels: tuple[str, ...]
+    problem_type: str
+    text_fields: tuple[str, ...]
+    label_field: str
+    max_length: int
+    metrics: tuple[str, ...]
+    choice_fields: tuple[str, ...] = ()
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head: one per label; one for a regression and for each choice."""
+        return 1 if self.kind in (REGRESSION, MULTIPLE_CHOICE) else len(self.labels)
+
+
+@dataclass(frozen=True)
+class BackboneRef:
+    """The checkpoint a package belongs to. dtype: as stored; parameters: entries of the backbone, tied ones once."""
+
+    id: str
+    revision: str
+    architecture: str
+    dtype: str
+    fingerprint: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class TouchedParameter:
+    """One parameter that the delta changes. digest: of the stored tensor."""
+
+    shape: tuple[int, ...]
+    digest: str
+    nnz: int
+
+
+@dataclass(frozen=True)
+class DeltaRecord:
+    method: str
+    density: float
+    nnz: int
+    value_kind: str
+    value_dtype: str
+    parameters: dict[str, TouchedParameter]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of sparsehub.json. training, metrics: what it was trained on and how, and how good it is as written."""
+
+    format_version: int
+    name: str
+    version: str
+    task: TaskSpec
+    backbone: BackboneRef
+    delta: DeltaRecord
+    files: dict[str, FileRecord]
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    license: str = ""
+
+    def to_bytes(self) -> bytes:
+        """The canonical bytes; their sha256 is the package digest. Raises `ManifestError` for NaN and infinities."""
+        try:
+            return canonical_json(dataclasses.asdict(self))
+        except FormatError as error:
+            raise ManifestError(f"{MANIFEST_FILE} cannot be written", found=str(error)) from error
+
+    @property
+    def digest(self) -> str:
+        return sha256_bytes(self.to_bytes())
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read and prove a manifest; raises `ManifestError`. Only the canonical byte string is accepted."""
+    try:
+        table = strict_json(data, MANIFEST_FILE)
+    except FormatError as error:
+        raise ManifestError(str(error)) from error
+    if isinstance(table, dict) and table.get("format_version") != FORMAT_VERSION:
+        raise ManifestError(
+            "this package has another format version",
+            found=table.get("format_version"),
+            expected=FORMAT_VERSION,
+            fix="install the version of sparsehub that wrote it, or a newer one",
+        )
+    manifest = build(Manifest, table, MANIFEST_FILE, ManifestError)
+    if manifest.to_bytes() != data:
+        raise ManifestError(
+            f"{MANIFEST_FILE} is not in canonical form", fix="fetch the package again; never edit it by hand"
+        )
+    check_manifest(manifest)
+    return manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Prove what the types cannot say; raises `ManifestError`."""
+    check_name(manifest.name)
+    check_version(manifest.version)
+    _check_task(manifest.task)
+    _check_delta(manifest)
+    for name, record in manifest.files.items():
+        if name in (MANIFEST_FILE, SIGNATURE_FILE) or not is_allowed_file(name):
+            raise ManifestError(
+                "the manifest names a file that a package may not hold",
+                found=name[:200],
+                expected=f"{DELTA_FILE}, {HEAD_FILE}, {CARD_FILE} or *.png",
+            )
+        _require(record.size >= 0 and DIGEST.fullmatch(record.sha256), f"the record of {name} is malformed")
+    _require(len(manifest.files) <= MAX_PICTURES + 3, "the manifest names too many files")
+    _require(DELTA_FILE in manifest.files, f"the manifest does not name {DELTA_FILE}")
+
+
+def is_allowed_file(name: str) -> bool:
+    """Whether a package may hold a file of this name. No separators, no dots in front, nothing to run."""
+    return name in (MANIFEST_FILE, DELTA_FILE, HEAD_FILE, CARD_FILE, SIGNATURE_FILE) or bool(_PICTURE.fullmatch(name))
+
+
+def check_name(name: str) -> None:
+    """Raises `ManifestError` unless `name` can name a task."""
+    if not NAME.fullmatch(name) or ".." in name:
+        raise ManifestError(
+            "not a task name",
+            found=repr(name)[:200],
+            expected="1 to 96 of a-z 0-9 . _ -, beginning and ending with a letter or digit",
+        )
+
+
+def check_version(version: str) -> None:
+    """Raises `ManifestError` unless `version` can name a version."""
+    if not VERSION.fullmatch(version) or ".." in version:
+        raise ManifestError(
+            "not a version", found=repr(version)[:200], expected="letters, digits, dots, + and -, for example 1.0.0"
+        )
+
+
+def _check_task(task: TaskSpec) -> None:
+    _require(task.kind in KINDS, f"unknown task kind {task.kind!r}, expected one of {', '.join(KINDS)}")
+    _require(task.problem_type == PROBLEM_TYPES[task.kind], f"problem type {task.problem_type!r} does not fit the kind")
+    _require(len(set(task.labels)) == len(task.labels) <= MAX_LABELS, "labels are repeated or too many")
+    fewest = {TEXT_CLASSIFICATION: 2, TOKEN_CLASSIFICATION: 2, MULTIPLE_CHOICE: 2, REGRESSION: 0}[task.kind]
+    _require(len(task.labels) >= fewest, f"a {task.kind} task needs at least {fewest} labels")
+    _require(not (task.kind == REGRESSION and task.labels), "a regression has no labels")
+    _require(1 <= len(task.text_fields) <= 2, "a task has one or two text fields")
+    _require(1 <= task.max_length <= 1 << 20, f"max_length {task.max_length} is out of range")
+    expected_choices = task.labels if task.kind == MULTIPLE_CHOICE else ()
+    _require(task.choice_fields == expected_choices, "choice fields belong to multiple choice and are its labels")
+
+
+def _check_delta(manifest: Manifest) -> None:
+    delta = manifest.delta
+    _require(delta.value_kind in ("add", "set"), f"unknown value kind {delta.value_kind!r}")
+    _require(delta.value_dtype in value_dtypes, f"unknown value dtype {delta.value_dtype!r}")
+    _require(bool(DIGEST.fullmatch(manifest.backbone.fingerprint)), "the backbone's fingerprint is malformed")
+    _require(bool(delta.parameters), "the delta changes no parameter")
+    for name, touched in delta.parameters.items():
+        _require(bool(DIGEST.fullmatch(touched.digest)), f"the digest of {name!r} is malformed")
+        _require(len(touched.shape) <= 8 and all(0 < n <= 1 << 40 for n in touched.shape), f"{name!r}: absurd shape")
+        _require(touched.nnz > 0, f"{name!r} is named but has no entries")
+        _require(touched.nnz <= math.prod(touched.shape), f"{name!r} changes more entries than it has")
+    _require(delta.nnz == sum(t.nnz for t in delta.parameters.values()), "nnz is not the sum over the parameters")
+    _require(delta.nnz <= manifest.backbone.parameters, "the delta changes more entries than the backbone has")
+    _require(delta.density == delta.nnz / manifest.backbone.parameters, "density is not nnz / parameters")
+
+
+def _require(condition: object, problem: str) -> None:
+    if not condition:
+        raise ManifestError(problem)

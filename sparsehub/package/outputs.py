@@ -1,0 +1,44 @@
+"""From a row's logits to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsehub.package.encoding import Encoded
+from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One row's answer.
+
+    classification, multiple choice: `label` and `scores`, a probability per label. regression: `value`.
+    token classification: `words`, an answer per word (words that truncation cut off have none).
+    """
+
+    label: str | None = None
+    scores: tuple[float, ...] = ()
+    value: float | None = None
+    words: tuple[Answer, ...] = ()
+
+
+def answers(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[Answer]:
+    """logits: [rows, outputs], [rows, choices], or [rows, length, labels] for token classification."""
+    logits = logits.float().cpu()
+    if task.kind == REGRESSION:
+        return [Answer(value=value) for value in logits.view(len(rows)).tolist()]
+    probabilities = torch.softmax(logits, dim=-1)
+    if task.kind == TOKEN_CLASSIFICATION:
+        return [
+            Answer(words=tuple(_classified(task, probabilities[i, place]) for place in row.word_starts))
+            for i, row in enumerate(rows)
+        ]
+    return [_classified(task, row) for row in probabilities]
+
+
+def _classified(task: TaskSpec, probabilities: Tensor) -> Answer:
+    return Answer(label=task.labels[int(probabilities.argmax())], scores=tuple(probabilities.tolist()))

@@ -1,0 +1,91 @@
+"""A delta made ready for one arena: flat positions, the values to add, and the base values to put back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsehub.backbone import Arena, Backbone, Slot
+from sparsehub.delta import Delta, value_dtypes
+from sparsehub.errors import BackboneMismatchError, DeltaError
+from sparsehub.kernels import gather, scatter_add_, scatter_copy_
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The part of a patch that lies in one buffer of the arena, on the buffer's device.
+
+    positions: [k] int64, sorted; values: [k] float32 to add, or the buffer's dtype to set; base: [k] buffer's dtype.
+    """
+
+    dtype: torch.dtype
+    positions: Tensor
+    values: Tensor
+    base: Tensor
+
+
+@dataclass(frozen=True)
+class Patch:
+    segments: tuple[Segment, ...]
+    value_kind: str
+
+    @property
+    def nnz(self) -> int:
+        return sum(len(segment.positions) for segment in self.segments)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(s.positions.nbytes + s.values.nbytes + s.base.nbytes for s in self.segments)
+
+
+def make_patch(backbone: Backbone, delta: Delta) -> Patch:
+    """Gather the base values once. The arena must be unpatched; raises where the delta does not fit it."""
+    arena = backbone.arena
+    slots = {name: _slot(arena, name, delta) for name in delta.parameters}
+    segments = [_segment(arena, dtype, slots, delta) for dtype in {slot.dtype for slot in slots.values()}]
+    return Patch(tuple(segments), delta.value_kind)
+
+
+def _slot(arena: Arena, name: str, delta: Delta) -> Slot:
+    slot, part = arena.slots.get(name), delta.parameters[name]
+    if slot is None or slot.shape != part.shape:
+        raise BackboneMismatchError(
+            f"the delta changes {name!r}, which this backbone lacks or has in another shape",
+            found=slot.shape if slot else "no such parameter",
+            expected=part.shape,
+        )
+    if delta.value_kind == "set" and slot.dtype != value_dtypes[delta.value_dtype]:
+        raise DeltaError(
+            f"{name!r}: `set` values need the backbone in the dtype they were extracted in",
+            found=slot.dtype,
+            expected=delta.value_dtype,
+            fix=f"load the backbone with dtype {delta.value_dtype}",
+        )
+    return slot
+
+
+def _segment(arena: Arena, dtype: torch.dtype, slots: dict[str, Slot], delta: Delta) -> Segment:
+    names = sorted((name for name, slot in slots.items() if slot.dtype == dtype), key=lambda name: slots[name].offset)
+    places = [slots[name].offset for name in names]
+    if len(set(places)) != len(places):
+        raise DeltaError("the delta names two parameters that share one place (tied weights)", found=", ".join(names))
+    buffer = arena.buffers[dtype]
+    positions = torch.cat([delta.parameters[name].indices + slots[name].offset for name in names]).to(buffer.device)
+    values = torch.cat([delta.parameters[name].values for name in names]).to(buffer.device)
+    values = values.float() if delta.value_kind == "add" else values.to(dtype)
+    return Segment(dtype, positions, values, gather(buffer, positions))
+
+
+def apply_patch(arena: Arena, patch: Patch) -> None:
+    """Change the arena to the task's weights."""
+    write = scatter_add_ if patch.value_kind == "add" else scatter_copy_
+    for segment in patch.segments:
+        write(arena.buffers[segment.dtype], segment.positions, segment.values)
+
+
+def restore_patch(arena: Arena, patch: Patch) -> None:
+    """Put the saved base values back, bit for bit; also right after an apply that broke off half-way."""
+    for segment in patch.segments:
+        scatter_copy_(arena.buffers[segment.dtype], segment.positions, segment.base)

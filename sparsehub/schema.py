@@ -1,0 +1,70 @@
+"""Plain dictionaries into frozen dataclasses, strictly: types are checked, unknown keys named with the nearest one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from sparsehub.errors import SparsehubError
+
+T = TypeVar("T")
+
+
+def unknown_name(what: str, name: str, known: list[str]) -> str:
+    """The message for a name that nothing knows, with the nearest known one where there is one."""
+    name = name[:200]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(known))})"
+    return f"unknown {what} {name!r}{hint}"
+
+
+def build(kind: type[T], data: Any, where: str, error: type[SparsehubError]) -> T:
+    """Make the dataclass `kind` of the dictionary `data`; raises `error`, which names the place (`where`)."""
+    if not isinstance(data, Mapping):
+        raise error(f"{where} has the wrong type", found=type(data).__name__, expected="an object")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
+    for key in data:
+        if key not in fields:
+            raise error(f"{where}: {unknown_name('key', str(key), list(fields))}")
+    missing = [name for name, field in fields.items() if name not in data and _required(field)]
+    if missing:
+        raise error(f"{where} lacks {', '.join(missing)}")
+    return kind(**{key: _value(hints[key], value, f"{where}.{key}", error) for key, value in data.items()})
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _value(hint: Any, value: Any, where: str, error: type[SparsehubError]) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where, error)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(Any, hint), value, where, error)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_value(arguments[0], item, f"{where}[{i}]", error) for i, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _value(arguments[1], item, f"{where}.{key}", error) for key, item in value.items()}
+    return _scalar(hint, value, where, error)
+
+
+def _scalar(hint: Any, value: Any, where: str, error: type[SparsehubError]) -> Any:
+    if hint is float and type(value) is int and abs(value) < 1 << 1000:  # more would overflow
+        return float(value)
+    if hint in (str, int, float, bool) and type(value) is hint:
+        if hint is float and not math.isfinite(value):
+            raise error(f"{where} is not finite", found=value)
+        return value
+    expected = getattr(hint, "__name__", str(hint))
+    raise error(f"{where} has the wrong type", found=f"{type(value).__name__} {value!r}"[:120], expected=expected)

@@ -1,0 +1,27 @@
+"""Random: every entry is as good as any other.
+
+Formula: score ~ U(0, 1), drawn from the seed and the parameter's name, so that it does not depend on the other parameters.
+Source: the `Random` baseline of Fu et al., AAAI 2023.
+Cost: none to speak of. Data: none.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from sparsehub.selection.rule import ScoreOf, SelectionRequest
+
+needs_gradients = False
+
+
+def scores(request: SelectionRequest) -> ScoreOf:
+    """Uniform random numbers, the same at every call."""
+
+    def score_of(name: str) -> Tensor:
+        generator = torch.Generator().manual_seed((request.seed << 32) ^ zlib.crc32(name.encode()))
+        return torch.rand(request.parameters[name].numel(), generator=generator)
+
+    return score_of

@@ -1,0 +1,111 @@
+"""Everything that `sparsehub train` can be told, in one frozen dataclass; flags and YAML files both end here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsehub.delta import value_dtypes
+from sparsehub.errors import UsageError
+from sparsehub.files import canonical_json, sha256_bytes
+from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, check_name, check_version
+from sparsehub.schema import build, unknown_name
+from sparsehub.selection import rule_named
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    train, validation, test: a .jsonl, .json, .csv, .tsv or .parquet file, or `data-set[:configuration]:split` of the Hugging Face
+    Hub; text: one or two fields; choices: the fields of a multiple choice; labels: their names in order, where the data
+    has numbers or another order is wanted; density: share of the backbone's entries that may change; calibration_batches: how many
+    batches `sam` looks at; precision: of the forward pass, by autocast; patience: evaluations without a better metric
+    before training stops, 0 for never; evaluation_steps: evaluate and save every so many steps, 0 for every epoch.
+    """
+
+    backbone: str
+    kind: str
+    name: str
+    train: str
+    text: tuple[str, ...]
+    out: str
+    label: str = "label"
+    validation: str | None = None
+    test: str | None = None
+    choices: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    revision: str | None = None
+    version: str = "0.1.0"
+    license: str = ""
+    method: str = "sam"
+    density: float = 0.005
+    granularity: str = "global"
+    calibration_batches: int = 64
+    value_dtype: str = "float16"
+    epochs: float = 5.0
+    batch_size: int = 16
+    accumulation: int = 1
+    learning_rate: float = 1e-3
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    clip: float = 1.0
+    max_length: int = 256
+    metric: str | None = None
+    patience: int = 0
+    evaluation_steps: int = 0
+    precision: str = "float32"
+    device: str | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_version(self.version)
+        rule_named(self.method)
+        _one_of("kind", self.kind, KINDS)
+        _one_of("value dtype", self.value_dtype, tuple(value_dtypes))
+        _one_of("precision", self.precision, PRECISIONS)
+        if not 1 <= len(self.text) <= 2:
+            raise UsageError("give one or two text fields", found=", ".join(self.text) or "none")
+        if (self.kind == MULTIPLE_CHOICE) != bool(self.choices):
+            raise UsageError(
+                f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix="for example --choices choice1,choice2"
+            )
+        for name in ("epochs", "batch_size", "accumulation", "learning_rate", "max_length", "calibration_batches"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} must be above zero", found=getattr(self, name))
+
+    @property
+    def identity(self) -> str:
+        """Equal for two runs that would give the same package: an interrupted run goes on only as itself."""
+        return sha256_bytes(canonical_json(dataclasses.asdict(self)))
+
+
+def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(unknown_name(what, value, list(known)))
+
+
+def load_config(path: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from a YAML file and flags; a flag wins. Raises `UsageError`."""
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UsageError(f"{path} cannot be read as YAML", found=str(error)) from error
+        if not isinstance(table, dict):
+            raise UsageError(f"{path} must hold one mapping", found=type(table).__name__)
+    merged = {**table, **{name: value for name, value in flags.items() if value is not None}}
+    for name in ("text", "choices", "labels"):
+        if isinstance(merged.get(name), str):
+            merged[name] = [part.strip() for part in merged[name].split(",") if part.strip()]
+    return build(TrainConfig, merged, str(path) if path else "train", UsageError)

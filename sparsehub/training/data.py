@@ -1,0 +1,173 @@
+"""Rows from files or the Hugging Face Hub, their labels, and the task that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsehub.errors import DataError, SparsehubError
+from sparsehub.extras import require
+from sparsehub.package.encoding import text_of, words_of
+from sparsehub.package.manifest import (
+    MULTIPLE_CHOICE,
+    PROBLEM_TYPES,
+    REGRESSION,
+    TOKEN_CLASSIFICATION,
+    TaskSpec,
+)
+from sparsehub.training.config import TrainConfig
+from sparsehub.training.metrics import metric_names
+
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split and their labels as the model wants them: an index, a number, or an index per word."""
+
+    source: str
+    rows: Sequence[Row]
+    targets: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    task: TaskSpec
+    train: Split
+    validation: Split | None
+    test: Split | None
+
+
+def load_data(config: TrainConfig) -> TaskData:
+    """Read the splits and make the task; raises `DataError`, which names the split and the row."""
+    tables = {name: _read(source) for name in ("train", "validation", "test") if (source := getattr(config, name))}
+    labels = config.choices or config.labels or _find_labels(config, tables["train"])
+    task = TaskSpec(
+        kind=config.kind,
+        labels=() if config.kind == REGRESSION else tuple(labels),
+        problem_type=PROBLEM_TYPES[config.kind],
+        text_fields=config.text,
+        label_field=config.label,
+        max_length=config.max_length,
+        metrics=metric_names(config.kind, len(labels)),
+        choice_fields=config.choices,
+    )
+    splits = {name: _split(task, getattr(config, name), table) for name, table in tables.items()}
+    return TaskData(task, splits["train"], splits.get("validation"), splits.get("test"))
+
+
+def _read(source: str) -> Any:
+    datasets = require("datasets", "train")
+    path = Path(source)
+    if path.suffix in _READERS and not path.is_file():
+        raise DataError(f"there is no file {source}", found=f"working folder {Path.cwd()}")
+    try:
+        if path.is_file():
+            return _read_file(datasets, path)
+        name, _, split = source.rpartition(":")
+        name, _, configuration = name.partition(":")
+        if not name or not split:
+            raise DataError(
+                f"{source!r} is no data source",
+                expected=f"a file ({', '.join(_READERS)}) or data-set[:configuration]:split",
+            )
+        return datasets.load_dataset(name, configuration or None, split=split)
+    except SparsehubError:
+        raise
+    except Exception as error:  # the readers behind `datasets` raise whatever they like
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{source} cannot be read as a data set", found=reason[0][:300]) from error
+
+
+def _read_file(datasets: Any, path: Path) -> Any:
+    if path.suffix not in _READERS:
+        raise DataError(f"{path}: unknown kind of file", found=path.suffix, expected=", ".join(_READERS))
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty")
+    options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+    return datasets.load_dataset(_READERS[path.suffix], data_files=str(path.resolve()), split="train", **options)
+
+
+def _find_labels(config: TrainConfig, table: Any) -> Sequence[str]:
+    """The labels of the training rows: as declared by the data set, or sorted."""
+    if config.kind == REGRESSION:
+        return ()
+    column = _label_column(table, config.label)
+    feature = table.features[config.label]
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if names:
+        return list(names)
+    found = _flatten(column) if config.kind == TOKEN_CLASSIFICATION else column
+    distinct = {value for value in found if value is not None}
+    if len(distinct) < 2:
+        raise DataError("the training rows need at least two labels", found=", ".join(map(str, distinct)) or "none")
+    return [str(value) for value in sorted(distinct, key=lambda value: (not isinstance(value, int), value))]
+
+
+def _label_column(table: Any, field: str) -> Sequence[Any]:
+    if field not in table.column_names:
+        raise DataError(f"the data has no field {field!r}", found=", ".join(table.column_names), fix="set --label")
+    return table[field]
+
+
+def _flatten(column: Iterable[Any]) -> list[Any]:
+    return [value for values in column for value in (values or ())]
+
+
+def _split(task: TaskSpec, source: str, table: Any) -> Split:
+    if len(table) == 0:
+        raise DataError(f"{source} has no rows")
+    column = _label_column(table, task.label_field)
+    rows = table.to_list()
+    targets = []
+    for number, (row, value) in enumerate(zip(rows, column, strict=True), 1):
+        try:
+            _check_text(task, row)
+            targets.append(_target(task, row, value))
+        except DataError as error:
+            raise DataError(f"{source}, row {number}: {error}") from error
+    return Split(source, rows, targets)
+
+
+def _check_text(task: TaskSpec, row: Row) -> None:
+    if task.kind == TOKEN_CLASSIFICATION:
+        words_of(row, task.text_fields[0])
+        return
+    for field in (*task.text_fields, *task.choice_fields):
+        text_of(row, field)
+
+
+def _target(task: TaskSpec, row: Row, value: Any) -> Any:
+    if task.kind == REGRESSION:
+        return _number(value)
+    if task.kind != TOKEN_CLASSIFICATION:
+        return label_index(task, value)
+    words = words_of(row, task.text_fields[0])
+    if not isinstance(value, list) or len(value) != len(words):
+        found = f"{len(value)} labels" if isinstance(value, list) else type(value).__name__
+        raise DataError("labels and words do not align", found=found, expected=f"a list of {len(words)}")
+    return [label_index(task, item) for item in value]
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if number != number or number in (float("inf"), float("-inf")):
+        raise DataError("the label of a regression must be a finite number", found=repr(value)[:80])
+    return number
+
+
+def label_index(task: TaskSpec, value: Any) -> int:
+    """A label as its place in the task's list: by name, or by number where the labels have names of their own."""
+    if str(value) in task.labels and not (isinstance(value, int) and task.kind == MULTIPLE_CHOICE):
+        return task.labels.index(str(value))
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.labels):
+        return value
+    raise DataError(
+        "a label that the task does not have", found=repr(value)[:80], expected=", ".join(task.labels)[:300]
+    )

@@ -1,0 +1,150 @@
+"""transformers' Trainer, set up for a sparse model: the loop, its bar, evaluation, best checkpoint, stopping, resuming."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsehub.extras import require
+from sparsehub.training.batches import Collator, Rows, by_length
+from sparsehub.training.config import TrainConfig
+from sparsehub.training.data import Split, TaskData
+from sparsehub.training.metrics import best_metric, compute
+from sparsehub.training.sparse import SparseModel
+
+EVALUATION_ROWS = 64  # rows of one evaluation batch
+STATE_FILE = "trainer_state.json"
+
+
+def make_trainer(config: TrainConfig, data: TaskData, model: SparseModel, collator: Collator, run: Path) -> Any:
+    """A Trainer whose checkpoints go to `run`."""
+    require("accelerate", "train")
+    from transformers import EarlyStoppingCallback, Trainer
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    optimizer = model.optimizer(
+        learning_rate=config.learning_rate,
+        head_learning_rate=config.head_learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    callbacks = [EarlyStoppingCallback(config.patience)] if config.patience and data.validation else []
+    trainer = Trainer(
+        model=model,
+        args=_arguments(config, data, run),
+        data_collator=collator,
+        train_dataset=Rows(data.train),
+        eval_dataset=Rows(by_length(data.validation, data.task)) if data.validation else None,
+        optimizers=(optimizer, None),
+        callbacks=callbacks,
+        compute_metrics=lambda prediction: compute(data.task, _logits(prediction.predictions), prediction.label_ids),
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_progress())
+    return trainer
+
+
+def _arguments(config: TrainConfig, data: TaskData, run: Path) -> Any:
+    from transformers import TrainingArguments
+
+    when = "no" if data.validation is None else "steps" if config.evaluation_steps else "epoch"
+    metric = best_metric(data.task, config.metric)
+    rows_a_step = config.batch_size * config.accumulation
+    steps = math.ceil(math.ceil(len(data.train.rows) / rows_a_step) * config.epochs)
+    cuda = torch.cuda.is_available() and config.device != "cpu"
+    return TrainingArguments(
+        output_dir=str(run),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=EVALUATION_ROWS,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        warmup_steps=math.ceil(steps * config.warmup),
+        max_grad_norm=config.clip,
+        bf16=config.precision == "bfloat16",
+        fp16=config.precision == "float16",
+        use_cpu=not cuda,
+        dataloader_pin_memory=cuda,
+        seed=config.seed,
+        eval_strategy=when,
+        save_strategy="steps" if config.evaluation_steps else "epoch",
+        eval_steps=config.evaluation_steps or None,
+        save_steps=config.evaluation_steps or 500,
+        logging_strategy="epoch",
+        load_best_model_at_end=data.validation is not None,
+        metric_for_best_model=metric,
+        greater_is_better=metric != "mse",
+        save_total_limit=2,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+    )
+
+
+def _logits(predictions: Any) -> Any:
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def evaluate(trainer: Any, task_data: TaskData, split: Split) -> dict[str, float]:
+    """The metrics of the model as its weights are now."""
+    output = trainer.predict(Rows(by_length(split, task_data.task)))
+    return compute(task_data.task, _logits(output.predictions), output.label_ids)
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; the Trainer writes its state file last."""
+    found = [folder for folder in run.glob("checkpoint-*") if _is_whole(folder / STATE_FILE)]
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        return isinstance(json.loads(state.read_text())["global_step"], int)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _progress() -> Any:
+    """One bar for training, one for each evaluation, and a readable line an evaluation, all on standard error."""
+    from transformers.trainer_callback import ProgressCallback
+
+    class Progress(ProgressCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+            line = _readable(logs or {})
+            if state.is_world_process_zero and line:
+                bar = self.training_bar
+                (bar.write(line, file=sys.stderr) if bar is not None else print(line, file=sys.stderr))  # noqa: T201
+
+    return Progress()
+
+
+def _readable(logs: dict[str, Any]) -> str:
+    parts = [f"epoch {logs['epoch']:.2f}"] if "epoch" in logs else []
+    if "loss" in logs:
+        return "  ".join([*parts, f"training loss {float(logs['loss']):.4f}"])
+    noise = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+    scores = [f"{k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items() if k.startswith("eval_") and k not in noise]
+    return "  ".join([*parts, "validation:", *scores]) if scores else ""
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers' and datasets' own chatter out of a user's terminal while a run goes on."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    datasets = require("datasets", "train")
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        datasets.enable_progress_bars()

@@ -1,0 +1,105 @@
+"""The metrics of GLUE and SuperGLUE for each kind of task, through scikit-learn, scipy and seqeval."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsehub.errors import UsageError
+from sparsehub.extras import require
+from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.schema import unknown_name
+
+IGNORED = -100
+
+
+def metric_names(kind: str, labels: int) -> tuple[str, ...]:
+    """The metrics of a kind; the first one decides which checkpoint is best."""
+    if kind == REGRESSION:
+        return ("pearson", "spearman", "mse")
+    if kind == MULTIPLE_CHOICE:
+        return ("accuracy",)
+    if kind == TOKEN_CLASSIFICATION:
+        return ("f1", "precision", "recall", "accuracy")
+    return ("accuracy", "macro_f1", "matthews", *(("f1",) if labels == 2 else ()))
+
+
+def best_metric(task: TaskSpec, wanted: str | None) -> str:
+    """The metric that decides; raises `UsageError` for one that the kind does not have."""
+    if wanted is not None and wanted not in task.metrics:
+        raise UsageError(unknown_name(f"metric of {task.kind}", wanted, list(task.metrics)))
+    return wanted or task.metrics[0]
+
+
+def compute(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+    """logits: as the model gives them; targets: indices or numbers, `IGNORED` where a token has no label."""
+    if task.kind == REGRESSION:
+        return _regression(logits.reshape(-1), targets.reshape(-1))
+    if task.kind == TOKEN_CLASSIFICATION:
+        return _tokens(task, logits.argmax(-1), targets)
+    return _classification(task, logits.argmax(-1), targets)
+
+
+def majority(task: TaskSpec, train: Sequence[Any], test: Sequence[Any]) -> dict[str, float]:
+    """The metrics of always answering the commonest training label (the mean, for a regression)."""
+    if task.kind == REGRESSION:
+        targets = np.asarray(test, dtype=float)
+        return _regression(np.full(len(targets), float(np.mean(train))), targets)
+    if task.kind == TOKEN_CLASSIFICATION:
+        common = Counter(label for row in train for label in row).most_common(1)[0][0]
+        rows = [[task.labels[label] for label in row] for row in test]
+        return _entities([[task.labels[common]] * len(row) for row in rows], rows)
+    common = Counter(train).most_common(1)[0][0]
+    return _classification(task, np.full(len(test), common), np.asarray(test))
+
+
+def _classification(task: TaskSpec, guesses: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+    metrics = require("sklearn.metrics", "train")
+    results = {"accuracy": metrics.accuracy_score(targets, guesses)}
+    if "macro_f1" in task.metrics:
+        results["macro_f1"] = metrics.f1_score(targets, guesses, average="macro", zero_division=0)
+        results["matthews"] = metrics.matthews_corrcoef(targets, guesses)
+    if "f1" in task.metrics:
+        results["f1"] = metrics.f1_score(targets, guesses, average="binary", pos_label=1, zero_division=0)
+    return _rounded(results)
+
+
+def _regression(guesses: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+    stats = require("scipy.stats", "train")
+    constant = np.ptp(guesses) == 0 or np.ptp(targets) == 0 or len(targets) < 2
+    return _rounded(
+        {
+            "pearson": 0.0 if constant else stats.pearsonr(guesses, targets)[0],
+            "spearman": 0.0 if constant else stats.spearmanr(guesses, targets)[0],
+            "mse": float(np.mean((guesses - targets) ** 2)),
+        }
+    )
+
+
+def _tokens(task: TaskSpec, guesses: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+    kept = targets != IGNORED
+    gold = [[task.labels[i] for i in row[mask]] for row, mask in zip(targets, kept, strict=True)]
+    found = [[task.labels[i] for i in row[mask]] for row, mask in zip(guesses, kept, strict=True)]
+    return _entities(found, gold)
+
+
+def _entities(found: list[list[str]], gold: list[list[str]]) -> dict[str, float]:
+    seqeval = require("seqeval.metrics", "train")
+    return _rounded(
+        {
+            "f1": seqeval.f1_score(gold, found, zero_division=0),
+            "precision": seqeval.precision_score(gold, found, zero_division=0),
+            "recall": seqeval.recall_score(gold, found, zero_division=0),
+            "accuracy": seqeval.accuracy_score(gold, found),
+        }
+    )
+
+
+def _rounded(results: dict[str, Any]) -> dict[str, float]:
+    """Six decimals: more would only be noise in a file that people read."""
+    return {name: round(float(value), 6) if math.isfinite(value) else 0.0 for name, value in results.items()}
