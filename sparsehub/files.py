@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -20,6 +21,11 @@ CHUNK = 1 << 20
 MAX_JSON_BYTES = 64 << 20
 MAX_JSON_DEPTH = 32
 TEMPORARY_PREFIX = ".sparsehub-tmp-"
+
+
+def cache_root() -> Path:
+    """Where sparsehub keeps what it can make again: $SPARSEHUB_CACHE, or ~/.cache/sparsehub."""
+    return Path(os.environ.get("SPARSEHUB_CACHE") or Path.home() / ".cache" / "sparsehub")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -66,12 +72,10 @@ def _finite(text: str) -> float:
 
 def _is_shallow(value: Any) -> bool:
     level = [value]
-    for _ in range(MAX_JSON_DEPTH + 1):
-        if not level:
-            return True
+    for _ in range(MAX_JSON_DEPTH):
         nested = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
         level = [child for children in nested for child in children]
-    return not level
+    return not any(isinstance(item, dict | list) for item in level)
 
 
 def strict_json(data: bytes, what: str) -> Any:
@@ -89,7 +93,8 @@ def strict_json(data: bytes, what: str) -> Any:
     return value
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make what was written to a file or a folder last through a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -111,7 +116,7 @@ def write_file(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def _exists(path: Path) -> UsageError:
@@ -123,6 +128,15 @@ def _rename(folder: Path, path: Path) -> None:
         folder.rename(path)
     except OSError as error:
         raise _exists(path) if os.path.lexists(path) else error from None
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise UsageError(f"{path} was made by somebody else meanwhile", fix="choose another folder") from error
 
 
 @contextmanager
@@ -139,10 +153,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o755)
         yield temporary
         for child in sorted(temporary.rglob("*")):
-            _fsync(child)
-        _fsync(temporary)
+            fsync(child)
+        fsync(temporary)
         _rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _fsync(path.parent)
+    fsync(path.parent)

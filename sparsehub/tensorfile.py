@@ -114,7 +114,11 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """The file's bytes. The same tensors give the same bytes, whatever the order of the mapping."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
+    # Copies, since the library refuses tensors that share memory.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    return save(dict(sorted(copies.items())))
 
 
 def require_finite(name: str, tensor: Tensor, error: type[FormatError]) -> None:

@@ -1,4 +1,4 @@
-"""A shared pretrained model: where it comes from (`checkpoint`), its flat memory (`arena`), and both together (`backbone`)."""
+"""A shared pretrained model: where it comes from (`checkpoint`), its flat memory (`arena`), both (`backbone`)."""
 
 from sparsehub.backbone.arena import Arena, Slot
 from sparsehub.backbone.backbone import Backbone, dtype_named, load_backbone

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsehub.errors import BackboneError, FormatError
-from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
+from sparsehub.files import cache_root, canonical_json, sha256_bytes, strict_json, write_file
 from sparsehub.tensorfile import Entry, read_header
 
 # Backbones that come as a package of the Python registry, for machines that reach nothing else.
@@ -29,8 +29,8 @@ _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "
 class Checkpoint:
     """A backbone's files.
 
-    id: as the user named it; revision: the commit, where the files came from a hub; digests: `sha256:...` by tensor name;
-    fingerprint: one digest over all names, shapes, dtypes and bytes; dtype: in which most bytes are stored.
+    id: as the user named it; revision: the commit, where the files came from a hub; digests: `sha256:...` by
+    tensor name; fingerprint: one digest over all names, shapes, dtypes and bytes; dtype: in which most bytes are stored.
     """
 
     id: str
@@ -154,8 +154,7 @@ def _chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _cache_folder() -> Path:
-    root = os.environ.get("SPARSEHUB_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "sparsehub")
-    return Path(root) / "fingerprints"
+    return cache_root() / "fingerprints"
 
 
 def _try_write(path: Path, data: bytes) -> None:

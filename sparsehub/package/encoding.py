@@ -78,7 +78,7 @@ def encode(
 
 
 def _sequence(batch: Any, index: int) -> dict[str, list[int]]:
-    return {name: batch[name][index] for name in batch.keys()}
+    return {name: batch[name][index] for name in batch}
 
 
 def _encode_choices(
@@ -102,7 +102,7 @@ def _encode_words(task: TaskSpec, tokenizer: Any, row: Mapping[str, Any], limit:
     for place, word in enumerate(batch.word_ids()):
         if word is not None:
             starts.setdefault(word, place)
-    sequence = {name: batch[name] for name in batch.keys()}
+    sequence = {name: batch[name] for name in batch}
     return Encoded((sequence,), tuple(starts[word] for word in sorted(starts)))
 
 

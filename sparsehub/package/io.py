@@ -108,10 +108,9 @@ def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
                 expected=f"{manifest.backbone.id} {touched.shape}",
                 fix=f"load the backbone {manifest.backbone.id}",
             )
-        if _digest(backbone, name) != touched.digest:
-            raise _mismatch(
-                manifest, backbone, f"the weights of {name!r} are others", _digest(backbone, name), touched.digest
-            )
+        digest = backbone.digest_of(name)
+        if digest != touched.digest:
+            raise _mismatch(manifest, backbone, f"the weights of {name!r} are others", digest, touched.digest)
     if backbone.checkpoint.fingerprint != manifest.backbone.fingerprint:
         found, expected = backbone.checkpoint.fingerprint, manifest.backbone.fingerprint
         raise _mismatch(manifest, backbone, "the fingerprints differ", found, expected)

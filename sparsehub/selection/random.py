@@ -1,6 +1,6 @@
 """Random: every entry is as good as any other.
 
-Formula: score ~ U(0, 1), drawn from the seed and the parameter's name, so that it does not depend on the other parameters.
+Formula: score ~ U(0, 1), drawn from the seed and the parameter's name, so that other parameters do not matter.
 Source: the `Random` baseline of Fu et al., AAAI 2023.
 Cost: none to speak of. Data: none.
 """

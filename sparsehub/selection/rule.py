@@ -28,8 +28,8 @@ GRANULARITIES = ("global", "tensor")
 class SelectionRequest:
     """What a rule may look at.
 
-    parameters: the candidates, by name; budget: how many entries to choose; gradients: of the mean loss over the calibration
-    batches, by name, for the rules that need them; seed: for the rules that draw.
+    parameters: the candidates, by name; budget: how many entries to choose; gradients: of the mean loss over the
+    calibration batches, by name, for the rules that need them; seed: for the rules that draw.
     """
 
     parameters: Mapping[str, Tensor]

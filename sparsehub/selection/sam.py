@@ -2,8 +2,8 @@
 
 Formula: score = (dL/dw)^2, L the mean loss over the calibration batches.
 Source: Fu et al., "On the Effectiveness of Parameter-Efficient Fine-Tuning", AAAI 2023, section "Second-order
-Approximation Method". With the Hessian's diagonal taken as constant, the best mask of a given size keeps the entries with
-the largest squared gradient.
+Approximation Method". With the Hessian's diagonal taken as constant, the best mask of a given size keeps the entries
+with the largest squared gradient.
 Cost: one forward and backward pass per calibration batch. Data: labelled training rows.
 """
 

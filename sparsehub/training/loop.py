@@ -1,4 +1,4 @@
-"""transformers' Trainer, set up for a sparse model: the loop, its bar, evaluation, best checkpoint, stopping, resuming."""
+"""transformers' Trainer, set up for a sparse model: loop, bar, evaluation, best checkpoint, stopping, resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training only the selected entries: hooks gather their gradients and free the dense ones; one flat vector holds their values."""
+"""Training the selected entries alone: hooks gather their gradients and free the dense ones."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class SparseModel(nn.Module):
         self.write()
 
     def delta(self, value_dtype: str) -> Delta:
-        """The trained change, without the entries that ended where they began; raises `DataError` where none is left."""
+        """The trained change, without the entries that ended where they began; raises `DataError` if it diverged."""
         parts = {}
         for name, place in self._slices.items():
             values = self.values[place].detach().cpu()

@@ -1,0 +1,1 @@
+"""The endpoint: a FastAPI app around an engine, packaged and run by BentoML."""

@@ -1,0 +1,52 @@
+"""From submitted rows to their results: waiting without a thread, and letting go when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from serving.wire import error_body, status_of
+from sparsehub.errors import CancelledError, SparsehubError
+
+T = TypeVar("T")
+CLIENT_LEFT = 499  # nginx's number: nobody reads it, but the log and the metrics do
+
+
+class ClientLeft(CancelledError):  # noqa: N818 - it is an event more than an error
+    """The connection was closed before the answer was ready."""
+
+
+async def results(request: Request, futures: list[Future[T]]) -> list[T | SparsehubError]:
+    """Every row's result or its own error, in order. Rows that wait are taken back when the client leaves.
+
+    A request whose rows all failed raises the first row's error, so that it has an honest status.
+    """
+    waiting = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
+    leaving = asyncio.create_task(_disconnect(request))
+    await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    if not waiting.done():
+        for future in futures:
+            future.cancel()
+        waiting.cancel()
+        raise ClientLeft("the client left")
+    leaving.cancel()
+    outcome = waiting.result()
+    unexpected = next((r for r in outcome if isinstance(r, BaseException) and not isinstance(r, SparsehubError)), None)
+    if unexpected is not None:
+        raise unexpected
+    if all(isinstance(result, SparsehubError) for result in outcome):
+        raise outcome[0]
+    return outcome
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def failed_item(index: int, error: SparsehubError) -> dict[str, Any]:
+    """What stands in a list of answers for a row that failed alone."""
+    return {"index": index, **error_body(str(error), status_of(error))}

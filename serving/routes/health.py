@@ -1,0 +1,29 @@
+"""GET /healthz, /readyz, /metrics. Under BentoML its own routes of these names come first and ask the same engine."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthz() -> PlainTextResponse:
+    """The process answers."""
+    return PlainTextResponse("ok\n")
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> PlainTextResponse:
+    """200 while the engine takes work, 503 otherwise."""
+    healthy = request.app.state.service.engine.healthy
+    return PlainTextResponse("ready\n" if healthy else "the engine is unhealthy\n", 200 if healthy else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> PlainTextResponse:
+    """Prometheus' text format."""
+    service = request.app.state.service
+    return PlainTextResponse(service.metrics.text(service.engine), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,92 @@
+"""The shapes of requests and answers: vLLM's for classify and score, OpenAI's for embeddings, models and errors."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sparsehub.engine import Ticket
+from sparsehub.errors import (
+    CancelledError,
+    QueueFullError,
+    RequestError,
+    SparsehubError,
+    UnhealthyError,
+    UnknownTaskError,
+    UsageError,
+)
+
+STATUS: dict[type[SparsehubError], int] = {
+    RequestError: 400,
+    UsageError: 400,
+    UnknownTaskError: 404,
+    QueueFullError: 429,
+    UnhealthyError: 503,
+    CancelledError: 504,
+}
+_TYPES = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class Body(BaseModel):
+    """What every request has. truncate_prompt_tokens -1: cut inputs at the task's limit instead of refusing them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1, max_length=300)
+    truncate_prompt_tokens: Literal[-1] | None = None
+
+    @property
+    def truncate(self) -> bool:
+        return self.truncate_prompt_tokens is not None
+
+
+class ClassifyBody(Body):
+    """input: one item or a list; an item is a string, or an object with the task's fields, or a pair of strings."""
+
+    input: Any
+
+
+class ScoreBody(Body):
+    """Either `input`, as for classify, or text_1 and text_2; a single text_1 is paired with every text_2."""
+
+    input: Any = None
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+
+
+class EmbeddingsBody(Body):
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def envelope(kind: str, body: Body, ticket: Ticket[Any], data: list[dict[str, Any]]) -> dict[str, Any]:
+    """What surrounds every list of answers. task and digest say exactly which package gave them."""
+    task = ticket.task
+    served = {"task": f"{task.manifest.name}@{task.manifest.version}", "digest": task.digest} if task else {}
+    return {
+        "id": f"{kind}-{uuid.uuid4().hex}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": body.model,
+        **served,
+        "data": data,
+        "usage": {"prompt_tokens": ticket.tokens, "completion_tokens": 0, "total_tokens": ticket.tokens},
+    }
+
+
+def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of one of our errors."""
+    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)

@@ -1,0 +1,5 @@
+"""python -m sparsehub"""
+
+from sparsehub.cli import main
+
+main()

@@ -1,0 +1,87 @@
+"""The app and the one place where errors become a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+from sparsehub import __version__
+from sparsehub.cli import demo, hub, inspect, materialize, serve, train, verify
+from sparsehub.cli.output import errors
+from sparsehub.errors import SparsehubError
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sparsehub",
+    help="Train, publish and serve sparse task deltas on one copy of a pretrained transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("push")(hub.push)
+app.command("pull")(hub.pull)
+app.command("ls")(hub.ls)
+app.command("materialize")(materialize.materialize)
+app.command("serve")(serve.serve)
+app.command("demo")(demo.demo)
+
+
+@app.callback(invoke_without_command=False)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
+    debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an error; goes anywhere."),
+) -> None:
+    del debug  # read from the arguments themselves, so that it may stand after the verb
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 an error (one readable message), 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(_run([argument for argument in given if argument != "--debug"] or ["--help"], debug))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    command = typer.main.get_command(app)
+    try:
+        result: Any = command.main(args=arguments, prog_name="sparsehub", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except SparsehubError as error:
+        return _report(str(error), debug)
+    except typer.exceptions.TyperException as error:
+        show = getattr(error, "show", None)
+        if show is None:
+            return _report(str(error), debug)
+        show()
+        return EXIT_ERROR
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("[yellow]interrupted[/]")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0  # whoever read us has read enough
+    except Exception as error:
+        hint = "" if debug else "; run again with --debug for the traceback"
+        return _report(f"unexpected {type(error).__name__}: {error}{hint}", debug)
+
+
+def _report(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    return EXIT_ERROR

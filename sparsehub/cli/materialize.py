@@ -1,0 +1,34 @@
+"""sparsehub materialize: a package as a plain transformers checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehub.cli.output import progress, show_fields, show_json
+
+
+def materialize(
+    reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
+    backbone: Annotated[str, typer.Option(help="A folder or an id of the Hugging Face Hub.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
+    hub: Annotated[str | None, typer.Option(help="The hub: a folder.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Write the task's whole model; AutoModelFor... loads it with no sparsehub installed."""
+    from sparsehub.backbone import open_checkpoint
+    from sparsehub.hub import open_hub
+    from sparsehub.hub.loading import load_package
+    from sparsehub.package.materialize import materialize as write
+
+    package = load_package(reference, open_hub(hub) if hub else None)
+    progress(f"materialising {package.manifest.name}@{package.manifest.version}")
+    write(package, open_checkpoint(backbone, revision), out, dtype=dtype)
+    if as_json:
+        show_json({"checkpoint": str(out), "digest": package.digest, "dtype": dtype})
+        return
+    show_fields(f"{package.manifest.name}@{package.manifest.version}", {"checkpoint": out, "digest": package.digest})

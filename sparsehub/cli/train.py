@@ -1,0 +1,133 @@
+"""sparsehub train: train, evaluate and package a task in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparsehub.cli.output import progress, show_fields, show_json, size
+
+_DATA = "Data"
+_METHOD = "What may change"
+_LOOP = "Training"
+
+
+def train(
+    config: Annotated[Path | None, typer.Option(help="A YAML file with any of these settings; flags win.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="A folder or an id of the Hugging Face Hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="text-classification, regression, multiple-choice or token-classification."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The task's name: a-z 0-9 . _ -")] = None,
+    version: Annotated[str | None, typer.Option(help="The package's version (default 0.1.0).")] = None,
+    out: Annotated[str | None, typer.Option(help="The package folder to write.")] = None,
+    license: Annotated[str | None, typer.Option(help="The package's licence, for its card.")] = None,  # noqa: A002
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="A .jsonl .json .csv .tsv .parquet file, or data-set\\[:config]:split.", rich_help_panel=_DATA
+        ),
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Likewise; chooses the best epoch.", rich_help_panel=_DATA)
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="Likewise; only measured, at the end.", rich_help_panel=_DATA)
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="The text field, or two: text_a,text_b.", rich_help_panel=_DATA)
+    ] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="The fields of a multiple choice: choice1,choice2.", rich_help_panel=_DATA)
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The label field (default label).", rich_help_panel=_DATA)] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Label names in order: no,yes (default: found).", rich_help_panel=_DATA)
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a row (default 256).", rich_help_panel=_DATA)] = None,
+    method: Annotated[
+        str | None, typer.Option(help="sam (default), random, magnitude, bitfit.", rich_help_panel=_METHOD)
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="Share of the entries that may change (default 0.005).", rich_help_panel=_METHOD),
+    ] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="global (default), or tensor: the same share of each.", rich_help_panel=_METHOD)
+    ] = None,
+    calibration_batches: Annotated[
+        int | None, typer.Option(help="Batches that sam looks at (default 64).", rich_help_panel=_METHOD)
+    ] = None,
+    value_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="How values are stored: float16 (default), bfloat16, float32, int8.", rich_help_panel=_METHOD
+        ),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Default 5.", rich_help_panel=_LOOP)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default 16.", rich_help_panel=_LOOP)] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Batches a step (default 1).", rich_help_panel=_LOOP)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the values.", rich_help_panel=_LOOP)] = None,
+    head_learning_rate: Annotated[float | None, typer.Option(help="Of the head.", rich_help_panel=_LOOP)] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Pulls the values towards no change (default 0).", rich_help_panel=_LOOP)
+    ] = None,
+    warmup: Annotated[float | None, typer.Option(help="Share of the steps.", rich_help_panel=_LOOP)] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm.", rich_help_panel=_LOOP)] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="The metric that chooses the best epoch.", rich_help_panel=_LOOP)
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations without a better one.", rich_help_panel=_LOOP)
+    ] = None,
+    evaluation_steps: Annotated[
+        int | None, typer.Option(help="Evaluate and save every so many steps, not epochs.", rich_help_panel=_LOOP)
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32 (default), bfloat16, float16.", rich_help_panel=_LOOP)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: cuda if there).", rich_help_panel=_LOOP)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 42.", rich_help_panel=_LOOP)] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Drop an interrupted run and begin anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Train, evaluate and package a task. An interrupted run goes on when the command is repeated."""
+    flags = {key: value for key, value in locals().items() if key not in ("config", "restart", "as_json")}
+    from sparsehub.training import train as run
+    from sparsehub.training.config import load_config
+
+    result = run(load_config(config, flags), restart=restart, report=progress)
+    _show(result, as_json)
+
+
+def _show(result: Any, as_json: bool) -> None:
+    manifest = result.manifest
+    if as_json:
+        show_json(
+            {
+                "package": str(result.folder),
+                "digest": manifest.digest,
+                "bytes": result.package_bytes,
+                "nnz": manifest.delta.nnz,
+                "density": manifest.delta.density,
+                "metrics": manifest.metrics,
+                "training": manifest.training,
+            }
+        )
+        return
+    show_fields(
+        f"{manifest.name}@{manifest.version}",
+        {
+            "package": result.folder,
+            "digest": manifest.digest,
+            "size": size(result.package_bytes),
+            "changes": f"{manifest.delta.nnz:,} of {manifest.backbone.parameters:,} entries",
+            **{split: "  ".join(f"{k} {v:.4f}" for k, v in row.items()) for split, row in manifest.metrics.items()},
+        },
+    )

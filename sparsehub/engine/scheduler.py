@@ -1,0 +1,171 @@
+"""Which rows run next. Bounded queues, batches of one task by a token budget, nobody starved; holds no torch.
+
+The oldest waiting row is always in the next batch, so a row waits at most for the rows that came before it, however
+popular another task is. The rest of the batch are rows of the same task, those of most similar length first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsehub.errors import CancelledError, QueueFullError, UsageError
+
+_SMOOTHING = 0.2  # weight of the newest batch in the running throughput
+_FIRST_GUESS = 1.0  # seconds to wait, before any throughput has been seen
+
+
+@dataclass(frozen=True)
+class Limits:
+    """queue_rows: rows that may wait; batch_tokens: longest row times sequences, padding included; batch_rows: a batch."""
+
+    queue_rows: int = 4096
+    batch_tokens: int = 4096
+    batch_rows: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("queue_rows", "batch_tokens", "batch_rows"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1", found=getattr(self, name))
+
+
+@dataclass(eq=False)
+class Item:
+    """One row that waits. key: rows of one key may share a batch; length: tokens of its longest sequence.
+
+    deadline: on the monotonic clock, in seconds; a row that is still waiting then is answered with an error.
+    """
+
+    key: Hashable
+    length: int
+    payload: Any
+    sequences: int = 1
+    deadline: float | None = None
+    future: Future[Any] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def tokens(self) -> int:
+        return self.length * self.sequences
+
+
+class Scheduler:
+    """Thread-safe. Many threads submit, one takes batches."""
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+        self._ready = threading.Condition()
+        self._queues: dict[Hashable, list[Item]] = {}  # by key, oldest first; no empty lists
+        self._waiting = 0
+        self._closed = False
+        self._tokens_per_second = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue."""
+        return self._waiting
+
+    def submit(self, items: Sequence[Item]) -> None:
+        """Queue all of `items` or none; raises `QueueFullError`."""
+        with self._ready:
+            if self._closed:
+                raise CancelledError("the engine is stopping", fix="send the request to another replica")
+            if len(items) > self._limits.queue_rows:
+                raise UsageError(
+                    "a request holds more rows than the queue",
+                    found=len(items),
+                    expected=f"at most {self._limits.queue_rows}",
+                    fix="send fewer rows a request",
+                )
+            if self._waiting + len(items) > self._limits.queue_rows:
+                self._drop_dead(time.monotonic())
+            if self._waiting + len(items) > self._limits.queue_rows:
+                raise QueueFullError(
+                    f"the queue is full: {self._waiting} rows wait",
+                    retry_after=self._retry_after(),
+                    fix="send the request again after the given time",
+                )
+            for item in items:
+                self._queues.setdefault(item.key, []).append(item)
+            self._waiting += len(items)
+            self._ready.notify()
+
+    def next_batch(self, timeout: float | None = None) -> list[Item]:
+        """The next batch, its futures running; an empty list after `timeout` seconds or when closed and drained."""
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._ready:
+            while True:
+                self._drop_dead(time.monotonic())
+                if self._queues:
+                    batch = self._take(min(self._queues, key=lambda key: self._queues[key][0].arrived))
+                    if batch:
+                        return batch
+                    continue  # every row of it was cancelled between the look and the take
+                left = None if end is None else end - time.monotonic()
+                if self._closed or (left is not None and left <= 0):
+                    return []
+                self._ready.wait(left)
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """Learn how fast batches run; `QueueFullError.retry_after` is made of it."""
+        speed = tokens / max(seconds, 1e-6)
+        known = self._tokens_per_second
+        self._tokens_per_second = speed if not known else known + _SMOOTHING * (speed - known)
+
+    def close(self) -> None:
+        """Take no more rows; what waits can still be taken."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+
+    def fail_all(self, error: BaseException) -> None:
+        """Answer everything that waits with `error`."""
+        with self._ready:
+            items = [item for queue in self._queues.values() for item in queue]
+            self._queues.clear()
+            self._waiting = 0
+        for item in items:
+            if item.future.set_running_or_notify_cancel():
+                item.future.set_exception(error)
+
+    def _take(self, key: Hashable) -> list[Item]:
+        """The oldest row of a key and the rows of most similar length, within the budget; arrival order is kept."""
+        queue = self._queues[key]
+        oldest = queue[0]
+        length, sequences, chosen = oldest.length, oldest.sequences, {id(oldest)}
+        for item in sorted(queue[1:], key=lambda item: abs(item.length - oldest.length)):
+            longest, total = max(length, item.length), sequences + item.sequences
+            if len(chosen) >= self._limits.batch_rows or longest * total > self._limits.batch_tokens:
+                break
+            length, sequences = longest, total
+            chosen.add(id(item))
+        self._keep(key, [item for item in queue if id(item) not in chosen])
+        return [item for item in queue if id(item) in chosen and item.future.set_running_or_notify_cancel()]
+
+    def _drop_dead(self, now: float) -> None:
+        """Forget cancelled rows and answer those whose deadline has passed."""
+        for key, queue in list(self._queues.items()):
+            late = [item for item in queue if item.deadline is not None and item.deadline <= now]
+            for item in late:
+                if item.future.set_running_or_notify_cancel():
+                    item.future.set_exception(CancelledError("the deadline passed while the row was waiting"))
+            if late or any(item.future.cancelled() for item in queue):
+                self._keep(key, [item for item in queue if not item.future.cancelled() and item not in late])
+
+    def _keep(self, key: Hashable, queue: list[Item]) -> None:
+        self._waiting -= len(self._queues[key]) - len(queue)
+        if queue:
+            self._queues[key] = queue
+        else:
+            del self._queues[key]
+
+    def _retry_after(self) -> float:
+        """Seconds until half of what waits has run, as far as one can tell."""
+        if not self._tokens_per_second:
+            return _FIRST_GUESS
+        tokens = sum(item.tokens for queue in self._queues.values() for item in queue)
+        return max(0.1, round(tokens / self._tokens_per_second / 2, 1))

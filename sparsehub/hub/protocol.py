@@ -1,0 +1,81 @@
+"""What every hub can do: five verbs, whatever the home behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sparsehub.package import Manifest
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that the hub holds so far and the bytes of the whole package."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A reference made exact. version: None where the reference named a digest."""
+
+    name: str
+    version: str | None
+    digest: str
+
+    @property
+    def pinned(self) -> str:
+        """The reference that always means these bytes."""
+        return f"{self.name}@{self.digest}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One version as a listing shows it. size: bytes of all the package's files.
+
+    A version that cannot be read is listed too: `error` then says why, and only name and version (and the digest,
+    where its tag could be read) are meaningful.
+    """
+
+    name: str
+    version: str
+    digest: str | None = None
+    kind: str = ""
+    backbone: str = ""
+    method: str = ""
+    density: float = 0.0
+    nnz: int = 0
+    size: int = 0
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    error: str | None = None
+
+
+Entries = list[Entry]
+
+
+class Hub(Protocol):
+    """A place where packages live. A published version never changes, and no reader ever sees half of one."""
+
+    def resolve(self, reference: str) -> Resolved:
+        """Make a task reference exact; raises `UsageError` for a malformed one and `NotFoundError`."""
+
+    def fetch(self, resolved: Resolved, folder: Path) -> Manifest:
+        """Write the package as the new folder `folder`, every byte proved.
+
+        Raises `NotFoundError`, `FormatError` (`IntegrityError` for changed bytes), and `UsageError` where `folder`
+        exists already. Whatever it raises, nothing is left behind.
+        """
+
+    def publish(
+        self, folder: Path, *, name: str | None = None, version: str | None = None, progress: Progress | None = None
+    ) -> Resolved:
+        """Publish a package folder, under another name or version where these are given.
+
+        The same package again is fine; raises `VersionExistsError` where the version is another package's already,
+        and `FormatError` for a folder that is not a sound package.
+        """
+
+    def list(self) -> Entries:
+        """Every version of every task, by name and then from the lowest version to the highest."""
+
+    def tag(self, name: str, tag: str, digest: str) -> Resolved:
+        """Give a package of the task `name` one more version name; raises `NotFoundError`, `VersionExistsError`."""

@@ -1,0 +1,34 @@
+"""A package and its backbone as one plain transformers checkpoint, which loads with no sparsehub installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sparsehub.backbone import Checkpoint
+from sparsehub.errors import FormatError
+from sparsehub.files import new_folder
+from sparsehub.package.io import Package, check_backbone
+from sparsehub.package.model import load_task_model, save_checkpoint
+from sparsehub.patch import apply_patch, make_patch
+
+
+@torch.no_grad()
+def materialize(package: Package, checkpoint: Checkpoint, out: Path, *, dtype: str = "float32") -> None:
+    """Write the task's whole model and its tokenizer to the new folder `out`, atomically.
+
+    Raises `BackboneMismatchError` for another backbone, `FormatError` for a head that does not fit.
+    """
+    task_model = load_task_model(checkpoint, package.manifest.task, dtype=dtype)
+    check_backbone(package.manifest, task_model.backbone)
+    parameters = dict(task_model.model.named_parameters())
+    shapes = {name: tuple(parameters[name].shape) for name in task_model.head}
+    found = {name: tuple(tensor.shape) for name, tensor in package.head.items()}
+    if shapes != found:
+        raise FormatError("the head does not fit the task's model", found=found, expected=shapes)
+    apply_patch(task_model.backbone.arena, make_patch(task_model.backbone, package.delta))
+    for name in task_model.head:
+        parameters[name].copy_(package.head[name])
+    with new_folder(out) as folder:
+        save_checkpoint(task_model, checkpoint, package.manifest.task.max_length, folder)
