@@ -26,18 +26,20 @@ async def results(request: Request, futures: list[Future[T]]) -> list[T | Sparse
     """
     waiting = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
     leaving = asyncio.create_task(_disconnect(request))
-    await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    either: list[asyncio.Future[Any]] = [waiting, leaving]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not waiting.done():
         for future in futures:
             future.cancel()
         waiting.cancel()
         raise ClientLeft("the client left")
     leaving.cancel()
-    outcome = waiting.result()
-    unexpected = next((r for r in outcome if isinstance(r, BaseException) and not isinstance(r, SparsehubError)), None)
-    if unexpected is not None:
-        raise unexpected
-    if all(isinstance(result, SparsehubError) for result in outcome):
+    outcome: list[T | SparsehubError] = []
+    for result in waiting.result():
+        if isinstance(result, BaseException) and not isinstance(result, SparsehubError):
+            raise result
+        outcome.append(result)
+    if isinstance(outcome[0], SparsehubError) and all(isinstance(result, SparsehubError) for result in outcome):
         raise outcome[0]
     return outcome
 

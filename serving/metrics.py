@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sparsehub.engine import BatchReport, Engine
@@ -15,17 +17,23 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry, "namespace": "sparsehub"}
-        self._rows = Counter("rows", "Rows answered, by task and outcome", ["task", "outcome"], **own)
-        self._tokens = Counter("tokens", "Tokens run, padding included", ["task"], **own)
-        self._switches = Counter("switches", "Times the arena moved from one task to another", **own)
-        self._batch = Histogram("batch_rows", "Rows of a batch", buckets=_ROWS, **own)
-        self._phase = Histogram("phase_seconds", "Where a batch's time went", ["phase"], buckets=_SECONDS, **own)
-        self._requests = Counter("requests", "HTTP requests, by route and status", ["route", "status"], **own)
-        self._waiting = Gauge("waiting_rows", "Rows in the queue", multiprocess_mode="livesum", **own)
-        self._tasks = Gauge("tasks", "Tasks that are served", multiprocess_mode="livemax", **own)
-        self._bytes = Gauge("task_bytes", "Memory of all patches and heads", multiprocess_mode="livemax", **own)
-        self._healthy = Gauge("healthy", "1 while the engine takes work", multiprocess_mode="livemin", **own)
+        registry = self.registry
+        self._rows = Counter(
+            "sparsehub_rows", "Rows answered, by task and outcome", ["task", "outcome"], registry=registry
+        )
+        self._tokens = Counter("sparsehub_tokens", "Tokens run, padding included", ["task"], registry=registry)
+        self._switches = Counter("sparsehub_switches", "Times the arena moved between tasks", registry=registry)
+        self._batch = Histogram("sparsehub_batch_rows", "Rows of a batch", buckets=_ROWS, registry=registry)
+        self._phase = Histogram(
+            "sparsehub_phase_seconds", "Where a batch's time went", ["phase"], buckets=_SECONDS, registry=registry
+        )
+        self._requests = Counter(
+            "sparsehub_requests", "HTTP requests, by route and status", ["route", "status"], registry=registry
+        )
+        self._waiting = _gauge("waiting_rows", "Rows in the queue", "livesum", registry)
+        self._tasks = _gauge("tasks", "Tasks that are served", "livemax", registry)
+        self._bytes = _gauge("task_bytes", "Memory of all patches and heads", "livemax", registry)
+        self._healthy = _gauge("healthy", "1 while the engine takes work", "livemin", registry)
 
     def observe(self, report: BatchReport) -> None:
         """Count one batch."""
@@ -54,3 +62,8 @@ class Metrics:
         """Everything, in Prometheus' text format."""
         self.sample(engine)
         return generate_latest(self.registry).decode()
+
+
+def _gauge(name: str, text: str, mode: Literal["livesum", "livemax", "livemin"], registry: CollectorRegistry) -> Gauge:
+    """mode: how the values of several processes become one where prometheus_client runs in many."""
+    return Gauge(f"sparsehub_{name}", text, multiprocess_mode=mode, registry=registry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -128,15 +127,6 @@ def _rename(folder: Path, path: Path) -> None:
         folder.rename(path)
     except OSError as error:
         raise _exists(path) if os.path.lexists(path) else error from None
-
-
-def _give_name(temporary: Path, path: Path) -> None:
-    try:
-        temporary.rename(path)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise
-        raise UsageError(f"{path} was made by somebody else meanwhile", fix="choose another folder") from error
 
 
 @contextmanager

@@ -40,12 +40,17 @@ async def _cosine(body: ScoreBody, request: Request) -> dict[str, Any]:
     texts = [text for pair in pairs for text in pair]
     ticket = await service.submit(service.engine.embed, None, texts, body.truncate)
     vectors = await results(request, ticket.futures)
-    failed = next((vector for vector in vectors if isinstance(vector, SparsehubError)), None)
-    if failed is not None:
-        raise failed
-    dots = [sum(a * b for a, b in zip(vectors[i], vectors[i + 1], strict=True)) for i in range(0, len(vectors), 2)]
-    data = [{"index": i, "object": "score", "score": dot} for i, dot in enumerate(dots)]
+    couples = zip(vectors[::2], vectors[1::2], strict=True)
+    data = [_dot(index, first, second) for index, (first, second) in enumerate(couples)]
     return envelope("score", body, ticket, data)
+
+
+def _dot(index: int, first: list[float] | SparsehubError, second: list[float] | SparsehubError) -> dict[str, Any]:
+    if isinstance(first, SparsehubError):
+        return failed_item(index, first)
+    if isinstance(second, SparsehubError):
+        return failed_item(index, second)
+    return {"index": index, "object": "score", "score": sum(a * b for a, b in zip(first, second, strict=True))}
 
 
 def _inputs(body: ScoreBody) -> list[Any]:

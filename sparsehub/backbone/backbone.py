@@ -41,12 +41,12 @@ class Backbone:
     def device(self) -> torch.device:
         return next(iter(self.arena.buffers.values())).device
 
-    def digest_of(self, name: str) -> str | None:
-        """The digest of the stored tensor behind a parameter; a tied name shares another name's tensor."""
+    def digest_of(self, name: str) -> str:
+        """The digest of the stored tensor behind an arena parameter; a tied name shares another name's tensor."""
         if name in self.digests:
             return self.digests[name]
         slot = self.arena.slots[name]
-        return next((digest for other, digest in self.digests.items() if self.arena.slots[other] == slot), None)
+        return next(digest for other, digest in self.digests.items() if self.arena.slots[other] == slot)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,12 +79,13 @@ def load_module(
     from transformers import AutoConfig
     from transformers.utils import logging
 
-    refuse_quantised(config or AutoConfig.from_pretrained(checkpoint.folder), checkpoint.id)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of a missing head is expected here, and is no news to a user
     progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
+        config = config or AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        refuse_quantised(config, checkpoint.id)
         model, info = auto.from_pretrained(
             checkpoint.folder,
             config=config,

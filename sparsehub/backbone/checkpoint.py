@@ -30,7 +30,7 @@ class Checkpoint:
     """A backbone's files.
 
     id: as the user named it; revision: the commit, where the files came from a hub; digests: `sha256:...` by
-    tensor name; fingerprint: one digest over all names, shapes, dtypes and bytes; dtype: in which most bytes are stored.
+    tensor name; fingerprint: one digest over all names, shapes, dtypes and bytes; dtype: of most stored bytes.
     """
 
     id: str
@@ -103,11 +103,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).is_file():
-        index = strict_json((folder / INDEX_FILE).read_bytes(), INDEX_FILE)
-        names = sorted(set(index["weight_map"].values()))
-        if any(Path(name).name != name or not (folder / name).is_file() for name in names):
-            raise BackboneError(f"{INDEX_FILE} in {folder} names files that are not there")
-        return [folder / name for name in names]
+        return [folder / name for name in _indexed_files(folder)]
     pickled = sorted(path.name for path in folder.glob("*.bin"))
     raise BackboneError(
         f"{folder} holds no safetensors weights",
@@ -115,6 +111,17 @@ def weight_files(folder: Path) -> list[Path]:
         expected=WEIGHTS_FILE,
         fix="load the model with transformers and call save_pretrained(folder); pickled weights are never read",
     )
+
+
+def _indexed_files(folder: Path) -> list[str]:
+    try:
+        names = sorted(set(strict_json((folder / INDEX_FILE).read_bytes(), INDEX_FILE)["weight_map"].values()))
+        sound = all(Path(name).name == name and (folder / name).is_file() for name in names)
+    except (FormatError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(f"{INDEX_FILE} in {folder} is malformed", found=str(error)) from error
+    if not sound or not names:
+        raise BackboneError(f"{INDEX_FILE} in {folder} names files that are not there")
+    return names
 
 
 def _file_digests(path: Path, entries: Mapping[str, Entry]) -> Mapping[str, str]:

@@ -86,7 +86,6 @@ def _train(task: DemoTask, data: Path, out: Path, backbone: str) -> Path:
         f"--text {fields} --train {data / task.name}/train.jsonl ... --out {folder}",
         highlight=False,
     )
-    splits = {split: str(data / task.name / f"{split}.jsonl") for split in ("train", "validation", "test")}
     config = TrainConfig(
         backbone=backbone,
         kind=task.kind,
@@ -96,7 +95,9 @@ def _train(task: DemoTask, data: Path, out: Path, backbone: str) -> Path:
         version="1.0.0",
         epochs=task.epochs,
         license="apache-2.0",
-        **splits,
+        train=str(data / task.name / "train.jsonl"),
+        validation=str(data / task.name / "validation.jsonl"),
+        test=str(data / task.name / "test.jsonl"),
     )
     manifest = train(config, report=progress).manifest
     metric = manifest.task.metrics[0]
@@ -218,8 +219,8 @@ def _show_costs(packages: list[Path], backbone: str) -> None:
 
     loaded = load_backbone(backbone)
     stored = sum(file.stat().st_size for file in weight_files(loaded.checkpoint.folder))
-    rows = [[package.name, _folder_bytes(package)] for package in packages]
-    table = [[name, size(count), f"1/{stored / count:.0f} of the backbone"] for name, count in rows]
+    sizes = {package.name: _folder_bytes(package) for package in packages}
+    table = [[name, size(count), f"1/{stored / count:.0f} of the backbone"] for name, count in sizes.items()]
     show_table(["package", "size", ""], [*table, ["backbone", size(stored), ""]])
     patches = [make_patch(loaded, read_package(package).delta) for package in packages]
     swap, times, before = Swap(loaded.arena), [], loaded.arena.digest()

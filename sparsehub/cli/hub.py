@@ -65,8 +65,9 @@ def ls(
     if not entries:
         console.print(f"{hub} holds no tasks yet; publish one: sparsehub push PACKAGE {hub} --version 1.0.0")
         return
-    columns = ["task", "kind", "entries", "size", "measured", "backbone"]
+    columns = ["task", "kind", "entries", "size", "measured"]
     show_table(columns, [_line(entry) for entry in entries])
+    console.print(f"[dim]on {escape(', '.join(sorted({entry.backbone for entry in entries if not entry.error})))}[/]")
     for entry in entries:
         if entry.error:
             errors.print(f"[red]damaged:[/] {escape(f'{entry.name}@{entry.version}: {entry.error}')}")
@@ -75,7 +76,7 @@ def ls(
 def _line(entry: Entry) -> list[object]:
     name = f"{entry.name}@{entry.version}"
     if entry.error:
-        return [name, "(damaged)", "", "", "", ""]
+        return [name, "(damaged)", "", "", ""]
     split = next((name for name in ("test", "validation") if entry.metrics.get(name)), "")
     measured = next((f"{split} {key} {value:.3f}" for key, value in entry.metrics.get(split, {}).items()), "")
-    return [name, entry.kind, f"{entry.nnz:,} ({entry.density:.2%})", size(entry.size), measured, entry.backbone]
+    return [name, entry.kind, f"{entry.nnz:,} ({entry.density:.2%})", size(entry.size), measured]

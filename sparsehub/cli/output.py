@@ -44,7 +44,9 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         numbers = rows and all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", no_wrap=True, overflow="ellipsis")
+        table.add_column(
+            column, justify="right" if numbers else "left", no_wrap=index < len(columns) - 1, overflow="fold"
+        )
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console.print(table)

@@ -21,7 +21,7 @@ _FIRST_GUESS = 1.0  # seconds to wait, before any throughput has been seen
 
 @dataclass(frozen=True)
 class Limits:
-    """queue_rows: rows that may wait; batch_tokens: longest row times sequences, padding included; batch_rows: a batch."""
+    """queue_rows: rows that may wait; batch_tokens, batch_rows: of one batch, the tokens with their padding."""
 
     queue_rows: int = 4096
     batch_tokens: int = 4096

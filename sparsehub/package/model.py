@@ -86,7 +86,7 @@ class _StandIn(nn.Module):
 
     def __init__(self, pooler: nn.Module | None):
         super().__init__()
-        self.pooler = pooler
+        self.pooler: nn.Module | None = pooler
         self.outputs: Any = None
 
     def forward(self, *_: Any, **__: Any) -> Any:
@@ -137,7 +137,8 @@ def _own_pooler(base: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> 
     inside = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
     if any(not name.startswith("pooler.") for name in inside):
         raise FormatError("the head holds parameters from inside the backbone", found=", ".join(sorted(inside))[:300])
-    return base.pooler if inside else None
+    pooler = getattr(base, "pooler", None)
+    return pooler if inside and isinstance(pooler, nn.Module) else None
 
 
 def save_checkpoint(task_model: TaskModel, checkpoint: Checkpoint, max_length: int, folder: Path) -> None:

@@ -27,8 +27,9 @@ class TrainConfig:
     train, validation, test: a .jsonl, .json, .csv, .tsv or .parquet file, or `data-set[:configuration]:split` of the
     Hugging Face Hub; text: one or two fields; choices: the fields of a multiple choice; labels: their names in order,
     where the data has numbers or another order is wanted; density: share of the backbone's entries that may change;
-    calibration_batches: how many batches `sam` looks at; precision: of the forward pass, by autocast; patience: evaluations without a better metric
-    before training stops, 0 for never; evaluation_steps: evaluate and save every so many steps, 0 for every epoch.
+    calibration_batches: how many batches `sam` looks at; precision: of the forward pass, by autocast; patience:
+    evaluations without a better metric before training stops, 0 for never; evaluation_steps: evaluate and save every
+    so many steps, 0 for every epoch.
     """
 
     backbone: str

@@ -1,0 +1,36 @@
+# Two commands on a fresh machine do all the set-up: `make demo`, `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint soak clean
+
+# torch comes first and pinned: a range would pull a build with gigabytes of CUDA onto a machine without a GPU.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+demo: $(INSTALLED)
+	rm -rf demo-run
+	$(BIN)/sparsehub demo
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# The property tests with two hundred times as many examples; it takes about half an hour.
+soak: $(INSTALLED)
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/delta tests/engine tests/hub tests/selection tests/test_patch.py
+
+clean:
+	rm -rf $(VENV) demo-run build dist *.egg-info

@@ -1,0 +1,159 @@
+"""The format, pinned byte for byte: readers of old packages and writers in other languages lean on these files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsehub.delta import Delta, ParameterDelta, delta_bytes, read_delta
+from sparsehub.package import Manifest, TaskSpec, read_package, write_package
+from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+
+GOLDEN = Path(__file__).parent
+FORMAT_PAGE = GOLDEN.parents[1] / "docs" / "format.md"
+
+SHAPES = {"embed.weight": (5, 40_000), "norm.bias": (6,)}
+INDICES = {"embed.weight": [0, 1, 65_535, 65_536, 131_071, 199_999], "norm.bias": [5]}
+VALUES = {"embed.weight": [0.5, -0.25, 1.5, -2.0, 0.125, 3.0], "norm.bias": [-1.0]}
+INT8_VALUES = [0.5 * (i % 128) for i in range(256)] + [-254.0]
+
+DELTAS = {
+    "float32": "5b14dcaac8a5eb099b21c3b04b9ff7590080a2fcb2f1d0d2f5f0d5ba9aaa23ed",
+    "float16": "1215afb4a8aeb86e45f677ee8162fa3bc844fe449c7e0c4aeffef46f42ae7fdc",
+    "bfloat16": "639dea58b8b530c79ec436a0848de50f6a4df118e1940f415b1e2e4b4ba0e1ae",
+    "int8": "6ac3d4a824c35498e76171c6068800cc4b738b952bef50f68e279f7534957a88",
+}
+FILES = {
+    "sparsehub.json": "d803878c8e51275c5b56ecf0ff9e3d6360d0008c0d3557fe65bb8f91371e57db",
+    "delta.safetensors": "1215afb4a8aeb86e45f677ee8162fa3bc844fe449c7e0c4aeffef46f42ae7fdc",
+    "head.safetensors": "08d68fddd3dfe741ece002674a7da58b6a5c817302c168ba83d04fe6fed002de",
+    "README.md": "f99dc95549c63ca8264da0e4b1804f2b3f56105aa66d30eda33971b8f36d2866",
+    "density.png": "a1abfd410973b0111c215baa879b9edcd739e601659ba44168269767cc2e9108",
+}
+FLOAT16_DATA = (
+    "00000000030000000500000005000000060000000000000001000000003800b4003e00c00030004200bc00000100ffff0000ffff3f0d0500"
+)
+
+
+def golden_delta(value_dtype: str) -> Delta:
+    if value_dtype == "int8":
+        part = ParameterDelta((300,), torch.arange(43, 300), torch.tensor(INT8_VALUES))
+        return Delta({"wide.weight": part}, "add", value_dtype)
+    parts = {
+        name: ParameterDelta(shape, torch.tensor(INDICES[name]), torch.tensor(VALUES[name]))
+        for name, shape in SHAPES.items()
+    }
+    return Delta(parts, "add", value_dtype)
+
+
+def golden_draft() -> Manifest:
+    touched = {
+        name: TouchedParameter(shape, "sha256:" + str(i) * 64, len(INDICES[name]))
+        for i, (name, shape) in enumerate(SHAPES.items())
+    }
+    return Manifest(
+        format_version=1,
+        name="golden",
+        version="1.0.0",
+        task=TaskSpec(
+            kind="text-classification",
+            labels=("non", "où"),
+            problem_type="single_label_classification",
+            text_fields=("text",),
+            label_field="label",
+            max_length=128,
+            metrics=("accuracy",),
+        ),
+        backbone=BackboneRef("example/backbone", "", "BertModel", "float32", "sha256:" + "f" * 64, 200_010),
+        delta=DeltaRecord("sam", 7 / 200_010, 7, "add", "float16", touched),
+        files={},
+        training={"learning_rate": 0.001, "seed": 7, "steps": 100},
+        metrics={"validation": {"accuracy": 0.875}},
+        license="Apache-2.0",
+    )
+
+
+def golden_head() -> dict[str, torch.Tensor]:
+    return {
+        "classifier.weight": torch.tensor([[0.5, -1.0, 2.0], [0.25, 4.0, -8.0]]),
+        "classifier.bias": torch.tensor([1.0, -1.0], dtype=torch.bfloat16),
+    }
+
+
+def picture() -> bytes:
+    """A PNG of one grey point."""
+    return bytes.fromhex(
+        "89504e470d0a1a0a0000000d4948445200000001000000010800000000"
+        "3a7e9b550000000a49444154789c636800000082008177cd72b60000000049454e44ae426082"
+    )
+
+
+CARD = "# golden\n\nA package whose every byte is pinned.\n"
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("value_dtype", DELTAS)
+def test_the_golden_delta_has_the_pinned_bytes(value_dtype: str) -> None:
+    assert sha256(GOLDEN / f"delta-{value_dtype}.safetensors") == DELTAS[value_dtype]
+
+
+@pytest.mark.parametrize("value_dtype", DELTAS)
+def test_the_writer_reproduces_the_golden_delta(value_dtype: str) -> None:
+    assert delta_bytes(golden_delta(value_dtype)) == (GOLDEN / f"delta-{value_dtype}.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("value_dtype", ["float32", "float16", "bfloat16"])
+def test_the_reader_gets_the_exact_indices_and_values(value_dtype: str) -> None:
+    delta = read_delta(GOLDEN / f"delta-{value_dtype}.safetensors", SHAPES, "add", value_dtype)
+    assert {name: part.indices.tolist() for name, part in delta.parameters.items()} == INDICES
+    assert {name: part.values.tolist() for name, part in delta.parameters.items()} == VALUES
+    assert {part.values.dtype for part in delta.parameters.values()} == {getattr(torch, value_dtype)}
+    assert delta.nnz == 7
+
+
+def test_the_reader_multiplies_int8_by_its_scales() -> None:
+    delta = read_delta(GOLDEN / "delta-int8.safetensors", {"wide.weight": (300,)}, "add", "int8")
+    part = delta.parameters["wide.weight"]
+    assert part.indices.tolist() == list(range(43, 300))
+    assert part.values.dtype == torch.float32
+    assert part.values.tolist() == INT8_VALUES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_golden_package_has_the_pinned_bytes(name: str) -> None:
+    assert sha256(GOLDEN / "package" / name) == FILES[name]
+
+
+def test_the_reader_gets_the_golden_package() -> None:
+    package = read_package(GOLDEN / "package")
+    assert package.digest == "sha256:" + FILES["sparsehub.json"]
+    assert {name: part.indices.tolist() for name, part in package.delta.parameters.items()} == INDICES
+    assert {name: part.values.tolist() for name, part in package.delta.parameters.items()} == VALUES
+    assert package.manifest.task.labels == ("non", "où")
+    assert set(package.head) == set(golden_head())
+    for name, tensor in golden_head().items():
+        assert package.head[name].dtype == tensor.dtype
+        assert torch.equal(package.head[name], tensor)
+
+
+def test_the_writer_reproduces_the_golden_package(tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    write_package(folder, golden_draft(), golden_delta("float16"), golden_head(), CARD, {"density.png": picture()})
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert written == {name: (GOLDEN / "package" / name).read_bytes() for name in FILES}
+
+
+def test_the_worked_example_of_the_format_page_is_the_golden_delta() -> None:
+    data = (GOLDEN / "delta-float16.safetensors").read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    assert data[start:].hex() == FLOAT16_DATA
+    page = FORMAT_PAGE.read_text(encoding="utf-8")
+    assert FLOAT16_DATA in page.replace(" ", "").replace("\n", "")
+    assert DELTAS["float16"] in page
+    assert data[8:start].decode().rstrip() in page

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsehub.errors import NotFoundError, UsageError
+from sparsehub.hub import memory_hub, open_hub
+
+
+@pytest.mark.parametrize("location", ["s3://bucket/hub", "hf://org/task", "https://example.org/hub", "gs://bucket"])
+def test_other_places_than_folders_are_refused(location) -> None:
+    with pytest.raises(UsageError, match="only folders are supported"):
+        open_hub(location)
+
+
+@pytest.mark.parametrize("location", ["", "  ", "file://host/hub", "file://", "file:///hub?x=1"])
+def test_locations_that_are_no_folder_are_refused(location) -> None:
+    with pytest.raises(UsageError):
+        open_hub(location)
+
+
+def test_a_file_is_no_hub(tmp_path) -> None:
+    (tmp_path / "hub").write_text("")
+    with pytest.raises(UsageError, match="a hub is a folder"):
+        open_hub(tmp_path / "hub")
+
+
+def test_the_first_publish_makes_the_folder_and_reading_does_not(tmp_path, make_package) -> None:
+    root = tmp_path / "deep" / "hub"
+    hub = open_hub(root)
+    for read in (hub.list, lambda: hub.resolve("trec"), lambda: hub.resolve("trec@1.0.0")):
+        with pytest.raises(NotFoundError, match="no hub at"):
+            read()
+    assert not root.parent.exists()
+    published = hub.publish(make_package())
+    assert hub.resolve("trec") == published
+
+
+def test_a_path_a_text_and_a_url_are_the_same_hub(tmp_path, make_package, monkeypatch) -> None:
+    root = tmp_path / "my hub"
+    published = open_hub(root).publish(make_package())
+    monkeypatch.chdir(tmp_path)
+    for location in (str(root), root.as_uri(), "my hub", Path("my hub")):
+        assert open_hub(location).resolve("trec") == published
+
+
+def test_an_empty_hub_says_so(tmp_path) -> None:
+    assert memory_hub().list() == []
+    with pytest.raises(NotFoundError, match="without any task"):
+        memory_hub().resolve("trec")
+
+
+def test_importing_the_hub_imports_neither_torch_nor_obstore() -> None:
+    code = "import sys, sparsehub.hub; sys.exit(bool({'torch', 'obstore'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsehub.errors import (
+    FormatError,
+    IntegrityError,
+    ManifestError,
+)
+from sparsehub.files import canonical_json, sha256_file
+from sparsehub.package import Package, read_manifest, read_package, write_package
+from sparsehub.package import io as package_io
+from sparsehub.tensorfile import tensor_bytes
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "package"
+Change = Callable[[Path], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the golden package, to be spoilt."""
+    return shutil.copytree(GOLDEN, tmp_path / "package")
+
+
+@pytest.fixture(scope="module")
+def golden() -> Package:
+    return read_package(GOLDEN)
+
+
+def write(folder: Path, package: Package, **changes: Any) -> None:
+    parts = {
+        "draft": package.manifest,
+        "delta": package.delta,
+        "head": package.head,
+        "card": "# card\n",
+        "pictures": {},
+    }
+    write_package(folder, **{**parts, **changes})
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Write the manifest anew with the digests of the files as they are now: what an attacker could do."""
+    table = json.loads((folder / "sparsehub.json").read_text(encoding="utf-8"))
+    for name in table["files"]:
+        table["files"][name] = {"size": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+    (folder / "sparsehub.json").write_bytes(canonical_json({**table, **changes}))
+
+
+def test_a_package_comes_back_as_it_was_written(golden: Package, tmp_path: Path) -> None:
+    write(tmp_path / "new", golden, pictures={"a.png": b"\x89PNG"})
+    found = read_package(tmp_path / "new")
+    assert found.manifest == read_manifest(tmp_path / "new")
+    assert set(found.manifest.files) == {"README.md", "a.png", "delta.safetensors", "head.safetensors"}
+    for name, part in golden.delta.parameters.items():
+        assert torch.equal(found.delta.parameters[name].indices, part.indices)
+        assert torch.equal(found.delta.parameters[name].values, part.values)
+    assert all(torch.equal(found.head[name], tensor) for name, tensor in golden.head.items())
+
+
+def test_a_package_without_a_head_has_no_head_file(golden: Package, tmp_path: Path) -> None:
+    write(tmp_path / "new", golden, head={})
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"README.md", "delta.safetensors", "sparsehub.json"}
+    assert read_package(tmp_path / "new").head == {}
+
+
+def test_a_signature_beside_the_files_is_allowed(folder: Path, golden: Package) -> None:
+    (folder / "model.sig").write_text("signed")
+    assert read_package(folder).digest == golden.digest
+
+
+def make(name: str) -> Change:
+    return lambda folder: (folder / name).write_text("content")
+
+
+def link_to_itself_elsewhere(folder: Path) -> None:
+    (folder / "README.md").rename(folder.parent / "README.md")
+    (folder / "README.md").symlink_to(folder.parent / "README.md")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        make("evil.py"),
+        make(".hidden"),
+        make("model.pt"),
+        make("b\\c.png"),
+        lambda folder: (folder / "sub").mkdir(),
+        lambda folder: (folder / "a.png").mkdir(),
+        lambda folder: (folder / "a.png").symlink_to("/etc/passwd"),
+        lambda folder: (folder / "a.png").symlink_to("README.md"),
+        lambda folder: (folder / "a.png").symlink_to("nowhere"),
+        lambda folder: os.mkfifo(folder / "a.png"),
+        lambda folder: os.mkfifo(folder / "model.sig"),
+        link_to_itself_elsewhere,
+        lambda folder: (folder / b"\xff.png".decode("utf-8", "surrogateescape")).touch(),
+    ],
+)
+def test_what_a_package_may_not_hold_is_refused(folder: Path, change: Change) -> None:
+    change(folder)
+    with pytest.raises(FormatError, match="holds something that a package may not hold") as caught:
+        read_package(folder)
+    str(caught.value).encode()  # whatever the name is, the message can be printed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        make("extra.png"),
+        lambda folder: (folder / "README.md").unlink(),
+        lambda folder: (folder / "density.png").rename(folder / "other.png"),
+        lambda folder: (folder / "head.safetensors").unlink(),
+        lambda folder: (folder / "delta.safetensors").unlink(),
+    ],
+)
+def test_an_extra_or_missing_file_is_refused(folder: Path, change: Change) -> None:
+    change(folder)
+    with pytest.raises(FormatError, match="are not those of the manifest"):
+        read_package(folder)
+
+
+@pytest.mark.parametrize("name", ["README.md", "delta.safetensors", "density.png", "head.safetensors"])
+def test_another_size_is_refused_before_the_bytes_are_read(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package_io, "sha256_file", lambda path: pytest.fail("read a file of the wrong size"))
+    data = (folder / name).read_bytes()
+    for spoilt in (data[:-1], data + b"\x00", b""):
+        (folder / name).write_bytes(spoilt)
+        with pytest.raises(IntegrityError, match=f"{name} has the wrong size"):
+            read_package(folder)
+
+
+@pytest.mark.parametrize("name", ["README.md", "delta.safetensors", "density.png", "head.safetensors"])
+def test_every_flipped_byte_of_a_file_is_refused(folder: Path, name: str) -> None:
+    sound = (folder / name).read_bytes()
+    for position in range(len(sound)):
+        spoilt = bytearray(sound)
+        spoilt[position] ^= 1 << position % 8
+        (folder / name).write_bytes(spoilt)
+        with pytest.raises(IntegrityError, match=f"{name} is damaged"):
+            read_package(folder)
+    (folder / name).write_bytes(sound)
+    read_package(folder)
+
+
+def test_a_flipped_byte_of_the_manifest_is_refused_or_another_digest(folder: Path, golden: Package) -> None:
+    sound = (folder / "sparsehub.json").read_bytes()
+    for position in range(0, len(sound), 5):
+        spoilt = bytearray(sound)
+        spoilt[position] ^= 1
+        (folder / "sparsehub.json").write_bytes(spoilt)
+        try:
+            assert read_package(folder).digest != golden.digest
+        except FormatError:
+            pass
+
+
+def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ManifestError, match="is not a package"):
+            read_package(path)
+
+
+def test_a_manifest_over_the_limit_is_refused_before_it_is_read(folder: Path) -> None:
+    with (folder / "sparsehub.json").open("r+b") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(ManifestError, match="too large"):
+        read_manifest(folder)
+
+
+def spoil_delta(change: dict[str, torch.Tensor]) -> Change:
+    def spoil(folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        tensors = {**load_file(folder / "delta.safetensors"), **change}
+        (folder / "delta.safetensors").write_bytes(tensor_bytes(tensors))
+        reseal(folder)
+
+    return spoil
+
+
+def spoil_head(tensors: dict[str, torch.Tensor]) -> Change:
+    def spoil(folder: Path) -> None:
+        (folder / "head.safetensors").write_bytes(tensor_bytes(tensors))
+        reseal(folder)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (spoil_delta({"norm.bias.values": torch.tensor([float("nan")], dtype=torch.float16)}), "not finite"),
+        (spoil_delta({"norm.bias.indices": torch.tensor([6], dtype=torch.uint16)}), "out of range"),
+        (spoil_delta({"other.values": torch.ones(1)}), "does not hold the tensors"),
+        (
+            spoil_delta(
+                {
+                    "norm.bias.indices": torch.tensor([4, 5], dtype=torch.uint16),
+                    "norm.bias.blocks": torch.tensor([0, 2], dtype=torch.int32),
+                    "norm.bias.values": torch.ones(2, dtype=torch.float16),
+                }
+            ),
+            "another number of entries than the manifest says; found: 2; expected: 1",
+        ),
+        (spoil_head({"classifier.weight": torch.tensor([float("inf")])}), "'classifier.weight' holds values"),
+        (spoil_head({"../../x": torch.ones(1)}), "named like a path"),
+    ],
+)
+def test_contents_are_proved_even_where_every_digest_is_right(folder: Path, change: Change, message: str) -> None:
+    change(folder)
+    with pytest.raises(FormatError, match=message):
+        read_package(folder)
+
+
+def test_a_pickle_in_place_of_the_head_is_refused(folder: Path) -> None:
+    torch.save({"classifier.weight": torch.ones(1)}, folder / "head.safetensors")
+    reseal(folder)
+    with pytest.raises(FormatError, match="not safetensors"):
+        read_package(folder)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sparsehub.errors import ManifestError
+from sparsehub.package.manifest import (
+    KINDS,
+    Manifest,
+    TaskSpec,
+    check_manifest,
+    check_name,
+    check_version,
+    parse_manifest,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "package" / "sparsehub.json"
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return parse_manifest(GOLDEN.read_bytes())
+
+
+@pytest.mark.parametrize("name", ["a", "sst2", "a-b_c.d", "0", "x" * 96])
+def test_names_of_tasks(name: str) -> None:
+    check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "-a", "a-", ".a", "a.", "a..b", "a/b", "a@1", "ä", "a\n", "x" * 97])
+def test_names_that_no_task_may_have(name: str) -> None:
+    with pytest.raises(ManifestError, match="not a task name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("version", ["1", "1.0.0", "1.0.0-rc.1+build.5", "Final", "x" * 64])
+def test_versions(version: str) -> None:
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["", "-1", "1.", "1..0", "1/0", "1 0", "sha256:00", "1_0", "ä", "1\n", "x" * 65])
+def test_versions_that_are_none(version: str) -> None:
+    with pytest.raises(ManifestError, match="not a version"):
+        check_version(version)
+
+
+def spec(kind: str, labels: tuple[str, ...], problem_type: str, choices: tuple[str, ...] = ()) -> TaskSpec:
+    return TaskSpec(kind, labels, problem_type, ("text",), "label", 128, ("accuracy",), choices)
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs"),
+    [
+        (spec("text-classification", ("a", "b", "c"), "single_label_classification"), 3),
+        (spec("regression", (), "regression"), 1),
+        (spec("multiple-choice", ("a", "b"), "single_label_classification", ("a", "b")), 1),
+        (spec("token-classification", ("O", "B", "I"), "single_label_classification"), 3),
+    ],
+)
+def test_every_kind_of_task_has_its_width(manifest: Manifest, task: TaskSpec, outputs: int) -> None:
+    check_manifest(dataclasses.replace(manifest, task=task))
+    assert task.num_outputs == outputs
+
+
+def test_every_kind_is_tried_above() -> None:
+    assert set(KINDS) == {"text-classification", "regression", "multiple-choice", "token-classification"}
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        spec("regression", ("score",), "regression"),
+        spec("multiple-choice", ("a", "b"), "single_label_classification"),
+        spec("multiple-choice", ("a", "b"), "single_label_classification", ("b", "a")),
+        spec("text-classification", (), "single_label_classification"),
+    ],
+)
+def test_labels_that_do_not_fit_the_kind_are_refused(manifest: Manifest, task: TaskSpec) -> None:
+    with pytest.raises(ManifestError):
+        check_manifest(dataclasses.replace(manifest, task=task))
