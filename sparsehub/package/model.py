@@ -84,17 +84,19 @@ def base_prefix(model: nn.Module) -> str:
 class _StandIn(nn.Module):
     """Takes the base model's place and returns outputs that were computed before."""
 
+    pooler: nn.Module | None
+
     def __init__(self, pooler: nn.Module | None):
         super().__init__()
-        self.pooler: nn.Module | None = pooler
+        self.pooler = pooler
         self.outputs: Any = None
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        if self.pooler is not None:
-            outputs = copy.copy(self.outputs)
-            outputs.pooler_output = self.pooler(outputs.last_hidden_state)
-            return outputs
-        return self.outputs
+        if self.pooler is None:
+            return self.outputs
+        outputs = copy.copy(self.outputs)
+        outputs.pooler_output = self.pooler(outputs.last_hidden_state)
+        return outputs
 
 
 class HeadModel:
