@@ -147,5 +147,6 @@ def save_checkpoint(task_model: TaskModel, checkpoint: Checkpoint, max_length: i
     """Write a plain transformers checkpoint with its tokenizer."""
     tokenizer = load_tokenizer(checkpoint)
     tokenizer.model_max_length = max_length
-    task_model.model.save_pretrained(folder)
+    model: Any = task_model.model
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
