@@ -1,0 +1,60 @@
+"""The README and the docs stay true: every command exists with its flags, every file and link is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from sparsehub.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `sparsehub ...` lines of a page's shell blocks, as arguments."""
+    found = []
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("sparsehub "):
+                found.append(shlex.split(line, comments=True)[1:])
+    return found
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(commands(ROOT / "README.md")) >= 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_parses(page: Path) -> None:
+    root = typer.main.get_command(app)
+    for arguments in commands(page):
+        verb = root.commands[arguments[0]]  # type: ignore[attr-defined]
+        context = verb.make_context(arguments[0], arguments[1:], resilient_parsing=False)
+        assert context.params, arguments
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", prose):
+        assert (page.parent / link).exists(), link
+
+
+def test_files_that_the_readme_names_are_there() -> None:
+    for path in re.findall(r"\bexamples/[\w./-]+\w", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_bento_asks_for_what_the_project_asks_for() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bento = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]
+    served = [line for line in project["optional-dependencies"]["serve"] if not line.startswith("bentoml")]
+    assert bento == [*project["dependencies"], *served]
