@@ -56,6 +56,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEHUB_CACHE", str(folder))
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "datasets"))
         yield folder
 
 
@@ -118,30 +119,34 @@ def _tokenizer(family: str) -> Any:
 
 
 def _word_pieces() -> tuple[Any, dict[str, str]]:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    words = sorted({word for sentence in _SENTENCES for word in sentence.split()})
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters), *words[::2]]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=list(special.values()), show_progress=False)
-    tokenizer.train_from_iterator(_SENTENCES, trainer)
     tokenizer.post_processor = _template(tokenizer, "[CLS]", "[SEP]")
+    tokenizer.decoder = decoders.WordPiece()
     return tokenizer, special
 
 
 def _byte_level(family: str) -> tuple[Any, dict[str, str]]:
     """Spaces belong to the word that follows them; decoders add nothing at the end, and gpt2 has no padding token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"}
     if family == "gpt2":
         del special["pad_token"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=list(special.values()), initial_alphabet=alphabet, show_progress=False
+        vocab_size=320, special_tokens=list(special.values()), initial_alphabet=sorted(alphabet), show_progress=False
     )
     tokenizer.train_from_iterator(_SENTENCES, trainer)
     if family not in _DECODERS:

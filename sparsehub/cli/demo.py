@@ -39,9 +39,9 @@ class DemoTask:
 
 
 TASKS = (
-    DemoTask("topic", "text-classification", ("text",), 12),
-    DemoTask("duplicate", "text-classification", ("text_a", "text_b"), 10),
-    DemoTask("urgency", "regression", ("text",), 12),
+    DemoTask("topic", "text-classification", ("text",), 8),
+    DemoTask("reply", "text-classification", ("text_a", "text_b"), 8),
+    DemoTask("urgency", "regression", ("text",), 8),
 )
 
 

@@ -38,6 +38,7 @@ class Item:
     """One row that waits. key: rows of one key may share a batch; length: tokens of its longest sequence.
 
     deadline: on the monotonic clock, in seconds; a row that is still waiting then is answered with an error.
+    arrived: when it was queued, on the same clock.
     """
 
     key: Hashable
@@ -46,7 +47,7 @@ class Item:
     sequences: int = 1
     deadline: float | None = None
     future: Future[Any] = field(default_factory=Future)
-    arrived: float = field(default_factory=time.monotonic)
+    arrived: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -90,6 +91,7 @@ class Scheduler:
                     fix="send the request again after the given time",
                 )
             for item in items:
+                item.arrived = time.monotonic()  # under the lock, so that queues stay in order whoever made its rows first
                 self._queues.setdefault(item.key, []).append(item)
             self._waiting += len(items)
             self._ready.notify()
@@ -149,12 +151,9 @@ class Scheduler:
     def _drop_dead(self, now: float) -> None:
         """Forget cancelled rows and answer those whose deadline has passed."""
         for key, queue in list(self._queues.items()):
-            late = [item for item in queue if item.deadline is not None and item.deadline <= now]
-            for item in late:
-                if item.future.set_running_or_notify_cancel():
-                    item.future.set_exception(CancelledError("the deadline passed while the row was waiting"))
-            if late or any(item.future.cancelled() for item in queue):
-                self._keep(key, [item for item in queue if not item.future.cancelled() and item not in late])
+            alive = [item for item in queue if not _is_dead(item, now)]
+            if len(alive) < len(queue):
+                self._keep(key, alive)
 
     def _keep(self, key: Hashable, queue: list[Item]) -> None:
         self._waiting -= len(self._queues[key]) - len(queue)
@@ -169,3 +168,15 @@ class Scheduler:
             return _FIRST_GUESS
         tokens = sum(item.tokens for queue in self._queues.values() for item in queue)
         return max(0.1, round(tokens / self._tokens_per_second / 2, 1))
+
+
+def _is_dead(item: Item, now: float) -> bool:
+    """Whether a waiting row is not to run; whoever waits for it is told."""
+    if item.future.cancelled():
+        item.future.set_running_or_notify_cancel()  # without it, `concurrent.futures.wait` would wait on
+        return True
+    if item.deadline is None or item.deadline > now:
+        return False
+    if item.future.set_running_or_notify_cancel():
+        item.future.set_exception(CancelledError("the deadline passed while the row was waiting"))
+    return True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, Manifest
 
 SHOWN_LABELS = 100
@@ -21,10 +24,20 @@ def write_card(manifest: Manifest) -> str:
 
 
 def _metadata(manifest: Manifest) -> str:
-    lines = ["---", "library_name: sparsehub", f"base_model: {manifest.backbone.id}", "base_model_relation: adapter"]
     pipeline = "text-classification" if manifest.task.kind == REGRESSION else manifest.task.kind
-    lines += [f"pipeline_tag: {pipeline}", *([f"license: {manifest.license}"] if manifest.license else [])]
-    return "\n".join([*lines, "---"])
+    lines = [
+        "library_name: sparsehub",
+        f"base_model: {_yaml(manifest.backbone.id)}",
+        "base_model_relation: adapter",
+        f"pipeline_tag: {pipeline}",
+        *([f"license: {_yaml(manifest.license)}"] if manifest.license else []),
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _yaml(text: str) -> str:
+    """A JSON string is a YAML string too, and never taken for a number, a truth value or a comment."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _title(manifest: Manifest) -> str:
@@ -43,7 +56,7 @@ def _use(manifest: Manifest) -> str:
     return (
         "## Use\n\n```sh\n"
         f"sparsehub serve --backbone {backbone} --hub HUB --task {name}@{manifest.version}\n"
-        f"curl localhost:3000/v1/{route} -H 'content-type: application/json' -d '{body}'\n"
+        f"curl localhost:3000/v1/{route} -H 'content-type: application/json' -d {shlex.quote(body)}\n"
         f"sparsehub materialize {name}@{manifest.version} --hub HUB --backbone {backbone} --out full/{name}\n```"
     )
 
@@ -52,9 +65,9 @@ def _request(manifest: Manifest) -> tuple[str, str]:
     task = manifest.task
     fields = (*task.text_fields, *task.choice_fields)
     plain = len(fields) == 1 or task.kind == TOKEN_CLASSIFICATION
-    item = '"..."' if plain else "{" + ", ".join(f'"{field}": "..."' for field in fields) + "}"
+    item = "..." if plain else dict.fromkeys(fields, "...")
     route = "score" if task.kind == REGRESSION else "classify"
-    return route, f'{{"model": "{manifest.name}", "input": [{item}]}}'
+    return route, json.dumps({"model": manifest.name, "input": [item]}, ensure_ascii=False)
 
 
 def _metrics(manifest: Manifest) -> str:

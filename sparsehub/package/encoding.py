@@ -69,7 +69,8 @@ def encode(
         return []
     limit = {"truncation": True, "max_length": task.max_length} if truncate else {"truncation": False}
     if task.kind == TOKEN_CLASSIFICATION:
-        return [_encode_words(task, tokenizer, row, limit) for row in rows]
+        lead = _lead(tokenizer)
+        return [_encode_words(task, tokenizer, row, lead, limit) for row in rows]
     if task.kind == MULTIPLE_CHOICE:
         return _encode_choices(task, tokenizer, rows, limit)
     columns = [[text_of(row, field) for row in rows] for field in task.text_fields]
@@ -95,15 +96,41 @@ def _encode_choices(
     return [Encoded(tuple(_sequence(batch, i * width + j) for j in range(width))) for i in range(len(rows))]
 
 
-def _encode_words(task: TaskSpec, tokenizer: Any, row: Mapping[str, Any], limit: Mapping[str, Any]) -> Encoded:
-    words = words_of(row, task.text_fields[0])
+def _encode_words(
+    task: TaskSpec, tokenizer: Any, row: Mapping[str, Any], lead: str, limit: Mapping[str, Any]
+) -> Encoded:
+    words = [lead + word for word in words_of(row, task.text_fields[0])]
     batch = tokenizer(words, is_split_into_words=True, verbose=False, **limit)
+    if len(_word_starts(batch)) < len(words):  # cut off, or nothing is left of a word
+        words = _with_tokens(tokenizer, words)
+        batch = tokenizer(words, is_split_into_words=True, verbose=False, **limit)
+    return Encoded(({name: batch[name] for name in batch},), _word_starts(batch))
+
+
+def _word_starts(batch: Any) -> tuple[int, ...]:
     starts: dict[int, int] = {}
     for place, word in enumerate(batch.word_ids()):
         if word is not None:
             starts.setdefault(word, place)
-    sequence = {name: batch[name] for name in batch}
-    return Encoded((sequence,), tuple(starts[word] for word in sorted(starts)))
+    return tuple(starts[word] for word in sorted(starts))
+
+
+def _lead(tokenizer: Any) -> str:
+    """What goes before a lone word so that it gets the tokens that it has inside a sentence: a space, or nothing.
+
+    In byte-level vocabularies the space belongs to the word that follows it.
+    """
+    inside = tokenizer.tokenize("a b")[-1]
+    return (
+        "" if tokenizer(["a", "b"], is_split_into_words=True, add_special_tokens=False).tokens()[-1] == inside else " "
+    )
+
+
+def _with_tokens(tokenizer: Any, words: list[str]) -> list[str]:
+    """The words, with a token in place of those that the tokenizer makes nothing of: each word has its answer."""
+    pieces = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
+    filler = tokenizer.unk_token or tokenizer.pad_token
+    return [word if ids else filler for word, ids in zip(words, pieces, strict=True)]
 
 
 def collate(tokenizer: Any, rows: Sequence[Encoded], device: torch.device | str = "cpu") -> dict[str, Tensor]:

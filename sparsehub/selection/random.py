@@ -21,7 +21,8 @@ def scores(request: SelectionRequest) -> ScoreOf:
     """Uniform random numbers, the same at every call."""
 
     def score_of(name: str) -> Tensor:
-        generator = torch.Generator().manual_seed((request.seed << 32) ^ zlib.crc32(name.encode()))
+        # one hash over both: the generator takes no more than the lower 32 bits of a seed
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{request.seed} {name}".encode()))
         return torch.rand(request.parameters[name].numel(), generator=generator)
 
     return score_of

@@ -16,8 +16,24 @@ from sparsehub.files import canonical_json, sha256_bytes
 from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, check_name, check_version
 from sparsehub.schema import build, unknown_name
 from sparsehub.selection import rule_named
+from sparsehub.selection.rule import GRANULARITIES
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+_INF = float("inf")
+_RANGES = {
+    "density": (0, 1),
+    "calibration_batches": (1, _INF),
+    "batch_size": (1, _INF),
+    "accumulation": (1, _INF),
+    "head_learning_rate": (0, _INF),
+    "weight_decay": (0, _INF),
+    "warmup": (0, 1),
+    "clip": (0, _INF),
+    "max_length": (1, 1 << 20),
+    "patience": (0, _INF),
+    "evaluation_steps": (0, _INF),
+    "seed": (0, (1 << 32) - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,12 @@ class TrainConfig:
             raise UsageError(
                 f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix="for example --choices choice1,choice2"
             )
-        for name in ("epochs", "batch_size", "accumulation", "learning_rate", "max_length", "calibration_batches"):
+        _one_of("granularity", self.granularity, GRANULARITIES)
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UsageError(f"{name} is out of range", found=value, expected=f"{least:g} to {most:g}")
+        for name in ("epochs", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be above zero", found=getattr(self, name))
 
@@ -109,4 +130,17 @@ def load_config(path: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
     for name in ("text", "choices", "labels"):
         if isinstance(merged.get(name), str):
             merged[name] = [part.strip() for part in merged[name].split(",") if part.strip()]
+    for name in _NUMBERS & merged.keys():
+        merged[name] = _number(merged[name])
     return build(TrainConfig, merged, str(path) if path else "train", UsageError)
+
+
+_NUMBERS = {field.name for field in dataclasses.fields(TrainConfig) if field.type == "float"}
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-3 for a text, because it has no dot."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

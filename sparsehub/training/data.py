@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from sparsehub.training.config import TrainConfig
 from sparsehub.training.metrics import metric_names
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 Row = Mapping[str, Any]
 
 
@@ -43,8 +46,13 @@ class TaskData:
 
 def load_data(config: TrainConfig) -> TaskData:
     """Read the splits and make the task; raises `DataError`, which names the split and the row."""
-    tables = {name: _read(source) for name in ("train", "validation", "test") if (source := getattr(config, name))}
+    sources = {n: source for n in ("train", "validation", "test") if (source := getattr(config, n)) is not None}
+    tables = {name: _read(source) for name, source in sources.items()}
+    for name, table in tables.items():
+        _check_table(sources[name], table, config)
     labels = config.choices or config.labels or _find_labels(config, tables["train"])
+    if config.kind != REGRESSION and not 2 <= len(labels) == len(set(labels)):
+        raise DataError("a task needs at least two labels, each of them once", found=", ".join(labels)[:300] or "none")
     task = TaskSpec(
         kind=config.kind,
         labels=() if config.kind == REGRESSION else tuple(labels),
@@ -55,7 +63,7 @@ def load_data(config: TrainConfig) -> TaskData:
         metrics=metric_names(config.kind, len(labels)),
         choice_fields=config.choices,
     )
-    splits = {name: _split(task, getattr(config, name), table) for name, table in tables.items()}
+    splits = {name: _split(task, sources[name], table) for name, table in tables.items()}
     return TaskData(task, splits["train"], splits.get("validation"), splits.get("test"))
 
 
@@ -87,41 +95,56 @@ def _read_file(datasets: Any, path: Path) -> Any:
         raise DataError(f"{path}: unknown kind of file", found=path.suffix, expected=", ".join(_READERS))
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
-    options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+    options: dict[str, Any] = {}
+    if path.suffix in (".csv", ".tsv"):  # only an empty cell is missing: "None" and "NA" are texts like any other
+        options = {"delimiter": "," if path.suffix == ".csv" else "\t", "keep_default_na": False, "na_values": [""]}
     return datasets.load_dataset(_READERS[path.suffix], data_files=str(path.resolve()), split="train", **options)
+
+
+def _check_table(source: str, table: Any, config: TrainConfig) -> None:
+    if len(table) == 0:
+        raise DataError(f"{source} has no rows")
+    if config.label not in table.column_names:
+        found = ", ".join(table.column_names)
+        raise DataError(f"{source} has no field {config.label!r}", found=f"fields {found}", fix="set --label")
 
 
 def _find_labels(config: TrainConfig, table: Any) -> Sequence[str]:
     """The labels of the training rows: as declared by the data set, or sorted."""
     if config.kind == REGRESSION:
         return ()
-    column = _label_column(table, config.label)
-    feature = table.features[config.label]
-    names = getattr(getattr(feature, "feature", feature), "names", None)
+    names = _declared_labels(table, config.label)
     if names:
-        return list(names)
+        return names
+    column = table[config.label]
     found = _flatten(column) if config.kind == TOKEN_CLASSIFICATION else column
-    distinct = {value for value in found if value is not None}
+    distinct = {value for value in found if _is_label(value)}
     if len(distinct) < 2:
-        raise DataError("the training rows need at least two labels", found=", ".join(map(str, distinct)) or "none")
-    return [str(value) for value in sorted(distinct, key=lambda value: (not isinstance(value, int), value))]
+        shown = ", ".join(map(str, distinct)) or "none"
+        raise DataError(f"the rows of {config.train} need at least two labels", found=shown)
+    return [str(value) for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))]
 
 
-def _label_column(table: Any, field: str) -> Sequence[Any]:
-    if field not in table.column_names:
-        raise DataError(f"the data has no field {field!r}", found=", ".join(table.column_names), fix="set --label")
-    return table[field]
+def _declared_labels(table: Any, field: str) -> list[str]:
+    """The names behind the numbers of a `ClassLabel` column, or of a list of them."""
+    feature = table.features[field]
+    return list(getattr(getattr(feature, "feature", feature), "names", None) or ())
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _flatten(column: Iterable[Any]) -> list[Any]:
-    return [value for values in column for value in (values or ())]
+    return [value for values in column if isinstance(values, list) for value in values]
 
 
 def _split(task: TaskSpec, source: str, table: Any) -> Split:
-    if len(table) == 0:
-        raise DataError(f"{source} has no rows")
-    column = _label_column(table, task.label_field)
+    names = _declared_labels(table, task.label_field)
+    if not set(names) & set(task.labels):
+        names = []  # other names were given: the numbers then count along those
     rows = table.to_list()
+    column = [_named(names, row[task.label_field]) for row in rows]
     targets = []
     for number, (row, value) in enumerate(zip(rows, column, strict=True), 1):
         try:
@@ -130,6 +153,13 @@ def _split(task: TaskSpec, source: str, table: Any) -> Split:
         except DataError as error:
             raise DataError(f"{source}, row {number}: {error}") from error
     return Split(source, rows, targets)
+
+
+def _named(names: Sequence[str], value: Any) -> Any:
+    """Declared numbers as their names, so that the order of the task's labels may be another."""
+    if isinstance(value, list):
+        return [_named(names, item) for item in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _check_text(task: TaskSpec, row: Row) -> None:
@@ -163,11 +193,13 @@ def _number(value: Any) -> float:
 
 
 def label_index(task: TaskSpec, value: Any) -> int:
-    """A label as its place in the task's list: by name, or by number where the labels have names of their own."""
-    if str(value) in task.labels and not (isinstance(value, int) and task.kind == MULTIPLE_CHOICE):
+    """A label as its place in the task's list: by name, or by number where no label is a number itself."""
+    place = isinstance(value, int) and not isinstance(value, bool)  # a multiple choice has places, not numbers
+    if _is_label(value) and str(value) in task.labels and not (place and task.kind == MULTIPLE_CHOICE):
         return task.labels.index(str(value))
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(task.labels):
-        return value
+    place = place and (task.kind == MULTIPLE_CHOICE or not any(map(_NUMBER.fullmatch, task.labels)))
+    if place and 0 <= value < len(task.labels):
+        return int(value)
     raise DataError(
         "a label that the task does not have", found=repr(value)[:80], expected=", ".join(task.labels)[:300]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -76,9 +77,15 @@ def _regression(guesses: NDArray[Any], targets: NDArray[Any]) -> dict[str, float
         {
             "pearson": 0.0 if constant else stats.pearsonr(guesses, targets)[0],
             "spearman": 0.0 if constant else stats.spearmanr(guesses, targets)[0],
-            "mse": float(np.mean((guesses - targets) ** 2)),
+            "mse": _squared_error(guesses, targets),
         }
     )
+
+
+def _squared_error(guesses: NDArray[Any], targets: NDArray[Any]) -> float:
+    """The mean; of a model that diverged the worst number that JSON can hold, so that no such epoch is the best."""
+    error = float(np.mean((guesses - targets) ** 2))
+    return error if math.isfinite(error) else sys.float_info.max
 
 
 def _tokens(task: TaskSpec, guesses: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:

@@ -117,8 +117,7 @@ def fit(config: TrainConfig, run: Path, *, report: Report = lambda _: None) -> F
         best_metric(data.task, config.metric)
         checkpoint = open_checkpoint(config.backbone, config.revision)
         set_seed(config.seed)
-        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        task_model = load_task_model(checkpoint, data.task, device=device)
+        task_model = load_task_model(checkpoint, data.task, device=_device(config.device))
         collator = Collator(data.task, load_tokenizer(checkpoint))
         mask, chosen_in = _choose(config, data, task_model, collator, run, report)
         model = SparseModel(task_model, mask)
@@ -133,6 +132,14 @@ def fit(config: TrainConfig, run: Path, *, report: Report = lambda _: None) -> F
         metrics = _evaluate_stored(trainer, data, model, delta, run)
         head = {name: parameter.detach().cpu().clone() for name, parameter in model.head.items()}
     return Fitted(task_model, data, delta, head, metrics, _record(config, data, trainer, seconds))
+
+
+def _device(wanted: str | None) -> str:
+    cuda = torch.cuda.is_available()
+    device = wanted or ("cuda" if cuda else "cpu")
+    if device not in ("cpu", *(["cuda"] if cuda else [])):
+        raise UsageError("no such device here", found=device, expected="cpu or cuda" if cuda else "cpu")
+    return device
 
 
 def _choose(
@@ -188,8 +195,9 @@ def _evaluate_stored(
     """Metrics of what will be stored: the delta goes through its file format before it is judged."""
     splits = {name: split for name in ("validation", "test") if (split := getattr(data, name)) is not None}
     patch = None
-    if delta is not None and delta.nnz:
+    if delta is not None:
         model.clear()
+    if delta is not None and delta.nnz:
         patch = make_patch(model.backbone, _through_file(delta, run / DELTA_FILE))
         apply_patch(model.backbone.arena, patch)
     try:
@@ -242,7 +250,7 @@ def _manifest(config: TrainConfig, fitted: Fitted, delta: Delta) -> Manifest:
         version=config.version,
         task=fitted.data.task,
         backbone=BackboneRef(
-            id=config.backbone if not Path(config.backbone).is_dir() else Path(config.backbone).name,
+            id=config.backbone if not Path(config.backbone).is_dir() else Path(config.backbone).resolve().name,
             revision=backbone.checkpoint.revision,
             architecture=backbone.architecture,
             dtype=backbone.checkpoint.dtype,

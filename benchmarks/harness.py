@@ -1,0 +1,144 @@
+"""Measure cases against each other where a shared machine makes every single timing wrong.
+
+The cases run in turn, round after round, and every other round runs them backwards: a slow minute hits them all. What
+counts is the median of each, and the ratios between them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+VERSIONS = ("sparsehub", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to time. prepare: what must be true before `run`; it is not timed."""
+
+    name: str
+    run: Callable[[], Any]
+    prepare: Callable[[], Any] = lambda: None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time in milliseconds over all rounds. fastest: the round that others disturbed least."""
+
+    median: float
+    fastest: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured case. setup: what it ran on, equal for the rows of one table; measured: column -> figure."""
+
+    case: str
+    setup: Mapping[str, Any]
+    measured: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one script writes. notes: how to read the columns; checks: what the script has proved on the way."""
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+    notes: Sequence[str] = field(default=())
+    checks: Sequence[str] = field(default=())
+
+
+def in_turn(names: Sequence[str], rounds: int) -> list[str]:
+    """The order of a run: every name once a round, every other round backwards."""
+    return [name for r in range(rounds) for name in (names if r % 2 == 0 else list(reversed(names)))]
+
+
+def interleaved(cases: Sequence[Case], rounds: int, warmup: int = 2) -> dict[str, Timing]:
+    """The timing of each case; warm-up rounds are run and not counted."""
+    by_name = {case.name: case for case in cases}
+    times: dict[str, list[float]] = {name: [] for name in by_name}
+    for name in in_turn(list(by_name), warmup + rounds):
+        by_name[name].prepare()
+        start = time.perf_counter()
+        by_name[name].run()
+        times[name].append((time.perf_counter() - start) * 1e3)
+    return {n: Timing(statistics.median(found[warmup:]), min(found[warmup:])) for n, found in times.items()}
+
+
+def surroundings(threads: str) -> dict[str, Any]:
+    """What a figure depends on beside the code. threads: torch's, inside one operation."""
+    cores = len(os.sched_getaffinity(0))
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return {
+        "machine": {"cpu": _cpu(), "cores": cores, "torch_threads": threads, "load": round(os.getloadavg()[1], 1)},
+        "versions": {**versions, "python": platform.python_version()},
+        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _module() -> str:
+    return "benchmarks." + Path(sys.argv[0]).stem
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_report(report: Report, threads: str) -> str:
+    """Write results/<name>.jsonl (a line a case) and results/<name>.md; returns the markdown."""
+    around = surroundings(threads)
+    lines = [
+        json.dumps({"benchmark": report.name, "case": r.case, "setup": r.setup, "measured": r.measured, **around})
+        for r in report.rows
+    ]
+    text = _markdown(report, around)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{report.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (RESULTS / f"{report.name}.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _markdown(report: Report, around: Mapping[str, Any]) -> str:
+    machine, versions = around["machine"], around["versions"]
+    parts = [
+        f"# {report.title}",
+        f"`{around['command']}`, {around['date']}. {machine['cpu']}, {machine['cores']} cores, "
+        f"torch threads: {machine['torch_threads']}, load average at the end {machine['load']}; "
+        f"{', '.join(f'{k} {v}' for k, v in versions.items())}.",
+    ]
+    for setup in _distinct([row.setup for row in report.rows]):
+        parts.append("**" + ", ".join(f"{name}: {_shown(value)}" for name, value in setup.items()) + "**")
+        parts.append(_table([row for row in report.rows if row.setup == setup]))
+    parts += ["\n".join(f"- {line}" for line in lines) for lines in (report.checks, report.notes) if lines]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    columns = _distinct([column for row in rows for column in row.measured])
+    lines = [["", *columns], ["---", *["---:"] * len(columns)]]
+    lines += [[row.case, *[_shown(row.measured.get(column, "")) for column in columns]] for row in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _distinct(items: Sequence[Any]) -> list[Any]:
+    return [item for place, item in enumerate(items) if item not in items[:place]]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and 0 < abs(value) < 100:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)

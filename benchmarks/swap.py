@@ -1,0 +1,204 @@
+"""How long it takes to make a model another task's: our patch, PEFT's merges, and loading the weights."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import Case, Report, Row, Timing, interleaved, write_report
+from sparsehub.backbone import Backbone, load_backbone
+from sparsehub.delta import Delta, ParameterDelta
+from sparsehub.engine.swap import Swap
+from sparsehub.patch import make_patch
+
+SIZES = {"6 x 384": (6, 384, 12), "12 x 768": (12, 768, 12)}
+DENSITY = 0.005
+ROUNDS = 9
+THREADS = (1, 2)
+OURS = "sparsehub: apply + restore"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A case and the weights it works on: by parameter name, to compare with the original afterwards."""
+
+    case: Case
+    weights: Mapping[str, Tensor]
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", module="peft")
+    rows, checks = [], []
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        os.environ["SPARSEHUB_CACHE"] = folder
+        for size in SIZES:
+            found, check = measure(size, Path(folder) / size.replace(" ", ""))
+            rows += found
+            checks.append(check)
+    notes = [
+        "Interleaved rounds. `times ours` is against apply + restore; a switch from one task to another is that same "
+        "pair of moves, for PEFT too (unmerge, merge).",
+        "With two threads on a machine whose cores are busy, an operation that torch splits waits for its slower half: "
+        "that slows PEFT and loading, and not ours, which runs in one thread. Believe the tables with one thread.",
+        "SHiRA's adapter holds the very entries and values of our delta; LoRA has rank 8 on all linear layers.",
+        "`load_state_dict` copies a whole model that is in memory already; `from a file` reads it from a safetensors "
+        "file that the system has in its page cache. Both go one way only, as does `touched parameters`.",
+        "`changed for good`: entries whose bits differ from the original once every adapter is taken out again.",
+    ]
+    print(write_report(Report("swap", "Switching tasks", rows, notes, checks), " and ".join(map(str, THREADS))))
+
+
+def measure(size: str, folder: Path) -> tuple[list[Row], str]:
+    """The rows of one size, and the sentence that says that our arena came back as it was."""
+    save_encoder(size, folder)
+    backbone = load_backbone(str(folder))
+    delta, other = (uneven_delta(backbone, seed) for seed in (1, 2))
+    original = {name: backbone.arena.view(name).clone() for name in backbone.arena.slots}
+    before = backbone.arena.digest()
+    swap = Swap(backbone.arena)
+    contenders = [*ours(backbone, swap, delta, other), *peft_merges(folder, delta), *loading(folder, original, delta)]
+    setup = {"encoder": size, "parameters": backbone.arena.numel, "changed entries": delta.nnz, "rounds": ROUNDS}
+    rows = []
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        timings = interleaved([contender.case for contender in contenders], ROUNDS)
+        with_threads = {**setup, "torch threads": threads}
+        rows += [Row(c.case.name, with_threads, figures(c, timings, original)) for c in contenders]
+    swap.to(None)
+    assert backbone.arena.digest() == before, "the arena is not what it was"
+    return rows, f"{size}: after all rounds the arena's digest is the original's ({before[:23]}...)"
+
+
+def figures(contender: Contender, timings: Mapping[str, Timing], original: Mapping[str, Tensor]) -> dict[str, Any]:
+    timing, reference = timings[contender.case.name], timings[OURS]
+    return {
+        "median ms": timing.median,
+        "times ours": timing.median / reference.median,
+        "fastest ms": timing.fastest,
+        "times our fastest": timing.fastest / reference.fastest,
+        "changed for good": sum(int((original[name] != w).sum()) for name, w in contender.weights.items()),
+    }
+
+
+def save_encoder(size: str, folder: Path) -> None:
+    """A random BERT encoder with a pooler, as a checkpoint."""
+    from transformers import BertConfig, BertModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    layers, width, heads = SIZES[size]
+    torch.manual_seed(0)
+    config = BertConfig(
+        num_hidden_layers=layers, hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads
+    )
+    BertModel(config).save_pretrained(folder)
+
+
+def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def uneven_delta(backbone: Backbone, seed: int) -> Delta:
+    """Random changes at `DENSITY` of all Linear weights; the share of a layer varies log-normally around it."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = linear_layers(backbone.module)
+    weight = {name: layer.weight.numel() * _factor(generator) for name, layer in layers.items()}
+    budget = DENSITY * sum(layer.weight.numel() for layer in layers.values())
+    parts = {}
+    for name, layer in layers.items():
+        count = round(budget * weight[name] / sum(weight.values()))
+        positions = torch.randperm(layer.weight.numel(), generator=generator)[:count].sort().values
+        values = torch.randn(count, generator=generator) * 0.01
+        parts[f"{name}.weight"] = ParameterDelta(tuple(layer.weight.shape), positions, values)
+    return Delta(parts, "add", "float32")
+
+
+def _factor(generator: torch.Generator) -> float:
+    return float(torch.exp(0.7 * torch.randn((), generator=generator)))
+
+
+def ours(backbone: Backbone, swap: Swap, delta: Delta, other: Delta) -> list[Contender]:
+    first, second = make_patch(backbone, delta), make_patch(backbone, other)
+    weights: dict[str, Tensor] = {}  # the digest judges ours, bit for bit
+
+    def apply_and_restore() -> None:
+        swap.to(first)
+        swap.to(None)
+
+    return [
+        Contender(Case(OURS, apply_and_restore, prepare=lambda: swap.to(None)), weights),
+        Contender(
+            Case("sparsehub: task A to task B", lambda: swap.to(second), prepare=lambda: swap.to(first)), weights
+        ),
+    ]
+
+
+def peft_merges(folder: Path, delta: Delta) -> list[Contender]:
+    from peft import LoraConfig, ShiraConfig, get_peft_model
+
+    shira = get_peft_model(_load(folder), ShiraConfig(r=1, target_modules="all-linear"))
+    for name, layer in shira.base_model.model.named_modules():
+        if hasattr(layer, "shira_weight"):
+            _give_entries(layer, delta.parameters[f"{name}.weight"])
+    lora = get_peft_model(_load(folder), LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False))
+    return [_merge("PEFT SHiRA: merge + unmerge", shira), _merge("PEFT LoRA r=8: merge + unmerge", lora)]
+
+
+def _give_entries(layer: Any, part: ParameterDelta) -> None:
+    """Make a SHiRA layer's adapter the same change as ours, in the form in which SHiRA keeps it."""
+    rows, columns = part.indices // part.shape[1], part.indices % part.shape[1]
+    layer.shira_indices["default"] = torch.stack([rows, columns]).int()
+    layer.shira_weight["default"] = nn.Parameter(part.values.clone())
+
+
+def _merge(name: str, model: Any) -> Contender:
+    def merge_and_unmerge() -> None:
+        model.merge_adapter()
+        model.unmerge_adapter()
+
+    weights = {f"{n.removesuffix('.base_layer')}.weight": layer.weight for n, layer in _base_layers(model).items()}
+    return Contender(Case(name, merge_and_unmerge), weights)
+
+
+def _base_layers(model: Any) -> dict[str, nn.Linear]:
+    layers = linear_layers(model.base_model.model)
+    return {name: layer for name, layer in layers.items() if name.endswith(".base_layer")}
+
+
+def loading(folder: Path, original: Mapping[str, Tensor], delta: Delta) -> list[Contender]:
+    from safetensors.torch import load_file
+
+    model = _load(folder)
+    parameters = dict(model.named_parameters())
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def touched() -> None:
+        for name in delta.parameters:
+            parameters[name].copy_(original[name])
+
+    return [
+        Contender(Case("load_state_dict", lambda: model.load_state_dict(state)), parameters),
+        Contender(
+            Case("load_state_dict from a file", lambda: model.load_state_dict(load_file(folder / "model.safetensors"))),
+            parameters,
+        ),
+        Contender(Case("copy of the touched parameters", touched), parameters),
+    ]
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoModel
+
+    return AutoModel.from_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

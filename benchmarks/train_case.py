@@ -1,0 +1,235 @@
+"""One case of `benchmarks.train` in a process of its own: `train_case NAME FOLDER THREADS` prints one JSON line."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+DENSITY, BATCH, LENGTH, STEPS, CALIBRATION = 0.005, 16, 64, 2, 3
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def memory(field: str) -> float:
+    """VmRSS (resident now) or VmHWM (its peak, of this program alone: unlike ru_maxrss it begins anew at exec), MiB."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise KeyError(field)
+
+
+class Peak:
+    """Peaks of phases, and of all of them."""
+
+    def __init__(self) -> None:
+        self.whole = memory("VmHWM")
+
+    def restart(self) -> float:
+        """Begin a phase; returns the memory resident now."""
+        self.whole = max(self.whole, memory("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        return memory("VmRSS")
+
+    def read(self) -> float:
+        peak = memory("VmHWM")
+        self.whole = max(self.whole, peak)
+        return peak
+
+
+def save_checkpoint(folder: Path) -> dict[str, Any]:
+    """A random 12 x 768 BERT encoder with a tokenizer of five words."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    torch.manual_seed(0)
+    BertModel(BertConfig()).save_pretrained(folder)
+    BertTokenizer(vocab={word: place for place, word in enumerate(WORDS)}).save_pretrained(folder)
+    return {}
+
+
+def batches(count: int, seed: int) -> list[dict[str, Any]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "input_ids": torch.randint(len(WORDS), 30_000, (BATCH, LENGTH), generator=generator),
+            "attention_mask": torch.ones(BATCH, LENGTH, dtype=torch.long),
+            "labels": torch.randint(2, (BATCH,), generator=generator),
+        }
+        for _ in range(count)
+    ]
+
+
+def dense_model(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(1)
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def task_model(folder: Path) -> Any:
+    """The same weights and the same head, the way `sparsehub train` loads them."""
+    import torch
+
+    from sparsehub.backbone import open_checkpoint
+    from sparsehub.package.manifest import TaskSpec
+    from sparsehub.package.model import load_task_model
+
+    kind, problem = "text-classification", "single_label_classification"
+    task = TaskSpec(kind, ("no", "yes"), problem, ("text",), "label", LENGTH, ("accuracy",))
+    checkpoint = open_checkpoint(str(folder))
+    torch.manual_seed(1)
+    return load_task_model(checkpoint, task)
+
+
+def choose(method: str, loaded: Any, peak: Peak) -> tuple[Mapping[str, Any], dict[str, float]]:
+    """The mask, and what it cost."""
+    from sparsehub.selection import SelectionRequest, rule_named, select
+    from sparsehub.selection.rule import budget_of
+    from sparsehub.training.gradients import summed_gradients
+    from sparsehub.training.sparse import candidates
+
+    parameters = candidates(loaded)
+    budget = budget_of(parameters, DENSITY)
+    before, start = peak.restart(), time.perf_counter()
+    gradients = None
+    if rule_named(method).needs_gradients:
+        gradients = summed_gradients(loaded, batches(CALIBRATION, seed=2), list(parameters), lambda: None)
+    looked = time.perf_counter() - start
+    mask = select(method, SelectionRequest(parameters, budget, seed=3, gradients=gradients))
+    seconds = time.perf_counter() - start
+    return mask, {"step": looked / CALIBRATION, "seconds": seconds, "before": before, "peak": peak.read()}
+
+
+def train_steps(model: Any, optimizer: Any, peak: Peak) -> dict[str, Any]:
+    """Time and memory of the steps; the first warms up: its time does not count, its memory does."""
+    rows = batches(STEPS + 1, seed=4)
+    model.train()
+    before, times = peak.restart(), []
+    for batch in rows:
+        start = time.perf_counter()
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - start)
+    trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    reached = peak.read()
+    return {
+        "step": statistics.median(times[1:]),
+        "before": before,
+        "peak": reached,
+        "whole": peak.whole,
+        "trained": trained,
+    }
+
+
+def full(folder: Path) -> dict[str, Any]:
+    return _adamw(dense_model(folder))
+
+
+def lora(folder: Path) -> dict[str, Any]:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, target_modules="all-linear")
+    return _adamw(get_peft_model(dense_model(folder), config))
+
+
+def shira(folder: Path) -> dict[str, Any]:
+    from peft import ShiraConfig, TaskType, get_peft_model
+
+    config = ShiraConfig(task_type=TaskType.SEQ_CLS, r=3, target_modules="all-linear", random_seed=5)
+    return _adamw(get_peft_model(dense_model(folder), config))
+
+
+def _adamw(model: Any) -> dict[str, Any]:
+    import torch
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return train_steps(model, torch.optim.AdamW(trained, lr=1e-4), Peak())
+
+
+def sparse(folder: Path, method: str) -> dict[str, Any]:
+    from sparsehub.training.sparse import SparseModel
+
+    loaded, peak = task_model(folder), Peak()
+    mask, selection = choose(method, loaded, peak)
+    model = SparseModel(loaded, mask)
+    optimizer = model.optimizer(learning_rate=1e-3, head_learning_rate=1e-3, weight_decay=0.0)
+    return train_steps(model, optimizer, peak) | {"selection": selection}
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Three sparse steps against three dense ones whose gradients are masked; no dropout, the same rows."""
+    import torch
+
+    from sparsehub.training.sparse import SparseModel
+
+    loaded = task_model(folder)
+    mask, _ = choose("random", loaded, Peak())
+    # A key's bias moves no attention score: its gradient is rounding noise, which AdamW would blow up to whole steps.
+    mask = {name: positions for name, positions in mask.items() if not name.endswith("key.bias")}
+    ours, reference = SparseModel(loaded, mask), dense_model(folder)
+    start = {name: parameter.detach().clone() for name, parameter in reference.bert.named_parameters()}
+    for name, parameter in reference.bert.named_parameters():
+        parameter.register_hook(_masking(mask.get(name), parameter.shape))
+    losses = [
+        _three_steps(ours.eval(), ours.optimizer(learning_rate=1e-3, head_learning_rate=1e-3, weight_decay=0.0)),
+        _three_steps(reference.eval(), torch.optim.AdamW(reference.parameters(), lr=1e-3, weight_decay=0.0)),
+    ]
+    moved = dict(reference.bert.named_parameters())
+    expected = torch.cat([(moved[n] - start[n]).detach().flatten()[mask[n]] for n in sorted(mask)])
+    difference = float((ours.values.detach() - expected).abs().max())
+    loss = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    assert difference < 1e-5 and loss < 1e-5, f"a sparse step is no masked dense one: {difference}, {loss}"
+    assert float(expected.abs().min()) >= 0 and float(expected.abs().max()) > 1e-3, "nothing was trained"
+    return {"steps": 3, "entries": len(expected), "difference": difference, "loss": loss}
+
+
+def _masking(positions: Any, shape: Any) -> Callable[[Any], Any]:
+    import torch
+
+    mask = torch.zeros(shape)
+    if positions is not None:
+        mask.view(-1)[positions] = 1
+    return lambda gradient: gradient * mask
+
+
+def _three_steps(model: Any, optimizer: Any) -> list[float]:
+    losses = []
+    for batch in batches(3, seed=6):
+        loss = model(**{name: tensor[:4] for name, tensor in batch.items()}).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    return losses
+
+
+def main(name: str, folder: Path, threads: int) -> None:
+    started = memory("VmHWM")
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    cases: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "checkpoint": save_checkpoint,
+        "full": full,
+        "lora": lora,
+        "shira": shira,
+        "check": check,
+        "random": lambda folder: sparse(folder, "random"),
+        "sam": lambda folder: sparse(folder, "sam"),
+    }
+    print(json.dumps(cases[name](folder) | {"started": started}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

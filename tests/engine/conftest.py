@@ -1,0 +1,190 @@
+"""Packages for a tiny backbone, without training: a random delta, a random head, and what plain transformers says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MAX_LENGTH = 24  # of the tasks; the tiny backbone itself takes 64
+
+
+@dataclass(frozen=True)
+class TinyTasks:
+    """A checkpoint folder and a place for packages made for it."""
+
+    folder: Path
+    root: Path
+
+    def write(
+        self,
+        name: str,
+        kind: str = "text-classification",
+        *,
+        labels: int = 3,
+        fields: tuple[str, ...] = ("text",),
+        version: str = "1.0.0",
+        seed: int = 0,
+        backbone: Path | None = None,
+        max_length: int = MAX_LENGTH,
+        per_parameter: int = 12,
+        scale: float = 0.5,
+    ) -> Path:
+        """Write a package of random entries in every matrix of the backbone, large enough to change answers."""
+        import torch
+
+        from sparsehub.backbone import open_checkpoint
+        from sparsehub.delta import Delta, ParameterDelta
+        from sparsehub.package import write_package
+        from sparsehub.package.model import load_task_model
+
+        out = self.root / f"{name}-{version}-{seed}-{kind}-{labels}"
+        if out.exists():
+            return out
+        checkpoint = open_checkpoint(str(backbone or self.folder))
+        task = _spec(kind, labels, fields, max_length)
+        torch.manual_seed(seed)
+        task_model = load_task_model(checkpoint, task)
+        head = {
+            key: torch.randn_like(parameter) * scale
+            for key, parameter in task_model.model.named_parameters()
+            if key in task_model.head
+        }
+        parts = {
+            key: ParameterDelta(
+                slot.shape,
+                torch.randperm(slot.numel)[: min(per_parameter, slot.numel)].sort().values,
+                torch.randn(min(per_parameter, slot.numel)) * scale,
+            )
+            for key, slot in task_model.backbone.arena.slots.items()
+        }
+        delta = Delta(parts, "add", "float32")
+        write_package(out, _draft(name, version, task, task_model.backbone, delta), delta, head, f"# {name}\n", {})
+        return out
+
+    def read(self, name: str, kind: str = "text-classification", **options: Any) -> Any:
+        """Write a package and read it."""
+        from sparsehub.package import read_package
+
+        return read_package(self.write(name, kind, **options))
+
+    def reference(self, package: Path) -> Callable[[Any], list[float]]:
+        """The materialised model under plain transformers: one input to its flat scores (or its value)."""
+        from sparsehub.backbone import open_checkpoint
+        from sparsehub.package import read_package
+        from sparsehub.package.materialize import materialize
+
+        read = read_package(package)
+        out = package.with_name(package.name + "-materialised")
+        if not out.exists():
+            materialize(read, open_checkpoint(str(self.folder)), out)
+        return _plain(out, read.manifest.task)
+
+
+def _spec(kind: str, labels: int, fields: tuple[str, ...], max_length: int) -> Any:
+    from sparsehub.package import TaskSpec
+    from sparsehub.package.manifest import PROBLEM_TYPES
+
+    names = {"regression": (), "multiple-choice": ("choice1", "choice2")}.get(
+        kind, tuple(f"label{i}" for i in range(labels))
+    )
+    return TaskSpec(
+        kind=kind,
+        labels=names,
+        problem_type=PROBLEM_TYPES[kind],
+        text_fields=fields,
+        label_field="label",
+        max_length=max_length,
+        metrics=("accuracy",),
+        choice_fields=names if kind == "multiple-choice" else (),
+    )
+
+
+def _draft(name: str, version: str, task: Any, backbone: Any, delta: Any) -> Any:
+    from sparsehub.package import Manifest
+    from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+
+    checkpoint, total = backbone.checkpoint, backbone.arena.numel
+    touched = {
+        key: TouchedParameter(part.shape, backbone.digest_of(key), len(part.indices))
+        for key, part in delta.parameters.items()
+    }
+    ref = BackboneRef("tiny/bert", "", backbone.architecture, checkpoint.dtype, checkpoint.fingerprint, total)
+    record = DeltaRecord("random", delta.nnz / total, delta.nnz, delta.value_kind, delta.value_dtype, touched)
+    return Manifest(1, name, version, task, ref, record, {}, metrics={"test": {"accuracy": 0.5}})
+
+
+def _plain(folder: Path, task: Any) -> Callable[[Any], list[float]]:
+    """transformers alone, one row at a time, no padding."""
+    import torch
+    import transformers
+
+    auto = {
+        "multiple-choice": "AutoModelForMultipleChoice",
+        "token-classification": "AutoModelForTokenClassification",
+    }.get(task.kind, "AutoModelForSequenceClassification")
+    model = getattr(transformers, auto).from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    @torch.no_grad()
+    def answer(item: Any) -> list[float]:
+        if task.kind == "multiple-choice":
+            context = " ".join(item[field] for field in task.text_fields)
+            choices = [item[field] for field in task.choice_fields]
+            batch = tokenizer([context] * len(choices), choices, padding=True, return_tensors="pt")
+            logits = model(**{key: value[None] for key, value in batch.items()}).logits[0]
+            return torch.softmax(logits, -1).tolist()
+        if task.kind == "token-classification":
+            batch = tokenizer(item.split(), is_split_into_words=True, return_tensors="pt")
+            places = [batch.word_ids().index(word) for word in range(len(item.split()))]
+            return torch.softmax(model(**batch).logits[0, places], -1).flatten().tolist()
+        texts = [item] if isinstance(item, str) else list(item)
+        logits = model(**tokenizer(*texts, return_tensors="pt")).logits[0]
+        return (logits if task.kind == "regression" else torch.softmax(logits, -1)).tolist()
+
+    return answer
+
+
+def flat(answer: Any) -> list[float]:
+    """An engine's answer in the shape of `TinyTasks.reference`."""
+    if answer.value is not None:
+        return [answer.value]
+    if answer.words:
+        return [score for word in answer.words for score in word.scores]
+    return list(answer.scores)
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
+    """A tiny checkpoint and a maker of packages for it."""
+    return TinyTasks(tiny_checkpoint("bert"), tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="session")
+def suite(tiny_tasks: TinyTasks) -> Mapping[str, Path]:
+    """One package of every kind, by name."""
+    return {
+        "three": tiny_tasks.write("three", labels=3, seed=1),
+        "seven": tiny_tasks.write("seven", labels=7, seed=2),
+        "pair": tiny_tasks.write("pair", labels=2, fields=("text_a", "text_b"), seed=3),
+        "rating": tiny_tasks.write("rating", "regression", seed=4),
+        "choice": tiny_tasks.write("choice", "multiple-choice", seed=5),
+        "words": tiny_tasks.write("words", "token-classification", labels=4, seed=6),
+    }
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[..., bool]:
+    """Whether an answer's numbers equal the reference's, within 1e-4."""
+
+    def compare(answer: Any, expected: Sequence[float], tolerance: float = 1e-4) -> bool:
+        found = list(answer) if isinstance(answer, list | tuple) else flat(answer)
+        return len(found) == len(expected) and all(
+            math.isclose(a, b, abs_tol=tolerance) for a, b in zip(found, expected, strict=True)
+        )
+
+    return compare

@@ -1,0 +1,42 @@
+"""Tasks of every kind and rows for them; whole packages on a tiny backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
+
+MakeTask = Callable[..., TaskSpec]
+FIELDS: dict[str, dict[str, Any]] = {
+    "text-classification": {"labels": ("bad", "so so", "good"), "text_fields": ("text",)},
+    "regression": {"labels": (), "text_fields": ("text",)},
+    "token-classification": {"labels": ("O", "B-NAME", "I-NAME"), "text_fields": ("words",)},
+    "multiple-choice": {"labels": ("first", "second"), "choice_fields": ("first", "second"), "text_fields": ("ask",)},
+}
+TEXTS = ["a good film", "the quick brown fox jumps over the lazy dog", "awful", "angela merkel met the king"]
+
+
+@pytest.fixture(scope="session")
+def make_task() -> MakeTask:
+    """make_task(kind, **changes): a task of that kind."""
+
+    def make(kind: str, **changes: Any) -> TaskSpec:
+        fixed = {"kind": kind, "problem_type": PROBLEM_TYPES[kind], "label_field": "label", "metrics": ()}
+        return TaskSpec(**{"max_length": 24, **fixed, **FIELDS[kind], **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def task_rows() -> dict[str, list[dict[str, Any]]]:
+    """Four rows of several lengths, by kind."""
+    single = [{"text": text} for text in TEXTS]
+    return {
+        "text-classification": single,
+        "regression": single,
+        "token-classification": [{"words": text.split()} for text in TEXTS],
+        "multiple-choice": [{"ask": text, "first": "bad", "second": "good fun to watch"} for text in TEXTS],
+    }

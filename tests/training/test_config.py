@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsehub.errors import ManifestError, SparsehubError, UsageError
+from sparsehub.training import TrainConfig
+from sparsehub.training.config import load_config
+
+LEAST: dict[str, Any] = {
+    "backbone": "owner/name",
+    "kind": "text-classification",
+    "name": "task",
+    "train": "train.csv",
+    "text": "text",
+    "out": "out",
+}
+YAML = """
+backbone: owner/name
+kind: text-classification
+name: task
+train: train.csv
+text: [question, answer]
+out: out
+density: 0.01
+epochs: 3
+"""
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path) -> Path:
+    path = tmp_path / "task.yaml"
+    path.write_text(YAML, encoding="utf-8")
+    return path
+
+
+def test_flags_alone_make_a_configuration_with_the_defaults_of_the_page() -> None:
+    config = load_config(None, {**LEAST, "density": None, "labels": None})
+    assert config == TrainConfig(**{**LEAST, "text": ("text",)})
+    assert (config.method, config.density, config.value_dtype, config.label) == ("sam", 0.005, "float16", "label")
+
+
+def test_a_file_alone_makes_a_configuration(yaml_file: Path) -> None:
+    config = load_config(yaml_file, {})
+    assert (config.text, config.density, config.epochs) == (("question", "answer"), 0.01, 3.0)
+
+
+def test_flags_win_over_the_file_and_absent_flags_do_not(yaml_file: Path) -> None:
+    config = load_config(yaml_file, {"density": 0.02, "epochs": None, "text": "one"})
+    assert (config.density, config.epochs, config.text) == (0.02, 3.0, ("one",))
+
+
+def test_lists_are_split_at_commas() -> None:
+    config = load_config(None, {**LEAST, "text": "a, b", "labels": "no, yes,,maybe "})
+    assert (config.text, config.labels) == (("a", "b"), ("no", "yes", "maybe"))
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("2E-05", 2e-5), ("0.5", 0.5), ("1", 1.0)])
+def test_numbers_without_a_dot_are_numbers_although_yaml_takes_them_for_texts(
+    yaml_file: Path, text: str, value: float
+) -> None:
+    yaml_file.write_text(YAML + f"learning_rate: {text}\n", encoding="utf-8")
+    assert load_config(yaml_file, {}).learning_rate == value
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("densty: 0.1", "unknown key 'densty', did you mean 'density'"),
+        ("7: 1", "unknown key '7'"),
+        ("batch_size: 1.5", r"task\.yaml\.batch_size has the wrong type; found: float 1.5; expected: int"),
+        ("batch_size: true", "batch_size has the wrong type; found: bool"),
+        ("learning_rate: fast", "learning_rate has the wrong type; found: str 'fast'; expected: float"),
+        ("learning_rate: .nan", "learning_rate is not finite"),
+        ("learning_rate: nan", "learning_rate is not finite"),
+        ("version: 1.0", "version has the wrong type; found: float"),
+        ("labels: [0, 1]", r"labels\[0\] has the wrong type; found: int 0; expected: str"),
+        ("validation: [a]", "validation has the wrong type"),
+    ],
+)
+def test_what_a_file_says_wrongly_is_named(yaml_file: Path, line: str, message: str) -> None:
+    yaml_file.write_text(YAML + line + "\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        load_config(yaml_file, {})
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b", "text", "\x00"])
+def test_a_file_that_holds_no_mapping_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"x\.yaml"):
+        load_config(tmp_path / "x.yaml", LEAST)
+
+
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("nowhere.yaml", "binary"):
+        with pytest.raises(UsageError, match=f"{name} cannot be read as YAML"):
+            load_config(tmp_path / name, LEAST)
+
+
+def test_yaml_makes_no_objects(yaml_file: Path) -> None:
+    yaml_file.write_text("name: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot be read as YAML"):
+        load_config(yaml_file, LEAST)
+
+
+def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").touch()
+    assert load_config(tmp_path / "x.yaml", LEAST) == load_config(None, LEAST)
+
+
+@pytest.mark.parametrize("name", list(LEAST))
+def test_what_is_needed_is_named_where_it_lacks(name: str) -> None:
+    with pytest.raises(UsageError, match=f"lacks {name}"):
+        load_config(None, {key: value for key, value in LEAST.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "classification"}, "unknown kind 'classification', did you mean"),
+        ({"method": "sams"}, "did you mean 'sam'"),
+        ({"granularity": "row"}, "unknown granularity 'row'"),
+        ({"precision": "bf16"}, "unknown precision 'bf16'"),
+        ({"value_dtype": "float8"}, "unknown value dtype 'float8', did you mean 'float32'"),
+        ({"text": "a,b,c"}, "one or two text fields; found: a, b, c"),
+        ({"text": ","}, "one or two text fields; found: none"),
+        ({"choices": "a,b"}, "choices belong to multiple-choice"),
+        ({"kind": "multiple-choice"}, "choices belong to multiple-choice"),
+        ({"density": 1.5}, r"density is out of range; found: 1\.5; expected: 0 to 1"),
+        ({"density": -0.1}, "density is out of range"),
+        ({"batch_size": 0}, "batch_size is out of range"),
+        ({"accumulation": 0}, "accumulation is out of range"),
+        ({"calibration_batches": 0}, "calibration_batches is out of range"),
+        ({"max_length": 0}, "max_length is out of range"),
+        ({"warmup": 1.1}, "warmup is out of range"),
+        ({"clip": -1.0}, "clip is out of range"),
+        ({"weight_decay": -0.1}, "weight_decay is out of range"),
+        ({"patience": -1}, "patience is out of range"),
+        ({"evaluation_steps": -5}, "evaluation_steps is out of range"),
+        ({"seed": -1}, "seed is out of range"),
+        ({"seed": 1 << 32}, "seed is out of range"),
+        ({"epochs": 0.0}, "epochs must be above zero"),
+        ({"learning_rate": 0.0}, "learning_rate must be above zero"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_any_work(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_config(None, {**LEAST, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"name": "Big Name"}, {"name": ""}, {"version": "v 1"}])
+def test_names_and_versions_are_those_that_a_package_may_have(changes: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError) as caught:
+        load_config(None, {**LEAST, **changes})
+    assert isinstance(caught.value, SparsehubError)
+
+
+def test_the_identity_differs_where_any_setting_does() -> None:
+    config = load_config(None, LEAST)
+    assert config.identity == load_config(None, LEAST).identity
+    others = [{"seed": 1}, {"out": "other"}, {"labels": ("a", "b")}, {"revision": "main"}, {"weight_decay": 0.1}]
+    identities = {dataclasses.replace(config, **change).identity for change in others}  # type: ignore[arg-type]
+    assert len(identities | {config.identity}) == len(others) + 1

@@ -1,0 +1,387 @@
+"""The sparse optimiser against the plain one: dense gradients, masked, with decay on the change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsehub.backbone import Backbone, Checkpoint, load_backbone, open_checkpoint
+from sparsehub.backbone.arena import build_arena
+from sparsehub.backbone.tokenizer import load_tokenizer
+from sparsehub.errors import DataError
+from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.model import TaskModel, load_task_model
+from sparsehub.patch import apply_patch, make_patch
+from sparsehub.selection import SelectionRequest, select
+from sparsehub.training.batches import Collator
+from sparsehub.training.gradients import summed_gradients
+from sparsehub.training.sparse import SparseModel, candidates
+
+TASK = TaskSpec(
+    "text-classification", ("bad", "good"), "single_label_classification", ("text",), "label", 24, ("accuracy",)
+)
+TEXTS = ["a good film", "what a boring slow story", "lovely to watch", "an awful ending", "great fun", "bad"]
+LABELS = [1, 0, 1, 0, 1, 0]
+TinyCheckpoint = Callable[[str], Path]
+Batch = Mapping[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Checkpoint:
+    return open_checkpoint(str(tiny_checkpoint("bert")))
+
+
+@pytest.fixture
+def task_model(checkpoint: Checkpoint) -> TaskModel:
+    torch.manual_seed(0)
+    return load_task_model(checkpoint, TASK)
+
+
+@pytest.fixture(scope="module")
+def batch(checkpoint: Checkpoint) -> Batch:
+    collate = Collator(TASK, load_tokenizer(checkpoint))
+    return collate([({"text": text}, label) for text, label in zip(TEXTS, LABELS, strict=True)])
+
+
+def random_mask(task_model: TaskModel, density: float = 0.02) -> dict[str, Tensor]:
+    parameters = candidates(task_model)
+    budget = round(density * task_model.backbone.arena.numel)
+    return select("random", SelectionRequest(parameters, budget, seed=3))
+
+
+def dense_gradients(task_model: TaskModel, batches: list[Batch]) -> dict[str, Tensor]:
+    """Of the mean loss over the batches, through autograd alone."""
+    names = dict(task_model.backbone.module.named_parameters())
+    wanted = {name: names[name] for name in candidates(task_model)}
+    for parameter in wanted.values():
+        parameter.requires_grad_(True)
+    loss = torch.stack([task_model.model(**batch).loss for batch in batches]).mean()
+    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+    for parameter in wanted.values():
+        parameter.requires_grad_(False)
+    return {n: g if g is not None else torch.zeros_like(wanted[n]) for n, g in zip(wanted, found, strict=True)}
+
+
+def pieces(model: SparseModel, mask: Mapping[str, Tensor], flat: Tensor) -> dict[str, Tensor]:
+    """The value vector (or its gradient) by parameter name."""
+    return dict(zip(sorted(mask), flat.split([len(mask[name]) for name in sorted(mask)]), strict=True))
+
+
+def test_the_values_begin_at_no_change(task_model: TaskModel) -> None:
+    before = task_model.backbone.arena.digest()
+    mask = random_mask(task_model)
+    model = SparseModel(task_model, mask)
+    assert model.values.dtype == torch.float32
+    assert model.values.numel() == sum(map(len, mask.values()))
+    assert not model.values.any()
+    model.write()
+    assert task_model.backbone.arena.digest() == before
+
+
+def test_gradients_at_the_positions_are_those_of_the_dense_model(task_model: TaskModel, batch: Batch) -> None:
+    mask, wanted = random_mask(task_model), dense_gradients(task_model, [batch])
+    model = SparseModel(task_model, mask)
+    model(**batch).loss.backward()
+    assert model.values.grad is not None
+    for name, found in pieces(model, mask, model.values.grad).items():
+        assert torch.equal(found, wanted[name].flatten()[mask[name]]), name
+
+
+def test_the_dense_gradients_are_freed(task_model: TaskModel, batch: Batch) -> None:
+    model = SparseModel(task_model, random_mask(task_model))
+    model(**batch).loss.backward()
+    assert all(parameter.grad is None for parameter in task_model.backbone.module.parameters())
+    assert all(parameter.grad is not None for parameter in model.head.values())
+
+
+def test_gradients_add_up_over_backward_passes_until_they_are_cleared(task_model: TaskModel, batch: Batch) -> None:
+    model = SparseModel(task_model, random_mask(task_model))
+    model(**batch).loss.backward()
+    assert model.values.grad is not None
+    once = model.values.grad.clone()
+    model(**batch).loss.backward()
+    assert torch.equal(model.values.grad, once + once)
+    model.zero_grad()
+    model(**batch).loss.backward()
+    assert torch.equal(model.values.grad, once)
+
+
+def test_parts_of_a_batch_accumulate_to_the_whole(task_model: TaskModel, batch: Batch) -> None:
+    mask = random_mask(task_model)
+    model = SparseModel(task_model, mask)
+    model(**batch).loss.backward()
+    assert model.values.grad is not None
+    whole = model.values.grad.clone()
+    model.zero_grad()
+    for start in (0, 2, 4):
+        part = {name: tensor[start : start + 2] for name, tensor in batch.items()}
+        (model(**part).loss / 3).backward()
+    torch.testing.assert_close(model.values.grad, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_sam_ranks_by_the_squared_gradient_of_the_whole_model(
+    task_model: TaskModel, checkpoint: Checkpoint, batch: Batch
+) -> None:
+    batches = [{n: t[:3] for n, t in batch.items()}, {n: t[3:] for n, t in batch.items()}]
+    wanted = dense_gradients(task_model, batches)
+    parameters = candidates(task_model)
+    found = summed_gradients(task_model, batches, parameters, lambda: None)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name] / 2, gradient, rtol=1e-4, atol=1e-7)
+    assert not any(parameter.requires_grad for parameter in task_model.backbone.module.parameters())
+    assert all(parameter.grad is None for parameter in task_model.model.parameters())
+    mask = select("sam", SelectionRequest(parameters, 300, gradients=found))
+    every = torch.cat([found[name].flatten() for name in parameters]).square()
+    best = set(every.sort(descending=True, stable=True).indices[:300].tolist())
+    starts = dict(zip(parameters, torch.tensor([0, *[p.numel() for p in parameters.values()]]).cumsum(0), strict=False))
+    assert {int(starts[name]) + p for name, positions in mask.items() for p in positions.tolist()} == best
+
+
+class PlainAdamW:
+    """Decoupled weight decay and Adam as in Loshchilov and Hutter, on one float64 vector."""
+
+    def __init__(self, values: Tensor, lr: float, decay: float):
+        self.values, self.lr, self.decay, self.steps = values.double(), lr, decay, 0
+        self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        self.steps += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        first, second = self.first / (1 - 0.9**self.steps), self.second / (1 - 0.999**self.steps)
+        self.values = self.values * (1 - self.lr * self.decay) - self.lr * first / (second.sqrt() + 1e-8)
+        return self.values
+
+
+def in_float64(task_model: TaskModel) -> TaskModel:
+    """In float32 the noise of a gradient that should be zero (a key's bias) is what Adam steps along."""
+    module = task_model.backbone.module
+    task_model.model.double().eval()
+    arena = build_arena(dict(module.named_parameters()))
+    backbone = Backbone(module, arena, task_model.backbone.checkpoint, {})
+    return TaskModel(task_model.model, backbone, task_model.head)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_steps_are_those_of_a_dense_masked_adamw(
+    task_model: TaskModel, checkpoint: Checkpoint, batch: Batch, decay: float
+) -> None:
+    torch.manual_seed(0)
+    dense = in_float64(load_task_model(checkpoint, TASK))
+    parameters = {n: p.requires_grad_(True) for n, p in dense.model.named_parameters()}
+    mask = {f"bert.{name}": positions for name, positions in random_mask(task_model).items()}
+    base = {name: parameters[name].detach().flatten()[positions].clone() for name, positions in mask.items()}
+    plain = {name: PlainAdamW(torch.zeros(len(p)), 1e-2, decay) for name, p in mask.items()}
+    plain |= {name: PlainAdamW(parameters[name].detach().flatten(), 3e-3, decay) for name in dense.head}
+
+    model = SparseModel(in_float64(task_model), random_mask(task_model))
+    optimizer = model.optimizer(learning_rate=1e-2, head_learning_rate=3e-3, weight_decay=decay)
+    for _ in range(8):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+        gradients = torch.autograd.grad(dense.model(**batch).loss, [parameters[name] for name in plain])
+        for name, gradient in zip(plain, gradients, strict=True):
+            chosen = mask.get(name, torch.arange(gradient.numel()))
+            values = plain[name].step(gradient.flatten()[chosen])
+            parameters[name].data.view(-1)[chosen] = values + base.get(name, 0.0)
+    for name, found in pieces(model, random_mask(task_model), model.values.detach()).items():
+        torch.testing.assert_close(found.double(), plain[f"bert.{name}"].values, rtol=1e-4, atol=1e-7)
+    for name, parameter in model.head.items():
+        torch.testing.assert_close(parameter.detach().flatten(), plain[name].values, rtol=1e-6, atol=1e-8)
+
+
+def test_decay_pulls_the_values_to_zero_and_leaves_the_weights(task_model: TaskModel) -> None:
+    mask = random_mask(task_model)
+    model = SparseModel(task_model, mask)
+    before = {name: task_model.backbone.arena.view(name).clone() for name in mask}
+    with torch.no_grad():
+        model.values.fill_(1.0)
+    optimizer = model.optimizer(learning_rate=0.1, head_learning_rate=0.0, weight_decay=0.5)
+    model.values.grad = torch.zeros_like(model.values)
+    for _ in range(200):
+        optimizer.step()
+    assert model.values.abs().max() < 1e-3
+    for name, weight in before.items():
+        torch.testing.assert_close(task_model.backbone.arena.view(name), weight, rtol=0, atol=1e-3)
+
+
+def test_entries_that_were_not_chosen_never_move(task_model: TaskModel, batch: Batch) -> None:
+    mask = random_mask(task_model)
+    model = SparseModel(task_model, mask)
+    arena = task_model.backbone.arena
+    before = {name: arena.view(name).clone() for name in arena.slots}
+    optimizer = model.optimizer(learning_rate=0.1, head_learning_rate=0.1, weight_decay=0.3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    for name, weight in before.items():
+        moved = (arena.view(name).view(-1).view(torch.int32) != weight.view(-1).view(torch.int32)).nonzero().flatten()
+        assert set(moved.tolist()) <= set(mask[name].tolist() if name in mask else [])
+    assert any(not torch.equal(arena.view(name), before[name]) for name in mask)
+
+
+def test_the_arena_holds_base_plus_values_after_each_step(task_model: TaskModel, batch: Batch) -> None:
+    mask = random_mask(task_model)
+    model = SparseModel(task_model, mask)
+    arena = task_model.backbone.arena
+    base = {name: arena.view(name).view(-1)[positions].clone() for name, positions in mask.items()}
+    optimizer = model.optimizer(learning_rate=0.05, head_learning_rate=0.05, weight_decay=0.0)
+    model(**batch).loss.backward()
+    optimizer.step()
+    for name, values in pieces(model, mask, model.values.detach()).items():
+        assert torch.equal(arena.view(name).view(-1)[mask[name]], base[name] + values)
+
+
+def test_clearing_puts_every_bit_back(task_model: TaskModel, batch: Batch) -> None:
+    before = task_model.backbone.arena.digest()
+    model = SparseModel(task_model, random_mask(task_model))
+    optimizer = model.optimizer(learning_rate=0.7, head_learning_rate=0.1, weight_decay=0.1)
+    for _ in range(3):
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert task_model.backbone.arena.digest() != before
+    model.clear()
+    assert task_model.backbone.arena.digest() == before
+    assert not model.values.any()
+
+
+def test_the_delta_makes_the_same_weights_again(task_model: TaskModel, batch: Batch) -> None:
+    arena = task_model.backbone.arena
+    model = SparseModel(task_model, random_mask(task_model))
+    optimizer = model.optimizer(learning_rate=0.05, head_learning_rate=0.05, weight_decay=0.0)
+    model(**batch).loss.backward()
+    optimizer.step()
+    trained, delta = arena.digest(), model.delta("float32")
+    model.clear()
+    apply_patch(arena, make_patch(task_model.backbone, delta))
+    assert arena.digest() == trained
+
+
+def test_the_delta_leaves_out_what_is_zero_once_stored(task_model: TaskModel) -> None:
+    mask = {"encoder.layer.0.output.dense.bias": torch.tensor([1, 3, 5, 7]), "pooler.dense.bias": torch.tensor([2])}
+    model = SparseModel(task_model, mask)
+    with torch.no_grad():
+        model.values.copy_(torch.tensor([0.0, 1e-12, 1e-3, -2.0, 1e-12]))
+    found = {dtype: model.delta(dtype) for dtype in ("float32", "bfloat16", "float16", "int8")}
+    assert {dtype: delta.nnz for dtype, delta in found.items()} == {
+        "float32": 4,
+        "bfloat16": 4,
+        "float16": 2,
+        "int8": 4,
+    }
+    assert list(found["float16"].parameters) == ["encoder.layer.0.output.dense.bias"]
+    assert found["float16"].parameters["encoder.layer.0.output.dense.bias"].indices.tolist() == [5, 7]
+    assert (found["float16"].value_kind, found["float16"].value_dtype) == ("add", "float16")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_that_diverged_has_no_delta(task_model: TaskModel, value: float) -> None:
+    model = SparseModel(task_model, {"pooler.dense.bias": torch.tensor([0, 1])})
+    with torch.no_grad():
+        model.values[1] = value
+    with pytest.raises(DataError, match="training diverged"):
+        model.delta("float32")
+
+
+def test_a_checkpoint_holds_the_values_and_the_head_alone(task_model: TaskModel) -> None:
+    model = SparseModel(task_model, random_mask(task_model))
+    state = model.state_dict()
+    assert set(state) == {"values", "classifier.weight", "classifier.bias"}
+    assert state["values"].shape == model.values.shape
+    state["values"].fill_(7)
+    assert not model.values.any()  # a copy
+
+
+def test_loading_a_checkpoint_brings_back_the_weights(task_model: TaskModel, batch: Batch) -> None:
+    model = SparseModel(task_model, random_mask(task_model))
+    optimizer = model.optimizer(learning_rate=0.05, head_learning_rate=0.05, weight_decay=0.0)
+    model(**batch).loss.backward()
+    optimizer.step()
+    state, trained = model.state_dict(), task_model.backbone.arena.digest()
+    model.clear()
+    for parameter in model.head.values():
+        nn.init.zeros_(parameter)
+    model.load_state_dict(state)
+    assert task_model.backbone.arena.digest() == trained
+    assert all(torch.equal(parameter, state[name]) for name, parameter in model.head.items())
+
+
+def test_the_trainable_parameters_of_the_optimizer_are_values_and_head(task_model: TaskModel) -> None:
+    model = SparseModel(task_model, random_mask(task_model))
+    optimizer = model.optimizer(learning_rate=1e-2, head_learning_rate=1e-3, weight_decay=0.0)
+    values, head = optimizer.param_groups
+    assert (values["lr"], [p is model.values for p in values["params"]]) == (1e-2, [True])
+    assert head["lr"] == 1e-3
+    assert {id(p) for p in head["params"]} == {id(p) for p in model.head.values()}
+
+
+def test_an_empty_mask_trains_the_head_alone(task_model: TaskModel, batch: Batch) -> None:
+    before = task_model.backbone.arena.digest()
+    model = SparseModel(task_model, {})
+    head = {name: parameter.detach().clone() for name, parameter in model.head.items()}
+    optimizer = model.optimizer(learning_rate=0.1, head_learning_rate=0.1, weight_decay=0.1)
+    model(**batch).loss.backward()
+    optimizer.step()
+    assert task_model.backbone.arena.digest() == before
+    assert all(not torch.equal(parameter, head[name]) for name, parameter in model.head.items())
+
+
+def test_half_precision_by_autocast_gives_float32_gradients(task_model: TaskModel, batch: Batch) -> None:
+    mask = random_mask(task_model)
+    wanted = dense_gradients(task_model, [batch])
+    model = SparseModel(task_model, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert model.values.grad is not None and model.values.grad.dtype == torch.float32
+    dense = torch.cat([wanted[name].flatten()[mask[name]] for name in sorted(mask)])
+    assert torch.cosine_similarity(model.values.grad, dense, dim=0) > 0.98
+
+
+class Tied(nn.Module):
+    """Two names for one matrix, both used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4, bias=False)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+        self.config = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x))).square().mean()
+
+
+def test_tied_parameters_are_one_candidate_with_the_gradient_of_all_their_uses() -> None:
+    torch.manual_seed(0)
+    module, x = Tied(), torch.randn(5, 4)
+    module(x).backward()
+    assert module.first.weight.grad is not None
+    wanted = module.first.weight.grad.flatten()
+    module.zero_grad()
+    module.requires_grad_(False)
+    arena = build_arena(dict(module.named_parameters(remove_duplicate=False)))
+    checkpoint = Checkpoint("tied", "", Path(), {}, "", "float32")
+    task_model = TaskModel(module, Backbone(module, arena, checkpoint, {}), ())
+    assert list(candidates(task_model)) == ["first.weight"]
+    positions = torch.tensor([0, 5, 15])
+    model = SparseModel(task_model, {"first.weight": positions})
+    model(x=x).backward()
+    assert model.values.grad is not None
+    torch.testing.assert_close(model.values.grad, wanted[positions])
+    with torch.no_grad():
+        model.values.fill_(0.5)
+    model.write()
+    assert module.second.weight.data_ptr() == module.first.weight.data_ptr()
+
+
+def test_candidates_are_the_arena_and_not_the_head(task_model: TaskModel, tiny_checkpoint: TinyCheckpoint) -> None:
+    found = candidates(task_model)
+    assert sum(tensor.numel() for tensor in found.values()) == task_model.backbone.arena.numel
+    assert set(found) == set(load_backbone(str(tiny_checkpoint("bert"))).arena.slots)
