@@ -27,13 +27,15 @@ async def results(request: Request, futures: list[Future[T]]) -> list[T | Sparse
     waiting = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
     leaving = asyncio.create_task(_disconnect(request))
     either: list[asyncio.Future[Any]] = [waiting, leaving]
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not waiting.done():
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientLeft("the client left")
+    finally:  # also where this request itself is cancelled, by a server's time limit for instance
+        leaving.cancel()
+        waiting.cancel()
         for future in futures:
             future.cancel()
-        waiting.cancel()
-        raise ClientLeft("the client left")
-    leaving.cancel()
     outcome: list[T | SparsehubError] = []
     for result in waiting.result():
         if isinstance(result, BaseException) and not isinstance(result, SparsehubError):

@@ -62,10 +62,14 @@ def create_app() -> FastAPI:
 
 
 async def _count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    route = getattr(request.scope.get("route"), "path", "(unknown)")
-    request.app.state.service.metrics.request(route, response.status_code)
-    return response
+    status = 500  # of an error that no handler in here answers
+    try:
+        response = await call_next(request)
+        status = response.status_code
+        return response
+    finally:
+        route = getattr(request.scope.get("route"), "path", "(unknown)")
+        request.app.state.service.metrics.request(route, status)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

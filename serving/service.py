@@ -6,18 +6,24 @@ import logging
 import os
 
 import bentoml
+from starlette.types import Receive, Scope, Send
 
 from serving.app import Service, create_app
 from serving.metrics import Metrics
 from serving.settings import read_settings
 from serving.start import start_engine
 
-log = logging.getLogger("sparsehub")
+OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
 
 
+async def every_route(scope: Scope, receive: Receive, send: Send) -> None:
+    """The app as BentoML sees it: of a FastAPI object it would look up the routes, and answer unknown ones itself."""
+    await app(scope, receive, send)
+
+
 @bentoml.service(name="sparsehub", workers=1, traffic={"timeout": 60}, metrics={"enabled": True})
-@bentoml.asgi_app(app, path="/")
+@bentoml.asgi_app(every_route, path="/")
 class SparsehubService:
     """One worker, one model thread, one backbone."""
 
@@ -32,9 +38,9 @@ class SparsehubService:
         return self._service.engine.healthy
 
     def __metrics__(self, text: str) -> str:
-        """BentoML's metrics, which are process-wide, after a fresh look at the engine's gauges."""
-        own = self._service.metrics.text(self._service.engine)
-        return text if "sparsehub_tasks" in text else text + own
+        """BentoML's metrics with ours as they are now: its text was made before the engine's gauges were read."""
+        theirs = [line for line in text.splitlines(keepends=True) if not line.startswith(OWN_METRICS)]
+        return "".join(theirs) + self._service.metrics.text(self._service.engine)
 
     @bentoml.on_shutdown
     def shutdown(self) -> None:

@@ -6,6 +6,7 @@ Environment variables reach a service however it is started: `sparsehub serve`, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,10 @@ class Settings:
     batch_tokens: int = 4096
     batch_rows: int = 64
     timeout: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < math.inf:
+            raise UsageError(f"{PREFIX}TIMEOUT must be a number of seconds above 0", found=self.timeout)
 
     def to_environment(self) -> dict[str, str]:
         """The variables that `read_settings` turns back into these settings."""

@@ -82,9 +82,14 @@ def envelope(kind: str, body: Body, ticket: Ticket[Any], data: list[dict[str, An
 
 
 def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's shape."""
+    """An error in OpenAI's shape. What it quotes of a request may hold half of a surrogate pair: it goes escaped."""
+    message, param = _encodable(message), _encodable(param) if param else None
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def status_of(error: BaseException) -> int:

@@ -124,7 +124,7 @@ def _word_pieces() -> tuple[Any, dict[str, str]]:
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     words = sorted({word for sentence in _SENTENCES for word in sentence.split()})
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters), *words[::2]]
+    pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters), *words]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -138,11 +139,13 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether work is taken: the arena is known, and a started model thread still runs."""
-        return self._swap.healthy and (self._thread is None or self._thread.is_alive())
+        """Whether work is taken: the arena is known, nobody said stop, and a started model thread still runs."""
+        running = self._thread is None or self._thread.is_alive()
+        return self._swap.healthy and not self._stopping and running
 
     def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool) -> list[Encoded]:
         rows = rows_of(task, inputs)
+        task = dataclasses.replace(task, max_length=min(task.max_length, self.max_tokens))
         try:
             with self._tokenizer_lock:
                 encoded = encode(task, self.tokenizer, rows, truncate=truncate)
@@ -177,17 +180,23 @@ class Engine:
 
     def stop(self, drain: float = 30.0) -> None:
         """Take no more rows, finish what waits for up to `drain` seconds, and leave the base weights in the arena."""
-        self._scheduler.close()
         self._stopping = True
+        self._scheduler.close()
         if self._thread is not None:
             self._thread.join(drain)
         self._scheduler.fail_all(CancelledError("the engine stopped before this row ran"))
         with self._arena_lock:
-            self._swap.to(None)
+            if self._swap.healthy:
+                self._swap.to(None)
 
     def _loop(self) -> None:
-        while not (self._stopping and not self._scheduler.waiting):
-            self.step(IDLE_SECONDS)
+        try:
+            while not (self._stopping and not self._scheduler.waiting):
+                self.step(IDLE_SECONDS)
+        except BaseException as error:  # nobody would take the rows that wait, nor those that come
+            self._scheduler.close()
+            self._scheduler.fail_all(UnhealthyError("the model thread ended", found=repr(error), fix="restart it"))
+            raise
 
     def step(self, timeout: float | None = 0.0) -> bool:
         """Take the next batch, make its task current, run it, answer. False where nothing came within `timeout`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from sparsehub.package.encoding import Encoded
 from sparsehub.package.manifest import MULTIPLE_CHOICE, TOKEN_CLASSIFICATION, TaskSpec
 
 Row = Mapping[str, Any]
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 and tokenizers cannot
 
 
 def rows_of(task: TaskSpec, inputs: Sequence[Any]) -> list[Row]:
@@ -51,6 +53,8 @@ def _checked(task: TaskSpec, row: Row, fields: Sequence[str], place: int) -> Row
             raise RequestError(f"input {place}: {field!r} is no text", found=type(value).__name__, expected="a string")
         if not strings or any(not text.strip() for text in strings):
             raise RequestError(f"input {place}: {field!r} is empty", expected="some text")
+        if any(_SURROGATE.search(text) for text in strings):
+            raise RequestError(f"input {place}: {field!r} is no text", found="half of a surrogate pair")
     return row
 
 

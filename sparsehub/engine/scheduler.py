@@ -91,7 +91,7 @@ class Scheduler:
                     fix="send the request again after the given time",
                 )
             for item in items:
-                item.arrived = time.monotonic()  # under the lock, so that queues stay in order whoever made its rows first
+                item.arrived = time.monotonic()  # under the lock: a queue is in the order of its arrivals
                 self._queues.setdefault(item.key, []).append(item)
             self._waiting += len(items)
             self._ready.notify()

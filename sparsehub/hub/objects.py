@@ -14,7 +14,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore
 
 from sparsehub.errors import HubError, IntegrityError, NotFoundError
-from sparsehub.files import CHUNK
+from sparsehub.files import CHUNK, fsync
 
 # obstore writes `path#1` and links it to `path`; a killed writer leaves the first behind.
 _STAGING = re.compile(r".*#\d+", re.DOTALL)
@@ -87,11 +87,11 @@ class FolderObjects(Objects):
         with _hub_errors(path):
             if not self.root.is_dir():
                 self.root.mkdir(parents=True, exist_ok=True)
-                _sync(self.root.parent)
+                fsync(self.root.parent)
             self._check(path)
             created = super().create(path, data)
             for part in (self.root, *self._parts(path)):  # obstore does not fsync; a writer before us may have died
-                _sync(part)
+                fsync(part)
             return created
 
     def stream(self, path: str) -> tuple[int, Iterator[bytes]] | None:
@@ -146,10 +146,3 @@ def _chunks(path: str, stream: Iterator[bytes]) -> Iterator[bytes]:
     with _hub_errors(path):
         yield from stream
 
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

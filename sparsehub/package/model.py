@@ -51,7 +51,8 @@ def task_config(config: Any, task: TaskSpec, pad_token_id: int | None) -> Any:
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
-    config.problem_type = task.problem_type
+    # transformers refuses to load a single label with a problem type, and its multiple choice models never read it
+    config.problem_type = None if task.kind == MULTIPLE_CHOICE else task.problem_type
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id  # a decoder's classifier looks for the last token that is no padding
     return config

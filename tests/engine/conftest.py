@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-MAX_LENGTH = 24  # of the tasks; the tiny backbone itself takes 64
+MAX_LENGTH = 48  # of the tasks; the tiny backbone itself takes 64
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,14 @@ from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Engine
 from sparsehub.package import read_package
 
-WORDS = "the quick brown fox jumps over lazy dog good film great cast bad ending who wrote book river north".split()
+SENTENCE = "the quick brown fox jumps over lazy dog good film great cast bad ending who wrote book river north"
 Close = Callable[..., bool]
+Reference = Callable[[str], Callable[[Any], list[float]]]
+NAMES = ["three", "seven", "pair", "rating", "choice", "words"]
 
 
-def sentence(choices: random.Random, longest: int = 12) -> str:
-    return " ".join(choices.choices(WORDS, k=choices.randint(1, longest)))
+def sentence(choices: random.Random, longest: int = 10) -> str:
+    return " ".join(choices.choices(SENTENCE.split(), k=choices.randint(1, longest)))
 
 
 def item_for(name: str, choices: random.Random) -> Any:
@@ -48,40 +51,41 @@ def engine(tiny_tasks: Any, suite: Mapping[str, Path], reports: list[BatchReport
 
 
 @pytest.fixture(scope="module")
-def references(tiny_tasks: Any, suite: Mapping[str, Path]) -> dict[str, Callable[[Any], list[float]]]:
-    return {name: tiny_tasks.reference(package) for name, package in suite.items()}
+def reference_of(tiny_tasks: Any, suite: Mapping[str, Path]) -> Reference:
+    """By a task's name, what plain transformers answers to an input."""
+    return functools.cache(lambda name: tiny_tasks.reference(suite[name]))
 
 
-@pytest.mark.parametrize("name", ["three", "seven", "pair", "rating", "choice", "words"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_kind_answers_as_its_materialised_model(
-    name: str, engine: Engine, references: Mapping[str, Any], close: Close
+    name: str, engine: Engine, reference_of: Reference, close: Close
 ) -> None:
     choices = random.Random(name)
     items = [item_for(name, choices) for _ in range(12)]
     ticket = engine.classify(name, items)
     found = [future.result(30) for future in ticket.futures]
-    expected = [references[name](item) for item in items]
+    expected = [reference_of(name)(item) for item in items]
     assert all(close(answer, scores) for answer, scores in zip(found, expected, strict=True))
     assert len({tuple(round(score, 3) for score in scores) for scores in expected}) > 6, "the task tells rows apart"
 
 
-def test_the_label_is_the_one_of_the_best_score(engine: Engine, references: Mapping[str, Any]) -> None:
+def test_the_label_is_the_one_of_the_best_score(engine: Engine, reference_of: Reference) -> None:
     for text in ("the quick fox", "a bad ending", "who wrote"):
         answer = engine.classify("seven", [text]).futures[0].result(30)
-        scores = references["seven"](text)
+        scores = reference_of("seven")(text)
         assert answer.label == f"label{scores.index(max(scores))}"
         assert sum(answer.scores) == pytest.approx(1)
 
 
 def test_rows_of_many_tasks_from_many_threads_each_get_their_own_tasks_answer(
-    engine: Engine, references: Mapping[str, Any], close: Close, reports: list[BatchReport]
+    engine: Engine, reference_of: Reference, close: Close, reports: list[BatchReport]
 ) -> None:
     asked_before = len(reports)
 
     def client(seed: int) -> list[tuple[str, Any, Any]]:
         choices, asked = random.Random(seed), []
         for _ in range(12):
-            name = choices.choice(list(references))
+            name = choices.choice(NAMES)
             items = [item_for(name, choices) for _ in range(choices.randint(1, 3))]
             ticket = engine.classify(name, items)
             assert ticket.task is not None and ticket.task.manifest.name == name
@@ -90,7 +94,7 @@ def test_rows_of_many_tasks_from_many_threads_each_get_their_own_tasks_answer(
 
     with ThreadPoolExecutor(16) as pool:
         results = [result for own in pool.map(client, range(16)) for result in own]
-    wrong = [name for name, item, answer in results if not close(answer, references[name](item))]
+    wrong = [name for name, item, answer in results if not close(answer, reference_of(name)(item))]
     assert wrong == []
     batches = reports[asked_before:]
     assert sum(report.rows for report in batches) == len(results)

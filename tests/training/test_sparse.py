@@ -9,69 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsehub.backbone import Backbone, Checkpoint, load_backbone, open_checkpoint
+from sparsehub.backbone import Backbone, Checkpoint, load_backbone
 from sparsehub.backbone.arena import build_arena
-from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import DataError
 from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.model import TaskModel, load_task_model
 from sparsehub.patch import apply_patch, make_patch
-from sparsehub.selection import SelectionRequest, select
-from sparsehub.training.batches import Collator
-from sparsehub.training.gradients import summed_gradients
 from sparsehub.training.sparse import SparseModel, candidates
 
-TASK = TaskSpec(
-    "text-classification", ("bad", "good"), "single_label_classification", ("text",), "label", 24, ("accuracy",)
-)
-TEXTS = ["a good film", "what a boring slow story", "lovely to watch", "an awful ending", "great fun", "bad"]
-LABELS = [1, 0, 1, 0, 1, 0]
-TinyCheckpoint = Callable[[str], Path]
 Batch = Mapping[str, Tensor]
+MakeMask = Callable[[TaskModel], dict[str, Tensor]]
+Dense = Callable[[TaskModel, list[Batch]], dict[str, Tensor]]
+Pieces = Callable[[SparseModel, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
+TinyCheckpoint = Callable[[str], Path]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Checkpoint:
-    return open_checkpoint(str(tiny_checkpoint("bert")))
-
-
-@pytest.fixture
-def task_model(checkpoint: Checkpoint) -> TaskModel:
-    torch.manual_seed(0)
-    return load_task_model(checkpoint, TASK)
-
-
-@pytest.fixture(scope="module")
-def batch(checkpoint: Checkpoint) -> Batch:
-    collate = Collator(TASK, load_tokenizer(checkpoint))
-    return collate([({"text": text}, label) for text, label in zip(TEXTS, LABELS, strict=True)])
-
-
-def random_mask(task_model: TaskModel, density: float = 0.02) -> dict[str, Tensor]:
-    parameters = candidates(task_model)
-    budget = round(density * task_model.backbone.arena.numel)
-    return select("random", SelectionRequest(parameters, budget, seed=3))
-
-
-def dense_gradients(task_model: TaskModel, batches: list[Batch]) -> dict[str, Tensor]:
-    """Of the mean loss over the batches, through autograd alone."""
-    names = dict(task_model.backbone.module.named_parameters())
-    wanted = {name: names[name] for name in candidates(task_model)}
-    for parameter in wanted.values():
-        parameter.requires_grad_(True)
-    loss = torch.stack([task_model.model(**batch).loss for batch in batches]).mean()
-    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-    for parameter in wanted.values():
-        parameter.requires_grad_(False)
-    return {n: g if g is not None else torch.zeros_like(wanted[n]) for n, g in zip(wanted, found, strict=True)}
-
-
-def pieces(model: SparseModel, mask: Mapping[str, Tensor], flat: Tensor) -> dict[str, Tensor]:
-    """The value vector (or its gradient) by parameter name."""
-    return dict(zip(sorted(mask), flat.split([len(mask[name]) for name in sorted(mask)]), strict=True))
-
-
-def test_the_values_begin_at_no_change(task_model: TaskModel) -> None:
+def test_the_values_begin_at_no_change(random_mask: MakeMask, task_model: TaskModel) -> None:
     before = task_model.backbone.arena.digest()
     mask = random_mask(task_model)
     model = SparseModel(task_model, mask)
@@ -80,65 +33,6 @@ def test_the_values_begin_at_no_change(task_model: TaskModel) -> None:
     assert not model.values.any()
     model.write()
     assert task_model.backbone.arena.digest() == before
-
-
-def test_gradients_at_the_positions_are_those_of_the_dense_model(task_model: TaskModel, batch: Batch) -> None:
-    mask, wanted = random_mask(task_model), dense_gradients(task_model, [batch])
-    model = SparseModel(task_model, mask)
-    model(**batch).loss.backward()
-    assert model.values.grad is not None
-    for name, found in pieces(model, mask, model.values.grad).items():
-        assert torch.equal(found, wanted[name].flatten()[mask[name]]), name
-
-
-def test_the_dense_gradients_are_freed(task_model: TaskModel, batch: Batch) -> None:
-    model = SparseModel(task_model, random_mask(task_model))
-    model(**batch).loss.backward()
-    assert all(parameter.grad is None for parameter in task_model.backbone.module.parameters())
-    assert all(parameter.grad is not None for parameter in model.head.values())
-
-
-def test_gradients_add_up_over_backward_passes_until_they_are_cleared(task_model: TaskModel, batch: Batch) -> None:
-    model = SparseModel(task_model, random_mask(task_model))
-    model(**batch).loss.backward()
-    assert model.values.grad is not None
-    once = model.values.grad.clone()
-    model(**batch).loss.backward()
-    assert torch.equal(model.values.grad, once + once)
-    model.zero_grad()
-    model(**batch).loss.backward()
-    assert torch.equal(model.values.grad, once)
-
-
-def test_parts_of_a_batch_accumulate_to_the_whole(task_model: TaskModel, batch: Batch) -> None:
-    mask = random_mask(task_model)
-    model = SparseModel(task_model, mask)
-    model(**batch).loss.backward()
-    assert model.values.grad is not None
-    whole = model.values.grad.clone()
-    model.zero_grad()
-    for start in (0, 2, 4):
-        part = {name: tensor[start : start + 2] for name, tensor in batch.items()}
-        (model(**part).loss / 3).backward()
-    torch.testing.assert_close(model.values.grad, whole, rtol=1e-4, atol=1e-6)
-
-
-def test_sam_ranks_by_the_squared_gradient_of_the_whole_model(
-    task_model: TaskModel, checkpoint: Checkpoint, batch: Batch
-) -> None:
-    batches = [{n: t[:3] for n, t in batch.items()}, {n: t[3:] for n, t in batch.items()}]
-    wanted = dense_gradients(task_model, batches)
-    parameters = candidates(task_model)
-    found = summed_gradients(task_model, batches, parameters, lambda: None)
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name] / 2, gradient, rtol=1e-4, atol=1e-7)
-    assert not any(parameter.requires_grad for parameter in task_model.backbone.module.parameters())
-    assert all(parameter.grad is None for parameter in task_model.model.parameters())
-    mask = select("sam", SelectionRequest(parameters, 300, gradients=found))
-    every = torch.cat([found[name].flatten() for name in parameters]).square()
-    best = set(every.sort(descending=True, stable=True).indices[:300].tolist())
-    starts = dict(zip(parameters, torch.tensor([0, *[p.numel() for p in parameters.values()]]).cumsum(0), strict=False))
-    assert {int(starts[name]) + p for name, positions in mask.items() for p in positions.tolist()} == best
 
 
 class PlainAdamW:
@@ -168,10 +62,16 @@ def in_float64(task_model: TaskModel) -> TaskModel:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_steps_are_those_of_a_dense_masked_adamw(
-    task_model: TaskModel, checkpoint: Checkpoint, batch: Batch, decay: float
+    task: TaskSpec,
+    random_mask: MakeMask,
+    pieces: Pieces,
+    task_model: TaskModel,
+    checkpoint: Checkpoint,
+    batch: Batch,
+    decay: float,
 ) -> None:
     torch.manual_seed(0)
-    dense = in_float64(load_task_model(checkpoint, TASK))
+    dense = in_float64(load_task_model(checkpoint, task))
     parameters = {n: p.requires_grad_(True) for n, p in dense.model.named_parameters()}
     mask = {f"bert.{name}": positions for name, positions in random_mask(task_model).items()}
     base = {name: parameters[name].detach().flatten()[positions].clone() for name, positions in mask.items()}
@@ -195,7 +95,7 @@ def test_steps_are_those_of_a_dense_masked_adamw(
         torch.testing.assert_close(parameter.detach().flatten(), plain[name].values, rtol=1e-6, atol=1e-8)
 
 
-def test_decay_pulls_the_values_to_zero_and_leaves_the_weights(task_model: TaskModel) -> None:
+def test_decay_pulls_the_values_to_zero_and_leaves_the_weights(random_mask: MakeMask, task_model: TaskModel) -> None:
     mask = random_mask(task_model)
     model = SparseModel(task_model, mask)
     before = {name: task_model.backbone.arena.view(name).clone() for name in mask}
@@ -210,7 +110,7 @@ def test_decay_pulls_the_values_to_zero_and_leaves_the_weights(task_model: TaskM
         torch.testing.assert_close(task_model.backbone.arena.view(name), weight, rtol=0, atol=1e-3)
 
 
-def test_entries_that_were_not_chosen_never_move(task_model: TaskModel, batch: Batch) -> None:
+def test_entries_that_were_not_chosen_never_move(random_mask: MakeMask, task_model: TaskModel, batch: Batch) -> None:
     mask = random_mask(task_model)
     model = SparseModel(task_model, mask)
     arena = task_model.backbone.arena
@@ -226,7 +126,9 @@ def test_entries_that_were_not_chosen_never_move(task_model: TaskModel, batch: B
     assert any(not torch.equal(arena.view(name), before[name]) for name in mask)
 
 
-def test_the_arena_holds_base_plus_values_after_each_step(task_model: TaskModel, batch: Batch) -> None:
+def test_the_arena_holds_base_plus_values_after_each_step(
+    random_mask: MakeMask, pieces: Pieces, task_model: TaskModel, batch: Batch
+) -> None:
     mask = random_mask(task_model)
     model = SparseModel(task_model, mask)
     arena = task_model.backbone.arena
@@ -238,7 +140,7 @@ def test_the_arena_holds_base_plus_values_after_each_step(task_model: TaskModel,
         assert torch.equal(arena.view(name).view(-1)[mask[name]], base[name] + values)
 
 
-def test_clearing_puts_every_bit_back(task_model: TaskModel, batch: Batch) -> None:
+def test_clearing_puts_every_bit_back(random_mask: MakeMask, task_model: TaskModel, batch: Batch) -> None:
     before = task_model.backbone.arena.digest()
     model = SparseModel(task_model, random_mask(task_model))
     optimizer = model.optimizer(learning_rate=0.7, head_learning_rate=0.1, weight_decay=0.1)
@@ -251,7 +153,7 @@ def test_clearing_puts_every_bit_back(task_model: TaskModel, batch: Batch) -> No
     assert not model.values.any()
 
 
-def test_the_delta_makes_the_same_weights_again(task_model: TaskModel, batch: Batch) -> None:
+def test_the_delta_makes_the_same_weights_again(random_mask: MakeMask, task_model: TaskModel, batch: Batch) -> None:
     arena = task_model.backbone.arena
     model = SparseModel(task_model, random_mask(task_model))
     optimizer = model.optimizer(learning_rate=0.05, head_learning_rate=0.05, weight_decay=0.0)
@@ -289,7 +191,7 @@ def test_a_run_that_diverged_has_no_delta(task_model: TaskModel, value: float) -
         model.delta("float32")
 
 
-def test_a_checkpoint_holds_the_values_and_the_head_alone(task_model: TaskModel) -> None:
+def test_a_checkpoint_holds_the_values_and_the_head_alone(random_mask: MakeMask, task_model: TaskModel) -> None:
     model = SparseModel(task_model, random_mask(task_model))
     state = model.state_dict()
     assert set(state) == {"values", "classifier.weight", "classifier.bias"}
@@ -298,7 +200,9 @@ def test_a_checkpoint_holds_the_values_and_the_head_alone(task_model: TaskModel)
     assert not model.values.any()  # a copy
 
 
-def test_loading_a_checkpoint_brings_back_the_weights(task_model: TaskModel, batch: Batch) -> None:
+def test_loading_a_checkpoint_brings_back_the_weights(
+    random_mask: MakeMask, task_model: TaskModel, batch: Batch
+) -> None:
     model = SparseModel(task_model, random_mask(task_model))
     optimizer = model.optimizer(learning_rate=0.05, head_learning_rate=0.05, weight_decay=0.0)
     model(**batch).loss.backward()
@@ -312,7 +216,9 @@ def test_loading_a_checkpoint_brings_back_the_weights(task_model: TaskModel, bat
     assert all(torch.equal(parameter, state[name]) for name, parameter in model.head.items())
 
 
-def test_the_trainable_parameters_of_the_optimizer_are_values_and_head(task_model: TaskModel) -> None:
+def test_the_trainable_parameters_of_the_optimizer_are_values_and_head(
+    random_mask: MakeMask, task_model: TaskModel
+) -> None:
     model = SparseModel(task_model, random_mask(task_model))
     optimizer = model.optimizer(learning_rate=1e-2, head_learning_rate=1e-3, weight_decay=0.0)
     values, head = optimizer.param_groups
@@ -330,55 +236,6 @@ def test_an_empty_mask_trains_the_head_alone(task_model: TaskModel, batch: Batch
     optimizer.step()
     assert task_model.backbone.arena.digest() == before
     assert all(not torch.equal(parameter, head[name]) for name, parameter in model.head.items())
-
-
-def test_half_precision_by_autocast_gives_float32_gradients(task_model: TaskModel, batch: Batch) -> None:
-    mask = random_mask(task_model)
-    wanted = dense_gradients(task_model, [batch])
-    model = SparseModel(task_model, mask)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(**batch).loss
-    loss.backward()
-    assert model.values.grad is not None and model.values.grad.dtype == torch.float32
-    dense = torch.cat([wanted[name].flatten()[mask[name]] for name in sorted(mask)])
-    assert torch.cosine_similarity(model.values.grad, dense, dim=0) > 0.98
-
-
-class Tied(nn.Module):
-    """Two names for one matrix, both used."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, 4, bias=False)
-        self.second = nn.Linear(4, 4, bias=False)
-        self.second.weight = self.first.weight
-        self.config = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.tanh(self.first(x))).square().mean()
-
-
-def test_tied_parameters_are_one_candidate_with_the_gradient_of_all_their_uses() -> None:
-    torch.manual_seed(0)
-    module, x = Tied(), torch.randn(5, 4)
-    module(x).backward()
-    assert module.first.weight.grad is not None
-    wanted = module.first.weight.grad.flatten()
-    module.zero_grad()
-    module.requires_grad_(False)
-    arena = build_arena(dict(module.named_parameters(remove_duplicate=False)))
-    checkpoint = Checkpoint("tied", "", Path(), {}, "", "float32")
-    task_model = TaskModel(module, Backbone(module, arena, checkpoint, {}), ())
-    assert list(candidates(task_model)) == ["first.weight"]
-    positions = torch.tensor([0, 5, 15])
-    model = SparseModel(task_model, {"first.weight": positions})
-    model(x=x).backward()
-    assert model.values.grad is not None
-    torch.testing.assert_close(model.values.grad, wanted[positions])
-    with torch.no_grad():
-        model.values.fill_(0.5)
-    model.write()
-    assert module.second.weight.data_ptr() == module.first.weight.data_ptr()
 
 
 def test_candidates_are_the_arena_and_not_the_head(task_model: TaskModel, tiny_checkpoint: TinyCheckpoint) -> None:

@@ -1,0 +1,244 @@
+"""What fails, fails alone; what cannot be mended is said; nothing waits for ever."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsehub.patch
+from sparsehub.backbone import load_backbone
+from sparsehub.engine import BatchReport, Engine, Limits
+from sparsehub.errors import CancelledError, QueueFullError, RequestError, UnhealthyError
+from sparsehub.package import read_package
+
+Close = Callable[..., bool]
+POISON = "river"
+
+
+@pytest.fixture
+def engine(tiny_tasks: Any, suite: Mapping[str, Path]) -> Iterator[Engine]:
+    """Serves `three` and `seven`; not started, so that a test decides when a batch runs."""
+    engine = Engine(load_backbone(str(tiny_tasks.folder)))
+    for name in ("three", "seven"):
+        engine.add(read_package(suite[name]))
+    yield engine
+    engine.stop(drain=5)
+
+
+def poison(engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task's head raises for every batch with the poisoned word in it."""
+    head, token = engine.tasks.find(name).head, engine.tokenizer.convert_tokens_to_ids(POISON)
+    assert token != engine.tokenizer.unk_token_id
+    sound = head._model.forward
+
+    def forward(**inputs: torch.Tensor) -> Any:
+        if bool((inputs["input_ids"] == token).any()):
+            raise RuntimeError("a poisoned row")
+        return sound(**inputs)
+
+    monkeypatch.setattr(head._model, "forward", forward)
+
+
+def run_all(engine: Engine) -> None:
+    while engine.step():
+        pass
+
+
+def broken(*_: Any) -> None:
+    raise RuntimeError("the device fell asleep")
+
+
+def test_a_poisoned_row_fails_alone(
+    engine: Engine, tiny_tasks: Any, suite: Mapping[str, Path], close: Close, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[BatchReport] = []
+    engine._observe = reports.append
+    poison(engine, "three", monkeypatch)
+    texts = ["the fox", f"a {POISON}", "a good film", "who wrote the book"]
+    ticket, other = engine.classify("three", texts), engine.classify("seven", texts)
+    run_all(engine)
+    with pytest.raises(RequestError, match="the model failed on this input; found: RuntimeError: a poisoned row"):
+        ticket.futures[1].result(0)
+    for name, futures in (("three", ticket.futures), ("seven", other.futures)):
+        reference = tiny_tasks.reference(suite[name])
+        for text, future in zip(texts, futures, strict=True):
+            if (name, future) != ("three", ticket.futures[1]):
+                assert close(future.result(0), reference(text))
+    assert [(report.rows, report.failed) for report in reports] == [(4, 1), (4, 0)]
+    assert engine.healthy
+
+
+def test_a_switch_that_fails_half_way_is_put_right_before_the_next_row(
+    engine: Engine, tiny_tasks: Any, suite: Mapping[str, Path], close: Close, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, sound = engine.backbone.arena.digest(), sparsehub.patch.scatter_add_
+
+    def once(arena: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> None:
+        monkeypatch.setattr(sparsehub.patch, "scatter_add_", sound)
+        sound(arena, positions[:7], values[:7])
+        raise RuntimeError("the device fell asleep")
+
+    monkeypatch.setattr(sparsehub.patch, "scatter_add_", once)
+    ticket = engine.classify("three", ["the fox", "a dog"])
+    run_all(engine)
+    assert engine.healthy
+    for text, future in zip(("the fox", "a dog"), ticket.futures, strict=True):
+        assert close(future.result(0), tiny_tasks.reference(suite["three"])(text))
+    engine.stop()
+    assert engine.backbone.arena.digest() == base
+
+
+def test_a_switch_that_never_works_fails_its_rows_and_leaves_the_others(
+    engine: Engine, tiny_tasks: Any, suite: Mapping[str, Path], close: Close, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = engine.backbone.arena.digest()
+    with monkeypatch.context() as patched:
+        patched.setattr(sparsehub.patch, "scatter_add_", broken)
+        ticket = engine.classify("three", ["the fox", "a dog"])
+        run_all(engine)
+    for future in ticket.futures:
+        with pytest.raises(RequestError, match="fell asleep"):
+            future.result(0)
+    assert engine.healthy and engine.backbone.arena.digest() == base
+    ticket = engine.classify("three", ["the fox"])
+    run_all(engine)
+    assert close(ticket.futures[0].result(0), tiny_tasks.reference(suite["three"])("the fox"))
+
+
+def test_a_restore_that_fails_makes_the_engine_unhealthy_and_it_takes_no_more_work(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.classify("three", ["the fox"])
+    run_all(engine)
+    waiting = [engine.classify("seven", ["the fox", "a dog"]), engine.classify("three", ["a dog"])]
+    with monkeypatch.context() as patched:
+        patched.setattr(sparsehub.patch, "scatter_copy_", broken)
+        run_all(engine)
+    for ticket in waiting:
+        for future in ticket.futures:
+            with pytest.raises(UnhealthyError):
+                future.result(0)
+    assert not engine.healthy
+    assert engine.waiting == 0
+    with pytest.raises(UnhealthyError, match="takes no more work"):
+        engine.classify("three", ["the fox"])
+    with pytest.raises(UnhealthyError, match="takes no more work"):
+        engine.embed(None, ["the fox"])
+
+
+def test_an_unhealthy_engine_takes_no_task_and_can_be_stopped(
+    engine: Engine, suite: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.classify("three", ["the fox"])
+    run_all(engine)
+    with monkeypatch.context() as patched:
+        patched.setattr(sparsehub.patch, "scatter_copy_", broken)
+        with pytest.raises(UnhealthyError):
+            engine.add(read_package(suite["rating"]))
+    with pytest.raises(UnhealthyError):
+        engine.add(read_package(suite["rating"]))
+    assert len(engine.tasks.all()) == 2
+    engine.stop()
+
+
+def test_what_waits_is_answered_when_the_model_thread_dies(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(_: BatchReport) -> None:
+        raise RuntimeError("the observer broke")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    engine._observe = die
+    tickets = [engine.classify(name, ["the fox"]) for name in ("three", "seven", "three")]
+    engine.start()
+    assert tickets[0].futures[0].result(30).label, "it ran before the observer was called"
+    with pytest.raises(UnhealthyError, match="model thread"):
+        tickets[1].futures[0].result(30)
+    engine._thread.join(30)
+    assert not engine.healthy
+    with pytest.raises(UnhealthyError):
+        engine.classify("three", ["the fox"])
+
+
+def test_a_full_queue_refuses_the_whole_request_and_nothing_else_breaks(
+    tiny_tasks: Any, suite: Mapping[str, Path]
+) -> None:
+    engine = Engine(load_backbone(str(tiny_tasks.folder)), Limits(queue_rows=3))
+    engine.add(read_package(suite["three"]))
+    ticket = engine.classify("three", ["the fox", "a dog"])
+    with pytest.raises(QueueFullError):
+        engine.classify("three", ["the fox", "a dog"])
+    assert engine.waiting == 2
+    run_all(engine)
+    assert all(future.result(0).label for future in ticket.futures)
+    ticket = engine.classify("three", ["a", "b", "c"])
+    run_all(engine)
+    assert len(ticket.futures) == 3
+
+
+def test_a_deadline_that_passes_while_waiting_is_answered(engine: Engine) -> None:
+    late = engine.classify("three", ["the fox"], timeout=0)
+    fresh = engine.classify("three", ["the fox"], timeout=60)
+    run_all(engine)
+    with pytest.raises(CancelledError, match="deadline"):
+        late.futures[0].result(0)
+    assert fresh.futures[0].result(0).label
+
+
+def test_a_cancelled_row_does_not_run(engine: Engine) -> None:
+    reports: list[BatchReport] = []
+    engine._observe = reports.append
+    ticket = engine.classify("three", ["the fox", "a dog", "a film"])
+    assert ticket.futures[1].cancel()
+    run_all(engine)
+    assert [report.rows for report in reports] == [2]
+    assert all(ticket.futures[i].result(0).label for i in (0, 2))
+
+
+def test_stopping_answers_what_waits_and_refuses_what_comes(engine: Engine) -> None:
+    base_before = engine.backbone.arena.digest()
+    tickets = [engine.classify(name, ["the fox", "a dog"]) for name in ("three", "seven") * 10]
+    engine.start()
+    engine.stop()
+    assert all(future.result(0).label for ticket in tickets for future in ticket.futures)
+    assert engine.backbone.arena.digest() == base_before
+    with pytest.raises(UnhealthyError, match="takes no more work"):
+        engine.classify("three", ["the fox"])
+    assert not engine.healthy
+
+
+def test_stopping_an_engine_that_never_ran_answers_what_waits(engine: Engine) -> None:
+    ticket = engine.classify("three", ["the fox"])
+    engine.stop()
+    with pytest.raises(CancelledError, match="stopped before this row ran"):
+        ticket.futures[0].result(0)
+
+
+def test_a_report_says_what_a_batch_was(engine: Engine) -> None:
+    reports: list[BatchReport] = []
+    engine._observe = reports.append
+    tickets = [engine.classify("three", ["the fox", "a good film"]), engine.embed(None, ["the fox"])]
+    run_all(engine)
+    assert [(report.task, report.rows, report.failed, report.switched) for report in reports] == [
+        ("three", 2, 0, True),
+        ("", 1, 0, True),
+    ]
+    assert reports[0].digest == engine.tasks.find("three").digest
+    longest = max(len(engine.tokenizer(text)["input_ids"]) for text in ("the fox", "a good film"))
+    assert reports[0].tokens == 2 * longest
+    assert tickets[0].tokens == sum(len(engine.tokenizer(text)["input_ids"]) for text in ("the fox", "a good film"))
+    assert all(seconds >= 0 for r in reports for seconds in (r.queued, r.switch, r.forward, r.head))
+
+
+def test_answered_rows_leave_nothing_behind(engine: Engine) -> None:
+    ticket = engine.classify("three", ["the fox"])
+    run_all(engine)
+    future = weakref.ref(ticket.futures[0])
+    del ticket
+    gc.collect()
+    assert future() is None

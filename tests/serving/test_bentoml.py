@@ -1,0 +1,183 @@
+"""The service as users start it: `sparsehub serve`, `bentoml serve`, `bentoml build`. Real processes, real sockets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 120
+STOP_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def hub(suite: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder hub with two tasks."""
+    from sparsehub.hub import open_hub
+
+    folder = tmp_path_factory.mktemp("hub")
+    for name in ("three", "seven"):
+        open_hub(folder).publish(suite[name])
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that writes nothing outside the test's folder and calls nobody."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SPARSEHUB_", "BENTOML_"))}
+    own = {"BENTOML_HOME": tmp_path / "bentoml", "SPARSEHUB_CACHE": tmp_path / "cache", "TMPDIR": tmp_path / "tmp"}
+    (tmp_path / "tmp").mkdir()
+    return {
+        **kept,
+        **{key: str(path) for key, path in own.items()},
+        "BENTOML_DO_NOT_TRACK": "True",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def running(command: list[str], environment: Mapping[str, str], folder: Path, port: int) -> Iterator[Any]:
+    """A started process and a client of it, once it is ready; both are gone afterwards."""
+    log = folder / "server.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, env=dict(environment), cwd=folder, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            _wait_until_ready(process, client, log)
+            yield process, client
+    finally:
+        if _left(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"it never became ready:\n{log.read_text()}")
+
+
+def _left(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def check_answers(client: httpx.Client, tiny_tasks: Any, suite: Mapping[str, Path]) -> None:
+    for name in ("three", "seven"):
+        response = client.post("/v1/classify", json={"model": name, "input": ["the fox", "a dog"]})
+        assert response.status_code == 200, response.text
+        for text, entry in zip(("the fox", "a dog"), response.json()["data"], strict=True):
+            assert entry["probs"] == pytest.approx(tiny_tasks.reference(suite[name])(text), abs=1e-4)
+    assert len(client.get("/v1/models").json()["data"]) == 3
+
+
+def check_metrics(client: httpx.Client, rows: float) -> None:
+    families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    assert families["sparsehub_tasks"].samples[0].value == 2
+    counted = [s.value for s in families["sparsehub_rows"].samples if s.labels == {"task": "three", "outcome": "ok"}]
+    assert counted == ([rows] if rows else [])
+    routes = [s for s in families["sparsehub_requests"].samples if s.labels["route"] == "/v1/classify"]
+    assert len(routes) == (1 if rows else 0)
+    assert any(name.startswith("bentoml_") for name in families)
+
+
+def check_errors(client: httpx.Client) -> None:
+    unknown = client.post("/v1/classify", json={"model": "thre", "input": "a"})
+    assert unknown.status_code == 404 and "did you mean 'three'" in unknown.json()["error"]["message"]
+    for path in ("/v1/nothing", "/nothing"):
+        response = client.get(path)
+        assert response.status_code == 404
+        assert response.json()["error"]["type"] == "not_found_error"
+    wrong = client.get("/v1/classify")
+    assert wrong.status_code == 405 and wrong.json()["error"]["type"] == "invalid_request_error"
+
+
+def check_end(process: subprocess.Popen[bytes], port: int) -> None:
+    """SIGTERM ends it in time, and nothing of it stays behind."""
+    process.send_signal(signal.SIGTERM)
+    process.wait(STOP_SECONDS)
+    end = time.monotonic() + 5
+    while _left(process.pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not _left(process.pid), "a process stayed behind"
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
+
+def test_sparsehub_serve(
+    hub: Path, environment: dict[str, str], tmp_path: Path, tiny_tasks: Any, suite: Mapping[str, Path]
+) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "sparsehub", "serve", "--backbone", str(tiny_tasks.folder), "--hub", str(hub)]
+    with running([*command, "--port", str(port)], environment, tmp_path, port) as (process, client):
+        check_metrics(client, rows=0)
+        check_answers(client, tiny_tasks, suite)
+        check_metrics(client, rows=2)
+        check_errors(client)
+        check_end(process, port)
+
+
+def test_bentoml_serve_reads_the_same_settings_from_variables(
+    hub: Path, environment: dict[str, str], tmp_path: Path, tiny_tasks: Any, suite: Mapping[str, Path]
+) -> None:
+    port = free_port()
+    environment |= Settings(str(tiny_tasks.folder), hub=str(hub), tasks=("three", "seven@1.0.0")).to_environment()
+    command = [sys.executable, "-m", "bentoml", "serve", "serving.service:SparsehubService"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with running(command, environment, tmp_path, port) as (process, client):
+        check_answers(client, tiny_tasks, suite)
+        check_end(process, port)
+
+
+def test_bentoml_build_packs_the_service(environment: dict[str, str], tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    skipped: Callable[..., Any] = shutil.ignore_patterns("__pycache__")
+    for name in ("sparsehub", "serving"):
+        shutil.copytree(ROOT / name, project / name, ignore=skipped)
+    for name in ("bentofile.yaml", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    environment["PYTHONPATH"] = str(project)
+    command = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
+    built = subprocess.run(command, env=environment, cwd=project, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (source,) = (tmp_path / "bentoml" / "bentos" / "sparsehub").glob("*/src")
+    packed = {str(path.relative_to(source)) for path in source.rglob("*.py")}
+    expected = {
+        str(path.relative_to(project)) for name in ("sparsehub", "serving") for path in (project / name).rglob("*.py")
+    }
+    assert packed == expected

@@ -1,0 +1,135 @@
+"""What the hooks gather, and what SAM ranks by, against autograd alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparsehub.backbone import Backbone, Checkpoint
+from sparsehub.backbone.arena import build_arena
+from sparsehub.package.model import TaskModel
+from sparsehub.selection import SelectionRequest, select
+from sparsehub.training.gradients import summed_gradients
+from sparsehub.training.sparse import SparseModel, candidates
+
+Batch = Mapping[str, Tensor]
+MakeMask = Callable[[TaskModel], dict[str, Tensor]]
+Dense = Callable[[TaskModel, list[Batch]], dict[str, Tensor]]
+Pieces = Callable[[SparseModel, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
+
+
+def test_gradients_at_the_positions_are_those_of_the_dense_model(
+    random_mask: MakeMask, dense_gradients: Dense, pieces: Pieces, task_model: TaskModel, batch: Batch
+) -> None:
+    mask, wanted = random_mask(task_model), dense_gradients(task_model, [batch])
+    model = SparseModel(task_model, mask)
+    model(**batch).loss.backward()
+    assert model.values.grad is not None
+    for name, found in pieces(model, mask, model.values.grad).items():
+        assert torch.equal(found, wanted[name].flatten()[mask[name]]), name
+
+
+def test_the_dense_gradients_are_freed(random_mask: MakeMask, task_model: TaskModel, batch: Batch) -> None:
+    model = SparseModel(task_model, random_mask(task_model))
+    model(**batch).loss.backward()
+    assert all(parameter.grad is None for parameter in task_model.backbone.module.parameters())
+    assert all(parameter.grad is not None for parameter in model.head.values())
+
+
+def test_gradients_add_up_over_backward_passes_until_they_are_cleared(
+    random_mask: MakeMask, task_model: TaskModel, batch: Batch
+) -> None:
+    model = SparseModel(task_model, random_mask(task_model))
+    model(**batch).loss.backward()
+    assert model.values.grad is not None
+    once = model.values.grad.clone()
+    model(**batch).loss.backward()
+    assert torch.equal(model.values.grad, once + once)
+    model.zero_grad()
+    model(**batch).loss.backward()
+    assert torch.equal(model.values.grad, once)
+
+
+def test_parts_of_a_batch_accumulate_to_the_whole(random_mask: MakeMask, task_model: TaskModel, batch: Batch) -> None:
+    mask = random_mask(task_model)
+    model = SparseModel(task_model, mask)
+    model(**batch).loss.backward()
+    assert model.values.grad is not None
+    whole = model.values.grad.clone()
+    model.zero_grad()
+    for start in (0, 2, 4):
+        part = {name: tensor[start : start + 2] for name, tensor in batch.items()}
+        (model(**part).loss / 3).backward()
+    torch.testing.assert_close(model.values.grad, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_sam_ranks_by_the_squared_gradient_of_the_whole_model(
+    dense_gradients: Dense, task_model: TaskModel, checkpoint: Checkpoint, batch: Batch
+) -> None:
+    batches = [{n: t[:3] for n, t in batch.items()}, {n: t[3:] for n, t in batch.items()}]
+    wanted = dense_gradients(task_model, batches)
+    parameters = candidates(task_model)
+    found = summed_gradients(task_model, batches, parameters, lambda: None)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name] / 2, gradient, rtol=1e-4, atol=1e-7)
+    assert not any(parameter.requires_grad for parameter in task_model.backbone.module.parameters())
+    assert all(parameter.grad is None for parameter in task_model.model.parameters())
+    mask = select("sam", SelectionRequest(parameters, 300, gradients=found))
+    every = torch.cat([found[name].flatten() for name in parameters]).square()
+    best = set(every.sort(descending=True, stable=True).indices[:300].tolist())
+    starts = dict(zip(parameters, torch.tensor([0, *[p.numel() for p in parameters.values()]]).cumsum(0), strict=False))
+    assert {int(starts[name]) + p for name, positions in mask.items() for p in positions.tolist()} == best
+
+
+def test_half_precision_by_autocast_gives_float32_gradients(
+    random_mask: MakeMask, dense_gradients: Dense, task_model: TaskModel, batch: Batch
+) -> None:
+    mask = random_mask(task_model)
+    wanted = dense_gradients(task_model, [batch])
+    model = SparseModel(task_model, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert model.values.grad is not None and model.values.grad.dtype == torch.float32
+    dense = torch.cat([wanted[name].flatten()[mask[name]] for name in sorted(mask)])
+    assert torch.cosine_similarity(model.values.grad, dense, dim=0) > 0.98
+
+
+class Tied(nn.Module):
+    """Two names for one matrix, both used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4, bias=False)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+        self.config = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x))).square().mean()
+
+
+def test_tied_parameters_are_one_candidate_with_the_gradient_of_all_their_uses() -> None:
+    torch.manual_seed(0)
+    module, x = Tied(), torch.randn(5, 4)
+    module(x).backward()
+    assert module.first.weight.grad is not None
+    wanted = module.first.weight.grad.flatten()
+    module.zero_grad()
+    module.requires_grad_(False)
+    arena = build_arena(dict(module.named_parameters(remove_duplicate=False)))
+    checkpoint = Checkpoint("tied", "", Path(), {}, "", "float32")
+    task_model = TaskModel(module, Backbone(module, arena, checkpoint, {}), ())
+    assert list(candidates(task_model)) == ["first.weight"]
+    positions = torch.tensor([0, 5, 15])
+    model = SparseModel(task_model, {"first.weight": positions})
+    model(x=x).backward()
+    assert model.values.grad is not None
+    torch.testing.assert_close(model.values.grad, wanted[positions])
+    with torch.no_grad():
+        model.values.fill_(0.5)
+    model.write()
+    assert module.second.weight.data_ptr() == module.first.weight.data_ptr()
