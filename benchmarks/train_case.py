@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DENSITY, BATCH, LENGTH, STEPS, CALIBRATION = 0.005, 16, 64, 2, 3
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word")
 
 
 def memory(field: str) -> float:
@@ -41,7 +41,7 @@ class Peak:
 
 
 def save_checkpoint(folder: Path) -> dict[str, Any]:
-    """A random 12 x 768 BERT encoder with a tokenizer of five words."""
+    """A random 12 x 768 BERT encoder with a tokenizer of one word."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
 

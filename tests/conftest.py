@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Before anything imports torch: on tiny models a second thread costs more than it brings, and much more beside others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TinyCheckpoint = Callable[[str], Path]
 

@@ -37,15 +37,20 @@ app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 
 
-@app.callback(invoke_without_command=False)
-def _root(
-    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
-    debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an error; goes anywhere."),
-) -> None:
-    del debug  # read from the arguments themselves, so that it may stand after the verb
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback(invoke_without_command=False)
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", is_eager=True, callback=_show_version
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an error; goes anywhere."),
+) -> None:
+    del version, debug  # debug is read from the arguments themselves, so that it may stand after the verb
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -60,6 +65,8 @@ def _run(arguments: list[str], debug: bool) -> int:
     command = typer.main.get_command(app)
     try:
         result: Any = command.main(args=arguments, prog_name="sparsehub", standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            raise typer.Abort
         return result if isinstance(result, int) else 0
     except SparsehubError as error:
         return _report(str(error), debug)
@@ -69,12 +76,9 @@ def _run(arguments: list[str], debug: bool) -> int:
             return _report(str(error), debug)
         show()
         return EXIT_ERROR
-    except (KeyboardInterrupt, typer.Abort):
+    except typer.Abort:
         errors.print("[yellow]interrupted[/]")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0  # whoever read us has read enough
     except Exception as error:
         hint = "" if debug else "; run again with --debug for the traceback"
         return _report(f"unexpected {type(error).__name__}: {error}{hint}", debug)
@@ -83,5 +87,6 @@ def _run(arguments: list[str], debug: bool) -> int:
 def _report(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    errors.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    line = " ".join(message.split())
+    errors.print(f"[bold red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
     return EXIT_ERROR

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from sparsehub.backbone import Backbone
-from sparsehub.backbone.tokenizer import load_tokenizer
+from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.inputs import check_length, rows_of
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.scheduler import Item, Limits, Scheduler
@@ -30,7 +30,6 @@ from sparsehub.patch import make_patch
 
 IDLE_SECONDS = 0.5  # how often an idle model thread looks whether it should end
 T = TypeVar("T")
-MAX_BACKBONE_TOKENS = 1 << 20  # tokenizers without a limit of their own report absurd ones
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ class Engine:
     @property
     def max_tokens(self) -> int:
         """Tokens that the plain backbone takes in one sequence."""
-        positions = getattr(self.backbone.config, "max_position_embeddings", None) or MAX_BACKBONE_TOKENS
-        return min(int(self.tokenizer.model_max_length), int(positions), MAX_BACKBONE_TOKENS)
+        return max_tokens(self.tokenizer, self.backbone.config)
 
     @property
     def waiting(self) -> int:

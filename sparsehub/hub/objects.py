@@ -145,4 +145,3 @@ def _hub_errors(path: str) -> Iterator[None]:
 def _chunks(path: str, stream: Iterator[bytes]) -> Iterator[bytes]:
     with _hub_errors(path):
         yield from stream
-

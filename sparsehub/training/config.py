@@ -12,7 +12,6 @@ import yaml
 
 from sparsehub.delta import value_dtypes
 from sparsehub.errors import UsageError
-from sparsehub.files import canonical_json, sha256_bytes
 from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, check_name, check_version
 from sparsehub.schema import build, unknown_name
 from sparsehub.selection import rule_named
@@ -104,11 +103,9 @@ class TrainConfig:
         for name in ("epochs", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} must be above zero", found=getattr(self, name))
-
-    @property
-    def identity(self) -> str:
-        """Equal for two runs that would give the same package: an interrupted run goes on only as itself."""
-        return sha256_bytes(canonical_json(dataclasses.asdict(self)))
+        for name in ("patience", "metric"):
+            if getattr(self, name) and self.validation is None:
+                raise UsageError(f"{name} needs a validation split", fix="give --validation")
 
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,10 +16,10 @@ from torch.utils.data import DataLoader
 
 from sparsehub import __version__
 from sparsehub.backbone import open_checkpoint
-from sparsehub.backbone.tokenizer import load_tokenizer
+from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
 from sparsehub.errors import DataError, FormatError, UsageError
-from sparsehub.files import canonical_json, strict_json, write_file
+from sparsehub.files import canonical_json, sha256_bytes, sha256_file, strict_json, write_file
 from sparsehub.package import Manifest, write_package
 from sparsehub.package.card import write_card
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
@@ -88,17 +89,27 @@ def open_run(config: TrainConfig, folder: Path, restart: bool, report: Report) -
     """The folder in which a run keeps its checkpoints; raises `UsageError` where another run's are there."""
     if restart and folder.exists():
         shutil.rmtree(folder)
-    record = folder / RUN_FILE
-    if record.is_file():
-        if _recorded(record) != config.identity:
+    record, identity = folder / RUN_FILE, run_identity(config)
+    if record.is_file() and ((folder / MASK_FILE).is_file() or last_checkpoint(folder)):
+        if _recorded(record) != identity:
             raise UsageError(
-                f"an interrupted run with other settings is kept in {folder}",
+                f"an interrupted run with other settings or other data is kept in {folder}",
                 fix="repeat its settings to go on with it, or give --restart to drop it",
             )
         report("going on with an interrupted run")
         return folder
-    write_file(record, canonical_json({"identity": config.identity}))
+    write_file(record, canonical_json({"identity": identity}))
     return folder
+
+
+def run_identity(config: TrainConfig) -> str:
+    """Equal for two runs that would give the same package: an interrupted run goes on only as itself.
+
+    It covers the settings and the contents of data files, so a file that changed meanwhile begins another run.
+    """
+    sources = [Path(source) for source in (config.train, config.validation, config.test) if source is not None]
+    contents = {str(path): sha256_file(path) for path in sources if path.is_file()}
+    return sha256_bytes(canonical_json({"settings": dataclasses.asdict(config), "contents": contents}))
 
 
 def _recorded(record: Path) -> str | None:
@@ -118,7 +129,9 @@ def fit(config: TrainConfig, run: Path, *, report: Report = lambda _: None) -> F
         checkpoint = open_checkpoint(config.backbone, config.revision)
         set_seed(config.seed)
         task_model = load_task_model(checkpoint, data.task, device=_device(config.device))
-        collator = Collator(data.task, load_tokenizer(checkpoint))
+        tokenizer = load_tokenizer(checkpoint)
+        data = _within(data, max_tokens(tokenizer, task_model.backbone.config), report)
+        collator = Collator(data.task, tokenizer)
         mask, chosen_in = _choose(config, data, task_model, collator, run, report)
         model = SparseModel(task_model, mask)
         trainer = make_trainer(config, data, model, collator, run)
@@ -132,6 +145,14 @@ def fit(config: TrainConfig, run: Path, *, report: Report = lambda _: None) -> F
         metrics = _evaluate_stored(trainer, data, model, delta, run)
         head = {name: parameter.detach().cpu().clone() for name, parameter in model.head.items()}
     return Fitted(task_model, data, delta, head, metrics, _record(config, data, trainer, seconds))
+
+
+def _within(data: TaskData, limit: int, report: Report) -> TaskData:
+    """The same data with rows cut where the backbone's positions end."""
+    if data.task.max_length <= limit:
+        return data
+    report(f"rows are cut at {limit} tokens, the most that this backbone takes")
+    return dataclasses.replace(data, task=dataclasses.replace(data.task, max_length=limit))
 
 
 def _device(wanted: str | None) -> str:
@@ -154,7 +175,8 @@ def _choose(
     budget = budget_of(parameters, config.density)
     gradients = None
     if budget and rule_named(config.method).needs_gradients:
-        report(f"choosing {budget:,} entries by {config.method} over {config.calibration_batches} batches")
+        batches = calibration_batches(config, len(data.train.rows))
+        report(f"choosing {budget:,} entries by {config.method} over {batches} batches")
         gradients = _gradients(config, data, task_model, collator, list(parameters), report)
     request = SelectionRequest(parameters, budget, config.granularity, config.seed, gradients)
     mask = select(config.method, request) if budget else {}
@@ -179,6 +201,12 @@ def _gradients(
             report(f"  calibration batch {number} of {len(batches)}")
 
     return summed_gradients(task_model, batches, names, on_batch)
+
+
+def calibration_batches(config: TrainConfig, rows: int) -> int:
+    """Batches that the rule really looked at: a small data set has fewer than it may."""
+    needed = config.density > 0 and rule_named(config.method).needs_gradients
+    return min(config.calibration_batches, -(-rows // config.batch_size)) if needed else 0
 
 
 def _resume(run: Path, report: Report) -> str | None:
@@ -229,7 +257,7 @@ def _record(config: TrainConfig, data: TaskData, trainer: Any, seconds: dict[str
         "head_learning_rate": config.head_learning_rate,
         "weight_decay": config.weight_decay,
         "granularity": config.granularity,
-        "calibration_batches": config.calibration_batches,
+        "calibration_batches": calibration_batches(config, len(data.train.rows)),
         "precision": config.precision,
         "seed": config.seed,
         "seconds": seconds,

@@ -30,7 +30,10 @@ def test_interleaved_requests_of_many_clients_each_get_their_own_tasks_answer(se
         choices, wrong = random.Random(seed), []
         for round_ in range(6):
             name = names[(seed + round_) % 3]
-            texts = [" ".join(choices.choices(SENTENCE.split(), k=choices.randint(1, 8))) for _ in range(choices.randint(1, 3))]
+            texts = [
+                " ".join(choices.choices(SENTENCE.split(), k=choices.randint(1, 8)))
+                for _ in range(choices.randint(1, 3))
+            ]
             response = ask(server, name, *texts)
             assert response.status_code == 200, response.text
             body = response.json()

@@ -9,6 +9,7 @@ import pytest
 from sparsehub.errors import ManifestError, SparsehubError, UsageError
 from sparsehub.training import TrainConfig
 from sparsehub.training.config import load_config
+from sparsehub.training.run import run_identity
 
 LEAST: dict[str, Any] = {
     "backbone": "owner/name",
@@ -161,7 +162,22 @@ def test_names_and_versions_are_those_that_a_package_may_have(changes: dict[str,
 
 def test_the_identity_differs_where_any_setting_does() -> None:
     config = load_config(None, LEAST)
-    assert config.identity == load_config(None, LEAST).identity
+    assert run_identity(config) == run_identity(load_config(None, LEAST))
     others = [{"seed": 1}, {"out": "other"}, {"labels": ("a", "b")}, {"revision": "main"}, {"weight_decay": 0.1}]
-    identities = {dataclasses.replace(config, **change).identity for change in others}  # type: ignore[arg-type]
-    assert len(identities | {config.identity}) == len(others) + 1
+    identities = {run_identity(dataclasses.replace(config, **change)) for change in others}  # type: ignore[arg-type]
+    assert len(identities | {run_identity(config)}) == len(others) + 1
+
+
+def test_the_identity_differs_where_a_data_file_does(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a", "label": 0}')
+    config = load_config(None, {**LEAST, "train": str(rows)})
+    before = run_identity(config)
+    rows.write_text('{"text": "a", "label": 1}')
+    assert run_identity(config) != before
+
+
+@pytest.mark.parametrize("flag", [{"patience": 2}, {"metric": "accuracy"}])
+def test_what_needs_a_validation_split_says_so(flag: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="needs a validation split"):
+        load_config(None, {**LEAST, "validation": None, **flag})

@@ -240,10 +240,16 @@ def test_what_cannot_be_trained_leaves_no_package(
     assert not Path(config.out).exists()
 
 
+def begin(run: Path) -> None:
+    """A run that has something to go on with."""
+    (run / "checkpoint-5").mkdir()
+    (run / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5}')
+
+
 def test_another_run_in_the_folder_is_refused_until_it_is_dropped(config: TrainConfig, tmp_path: Path) -> None:
     said: list[str] = []
     run = open_run(config, tmp_path / "run", restart=False, report=said.append)
-    (run / "checkpoint-5").mkdir()
+    begin(run)
     assert open_run(config, tmp_path / "run", restart=False, report=said.append) == run
     assert said == ["going on with an interrupted run"]
     other = dataclasses.replace(config, seed=1)
@@ -251,6 +257,14 @@ def test_another_run_in_the_folder_is_refused_until_it_is_dropped(config: TrainC
         open_run(other, tmp_path / "run", restart=False, report=said.append)
     open_run(other, tmp_path / "run", restart=True, report=said.append)
     assert [path.name for path in run.iterdir()] == ["run.json"]
+    begin(run)
     (run / "run.json").write_text("{half")
     with pytest.raises(UsageError, match="other settings"):
         open_run(other, tmp_path / "run", restart=False, report=said.append)
+
+
+def test_a_run_that_never_got_anywhere_does_not_stand_in_the_way(config: TrainConfig, tmp_path: Path) -> None:
+    said: list[str] = []
+    open_run(config, tmp_path / "run", restart=False, report=said.append)
+    open_run(dataclasses.replace(config, label="other"), tmp_path / "run", restart=False, report=said.append)
+    assert said == []

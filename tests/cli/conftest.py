@@ -1,0 +1,42 @@
+"""The command line in this process, and packages for it."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sparsehub.cli import main
+
+_shared = runpy.run_path(str(Path(__file__).parents[1] / "engine" / "conftest.py"))
+tiny_tasks = _shared["tiny_tasks"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """run("ls", "hub"): a command in this process."""
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+    def command(*arguments: object) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+        return Done(int(caught.value.code or 0), written.out, written.err)
+
+    return command

@@ -1,0 +1,181 @@
+"""What holds for every verb: help, versions, exit codes, errors on one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sparsehub.cli.app
+from sparsehub import __version__
+from sparsehub.errors import UsageError
+
+VERBS = ["train", "inspect", "verify", "push", "pull", "ls", "materialize", "serve", "demo"]
+HEAVY = ("torch", "transformers", "datasets", "bentoml", "fastapi", "obstore", "numpy")
+
+
+def one_error(done: Any) -> str:
+    """The single line of a failed command's standard error."""
+    assert done.code == 2
+    assert done.out == ""
+    lines = done.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.err
+    return lines[0]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["train", "--help"], ["serve", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from sparsehub.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    loaded = [name for name in {HEAVY!r} if name in sys.modules]
+    print("loaded:", loaded, end.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded: [] 0"
+    assert done.stderr == ""
+
+
+def test_help_names_every_verb_and_every_verb_has_help(run: Any) -> None:
+    shown = run("--help").out
+    for verb in VERBS:
+        assert f" {verb} " in shown
+        done = run(verb, "--help")
+        assert done.code == 0 and f"sparsehub {verb}" in done.out and done.err == ""
+
+
+def test_no_arguments_show_the_help(run: Any) -> None:
+    assert (run().code, run().out) == (0, run("--help").out)
+
+
+def test_version(run: Any) -> None:
+    assert run("--version").out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["ls", "--nonsense"],
+        ["ls"],
+        ["pull", "a"],
+        ["serve", "--backbone", "b", "--port", "x"],
+    ],
+)
+def test_wrong_usage_is_2_and_told_on_standard_error(run: Any, arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere"], "nowhere is not a package"),
+        (["verify", "nowhere"], "nowhere is not a package"),
+        (["push", "nowhere", "hub"], "nowhere is not a package"),
+        (["ls", "nowhere"], "nowhere"),
+        (["pull", "trec", "--hub", "nowhere", "--out", "out"], "nowhere"),
+        (["pull", "TREC!", "--hub", "nowhere", "--out", "out"], "not a task reference"),
+        (["push", "nowhere", "s3://bucket"], "only folders are supported"),
+        (["materialize", "trec", "--backbone", "b", "--out", "out"], "no package folder, and no hub is given"),
+        (["serve", "--backbone", "b"], "nothing to serve"),
+        (["train", "--backbone", "b"], ""),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in one_error(run(*arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_debug_shows_the_traceback_wherever_it_stands(run: Any, place: int) -> None:
+    arguments = ["inspect", "nowhere"]
+    arguments.insert(place * 2, "--debug")
+    done = run(*arguments)
+    assert done.code == 2
+    assert "Traceback" in done.err and "ManifestError" in done.err
+    assert done.err.splitlines()[-1].startswith("error: nowhere is not a package")
+
+
+def test_what_nobody_expected_is_one_line_too(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> None:
+        raise ZeroDivisionError("division by [red]zero")
+
+    monkeypatch.setattr("sparsehub.hub.open_hub", broken)
+    line = one_error(run("ls", "hub"))
+    assert "unexpected ZeroDivisionError: division by [red]zero" in line and "--debug" in line
+    assert "Traceback" in run("ls", "hub", "--debug").err
+
+
+def test_an_error_message_of_many_lines_is_told_in_one(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> None:
+        raise UsageError("first\nsecond\n\n  third")
+
+    monkeypatch.setattr("sparsehub.hub.open_hub", broken)
+    assert one_error(run("ls", "hub")) == "error: first second third"
+
+
+def test_an_interrupted_command_is_130(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsehub.hub.open_hub", interrupted)
+    done = run("ls", "hub")
+    assert (done.code, done.out, done.err.strip()) == (130, "", "interrupted")
+
+
+def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments))
+    monkeypatch.setenv("SPARSEHUB_QUEUE_ROWS", "5")
+    monkeypatch.setenv("SPARSEHUB_CACHE", "/cache")
+    done = run("serve", "--backbone", "b", "--task", "x", "--task", "y@1", "--batch-rows", "3", "--port", "81")
+    assert (done.code, done.err) == (0, "")
+    ((_, command, environment),) = started
+    assert command[1:] == ["-m", "bentoml", "serve", sparsehub.cli.serve.SERVICE, "--host", "127.0.0.1", "--port", "81"]
+    own = {key: value for key, value in environment.items() if key.startswith("SPARSEHUB_")}
+    assert own["SPARSEHUB_TASKS"] == "x,y@1" and own["SPARSEHUB_BATCH_ROWS"] == "3"
+    assert own["SPARSEHUB_QUEUE_ROWS"] == "4096" and own["SPARSEHUB_CACHE"] == "/cache"
+
+
+def test_serving_the_network_warns(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.execve", lambda *_: None)
+    done = run("serve", "--backbone", "b", "--task", "x", "--host", "0.0.0.0")
+    assert "warning: 0.0.0.0 is open to the network" in done.err
+
+
+def test_a_reader_that_has_read_enough_sees_no_traceback() -> None:
+    code = "from sparsehub.cli import main; main(['train', '--help'])"
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert writer.stdout is not None and writer.stderr is not None
+    writer.stdout.close()
+    assert writer.stderr.read() == b""
+    writer.wait(60)
+
+
+def test_as_a_real_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sparsehub", "verify", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+    listed = subprocess.run([*command[:3], "ls", "nowhere", "--json"], capture_output=True, text=True, check=False)
+    assert listed.returncode == 2 and not listed.stdout
+
+
+def test_ls_of_an_empty_hub_is_an_empty_list(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    assert json.loads(run("ls", tmp_path / "hub", "--json").out) == []
+    assert "holds no tasks yet" in run("ls", tmp_path / "hub").out
