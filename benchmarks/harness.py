@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
+T = TypeVar("T")
 VERSIONS = ("sparsehub", "torch", "transformers", "peft")
 
 
@@ -60,9 +61,9 @@ class Report:
     checks: Sequence[str] = field(default=())
 
 
-def in_turn(names: Sequence[str], rounds: int) -> list[str]:
-    """The order of a run: every name once a round, every other round backwards."""
-    return [name for r in range(rounds) for name in (names if r % 2 == 0 else list(reversed(names)))]
+def in_turn(items: Sequence[T], rounds: int) -> list[T]:
+    """The order of a run: every item once a round, every other round backwards."""
+    return [item for r in range(rounds) for item in (items if r % 2 == 0 else list(reversed(items)))]
 
 
 def interleaved(cases: Sequence[Case], rounds: int, warmup: int = 2) -> dict[str, Timing]:

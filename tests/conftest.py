@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports torch: on tiny models a second thread costs more than it brings, and much more beside others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# `make soak` asks for the second profile.
+settings.register_profile("quick", max_examples=100, deadline=None)
+settings.register_profile("soak", max_examples=5000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 TinyCheckpoint = Callable[[str], Path]
 

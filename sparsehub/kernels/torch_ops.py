@@ -23,7 +23,7 @@ def scatter_add_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
         arena.scatter_add_(0, positions.long(), values.float())
         return
     total = arena.index_select(0, positions).float().add_(values)
-    arena.scatter_(0, positions.long(), total.to(arena.dtype))
+    scatter_copy_(arena, positions, total.to(arena.dtype))
 
 
 def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
@@ -31,4 +31,6 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 
     arena: [n] any dtype; positions: [k] int64 or int32, distinct; values: [k] in the arena's dtype.
     """
+    if arena.element_size() == 2:  # torch's CPU scatter_ of half types walks the whole arena, that of int16 does not
+        arena, values = arena.view(torch.int16), values.view(torch.int16)
     arena.scatter_(0, positions.long(), values)

@@ -14,7 +14,7 @@ from sparsehub.delta import Delta, ParameterDelta, delta_bytes, read_delta
 from sparsehub.delta.io import BLOCK, SCALE_GROUP, decode_indices, dequantise, encode_indices, quantise
 from sparsehub.errors import DeltaError
 
-QUIET = settings(deadline=None, max_examples=150)
+QUIET = settings()  # as many examples as the profile says
 FEW = settings(deadline=None, max_examples=40)
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsehub.engine.scheduler import Item, Limits, Scheduler
@@ -37,7 +37,6 @@ def drain(scheduler: Scheduler) -> list[list[Item]]:
     return list(iter(lambda: scheduler.next_batch(0), []))
 
 
-@settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_every_row_is_in_exactly_one_batch_or_cancelled(steps: list[tuple[str, object]]) -> None:
     scheduler, submitted, batches = Scheduler(LIMITS), [], []

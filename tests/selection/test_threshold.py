@@ -39,7 +39,6 @@ def named(tensors: list[Tensor]) -> dict[str, Tensor]:
 
 
 @given(tables, st.integers(0, 80))
-@settings(max_examples=120, deadline=None)
 def test_it_is_the_plain_sort_of_all_scores(values: list[list[float]], k: int) -> None:
     scores = named([torch.tensor(row, dtype=torch.float32) for row in values])
     assert as_lists(top_k(list(scores), scores.__getitem__, k)) == plain_top_k(scores, k)
