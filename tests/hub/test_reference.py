@@ -9,7 +9,7 @@ from sparsehub.hub import Reference, parse_reference
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 names = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,20}[a-z0-9])?", fullmatch=True)
-versions = st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}(-rc[0-9]+)?(\+b[0-9]+)?", fullmatch=True)
+versions = st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}(-rc[0-9]{1,4})?(\+b[0-9]{1,4})?", fullmatch=True)
 digests = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
 
 
