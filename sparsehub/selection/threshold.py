@@ -6,7 +6,7 @@ lower 16 of the bin that holds the k-th score), a third collects. Each pass comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsehub.errors import DataError
 
 _BINS = 1 << 16
+_CHUNK = 1 << 20  # entries whose bit patterns are held at once: what a pass needs beside the scores stays small
 
 
 def top_k(names: Sequence[str], score_of: Callable[[str], Tensor], k: int) -> dict[str, Tensor]:
@@ -27,12 +28,15 @@ def top_k(names: Sequence[str], score_of: Callable[[str], Tensor], k: int) -> di
     threshold, ties = _threshold(names, score_of, k)
     chosen: dict[str, Tensor] = {}
     for name in names:
-        bits = _bits(name, score_of)
-        above = bits > threshold
-        equal = torch.nonzero(bits == threshold).flatten()[:ties] if threshold >= 0 else above.new_empty(0).long()
-        ties -= len(equal)
-        above[equal] = True
-        positions = torch.nonzero(above).flatten()
+        places, start = [], 0
+        for bits in _bits(name, score_of):
+            above = bits > threshold
+            equal = torch.nonzero(bits == threshold).flatten()[:ties] if threshold >= 0 else above.new_empty(0).long()
+            ties -= len(equal)
+            above[equal] = True
+            places.append(torch.nonzero(above).flatten() + start)
+            start += len(bits)
+        positions = torch.cat(places)
         if len(positions):
             chosen[name] = positions.cpu()
     return chosen
@@ -40,11 +44,11 @@ def top_k(names: Sequence[str], score_of: Callable[[str], Tensor], k: int) -> di
 
 def _threshold(names: Sequence[str], score_of: Callable[[str], Tensor], k: int) -> tuple[int, int]:
     """The k-th highest bit pattern, and how many entries that equal it belong to the top k."""
-    upper = sum(_counts(_bits(name, score_of), lambda bits: bits >> 16) for name in names)
+    upper = sum(_counts(bits >> 16) for name in names for bits in _bits(name, score_of))
     top, k = _kth_bin(torch.as_tensor(upper), k)
     if top < 0:
         return -1, 0  # fewer than k entries may be chosen at all: take them all
-    lower = sum(_counts(_bits(name, score_of), lambda bits: bits[bits >> 16 == top] & 0xFFFF) for name in names)
+    lower = sum(_counts(bits[bits >> 16 == top] & 0xFFFF) for name in names for bits in _bits(name, score_of))
     bottom, k = _kth_bin(torch.as_tensor(lower), k)
     return (top << 16) + bottom, k
 
@@ -59,15 +63,15 @@ def _kth_bin(counts: Tensor, k: int) -> tuple[int, int]:
     return len(counts) - 1 - place, k - before
 
 
-def _counts(bits: Tensor, key: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.bincount(key(bits[bits >= 0]), minlength=_BINS).cpu()
+def _counts(keys: Tensor) -> Tensor:
+    return torch.bincount(keys[keys >= 0], minlength=_BINS).cpu()
 
 
-def _bits(name: str, score_of: Callable[[str], Tensor]) -> Tensor:
-    """Scores as sortable int32; -1 (and only it) becomes negative."""
-    scores = score_of(name)
-    if bool(torch.isnan(scores).any()):
-        raise DataError(
-            f"the scores of {name!r} are not numbers", fix="check the calibration data and the learning rate"
-        )
-    return torch.where(scores < 0, -1, (scores + 0.0).view(torch.int32))
+def _bits(name: str, score_of: Callable[[str], Tensor]) -> Iterator[Tensor]:
+    """Scores as sortable int32, a chunk at a time; -1 (and only it) becomes negative."""
+    for scores in score_of(name).split(_CHUNK):
+        if bool(torch.isnan(scores).any()):
+            raise DataError(
+                f"the scores of {name!r} are not numbers", fix="check the calibration data and the learning rate"
+            )
+        yield torch.where(scores < 0, -1, (scores + 0.0).view(torch.int32))

@@ -55,6 +55,14 @@ def test_it_is_the_plain_sort_of_thousands_of_scores_with_ties(seed: int, k: int
     assert as_lists(top_k(list(scores), scores.__getitem__, k)) == plain_top_k(scores, k)
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_where_scores_are_cut_into_chunks_does_not_matter(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    scores = named([torch.tensor([1.0, 5, 5, -1, 0, 5, 2]), torch.tensor([5.0, 0, 9, 5, 1, 5, 5, 5])])
+    whole = [as_lists(top_k(list(scores), scores.__getitem__, k)) for k in range(16)]
+    monkeypatch.setattr("sparsehub.selection.threshold._CHUNK", chunk)
+    assert [as_lists(top_k(list(scores), scores.__getitem__, k)) for k in range(16)] == whole
+
+
 def test_every_distance_of_one_bit_counts() -> None:
     bits = torch.arange(0, 0x7F800000, 524_287, dtype=torch.int32)
     scores = {"p": bits[torch.randperm(len(bits), generator=torch.Generator().manual_seed(0))].view(torch.float32)}
