@@ -56,9 +56,10 @@ def main() -> None:
 
 NOTES = (
     "Medians over the processes of a case. Step: forward, backward, optimiser; for a selection: one calibration batch.",
-    "Peak: the process's highest resident memory from the first step on, libraries (about 330 MiB) and weights "
-    "included. Growth: the peak less what was resident before; a dense model's weights are read from their file on "
-    "first use, so they are in its growth, and in ours they are not.",
+    "Peak: the process's highest resident memory from the first step on, libraries and weights included; above "
+    "libraries: less what was resident once torch and transformers were imported, the same for every case.",
+    "Before: resident before the first step. Do not subtract it from the peak: a dense model's weights are read from "
+    "their file on first use and are not in it, and what a selection freed may still be in it and is used again.",
     "Whole: the highest resident memory from start to end, loading and selection included.",
     "sparsehub changes 0.5% of all entries of the backbone; SHiRA's r gives it the nearest number of entries.",
     "Activations (about 810 MiB in one pass) cost every method the same; in four passes a quarter of that.",
@@ -98,14 +99,15 @@ def selection_figures(found: Found, run: Run) -> dict[str, Any]:
 def _columns(found: Found, run: Run, figures: Mapping[str, float]) -> dict[str, Any]:
     """The figures, and what share they are of full fine-tuning's in as many passes."""
     full = {key: _median(found["full", run[1]], key) for key in ("step", "peak", "before", "whole")}
-    growth, full_growth = figures["peak"] - figures["before"], full["peak"] - full["before"]
+    libraries = statistics.median(result["libraries"] for results in found.values() for result in results)
     columns: dict[str, Any] = {
         "step s": figures["step"],
         "of full's": figures["step"] / full["step"],
+        "before MiB": figures["before"],
         "peak MiB": figures["peak"],
         "of full's peak": figures["peak"] / full["peak"],
-        "growth MiB": growth,
-        "of full's growth": growth / full_growth,
+        "above libraries MiB": figures["peak"] - libraries,
+        "of full's above": (figures["peak"] - libraries) / (full["peak"] - libraries),
     }
     if "whole" in figures:
         columns |= {"whole MiB": figures["whole"], "of full's whole": figures["whole"] / full["whole"]}
@@ -113,7 +115,7 @@ def _columns(found: Found, run: Run, figures: Mapping[str, float]) -> dict[str, 
 
 
 def _median(results: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.median(result[key] for result in results)
+    return float(statistics.median(result[key] for result in results))
 
 
 if __name__ == "__main__":

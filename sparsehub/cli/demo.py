@@ -39,9 +39,9 @@ class DemoTask:
 
 
 TASKS = (
-    DemoTask("topic", "text-classification", ("text",), 8),
-    DemoTask("reply", "text-classification", ("text_a", "text_b"), 8),
-    DemoTask("urgency", "regression", ("text",), 8),
+    DemoTask("topic", "text-classification", ("text",), 6),
+    DemoTask("reply", "text-classification", ("text_a", "text_b"), 6),
+    DemoTask("urgency", "regression", ("text",), 6),
 )
 
 
