@@ -42,6 +42,9 @@ class SparseModel(nn.Module):
         for name, positions in self._mask.items():
             parameters[name].requires_grad_(True)
             parameters[name].register_post_accumulate_grad_hook(self._gatherer(positions, self._slices[name]))
+        for module in task_model.backbone.module.modules():
+            if isinstance(module, nn.Embedding):
+                module.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
 
     def _flat(self, name: str) -> Tensor:
         return self._arena.view(name).view(-1)
@@ -58,7 +61,7 @@ class SparseModel(nn.Module):
             if self.values.grad is None:
                 self.values.grad = torch.zeros_like(self.values)
             assert parameter.grad is not None  # torch calls this hook only after it has accumulated one
-            self.values.grad[place] += gather(parameter.grad.reshape(-1), positions)
+            self.values.grad[place] += gradient_at(parameter.grad, positions)
             parameter.grad = None
 
         return gather_and_free
@@ -119,6 +122,20 @@ class SparseModel(nn.Module):
             parameter.copy_(state[name])
         self.write()
         return nn.modules.module._IncompatibleKeys([], [])
+
+
+def gradient_at(gradient: Tensor, positions: Tensor) -> Tensor:
+    """The gradient of a whole parameter at flat positions. An embedding's may be sparse: only the rows that were used."""
+    if not gradient.is_sparse:
+        return gather(gradient.reshape(-1), positions)
+    gradient = gradient.coalesce()
+    rows, width = gradient.indices()[0], gradient.shape[1]
+    if len(rows) == 0:
+        return torch.zeros(len(positions), dtype=gradient.dtype, device=gradient.device)
+    wanted = positions // width
+    places = torch.searchsorted(rows, wanted).clamp(max=len(rows) - 1)
+    found = gradient.values()[places, positions % width]
+    return torch.where(rows[places] == wanted, found, torch.zeros_like(found))
 
 
 def _survives(values: Tensor, value_dtype: str) -> Tensor:
