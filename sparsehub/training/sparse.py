@@ -125,7 +125,7 @@ class SparseModel(nn.Module):
 
 
 def gradient_at(gradient: Tensor, positions: Tensor) -> Tensor:
-    """The gradient of a whole parameter at flat positions. An embedding's may be sparse: only the rows that were used."""
+    """A parameter's gradient at flat positions; an embedding's may be sparse: of the rows that were used alone."""
     if not gradient.is_sparse:
         return gather(gradient.reshape(-1), positions)
     gradient = gradient.coalesce()
