@@ -40,7 +40,7 @@ class DemoTask:
 
 TASKS = (
     DemoTask("topic", "text-classification", ("text",), 6),
-    DemoTask("reply", "text-classification", ("text_a", "text_b"), 6),
+    DemoTask("reply", "text-classification", ("text_a", "text_b"), 10),
     DemoTask("urgency", "regression", ("text",), 6),
 )
 
