@@ -29,7 +29,11 @@ def test_gradients_at_the_positions_are_those_of_the_dense_model(
     model(**batch).loss.backward()
     assert model.values.grad is not None
     for name, found in pieces(model, mask, model.values.grad).items():
-        assert torch.equal(found, wanted[name].flatten()[mask[name]]), name
+        expected = wanted[name].flatten()[mask[name]]
+        if "embeddings" in name:  # sparse gradients add up a token's uses in another order
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7, msg=name)
+        else:
+            assert torch.equal(found, expected), name
 
 
 def test_the_dense_gradients_are_freed(random_mask: MakeMask, task_model: TaskModel, batch: Batch) -> None:
