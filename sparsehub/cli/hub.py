@@ -12,6 +12,8 @@ from rich.markup import escape
 from sparsehub.cli.output import console, errors, progress, show_fields, show_json, show_table, size
 from sparsehub.hub.protocol import Entry
 
+_METRICS = {"regression": "pearson", "token-classification": "f1"}  # the one that a listing shows; else accuracy
+
 
 def push(
     package: Annotated[Path, typer.Argument(help="A package folder.")],
@@ -78,5 +80,7 @@ def _line(entry: Entry) -> list[object]:
     if entry.error:
         return [name, "(damaged)", "", "", ""]
     split = next((name for name in ("test", "validation") if entry.metrics.get(name)), "")
-    measured = next((f"{split} {key} {value:.3f}" for key, value in entry.metrics.get(split, {}).items()), "")
+    metric = _METRICS.get(entry.kind, "accuracy")
+    value = entry.metrics.get(split, {}).get(metric)
+    measured = f"{split} {metric} {value:.3f}" if value is not None else ""
     return [name, entry.kind, f"{entry.nnz:,} ({entry.density:.2%})", size(entry.size), measured]
