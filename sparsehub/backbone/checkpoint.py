@@ -128,7 +128,7 @@ def _file_digests(path: Path, entries: Mapping[str, Entry]) -> Mapping[str, str]
     """Digest of every tensor, cached by the file's identity: a large backbone is hashed once."""
     status = path.resolve().stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
-    cached = _cache_folder() / (sha256_bytes(identity.encode())[7:] + ".json")
+    cached = cache_root() / "fingerprints" / (sha256_bytes(identity.encode())[7:] + ".json")
     try:
         table = strict_json(cached.read_bytes(), cached.name)
         if isinstance(table, dict) and table.keys() == entries.keys():
@@ -158,10 +158,6 @@ def _chunks(path: Path, start: int, stop: int) -> Iterator[bytes]:
                 raise BackboneError(f"{path} was cut while it was read")
             start += len(chunk)
             yield chunk
-
-
-def _cache_folder() -> Path:
-    return cache_root() / "fingerprints"
 
 
 def _try_write(path: Path, data: bytes) -> None:
