@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sparsehub.package import Package, read_package
 from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
 
 MakeTask = Callable[..., TaskSpec]
@@ -17,6 +20,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "multiple-choice": {"labels": ("first", "second"), "choice_fields": ("first", "second"), "text_fields": ("ask",)},
 }
 TEXTS = ["a good film", "the quick brown fox jumps over the lazy dog", "awful", "angela merkel met the king"]
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +45,15 @@ def task_rows() -> dict[str, list[dict[str, Any]]]:
         "token-classification": [{"words": text.split()} for text in TEXTS],
         "multiple-choice": [{"ask": text, "first": "bad", "second": "good fun to watch"} for text in TEXTS],
     }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the golden package, to be spoilt."""
+    return shutil.copytree(GOLDEN, tmp_path / "package")
+
+
+@pytest.fixture(scope="module")
+def golden() -> Package:
+    """The golden package, read."""
+    return read_package(GOLDEN)

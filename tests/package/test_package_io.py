@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,6 @@ from sparsehub.tensorfile import tensor_bytes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 Change = Callable[[Path], object]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the golden package, to be spoilt."""
-    return shutil.copytree(GOLDEN, tmp_path / "package")
-
-
-@pytest.fixture(scope="module")
-def golden() -> Package:
-    return read_package(GOLDEN)
 
 
 def write(folder: Path, package: Package, **changes: Any) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,17 +23,6 @@ from sparsehub.package import Package, read_package, rename_package, write_packa
 from sparsehub.package import io as package_io
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the golden package, to be spoilt."""
-    return shutil.copytree(GOLDEN, tmp_path / "package")
-
-
-@pytest.fixture(scope="module")
-def golden() -> Package:
-    return read_package(GOLDEN)
 
 
 def write(folder: Path, package: Package, **changes: Any) -> None:
