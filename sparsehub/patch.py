@@ -10,14 +10,15 @@ from torch import Tensor
 from sparsehub.backbone import Arena, Backbone, Slot
 from sparsehub.delta import Delta, value_dtypes
 from sparsehub.errors import BackboneMismatchError, DeltaError
-from sparsehub.kernels import gather, scatter_add_, scatter_copy_
+from sparsehub.kernels import gather, position_dtype, scatter_add_, scatter_copy_
 
 
 @dataclass(frozen=True)
 class Segment:
     """The part of a patch that lies in one buffer of the arena, on the buffer's device.
 
-    positions: [k] int64, sorted; values: [k] float32 to add, or the buffer's dtype to set; base: [k] buffer's dtype.
+    positions: [k] int32 or int64, sorted; values: [k] float32 to add, or the buffer's dtype to set; base: [k] buffer's
+    dtype.
     """
 
     dtype: torch.dtype
@@ -72,7 +73,8 @@ def _segment(arena: Arena, dtype: torch.dtype, slots: dict[str, Slot], delta: De
     if len(set(places)) != len(places):
         raise DeltaError("the delta names two parameters that share one place (tied weights)", found=", ".join(names))
     buffer = arena.buffers[dtype]
-    positions = torch.cat([delta.parameters[name].indices + slots[name].offset for name in names]).to(buffer.device)
+    positions = torch.cat([delta.parameters[name].indices + slots[name].offset for name in names])
+    positions = positions.to(buffer.device, position_dtype(buffer))
     values = torch.cat([delta.parameters[name].values for name in names]).to(buffer.device)
     values = values.float() if delta.value_kind == "add" else values.to(dtype)
     return Segment(dtype, positions, values, gather(buffer, positions))

@@ -12,6 +12,7 @@ import pytest
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine
 from sparsehub.errors import BackboneMismatchError, FormatError, UnknownTaskError, UsageError
+from sparsehub.kernels import position_dtype
 from sparsehub.package import Package, read_package
 
 Close = Callable[..., bool]
@@ -167,4 +168,5 @@ def test_a_task_says_what_memory_it_holds(engine: Engine, suite: Mapping[str, Pa
     package = read_package(suite["three"])
     task = engine.add(package)
     head = sum(tensor.nbytes for tensor in package.head.values())
-    assert task.nbytes == package.delta.nnz * (8 + 4 + 4) + head
+    position = position_dtype(next(iter(engine.backbone.arena.buffers.values()))).itemsize
+    assert task.nbytes == package.delta.nnz * (position + 4 + 4) + head

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import shutil
+import sys
 from types import ModuleType
 
 import pytest
 import torch
 
 from sparsehub import kernels
-from sparsehub.kernels import reference, torch_ops
+from sparsehub.kernels import native, reference, torch_ops
 
 ARENA_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 POSITION_DTYPES = [torch.int64, torch.int32]
-SIZES = [(1, 0), (1, 1), (17, 7), (64, 64), (40_001, 10_000)]  # entries of the arena, positions
+SIZES = [(1, 0), (1, 1), (17, 7), (64, 64), (120_001, 40_000)]  # entries of the arena, positions
 
 
 def random_arena(size: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -22,9 +24,60 @@ def random_positions(size: int, count: int, dtype: torch.dtype) -> torch.Tensor:
     return order[:count].sort().values.to(dtype)
 
 
-@pytest.fixture(params=[kernels, torch_ops], ids=["door", "torch"])
+@pytest.fixture(params=[kernels, torch_ops, native], ids=["door", "torch", "native"])
 def ops(request: pytest.FixtureRequest) -> ModuleType:
+    if request.param is native and native.extension() is None:
+        pytest.skip("the native kernels are not built: there was no C++ compiler at install")
     return request.param
+
+
+def test_the_native_kernels_are_built_where_there_is_a_compiler() -> None:
+    """The extension is optional, so a build that broke would install in silence."""
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    assert native.extension() is not None
+
+
+@pytest.mark.parametrize("dtype", ARENA_DTYPES)
+def test_threads_change_nothing(dtype: torch.dtype) -> None:
+    """Enough entries that the native kernels share them out."""
+    threads = torch.get_num_threads()
+    positions, values = random_positions(200_000, 50_000, torch.int32), random_arena(50_000, torch.float32, seed=2)
+    found, expected = random_arena(200_000, dtype), random_arena(200_000, dtype)
+    torch.set_num_threads(3)
+    try:
+        saved = kernels.gather(found, positions)
+        kernels.scatter_add_(found, positions, values)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(saved, torch_ops.gather(expected, positions))
+    torch_ops.scatter_add_(expected, positions, values)
+    assert torch.equal(found, expected)
+
+
+def test_without_the_extension_torch_takes_over_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "sparsehub.kernels._native", None)
+    native.extension.cache_clear()
+    try:
+        arena = torch.zeros(4)
+        kernels.scatter_add_(arena, torch.tensor([1, 2]), torch.ones(2))
+        kernels.scatter_copy_(arena, torch.tensor([2]), torch.full((1,), 5.0))
+        assert arena.tolist() == [0.0, 1.0, 5.0, 0.0]
+        assert kernels.position_dtype(arena) == torch.int64
+        assert caplog.text.count("native kernels are not built") == 1
+    finally:
+        native.extension.cache_clear()
+
+
+def test_an_arena_that_is_not_contiguous_is_refused_before_a_byte_is_written() -> None:
+    if native.extension() is None:
+        pytest.skip("the native kernels are not built")
+    arena = torch.zeros(8)[::2]
+    with pytest.raises(AssertionError):
+        native.scatter_add_(arena, torch.tensor([0]), torch.ones(1))
+    assert arena.tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("size", "count"), SIZES)
