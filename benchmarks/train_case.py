@@ -100,8 +100,8 @@ def task_model(folder: Path) -> Any:
     return load_task_model(checkpoint, task)
 
 
-def choose(method: str, loaded: Any, peak: Peak, passes: int = 1) -> tuple[Mapping[str, Any], dict[str, float]]:
-    """The mask, and what it cost."""
+def choose(method: str, loaded: Any, peak: Peak) -> tuple[Mapping[str, Any], dict[str, float]]:
+    """The mask, and what it cost. Calibration cuts its batches into passes by itself."""
     from sparsehub.selection import SelectionRequest, rule_named, select
     from sparsehub.selection.rule import budget_of
     from sparsehub.training.gradients import summed_gradients
@@ -112,8 +112,7 @@ def choose(method: str, loaded: Any, peak: Peak, passes: int = 1) -> tuple[Mappi
     before, start = peak.restart(), time.perf_counter()
     gradients = None
     if rule_named(method).needs_gradients:
-        rows = [part for batch in batches(CALIBRATION, seed=2) for part in parts(batch, passes)]
-        gradients = summed_gradients(loaded, rows, list(parameters), lambda: None)
+        gradients = summed_gradients(loaded, batches(CALIBRATION, seed=2), list(parameters), lambda: None)
     looked = time.perf_counter() - start
     mask = select(method, SelectionRequest(parameters, budget, seed=3, gradients=gradients))
     seconds = time.perf_counter() - start
@@ -147,6 +146,14 @@ def full(folder: Path, passes: int) -> dict[str, Any]:
     return _adamw(dense_model(folder), passes)
 
 
+def full_returning(folder: Path, passes: int) -> dict[str, Any]:
+    """With the allocator set as `sparsehub train` sets it."""
+    from sparsehub.training.memory import return_freed_memory
+
+    return_freed_memory()
+    return full(folder, passes)
+
+
 def lora(folder: Path, passes: int) -> dict[str, Any]:
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -169,10 +176,13 @@ def _adamw(model: Any, passes: int) -> dict[str, Any]:
 
 
 def sparse(method: str, folder: Path, passes: int) -> dict[str, Any]:
+    from sparsehub.training.memory import return_freed_memory
     from sparsehub.training.sparse import SparseModel
 
+    return_freed_memory()
     loaded, peak = task_model(folder), Peak()
-    mask, selection = choose(method, loaded, peak, passes)
+    mask, selection = choose(method, loaded, peak)
+    return_freed_memory()  # here and there as `sparsehub train` does
     model = SparseModel(loaded, mask)
     optimizer = model.optimizer(learning_rate=1e-3, head_learning_rate=1e-3, weight_decay=0.0)
     return train_steps(model, optimizer, peak, passes) | {"selection": selection}
@@ -248,6 +258,7 @@ def main(name: str, folder: Path, threads: int, passes: int) -> None:
     once = {"checkpoint": save_checkpoint, "check": check}
     cases: dict[str, Callable[[Path, int], dict[str, Any]]] = {
         "full": full,
+        "full-returning": full_returning,
         "lora": lora,
         "shira": shira,
         "random": partial(sparse, "random"),

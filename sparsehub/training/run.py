@@ -33,6 +33,7 @@ from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import TaskData, load_data
 from sparsehub.training.gradients import summed_gradients
 from sparsehub.training.loop import evaluate, last_checkpoint, make_trainer, quiet_libraries
+from sparsehub.training.memory import return_freed_memory
 from sparsehub.training.metrics import best_metric, majority
 from sparsehub.training.sparse import SparseModel, candidates
 
@@ -123,6 +124,7 @@ def fit(config: TrainConfig, run: Path, *, report: Report = lambda _: None) -> F
     """Choose entries, train them and the head, and evaluate what would be stored. density 0 trains the head alone."""
     from transformers import set_seed
 
+    return_freed_memory()
     with quiet_libraries():
         data = load_data(config)
         best_metric(data.task, config.metric)
@@ -133,6 +135,7 @@ def fit(config: TrainConfig, run: Path, *, report: Report = lambda _: None) -> F
         data = _within(data, max_tokens(tokenizer, task_model.backbone.config), report)
         collator = Collator(data.task, tokenizer)
         mask, chosen_in = _choose(config, data, task_model, collator, run, report)
+        return_freed_memory()  # what the selection left
         model = SparseModel(task_model, mask)
         trainer = make_trainer(config, data, model, collator, run)
         report(

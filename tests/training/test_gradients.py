@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone import Backbone, Checkpoint
 from sparsehub.backbone.arena import build_arena
-from sparsehub.package.model import TaskModel
+from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
+from sparsehub.package.model import TaskModel, load_task_model
 from sparsehub.selection import SelectionRequest, select
+from sparsehub.training import gradients
 from sparsehub.training.gradients import summed_gradients
 from sparsehub.training.sparse import SparseModel, candidates
 
@@ -86,6 +90,28 @@ def test_sam_ranks_by_the_squared_gradient_of_the_whole_model(
     best = set(every.sort(descending=True, stable=True).indices[:300].tolist())
     starts = dict(zip(parameters, torch.tensor([0, *[p.numel() for p in parameters.values()]]).cumsum(0), strict=False))
     assert {int(starts[name]) + p for name, positions in mask.items() for p in positions.tolist()} == best
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 10_000])
+@pytest.mark.parametrize("kind", ["text-classification", "token-classification"])
+def test_a_batch_in_many_passes_has_the_gradient_of_its_mean_loss(
+    dense_gradients: Dense, checkpoint: Checkpoint, tokens: int, kind: str, monkeypatch: Any
+) -> None:
+    """Also where the rows have different numbers of labels, or none."""
+    monkeypatch.setitem(gradients.PASS_TOKENS, "cpu", tokens)
+    task = TaskSpec(kind, ("a", "b", "c"), PROBLEM_TYPES[kind], ("text",), "label", 24, ("accuracy",))
+    task_model = load_task_model(checkpoint, task)
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(5, 40, (6, 9), generator=generator)
+    labels = torch.randint(3, (6,), generator=generator)
+    if kind == "token-classification":
+        labels = torch.randint(3, (6, 9), generator=generator)
+        labels[0, 2:] = labels[1] = labels[5, :8] = -100
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    wanted = dense_gradients(task_model, [batch])
+    found = summed_gradients(task_model, [batch], candidates(task_model), lambda: None)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_half_precision_by_autocast_gives_float32_gradients(
