@@ -20,6 +20,7 @@ SIGNATURE_FILE = "model.sig"
 FORMAT_VERSION = 1
 MAX_LABELS = 100_000
 MAX_PICTURES = 64
+MAX_PARENTS = 1024
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
 VERSION = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.+-]{0,62}[0-9A-Za-z])?")
@@ -95,6 +96,29 @@ class DeltaRecord:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """A package that this one was made of. weight: of its delta in the sum."""
+
+    name: str
+    version: str
+    digest: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a package was made of, where it was not trained from the backbone alone.
+
+    parents: the packages that were merged; checkpoint, checkpoint_digest: the fine-tuned model or adapter that it was
+    extracted from, as the user named it and as its bytes are; empty where there is none.
+    """
+
+    parents: tuple[Parent, ...] = ()
+    checkpoint: str = ""
+    checkpoint_digest: str = ""
+
+
+@dataclass(frozen=True)
 class FileRecord:
     size: int
     sha256: str
@@ -114,6 +138,7 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     license: str = ""
+    lineage: Lineage = Lineage()
 
     def to_bytes(self) -> bytes:
         """The canonical bytes; their sha256 is the package digest. Raises `ManifestError` for NaN and infinities."""
@@ -155,6 +180,7 @@ def check_manifest(manifest: Manifest) -> None:
     check_version(manifest.version)
     _check_task(manifest.task)
     _check_delta(manifest)
+    _check_lineage(manifest.lineage)
     for name, record in manifest.files.items():
         if name in (MANIFEST_FILE, SIGNATURE_FILE) or not is_allowed_file(name):
             raise ManifestError(
@@ -217,6 +243,17 @@ def _check_delta(manifest: Manifest) -> None:
     _require(delta.nnz == sum(t.nnz for t in delta.parameters.values()), "nnz is not the sum over the parameters")
     _require(delta.nnz <= manifest.backbone.parameters, "the delta changes more entries than the backbone has")
     _require(delta.density == delta.nnz / manifest.backbone.parameters, "density is not nnz / parameters")
+
+
+def _check_lineage(lineage: Lineage) -> None:
+    for parent in lineage.parents:
+        check_name(parent.name)
+        check_version(parent.version)
+        _require(DIGEST.fullmatch(parent.digest), f"the digest of the parent {parent.name} is malformed")
+    digest = lineage.checkpoint_digest
+    _require(not digest or DIGEST.fullmatch(digest), "the digest of the checkpoint it came from is malformed")
+    _require(bool(lineage.checkpoint) == bool(digest), "a checkpoint that it came from needs a name and a digest")
+    _require(len(lineage.parents) <= MAX_PARENTS, "the manifest names too many parents")
 
 
 def _require(condition: object, problem: str) -> None:

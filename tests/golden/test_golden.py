@@ -27,7 +27,7 @@ DELTAS = {
     "int8": "6ac3d4a824c35498e76171c6068800cc4b738b952bef50f68e279f7534957a88",
 }
 FILES = {
-    "sparsehub.json": "d803878c8e51275c5b56ecf0ff9e3d6360d0008c0d3557fe65bb8f91371e57db",
+    "sparsehub.json": "b0684c0f2b2b4bc0d7b0050d0138c41cada601bd945a86b660171f7b39acda32",
     "delta.safetensors": "1215afb4a8aeb86e45f677ee8162fa3bc844fe449c7e0c4aeffef46f42ae7fdc",
     "head.safetensors": "08d68fddd3dfe741ece002674a7da58b6a5c817302c168ba83d04fe6fed002de",
     "README.md": "f99dc95549c63ca8264da0e4b1804f2b3f56105aa66d30eda33971b8f36d2866",

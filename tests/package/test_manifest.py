@@ -11,7 +11,9 @@ import pytest
 from sparsehub.errors import ManifestError
 from sparsehub.files import canonical_json, sha256_bytes
 from sparsehub.package.manifest import (
+    Lineage,
     Manifest,
+    Parent,
     is_allowed_file,
     parse_manifest,
 )
@@ -44,6 +46,10 @@ def put(path: str, value: Any) -> Spoil:
     return spoil
 
 
+def parent(**changes: Any) -> dict[str, Any]:
+    return {"name": "topic", "version": "1.0.0", "digest": DIGEST, "weight": 0.5, **changes}
+
+
 def drop(path: str) -> Spoil:
     def spoil(table: dict[str, Any]) -> None:
         *parents, last = path.split("/")
@@ -57,6 +63,13 @@ def drop(path: str) -> Spoil:
 def test_a_manifest_comes_back_from_its_bytes(manifest: Manifest) -> None:
     assert parse_manifest(manifest.to_bytes()) == manifest
     assert manifest.to_bytes() == GOLDEN.read_bytes()
+
+
+def test_a_manifest_keeps_what_the_package_was_made_of(manifest: Manifest) -> None:
+    lineage = Lineage((Parent("topic", "1.0.0", DIGEST, 0.5), Parent("tone", "2", DIGEST, -1.0)), "owner/tuned", DIGEST)
+    merged = dataclasses.replace(manifest, lineage=lineage)
+    assert parse_manifest(merged.to_bytes()).lineage == lineage
+    assert merged.digest != manifest.digest
 
 
 def test_the_package_digest_is_that_of_the_file(manifest: Manifest) -> None:
@@ -144,6 +157,13 @@ def test_a_table_that_is_not_a_manifest_is_refused(table: dict[str, Any], spoil:
         (put("files/README.md/sha256", DIGEST + "\n"), "record of README.md is malformed"),
         (drop("files/delta.safetensors"), "does not name delta.safetensors"),
         (put("files", {}), "does not name delta.safetensors"),
+        (put("lineage/parents", [parent(name="../x")]), "not a task name"),
+        (put("lineage/parents", [parent(version="")]), "not a version"),
+        (put("lineage/parents", [parent(digest="sha256:0")]), "digest of the parent topic is malformed"),
+        (put("lineage/parents", [parent()] * 1025), "too many parents"),
+        (put("lineage/checkpoint_digest", "sha256:0"), "digest of the checkpoint it came from is malformed"),
+        (put("lineage/checkpoint", "owner/model"), "needs a name and a digest"),
+        (put("lineage/checkpoint_digest", DIGEST), "needs a name and a digest"),
     ],
 )
 def test_a_manifest_that_cannot_be_true_is_refused(table: dict[str, Any], spoil: Spoil, message: str) -> None:
