@@ -1,7 +1,10 @@
 """The only door to the kernels: tensors in, tensors out, no knowledge of deltas or tasks.
 
-Every function takes a one-dimensional, contiguous `arena` and one-dimensional, contiguous `positions` into it.
+Gather and scatter take a one-dimensional, contiguous `arena` and one-dimensional, contiguous `positions` into it.
 Positions are int64 or int32, strictly increasing and in range: the caller has checked that, the kernels do not.
+
+The sparse kernels add, for the tokens of each task in a batch, what its sparse change of a matrix gives. Their
+tensors are contiguous; indices are in range, which the caller has checked too.
 """
 
 from __future__ import annotations
@@ -12,8 +15,23 @@ import torch
 from torch import Tensor
 
 from sparsehub.kernels import native, torch_ops
+from sparsehub.kernels.sparse import Changes, Packed, Segments, SparseChange, changes_of, segments_of
 
-__all__ = ["gather", "position_dtype", "scatter_add_", "scatter_copy_"]
+__all__ = [
+    "Changes",
+    "Packed",
+    "Segments",
+    "SparseChange",
+    "changes_of",
+    "gather",
+    "pack",
+    "position_dtype",
+    "scatter_add_",
+    "scatter_copy_",
+    "segments_of",
+    "sparse_linear_",
+    "sparse_lookup_",
+]
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -41,10 +59,34 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     _kernels(arena).scatter_copy_(arena, positions, values)
 
 
+def pack(x: Tensor, segments: Segments) -> Packed:
+    """Make x [tokens, in] ready for `sparse_linear_`: once for all maps that share it."""
+    packed: Packed = _kernels(x, sparse=True).pack(x, segments)
+    return packed
+
+
+def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
+    """y[i] += dW_t x[i] + db_t for every token i of every segment, t its slot; summed in float32, rounded once.
+
+    y: [tokens, out], x: [tokens, in], one dtype: float32, float16 or bfloat16. Tokens outside the segments and tasks
+    without a change keep their y.
+    """
+    _kernels(y, sparse=True).sparse_linear_(y, packed, changes)
+
+
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes) -> None:
+    """y[i] += dW_t[ids[i]] for every token i of every segment, t its slot; db plays no part.
+
+    y: [tokens, width] float32, float16 or bfloat16; ids: [tokens] int64; dW_t: [ids there are, width].
+    """
+    _kernels(y, sparse=True).sparse_lookup_(y, ids, segments, changes)
+
+
 def position_dtype(arena: Tensor) -> torch.dtype:
     """The dtype of positions that is fastest for this arena: half the bytes where the kernels take them as they are."""
     return torch.int32 if _kernels(arena) is not torch_ops and arena.numel() < 1 << 31 else torch.int64
 
 
-def _kernels(arena: Tensor) -> ModuleType:
-    return native if native.takes(arena) else torch_ops
+def _kernels(tensor: Tensor, *, sparse: bool = False) -> ModuleType:
+    takes = native.takes_matrix if sparse else native.takes
+    return native if takes(tensor) else torch_ops

@@ -1,102 +1,24 @@
-// The CPU kernels. Pointers and sizes in: nothing here knows torch, so one build serves every version of it.
-// The contracts are those of sparsehub/kernels/__init__.py; sparsehub/kernels/native.py checks and calls.
+// The CPU kernels as a Python module. Addresses and sizes in: nothing here knows torch, so one build serves every
+// version of it. The contracts are those of sparsehub/kernels/__init__.py; sparsehub/kernels/native.py checks and calls.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <omp.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+#include "scatter.hpp"
+#include "sparse.hpp"
 
 namespace {
 
-enum Dtype { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2 };
+typedef unsigned long long Address;
 
-constexpr int64_t AHEAD = 128;    // entries between a prefetch and its use: many times what a cache miss takes
-constexpr int SECOND_LEVEL = 2;   // prefetches go to the second cache: it waits for more lines at once than the first
-constexpr int64_t ALONE = 16384;  // below this many entries a second thread costs more than it brings
-
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline float to_float(float value) { return value; }
-inline float to_float(BFloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-inline void round_to(float value, float& out) { out = value; }
-inline void round_to(float value, BFloat16& out) {  // to the nearest, ties to even; NaN stays NaN
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7FFFFFFF) > 0x7F800000) {
-        out.bits = static_cast<uint16_t>((bits >> 16) | 0x40);
-        return;
-    }
-    out.bits = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-#ifdef __FLT16_MAX__
-#define HAS_FLOAT16 1
-inline float to_float(_Float16 value) { return static_cast<float>(value); }
-inline void round_to(float value, _Float16& out) { out = static_cast<_Float16>(value); }
-#else
-#define HAS_FLOAT16 0
-#endif
-
-// Runs body(i) for every i below count; place(i) is the address that it will touch, fetched ahead of time. Each thread
-// has one stretch, always the same. Backwards it begins at the end: a restore then finds what the apply before it
-// touched last, still in the cache.
-template <bool BACKWARDS, class Place, class Body>
-void for_each_entry(int64_t count, int threads, Place place, Body body) {
-#pragma omp parallel num_threads(count < ALONE ? 1 : threads)
-    {
-        const int64_t start = count * omp_get_thread_num() / omp_get_num_threads();
-        const int64_t stop = count * (omp_get_thread_num() + 1) / omp_get_num_threads();
-        const auto turn = [=](int64_t i) { return BACKWARDS ? start + stop - 1 - i : i; };
-        for (int64_t i = start; i < stop; i++) {
-            __builtin_prefetch(place(turn(std::min(i + AHEAD, stop - 1))), 0, SECOND_LEVEL);
-            body(turn(i));
-        }
-    }
-}
-
-template <class T, class P>
-void gather(const T* arena, const P* positions, T* out, int64_t count, int threads) {
-    for_each_entry<false>(
-        count, threads, [=](int64_t i) { return arena + positions[i]; },
-        [=](int64_t i) { out[i] = arena[positions[i]]; });
-}
-
-template <class T, class P>
-void scatter_copy(T* arena, const P* positions, const T* values, int64_t count, int threads) {
-    for_each_entry<true>(
-        count, threads, [=](int64_t i) { return arena + positions[i]; },
-        [=](int64_t i) { arena[positions[i]] = values[i]; });
-}
-
-template <class T, class P>
-void scatter_add(T* arena, const P* positions, const float* values, int64_t count, int threads) {
-    for_each_entry<false>(
-        count, threads, [=](int64_t i) { return arena + positions[i]; },
-        [=](int64_t i) {
-            T& entry = arena[positions[i]];
-            round_to(to_float(entry) + values[i], entry);
-        });
-}
-
-// Calls f with a value of the integer type that has `bytes` bytes: copies need no more of a dtype than its size.
+// Each calls f with a value of the type that a code stands for, and says whether it knows the code.
 template <class F>
-bool by_size(int bytes, F f) {
+bool by_size(int bytes, F f) {  // copies need no more of a dtype than its size
     switch (bytes) {
-        case 1: f(uint8_t{}); return true;
-        case 2: f(uint16_t{}); return true;
-        case 4: f(uint32_t{}); return true;
-        case 8: f(uint64_t{}); return true;
+        case 1: return f(uint8_t{});
+        case 2: return f(uint16_t{});
+        case 4: return f(uint32_t{});
+        case 8: return f(uint64_t{});
         default: return false;
     }
 }
@@ -104,11 +26,20 @@ bool by_size(int bytes, F f) {
 template <class F>
 bool by_dtype(int dtype, F f) {
     switch (dtype) {
-        case FLOAT32: f(float{}); return true;
-        case BFLOAT16: f(BFloat16{}); return true;
+        case FLOAT32: return f(float{});
+        case BFLOAT16: return f(BFloat16{});
 #if HAS_FLOAT16
-        case FLOAT16: f(_Float16{}); return true;
+        case FLOAT16: return f(_Float16{});
 #endif
+        default: return false;
+    }
+}
+
+template <class F>
+bool by_matrix_dtype(int dtype, F f) {
+    switch (dtype) {
+        case FLOAT32: return f(float{});
+        case BFLOAT16: return f(BFloat16{});
         default: return false;
     }
 }
@@ -116,19 +47,37 @@ bool by_dtype(int dtype, F f) {
 template <class F>
 bool by_position(int bytes, F f) {
     switch (bytes) {
-        case 4: f(int32_t{}); return true;
-        case 8: f(int64_t{}); return true;
+        case 4: return f(int32_t{});
+        case 8: return f(int64_t{});
         default: return false;
     }
 }
 
-template <class T>
-T* at(unsigned long long address) {
-    return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+template <class F>
+bool by_column(int bytes, F f) {
+    switch (bytes) {
+        case 2: return f(uint16_t{});
+        case 4: return f(int32_t{});
+        default: return false;
+    }
 }
 
-struct Call {  // what every call of this module has: three addresses, two kinds, a count, threads
-    unsigned long long arena, positions, values;
+// Lets go of the interpreter and runs `work`, which says whether it knew the types.
+template <class Work>
+PyObject* run(Work work) {
+    bool known = false;
+    Py_BEGIN_ALLOW_THREADS
+    known = work();
+    Py_END_ALLOW_THREADS
+    if (!known) {
+        PyErr_SetString(PyExc_TypeError, "no native kernel for these types");
+        return nullptr;
+    }
+    Py_RETURN_NONE;
+}
+
+struct Entries {  // what gather and scatter have in common. kind: bytes of an item, or a dtype
+    Address arena, positions, values;
     int kind, position_bytes, threads;
     Py_ssize_t count;
 
@@ -138,59 +87,97 @@ struct Call {  // what every call of this module has: three addresses, two kinds
     }
 };
 
-// Parses, lets go of the interpreter, runs `work(call)`, which says whether it knew the kinds.
-template <class Work>
-PyObject* run(PyObject* arguments, Work work) {
-    Call call{};
-    if (!call.parse(arguments)) return nullptr;
-    bool known = false;
-    Py_BEGIN_ALLOW_THREADS
-    known = work(call);
-    Py_END_ALLOW_THREADS
-    if (!known) {
-        PyErr_SetString(PyExc_TypeError, "no native kernel for this dtype or position type");
-        return nullptr;
-    }
-    Py_RETURN_NONE;
-}
-
 PyObject* py_gather(PyObject*, PyObject* arguments) {
-    return run(arguments, [](const Call& c) {
-        bool known = false;
-        by_position(c.position_bytes, [&](auto p) {
-            known = by_size(c.kind, [&](auto t) {
+    Entries e{};
+    if (!e.parse(arguments)) return nullptr;
+    return run([&] {
+        return by_position(e.position_bytes, [&](auto p) {
+            return by_size(e.kind, [&](auto t) {
                 using T = decltype(t);
-                gather(at<const T>(c.arena), at<const decltype(p)>(c.positions), at<T>(c.values), c.count, c.threads);
+                gather(at<const T>(e.arena), at<const decltype(p)>(e.positions), at<T>(e.values), e.count, e.threads);
+                return true;
             });
         });
-        return known;
     });
 }
 
 PyObject* py_scatter_copy(PyObject*, PyObject* arguments) {
-    return run(arguments, [](const Call& c) {
-        bool known = false;
-        by_position(c.position_bytes, [&](auto p) {
-            known = by_size(c.kind, [&](auto t) {
+    Entries e{};
+    if (!e.parse(arguments)) return nullptr;
+    return run([&] {
+        return by_position(e.position_bytes, [&](auto p) {
+            return by_size(e.kind, [&](auto t) {
                 using T = decltype(t);
-                scatter_copy(at<T>(c.arena), at<const decltype(p)>(c.positions), at<const T>(c.values), c.count,
-                             c.threads);
+                scatter_copy(at<T>(e.arena), at<const decltype(p)>(e.positions), at<const T>(e.values), e.count,
+                             e.threads);
+                return true;
             });
         });
-        return known;
     });
 }
 
 PyObject* py_scatter_add(PyObject*, PyObject* arguments) {
-    return run(arguments, [](const Call& c) {
-        bool known = false;
-        by_position(c.position_bytes, [&](auto p) {
-            known = by_dtype(c.kind, [&](auto t) {
-                scatter_add(at<decltype(t)>(c.arena), at<const decltype(p)>(c.positions), at<const float>(c.values),
-                            c.count, c.threads);
+    Entries e{};
+    if (!e.parse(arguments)) return nullptr;
+    return run([&] {
+        return by_position(e.position_bytes, [&](auto p) {
+            return by_dtype(e.kind, [&](auto t) {
+                scatter_add(at<decltype(t)>(e.arena), at<const decltype(p)>(e.positions), at<const float>(e.values),
+                            e.count, e.threads);
+                return true;
             });
         });
-        return known;
+    });
+}
+
+PyObject* py_pack(PyObject*, PyObject* arguments) {
+    Address x, blocks, packed;
+    int dtype, threads;
+    Py_ssize_t in, count;
+    if (!PyArg_ParseTuple(arguments, "KinKnKi", &x, &dtype, &in, &blocks, &count, &packed, &threads)) return nullptr;
+    return run([&] {
+        return by_matrix_dtype(dtype, [&](auto t) {
+            pack(at<const decltype(t)>(x), in, at<const Block>(blocks), count, at<float>(packed), threads);
+            return true;
+        });
+    });
+}
+
+PyObject* py_sparse_linear(PyObject*, PyObject* arguments) {
+    Address x, packed, y, blocks, table;
+    int dtype, column_bytes, threads;
+    Py_ssize_t in, out, count;
+    if (!PyArg_ParseTuple(arguments, "KKKinniKnKi", &x, &packed, &y, &dtype, &in, &out, &column_bytes, &blocks, &count,
+                          &table, &threads))
+        return nullptr;
+    return run([&] {
+        return by_column(column_bytes, [&](auto c) {
+            return by_matrix_dtype(dtype, [&](auto t) {
+                using T = decltype(t);
+                sparse_linear<T, decltype(c)>(at<const T>(x), at<const float>(packed), at<T>(y), in, out,
+                                              at<const Block>(blocks), count, at<const Matrix>(table), threads);
+                return true;
+            });
+        });
+    });
+}
+
+PyObject* py_sparse_lookup(PyObject*, PyObject* arguments) {
+    Address ids, y, blocks, table;
+    int dtype, column_bytes, threads;
+    Py_ssize_t width, count;
+    if (!PyArg_ParseTuple(arguments, "KKiniKnKi", &ids, &y, &dtype, &width, &column_bytes, &blocks, &count, &table,
+                          &threads))
+        return nullptr;
+    return run([&] {
+        return by_column(column_bytes, [&](auto c) {
+            return by_matrix_dtype(dtype, [&](auto t) {
+                using T = decltype(t);
+                sparse_lookup<T, decltype(c)>(at<const int64_t>(ids), at<T>(y), width, at<const Block>(blocks), count,
+                                              at<const Matrix>(table), threads);
+                return true;
+            });
+        });
     });
 }
 
@@ -199,6 +186,11 @@ PyMethodDef methods[] = {
     {"scatter_copy", py_scatter_copy, METH_VARARGS,
      "(arena, positions, values, item_bytes, position_bytes, count, threads)"},
     {"scatter_add", py_scatter_add, METH_VARARGS, "(arena, positions, values, dtype, position_bytes, count, threads)"},
+    {"pack", py_pack, METH_VARARGS, "(x, dtype, in, blocks, block_count, packed, threads)"},
+    {"sparse_linear", py_sparse_linear, METH_VARARGS,
+     "(x, packed, y, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
+    {"sparse_lookup", py_sparse_lookup, METH_VARARGS,
+     "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -208,6 +200,9 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, methods, nu
 
 PyMODINIT_FUNC PyInit__native() {
     PyObject* made = PyModule_Create(&module);
-    if (made != nullptr) PyModule_AddIntConstant(made, "HAS_FLOAT16", HAS_FLOAT16);
+    if (made == nullptr) return nullptr;
+    PyModule_AddIntConstant(made, "HAS_FLOAT16", HAS_FLOAT16);
+    PyModule_AddIntConstant(made, "WIDEST", WIDEST);
+    PyModule_AddIntConstant(made, "FEW", FEW);
     return made;
 }

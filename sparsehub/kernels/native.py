@@ -14,6 +14,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sparsehub.kernels.sparse import Changes, Packed, Segments, column_dtype
+
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 log = logging.getLogger("sparsehub")
 
@@ -34,6 +36,11 @@ def takes(arena: Tensor) -> bool:
     if module is None or arena.device.type != "cpu":
         return False
     return arena.dtype in _DTYPES and (arena.dtype != torch.float16 or bool(module.HAS_FLOAT16))
+
+
+def takes_matrix(tensor: Tensor) -> bool:
+    """Whether the sparse kernels run on this tensor."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16) and extension() is not None
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -57,7 +64,7 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int) -> None:
     # Wrong here would be a write into foreign memory, so what costs nothing is looked at again.
     assert arena.is_contiguous() and positions.is_contiguous() and len(values) == len(positions)
-    getattr(extension(), name)(
+    getattr(_module(), name)(
         arena.data_ptr(),
         positions.data_ptr(),
         values.data_ptr(),
@@ -66,3 +73,61 @@ def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int
         len(positions),
         torch.get_num_threads(),
     )
+
+
+def pack(x: Tensor, segments: Segments) -> Packed:
+    """x feature-major, block by block; a block of few tokens stays as it is."""
+    assert x.is_contiguous() and x.ndim == 2
+    buffer = torch.empty(segments.packed * x.shape[1])
+    blocks = segments.blocks
+    _module().pack(
+        x.data_ptr(),
+        _DTYPES[x.dtype],
+        x.shape[1],
+        blocks.data_ptr(),
+        len(blocks),
+        buffer.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return Packed(x, segments, buffer)
+
+
+def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
+    """y[i] += dW_t x[i] + db_t."""
+    x, blocks = packed.x, packed.segments.blocks
+    assert y.is_contiguous() and y.dtype == x.dtype and len(y) == len(x) and packed.buffer is not None
+    _module().sparse_linear(
+        x.data_ptr(),
+        packed.buffer.data_ptr(),
+        y.data_ptr(),
+        _DTYPES[y.dtype],
+        x.shape[1],
+        y.shape[1],
+        column_dtype(x.shape[1]).itemsize,
+        blocks.data_ptr(),
+        len(blocks),
+        changes.table.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes) -> None:
+    """y[i] += dW_t[ids[i]]."""
+    assert y.is_contiguous() and ids.is_contiguous() and ids.dtype == torch.int64 and len(y) == len(ids)
+    _module().sparse_lookup(
+        ids.data_ptr(),
+        y.data_ptr(),
+        _DTYPES[y.dtype],
+        y.shape[1],
+        column_dtype(y.shape[1]).itemsize,
+        segments.blocks.data_ptr(),
+        len(segments.blocks),
+        changes.table.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def _module() -> ModuleType:
+    module = extension()
+    assert module is not None  # the door comes here only where `takes` said yes
+    return module

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparsehub.kernels.sparse import Changes, Segments, SparseChange
+
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
     """out[i] = arena[positions[i]], in the arena's dtype."""
@@ -21,3 +23,39 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     """arena[positions[i]] = values[i]; the dtypes are equal."""
     for p, value in zip(positions.tolist(), values, strict=True):
         arena[p] = value
+
+
+def dense(change: SparseChange) -> Tensor:
+    """dW [out, in] float64, zeros included."""
+    matrix = torch.zeros(change.shape, dtype=torch.float64)
+    if change.starts is None or change.columns is None or change.values is None:
+        return matrix
+    for row in range(change.shape[0]):
+        for k in range(int(change.starts[row]), int(change.starts[row + 1])):
+            matrix[row, int(change.columns[k])] += float(change.values[k])
+    return matrix
+
+
+def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes) -> None:
+    """y[i] = round(y[i] + dW_t x[i] + db_t), in float64 up to the one rounding."""
+    for slot, start, stop in segments.bounds:
+        part = changes.parts[slot]
+        if part is None:
+            continue
+        matrix = dense(part)
+        for i in range(start, stop):
+            change = matrix @ x[i].double()
+            if part.bias is not None:
+                change = change + part.bias.double()
+            y[i] = (y[i].double() + change).to(y.dtype)
+
+
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes) -> None:
+    """y[i] = round(y[i] + dW_t[ids[i]]), in float64 up to the one rounding."""
+    for slot, start, stop in segments.bounds:
+        part = changes.parts[slot]
+        if part is None:
+            continue
+        matrix = dense(part)
+        for i in range(start, stop):
+            y[i] = (y[i].double() + matrix[int(ids[i])]).to(y.dtype)

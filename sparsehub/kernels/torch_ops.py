@@ -1,24 +1,20 @@
-"""The kernels in plain torch: they work on every device that torch works on."""
+"""The kernels in plain torch: they work on every device that torch works on. The contracts are the door's."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from sparsehub.kernels.sparse import Changes, Packed, Segments
+
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
-    """out[i] = arena[positions[i]].
-
-    arena: [n] any dtype; positions: [k] int64 or int32. Returns [k] in the arena's dtype.
-    """
+    """out[i] = arena[positions[i]]."""
     return arena.index_select(0, positions)
 
 
 def scatter_add_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
-    """arena[positions[i]] += values[i], summed in float32 and rounded once to the arena's dtype.
-
-    arena: [n] float32, float16 or bfloat16; positions: [k] int64 or int32, distinct; values: [k] floating.
-    """
+    """arena[positions[i]] += values[i], summed in float32."""
     if arena.dtype == torch.float32:
         arena.scatter_add_(0, positions.long(), values.float())
         return
@@ -27,10 +23,41 @@ def scatter_add_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
-    """arena[positions[i]] = values[i].
-
-    arena: [n] any dtype; positions: [k] int64 or int32, distinct; values: [k] in the arena's dtype.
-    """
+    """arena[positions[i]] = values[i]."""
     if arena.element_size() == 2:  # torch's CPU scatter_ of half types walks the whole arena, that of int16 does not
         arena, values = arena.view(torch.int16), values.view(torch.int16)
     arena.scatter_(0, positions.long(), values)
+
+
+def pack(x: Tensor, segments: Segments) -> Packed:
+    """x as it is."""
+    return Packed(x, segments)
+
+
+def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
+    """y[i] += dW_t x[i] + db_t."""
+    for slot, start, stop in packed.segments.bounds:
+        part, rows = changes.parts[slot], slice(start, stop)
+        if part is None:
+            continue
+        total = y[rows].float()
+        if part.values is not None:
+            total = total + (part.csr @ packed.x[rows].float().t()).t()
+        if part.bias is not None:
+            total = total + part.bias
+        y[rows] = total.to(y.dtype)
+
+
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes) -> None:
+    """y[i] += dW_t[ids[i]]."""
+    for slot, start, stop in segments.bounds:
+        part = changes.parts[slot]
+        if part is None or part.starts is None or part.columns is None or part.values is None:
+            continue
+        first, last = part.starts[ids[start:stop]].long(), part.starts[ids[start:stop] + 1].long()
+        counts = last - first
+        tokens = torch.repeat_interleave(torch.arange(start, stop, device=y.device), counts)
+        before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        entries = torch.repeat_interleave(first, counts) + torch.arange(len(tokens), device=y.device) - before
+        places = tokens * y.shape[1] + part.columns.int()[entries]
+        scatter_add_(y.view(-1), places, part.values[entries])

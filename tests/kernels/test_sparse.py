@@ -1,0 +1,191 @@
+"""The sparse kernels against the plain reference in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsehub import kernels
+from sparsehub.kernels import SparseChange, changes_of, native, pack, reference, segments_of, torch_ops
+from sparsehub.kernels.sparse import column_dtype
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# (in, out): square, odd, one entry, one row, one column, more rows than a tile, no multiple of anything
+SIZES = [(16, 16), (7, 13), (1, 1), (9, 1), (1, 9), (24, 200), (130, 67)]
+# tokens of each segment: a few, a block, blocks and a rest, nothing to round
+POPULARITY = {
+    "distinct": [(slot, 1) for slot in range(9)],
+    "uniform": [(slot, 16) for slot in range(4)],
+    "zipf": [(0, 70), (1, 23), (2, 9), (3, 4), (4, 3), (5, 2), (6, 1)],
+    "identical": [(0, 101)],
+    "twice": [(1, 5), (0, 33), (1, 6)],
+}
+
+
+@pytest.fixture(params=["door", "torch", "native"])
+def ops(request: pytest.FixtureRequest) -> ModuleType:
+    if request.param == "native" and native.extension() is None:
+        pytest.skip("the native kernels are not built: there was no C++ compiler at install")
+    return {"door": kernels, "torch": torch_ops, "native": native}[request.param]
+
+
+def compressed(matrix: Tensor, bias: Tensor | None = None) -> SparseChange:
+    """A dense dW as a change."""
+    sparse = matrix.to_sparse_csr()
+    columns = sparse.col_indices().to(column_dtype(matrix.shape[1]))
+    return SparseChange(tuple(matrix.shape), sparse.crow_indices().int(), columns, sparse.values().float(), bias)
+
+
+def random_change(inside: int, out: int, density: float, seed: int, bias: bool = True) -> SparseChange:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(out, inside, generator=generator)
+    matrix *= torch.rand(out, inside, generator=generator) < density
+    return compressed(matrix, torch.randn(out, generator=generator) if bias else None)
+
+
+def bounds_of(popularity: Sequence[tuple[int, int]], gap: int = 0) -> tuple[list[tuple[int, int, int]], int]:
+    """Segments one after the other, `gap` tokens of nobody between them; and how many tokens there are."""
+    bounds, start = [], 0
+    for slot, count in popularity:
+        bounds.append((slot, start, start + count))
+        start += count + gap
+    return bounds, start + gap
+
+
+def compare(found: Tensor, expected: Tensor) -> None:
+    tolerance = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[found.dtype]
+    torch.testing.assert_close(found.float(), expected.float(), rtol=tolerance, atol=tolerance)
+
+
+def skip_unless_taken(ops: ModuleType, dtype: torch.dtype) -> None:
+    if ops is native and dtype == torch.float16:
+        pytest.skip("the native sparse kernels take float32 and bfloat16; the door gives float16 to torch")
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("popularity", POPULARITY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sparse_linear_equals_the_reference(
+    ops: ModuleType, dtype: torch.dtype, popularity: str, size: tuple[int, int], gap: int
+) -> None:
+    skip_unless_taken(ops, dtype)
+    bounds, tokens = bounds_of(POPULARITY[popularity], gap)
+    inside, out = size
+    slots = max(slot for slot, _ in POPULARITY[popularity]) + 1
+    changes = changes_of([random_change(inside, out, 0.2, slot, bias=slot % 2 == 0) for slot in range(slots)])
+    generator = torch.Generator().manual_seed(99)
+    x = torch.randn(tokens, inside, generator=generator).to(dtype)
+    found = torch.randn(tokens, out, generator=generator).to(dtype)
+    expected = found.clone()
+    segments = segments_of(bounds)
+    ops.sparse_linear_(found, ops.pack(x, segments), changes)
+    reference.sparse_linear_(expected, x, segments, changes)
+    compare(found, expected)
+    outside = torch.ones(tokens, dtype=torch.bool)
+    for _, start, stop in bounds:
+        outside[start:stop] = False
+    assert torch.equal(found[outside], expected[outside])
+
+
+@pytest.mark.parametrize("popularity", POPULARITY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sparse_lookup_equals_the_reference(ops: ModuleType, dtype: torch.dtype, popularity: str) -> None:
+    skip_unless_taken(ops, dtype)
+    bounds, tokens = bounds_of(POPULARITY[popularity], gap=1)
+    slots = max(slot for slot, _ in POPULARITY[popularity]) + 1
+    changes = changes_of([random_change(19, 11, 0.3, slot) for slot in range(slots)])
+    ids = torch.randint(11, (tokens,), generator=torch.Generator().manual_seed(1))
+    found = torch.randn(tokens, 19, generator=torch.Generator().manual_seed(2)).to(dtype)
+    expected = found.clone()
+    ops.sparse_lookup_(found, ids, segments_of(bounds), changes)
+    reference.sparse_lookup_(expected, ids, segments_of(bounds), changes)
+    compare(found, expected)
+
+
+ODD = [
+    SparseChange((8, 8)),
+    SparseChange((8, 8), bias=torch.arange(8.0)),
+    compressed(torch.eye(8)[:, :] * torch.tensor([1.0] + [0.0] * 7)),
+    compressed(torch.ones(8, 8)),
+    compressed(torch.cat([torch.ones(1, 8), torch.zeros(7, 8)])),
+    compressed(torch.cat([torch.zeros(8, 7), torch.ones(8, 1)], dim=1), torch.ones(8)),
+]
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 4, 8, 9, 32, 33])
+def test_odd_changes(ops: ModuleType, tokens: int) -> None:
+    """Nothing, a bias alone, one entry, every entry, one row, one column, no change at all."""
+    parts = [*ODD, None]
+    bounds, total = bounds_of([(slot, tokens) for slot in range(len(parts))])
+    x, found = torch.randn(total, 8), torch.zeros(total, 8)
+    expected = found.clone()
+    ops.sparse_linear_(found, ops.pack(x, segments_of(bounds)), changes_of(parts))
+    reference.sparse_linear_(expected, x, segments_of(bounds), changes_of(parts))
+    compare(found, expected)
+    ids, found = torch.randint(8, (total,)), torch.zeros(total, 8)
+    expected = found.clone()
+    ops.sparse_lookup_(found, ids, segments_of(bounds), changes_of(parts))
+    reference.sparse_lookup_(expected, ids, segments_of(bounds), changes_of(parts))
+    compare(found, expected)
+
+
+def test_more_columns_than_two_bytes_can_number(ops: ModuleType) -> None:
+    inside = 70_001
+    matrix = torch.zeros(3, inside)
+    matrix[0, 0] = matrix[1, 65_536] = matrix[2, 70_000] = 2.0
+    changes = changes_of([compressed(matrix)])
+    assert changes.parts[0] is not None and changes.parts[0].columns is not None
+    assert changes.parts[0].columns.dtype == torch.int32
+    x, found = torch.randn(5, inside), torch.zeros(5, 3)
+    ops.sparse_linear_(found, ops.pack(x, segments_of([(0, 0, 5)])), changes)
+    torch.testing.assert_close(found, 2 * x[:, [0, 65_536, 70_000]])
+    wide = torch.zeros(2, inside)
+    ops.sparse_lookup_(wide, torch.tensor([1, 2]), segments_of([(0, 0, 2)]), changes)
+    assert wide[0, 65_536] == 2.0 and wide[1, 70_000] == 2.0 and wide.sum() == 4.0
+
+
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_threads_share_out_one_segment_without_changing_it(tokens: int) -> None:
+    changes = changes_of([random_change(50, 1_000, 0.1, 3)])
+    x, segments = torch.randn(tokens, 50), segments_of([(0, 0, tokens)])
+    outputs, before = [], torch.get_num_threads()
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        try:
+            y = torch.zeros(tokens, 1_000)
+            kernels.sparse_linear_(y, pack(x, segments), changes)
+        finally:
+            torch.set_num_threads(before)
+        outputs.append(y)
+    assert torch.equal(*outputs)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 40)), min_size=1, max_size=6),
+    st.integers(1, 40),
+    st.integers(1, 70),
+    st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    st.integers(1, 3),
+)
+def test_any_batch_of_any_tasks(
+    popularity: list[tuple[int, int]], inside: int, out: int, density: float, tokens_a_row: int
+) -> None:
+    """One packed input for two maps, as the projections of an attention layer share it."""
+    bounds, rows = bounds_of(popularity)
+    segments = segments_of(bounds, tokens_a_row)
+    x = torch.randn(rows * tokens_a_row, inside)
+    packed = pack(x, segments)
+    for width in (out, inside):
+        parts = [random_change(inside, width, density, slot) if slot % 3 else None for slot in range(5)]
+        found = torch.randn(rows * tokens_a_row, width)
+        expected = found.clone()
+        kernels.sparse_linear_(found, packed, changes_of(parts))
+        reference.sparse_linear_(expected, x, segments, changes_of(parts))
+        compare(found, expected)
