@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from sparsehub.kernels import native, torch_ops
-from sparsehub.kernels.sparse import Changes, Packed, Segments, SparseChange, changes_of, segments_of
+from sparsehub.kernels.sparse import Changes, Packed, ScaleShift, Segments, SparseChange, changes_of, segments_of
 
 __all__ = [
     "Changes",
     "Packed",
+    "ScaleShift",
     "Segments",
     "SparseChange",
     "changes_of",
     "gather",
     "pack",
     "position_dtype",
+    "scale_shift_",
     "scatter_add_",
     "scatter_copy_",
     "segments_of",
@@ -60,12 +62,15 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 def pack(x: Tensor, segments: Segments) -> Packed:
-    """Make x [tokens, in] ready for `sparse_linear_`: once for all maps that share it."""
+    """Make x [tokens, in] ready for `sparse_linear_`: once for all maps that share it.
+
+    It stays ready until the same thread packs something else: the memory behind it is used again.
+    """
     packed: Packed = _kernels(x, sparse=True).pack(x, segments)
     return packed
 
 
-def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
+def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t for every token i of every segment, t its slot; summed in float32, rounded once.
 
     y: [tokens, out], x: [tokens, in], one dtype: float32, float16 or bfloat16. Tokens outside the segments and tasks
@@ -74,12 +79,20 @@ def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
     _kernels(y, sparse=True).sparse_linear_(y, packed, changes)
 
 
-def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes) -> None:
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t[ids[i]] for every token i of every segment, t its slot; db plays no part.
 
     y: [tokens, width] float32, float16 or bfloat16; ids: [tokens] int64; dW_t: [ids there are, width].
     """
     _kernels(y, sparse=True).sparse_lookup_(y, ids, segments, changes)
+
+
+def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) -> None:
+    """y[i] = y[i] * w_t + b_t for every token i of every segment, t its slot; in float32, rounded once.
+
+    y: [tokens, width] float32, float16 or bfloat16. Every slot of a segment has a part.
+    """
+    _kernels(y, sparse=True).scale_shift_(y, segments, changes)
 
 
 def position_dtype(arena: Tensor) -> torch.dtype:

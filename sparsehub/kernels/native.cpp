@@ -181,6 +181,19 @@ PyObject* py_sparse_lookup(PyObject*, PyObject* arguments) {
     });
 }
 
+PyObject* py_scale_shift(PyObject*, PyObject* arguments) {
+    Address y, blocks, table;
+    int dtype, threads;
+    Py_ssize_t width, count;
+    if (!PyArg_ParseTuple(arguments, "KinKnKi", &y, &dtype, &width, &blocks, &count, &table, &threads)) return nullptr;
+    return run([&] {
+        return by_matrix_dtype(dtype, [&](auto t) {
+            scale_shift(at<decltype(t)>(y), width, at<const Block>(blocks), count, at<const Scale>(table), threads);
+            return true;
+        });
+    });
+}
+
 PyMethodDef methods[] = {
     {"gather", py_gather, METH_VARARGS, "(arena, positions, out, item_bytes, position_bytes, count, threads)"},
     {"scatter_copy", py_scatter_copy, METH_VARARGS,
@@ -191,6 +204,7 @@ PyMethodDef methods[] = {
      "(x, packed, y, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
     {"sparse_lookup", py_sparse_lookup, METH_VARARGS,
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
+    {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -202,7 +216,6 @@ PyMODINIT_FUNC PyInit__native() {
     PyObject* made = PyModule_Create(&module);
     if (made == nullptr) return nullptr;
     PyModule_AddIntConstant(made, "HAS_FLOAT16", HAS_FLOAT16);
-    PyModule_AddIntConstant(made, "WIDEST", WIDEST);
-    PyModule_AddIntConstant(made, "FEW", FEW);
+    PyModule_AddIntConstant(made, "WIDEST_BLOCK", WIDEST);
     return made;
 }

@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import threading
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import Changes, Packed, Segments, column_dtype
+from sparsehub.kernels.sparse import Changes, Packed, ScaleShift, Segments, SparseChange, column_dtype
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_memory = threading.local()
 log = logging.getLogger("sparsehub")
 
 
@@ -78,7 +80,7 @@ def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int
 def pack(x: Tensor, segments: Segments) -> Packed:
     """x feature-major, block by block; a block of few tokens stays as it is."""
     assert x.is_contiguous() and x.ndim == 2
-    buffer = torch.empty(segments.packed * x.shape[1])
+    buffer = _scratch(segments.packed * x.shape[1])
     blocks = segments.blocks
     _module().pack(
         x.data_ptr(),
@@ -92,7 +94,7 @@ def pack(x: Tensor, segments: Segments) -> Packed:
     return Packed(x, segments, buffer)
 
 
-def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
+def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
     x, blocks = packed.x, packed.segments.blocks
     assert y.is_contiguous() and y.dtype == x.dtype and len(y) == len(x) and packed.buffer is not None
@@ -111,7 +113,7 @@ def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
     )
 
 
-def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes) -> None:
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t[ids[i]]."""
     assert y.is_contiguous() and ids.is_contiguous() and ids.dtype == torch.int64 and len(y) == len(ids)
     _module().sparse_lookup(
@@ -125,6 +127,28 @@ def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes)
         changes.table.data_ptr(),
         torch.get_num_threads(),
     )
+
+
+def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) -> None:
+    """y[i] = y[i] * w_t + b_t."""
+    assert y.is_contiguous()
+    _module().scale_shift(
+        y.data_ptr(),
+        _DTYPES[y.dtype],
+        y.shape[1],
+        segments.blocks.data_ptr(),
+        len(segments.blocks),
+        changes.table.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def _scratch(size: int) -> Tensor:
+    """This thread's own memory of at least `size` float32: fresh pages for every pack would cost more than packing."""
+    held: Tensor | None = getattr(_memory, "scratch", None)
+    if held is None or held.numel() < size:
+        held = _memory.scratch = torch.empty(size)
+    return held
 
 
 def _module() -> ModuleType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import Changes, Segments, SparseChange
+from sparsehub.kernels.sparse import Changes, ScaleShift, Segments, SparseChange
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def dense(change: SparseChange) -> Tensor:
     return matrix
 
 
-def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes) -> None:
+def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] = round(y[i] + dW_t x[i] + db_t), in float64 up to the one rounding."""
     for slot, start, stop in segments.bounds:
         part = changes.parts[slot]
@@ -50,7 +50,7 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes) -
             y[i] = (y[i].double() + change).to(y.dtype)
 
 
-def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes) -> None:
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] = round(y[i] + dW_t[ids[i]]), in float64 up to the one rounding."""
     for slot, start, stop in segments.bounds:
         part = changes.parts[slot]
@@ -59,3 +59,13 @@ def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes)
         matrix = dense(part)
         for i in range(start, stop):
             y[i] = (y[i].double() + matrix[int(ids[i])]).to(y.dtype)
+
+
+def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) -> None:
+    """y[i] = round(y[i] * w_t + b_t), in float64 up to the one rounding."""
+    for slot, start, stop in segments.bounds:
+        part = changes.parts[slot]
+        assert part is not None
+        for i in range(start, stop):
+            bias = 0.0 if part.bias is None else part.bias.double()
+            y[i] = (y[i].double() * part.weight.double() + bias).to(y.dtype)

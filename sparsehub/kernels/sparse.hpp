@@ -26,8 +26,12 @@ constexpr int FEW = 4;       // tokens of a block below which it is not packed
 constexpr int WIDEST = 32;   // tokens of the largest block
 constexpr int64_t TILE = 64; // rows of dW whose sums are kept at once: with WIDEST tokens a quarter of the first cache
 
-struct Matrix {  // addresses, as the table has them; 0 where a task changes nothing
+struct Matrix {  // a row of the table: addresses, 0 where a task changes nothing
     int64_t starts, columns, values, bias;
+};
+
+struct Scale {  // likewise, of float32 vectors
+    int64_t weight, bias, unused, unused_too;
 };
 
 struct Block {  // `count` tokens from `token` on, all of one task; `packed`: where they lie in the packed memory, in tokens
@@ -159,7 +163,7 @@ INLINE void plain_block(const Matrix& m, const T* x, T* y, int64_t in, int64_t o
 
 template <class T>
 BEST_OF_MACHINE void pack(const T* x, int64_t in, const Block* blocks, int64_t count, float* packed, int threads) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count; i++) {
         const Block& b = blocks[i];
         if (b.count < FEW) continue;
@@ -179,7 +183,7 @@ BEST_OF_MACHINE void sparse_linear(const T* x, const float* packed, T* y, int64_
                                    int64_t count, const Matrix* matrices, int threads) {
     const int64_t tiles = (out + TILE - 1) / TILE;
     const int64_t parts = count >= 2 * threads ? 1 : std::min<int64_t>(tiles, 2 * threads);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count * parts; i++) {
         const Block& b = blocks[i / parts];
         const Matrix& m = matrices[b.task];
@@ -204,7 +208,7 @@ BEST_OF_MACHINE void sparse_linear(const T* x, const float* packed, T* y, int64_
 template <class T, class C>
 void sparse_lookup(const int64_t* ids, T* y, int64_t width, const Block* blocks, int64_t count, const Matrix* matrices,
                    int threads) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count; i++) {
         const Matrix& m = matrices[blocks[i].task];
         if (!m.starts) continue;
@@ -216,5 +220,19 @@ void sparse_lookup(const int64_t* ids, T* y, int64_t width, const Block* blocks,
                 T& place = y[q * width + columns[k]];
                 round_to(to_float(place) + values[k], place);
             }
+    }
+}
+
+// y[i] = y[i] * w_t + b_t; w_t is there for every task of the batch.
+template <class T>
+BEST_OF_MACHINE void scale_shift(T* y, int64_t width, const Block* blocks, int64_t count, const Scale* scales,
+                                 int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < count; i++) {
+        const Block& b = blocks[i];
+        const float *weight = at<const float>(scales[b.task].weight), *bias = at<const float>(scales[b.task].bias);
+        for (T* row = y + b.token * width; row < y + (b.token + b.count) * width; row += width)
+            for (int64_t c = 0; c < width; c++)
+                round_to(to_float(row[c]) * weight[c] + (bias ? bias[c] : 0.f), row[c]);
     }
 }

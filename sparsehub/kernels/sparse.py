@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,17 +57,38 @@ class SparseChange:
 
 
 @dataclass(frozen=True)
-class Changes:
-    """One module's change for each task of a batch.
+class ScaleShift:
+    """A norm's weight [width] and, where it has one, bias [width]; float32."""
 
-    parts: by slot, None where a task leaves the module alone; table: [slots, 4] int64, their addresses, on the device.
+    weight: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def addresses(self) -> tuple[int, int, int, int]:
+        """Of weight and bias; 0 for a bias that is absent."""
+        return self.weight.data_ptr(), 0 if self.bias is None else self.bias.data_ptr(), 0, 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+Part = TypeVar("Part", SparseChange, ScaleShift)
+
+
+@dataclass(frozen=True)
+class Changes(Generic[Part]):
+    """What one module has for each task of a batch.
+
+    parts: by slot, None where a task has nothing; table: [slots, 4] int64, their addresses, on the device. The two say
+    the same; a kernel reads the one or the other.
     """
 
-    parts: Sequence[SparseChange | None]
+    parts: Sequence[Part | None]
     table: Tensor
 
 
-def changes_of(parts: Sequence[SparseChange | None], device: torch.device | str = "cpu") -> Changes:
+def changes_of(parts: Sequence[Part | None], device: torch.device | str = "cpu") -> Changes[Part]:
     """Changes with a table of their own."""
     addresses = [part.addresses if part is not None else (0, 0, 0, 0) for part in parts]
     return Changes(parts, torch.tensor(addresses, dtype=torch.int64, device=device))
@@ -98,8 +120,10 @@ def segments_of(bounds: Sequence[tuple[int, int, int]], tokens_a_row: int = 1) -
 
 @dataclass(frozen=True)
 class Packed:
-    """The input of a sparse linear map, made ready once for all maps that share it. x: [tokens, in]; buffer: the
-    kernel's own copy, where it needs one."""
+    """The input of a sparse linear map, made ready once for all maps that share it.
+
+    x: [tokens, in]; buffer: [packed tokens * in] or longer, the kernel's own copy, where it makes one.
+    """
 
     x: Tensor
     segments: Segments

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import Changes, Packed, Segments
+from sparsehub.kernels.sparse import Changes, Packed, ScaleShift, Segments, SparseChange
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def pack(x: Tensor, segments: Segments) -> Packed:
     return Packed(x, segments)
 
 
-def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
+def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
     for slot, start, stop in packed.segments.bounds:
         part, rows = changes.parts[slot], slice(start, stop)
@@ -48,7 +48,7 @@ def sparse_linear_(y: Tensor, packed: Packed, changes: Changes) -> None:
         y[rows] = total.to(y.dtype)
 
 
-def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes) -> None:
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t[ids[i]]."""
     for slot, start, stop in segments.bounds:
         part = changes.parts[slot]
@@ -61,3 +61,12 @@ def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes)
         entries = torch.repeat_interleave(first, counts) + torch.arange(len(tokens), device=y.device) - before
         places = tokens * y.shape[1] + part.columns.int()[entries]
         scatter_add_(y.view(-1), places, part.values[entries])
+
+
+def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) -> None:
+    """y[i] = y[i] * w_t + b_t."""
+    for slot, start, stop in segments.bounds:
+        part, rows = changes.parts[slot], y[start:stop]
+        assert part is not None  # every slot of a segment has one
+        scaled = rows.float() * part.weight
+        rows.copy_(scaled if part.bias is None else scaled + part.bias)

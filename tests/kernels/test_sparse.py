@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsehub import kernels
-from sparsehub.kernels import SparseChange, changes_of, native, pack, reference, segments_of, torch_ops
+from sparsehub.kernels import ScaleShift, SparseChange, changes_of, native, pack, reference, segments_of, torch_ops
 from sparsehub.kernels.sparse import column_dtype
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -107,6 +107,31 @@ def test_sparse_lookup_equals_the_reference(ops: ModuleType, dtype: torch.dtype,
     ops.sparse_lookup_(found, ids, segments_of(bounds), changes)
     reference.sparse_lookup_(expected, ids, segments_of(bounds), changes)
     compare(found, expected)
+
+
+@pytest.mark.parametrize("popularity", POPULARITY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_and_shift_equal_the_reference(ops: ModuleType, dtype: torch.dtype, popularity: str) -> None:
+    skip_unless_taken(ops, dtype)
+    bounds, tokens = bounds_of(POPULARITY[popularity], gap=2)
+    slots = max(slot for slot, _ in POPULARITY[popularity]) + 1
+    generator = torch.Generator().manual_seed(5)
+    weights, biases = (torch.randn(slots, 37, generator=generator) for _ in range(2))
+    parts = [ScaleShift(weights[i], biases[i] if i % 2 else None) for i in range(slots)]
+    found = torch.randn(tokens, 37, generator=generator).to(dtype)
+    expected = found.clone()
+    ops.scale_shift_(found, segments_of(bounds), changes_of(parts))
+    reference.scale_shift_(expected, segments_of(bounds), changes_of(parts))
+    compare(found, expected)
+
+
+def test_packing_again_does_not_ask_for_memory_again() -> None:
+    if native.extension() is None:
+        pytest.skip("the native kernels are not built")
+    x, segments = torch.randn(40, 8), segments_of([(0, 0, 40)])
+    first, second = native.pack(x, segments), native.pack(x[:, :7].contiguous(), segments)
+    assert first.buffer is not None and second.buffer is not None
+    assert second.buffer.data_ptr() == first.buffer.data_ptr()
 
 
 ODD = [

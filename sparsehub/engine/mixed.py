@@ -1,0 +1,144 @@
+"""Run a batch of several tasks on the untouched arena: each row adds its own task's sparse part, module by module.
+
+For the time of one forward pass the touched sites have a forward of their own; before and after it nothing is on the
+model, so compiled forwards and captured graphs of the plain backbone stay what they were.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehub import kernels
+from sparsehub.engine.side import Side
+from sparsehub.engine.sites import CONV1D, EMBEDDING, LAYER_NORM, LINEAR, RMS_NORM, Site, Sites, with_weight
+
+Bounds = Sequence[tuple[int, int, int]]
+
+
+class MixedBatch:
+    """Whose rows are whose, and what each task changes, for one forward pass.
+
+    sides: by slot, None for a task (or the plain backbone) that changes nothing, but not all None; bounds: (slot, first
+    row, row after the last), in order, without gaps; packed: the rows are tokens of one long sequence [1, rows, width],
+    not sequences.
+    """
+
+    def __init__(self, sites: Sites, sides: Sequence[Side | None], bounds: Bounds, *, packed: bool = False):
+        self.sites, self.sides, self.packed = sites, sides, packed
+        self.rows = bounds[-1][2]
+        self._bounds = bounds
+        self._segments: dict[int, kernels.Segments] = {}
+        self._table = _table(sites, sides)
+        self._last: kernels.Packed | None = None
+        self._last_input: Tensor | None = None
+
+    def segments(self, tokens: int) -> kernels.Segments:
+        """Of an input with so many tokens in all."""
+        a_row, rest = divmod(tokens, self.rows)
+        assert rest == 0, (tokens, self.rows)
+        if a_row not in self._segments:
+            self._segments[a_row] = kernels.segments_of(self._bounds, a_row)
+        return self._segments[a_row]
+
+    def pack(self, x: Tensor) -> kernels.Packed:
+        """An input made ready; projections that share it come one after the other and find it done."""
+        if self._last is None or x is not self._last_input:
+            flat = x.reshape(-1, x.shape[-1]).contiguous()
+            self._last, self._last_input = kernels.pack(flat, self.segments(len(flat))), x
+        return self._last
+
+    def changes(self, site: Site) -> kernels.Changes[Any]:
+        return kernels.Changes(_Parts(self.sides, site), self._table[site.index])
+
+    @contextmanager
+    def on_model(self) -> Iterator[None]:
+        """Inside, the backbone's forward is this batch's."""
+        touched = sorted(set().union(*(side.parts for side in self.sides if side is not None)))
+        modules = [self.sites.sites[index].module for index in touched]
+        try:
+            for index, module in zip(touched, modules, strict=True):
+                site = self.sites.sites[index]
+                # Past nn.Module's own attribute setting, which would look for parameters and hooks first.
+                module.__dict__["forward"] = functools.partial(_FORWARDS[site.kind], self, site)
+            yield
+        finally:
+            for module in modules:
+                module.__dict__.pop("forward", None)
+            self._last = self._last_input = None
+
+
+def _table(sites: Sites, sides: Sequence[Side | None]) -> Tensor:
+    """[sites, slots, 4]: the addresses of what every site has for every slot."""
+    device = next(side.addresses.device for side in sides if side is not None)
+    base = sites.base_addresses(device) if None in sides else None
+    return torch.stack([base if side is None else side.addresses for side in sides], dim=1)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class _Parts(Sequence[Any]):
+    """What one site has for every slot; looked up only where a kernel asks, which the native ones do not."""
+
+    sides: Sequence[Side | None]
+    site: Site
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    def __getitem__(self, slot: Any) -> Any:
+        side = self.sides[slot]
+        return self.site.base if side is None else side.parts.get(self.site.index, self.site.base)
+
+
+def _matrix(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
+    """Linear and Conv1D: the plain product for all rows, then what each row's task adds."""
+    y: Tensor = type(site.module).forward(site.module, x).contiguous()
+    kernels.sparse_linear_(y.view(-1, y.shape[-1]), batch.pack(x), batch.changes(site))
+    return y
+
+
+def _embedding(batch: MixedBatch, site: Site, ids: Tensor) -> Tensor:
+    """Rows that were looked up; ids that all rows share are looked up for each, since their changes differ."""
+    if not batch.packed and len(ids) == 1:
+        ids = ids.expand(batch.rows, *ids.shape[1:])
+    y: Tensor = type(site.module).forward(site.module, ids).contiguous()
+    flat = ids.reshape(-1).contiguous()
+    kernels.sparse_lookup_(y.view(len(flat), -1), flat, batch.segments(len(flat)), batch.changes(site))
+    return y
+
+
+def _layer_norm(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
+    """Normalise all rows, then each task's own scale and shift; in float32 up to the one rounding."""
+    module: Any = site.module
+    y = torch.nn.functional.layer_norm(x.float(), module.normalized_shape, eps=module.eps).contiguous()
+    _scale(batch, site, y)
+    return y.to(x.dtype)
+
+
+def _rms_norm(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
+    """The model's own code normalises; each task's own scale comes after it."""
+    assert site.neutral is not None  # every RMSNorm site has one
+    with with_weight(site.module, site.neutral):
+        y: Tensor = type(site.module).forward(site.module, x).contiguous()
+    _scale(batch, site, y)
+    return y
+
+
+def _scale(batch: MixedBatch, site: Site, y: Tensor) -> None:
+    flat = y.view(-1, y.shape[-1])
+    kernels.scale_shift_(flat, batch.segments(len(flat)), batch.changes(site))
+
+
+_FORWARDS: dict[str, Callable[[MixedBatch, Site, Tensor], Tensor]] = {
+    LINEAR: _matrix,
+    CONV1D: _matrix,
+    EMBEDDING: _embedding,
+    LAYER_NORM: _layer_norm,
+    RMS_NORM: _rms_norm,
+}

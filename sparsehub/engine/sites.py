@@ -1,0 +1,181 @@
+"""The modules of a backbone that a mixed batch can run, found by watching one small forward pass.
+
+A module is a site when it is of a kind that we know and sees its input row by row: then each row can have its own
+task's change. Whatever else a delta touches runs by swap, and `Sites.why_not` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehub.backbone import Arena, Backbone, Slot
+from sparsehub.kernels import ScaleShift
+
+LINEAR, CONV1D, EMBEDDING, LAYER_NORM, RMS_NORM = "Linear", "Conv1D", "Embedding", "LayerNorm", "RMSNorm"
+_ROWS, _LENGTH = 3, 5  # of the watched pass: different, and unlike most sizes inside a model
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module. index: its row in address tables; base: a norm's unchanged scale and shift, in float32.
+
+    neutral: an RMSNorm's weight under which it only normalises; its scale is weight + 1 - neutral (some models count
+    from 1).
+    """
+
+    index: int
+    name: str
+    kind: str
+    module: nn.Module
+    base: ScaleShift | None = None
+    neutral: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sites:
+    """sites: by index; uses: what reads a place of the arena, as (site, `weight` or `bias`); others: why a place that
+    something else reads cannot be mixed."""
+
+    sites: tuple[Site, ...]
+    uses: Mapping[Slot, tuple[tuple[Site, str], ...]]
+    others: Mapping[Slot, str]
+
+    def base_addresses(self, device: torch.device) -> Tensor:
+        """[sites, 4] int64: the table of a task that changes nothing. A norm always has a scale."""
+        rows = [(0, 0, 0, 0) if site.base is None else site.base.addresses for site in self.sites]
+        return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4)
+
+    def why_not(self, slots: set[Slot]) -> str | None:
+        """Why a change of these places cannot be mixed; None where it can."""
+        return next((self.others[slot] for slot in slots if slot in self.others), None)
+
+
+def find_sites(backbone: Backbone) -> Sites:
+    """Watch a pass of a few rows and sort the arena's places by whether a mixed batch can change them.
+
+    The arena must hold the base weights.
+    """
+    seen = _watch(backbone)
+    names = {id(module): name for name, module in backbone.module.named_modules()}
+    sites: list[Site] = []
+    uses: dict[Slot, tuple[tuple[Site, str], ...]] = {}
+    others: dict[Slot, str] = {}
+    for module in backbone.module.modules():
+        problem = _problem(module, seen.get(id(module), []))
+        site = _site(len(sites), names[id(module)], module)
+        owned = _places(backbone, site)
+        if problem is None and owned:
+            sites.append(site)
+        for slot, role in owned:
+            if problem is None:
+                uses[slot] = (*uses.get(slot, ()), (site, role))
+            else:
+                others[slot] = f"{site.name or 'the model'} ({type(module).__name__}) {problem}"
+    return Sites(tuple(sites), uses, others)
+
+
+def _site(index: int, name: str, module: Any) -> Site:
+    kind = kind_of(module) or ""
+    if kind == RMS_NORM:
+        neutral = _neutral(module)
+        scale = module.weight.detach().float() + 1 - neutral.float()
+        return Site(index, name, kind, module, ScaleShift(scale), neutral)
+    if kind == LAYER_NORM:
+        weight, bias = module.weight.detach().float().clone(), module.bias
+        return Site(
+            index, name, kind, module, ScaleShift(weight, None if bias is None else bias.detach().float().clone())
+        )
+    return Site(index, name, kind, module)
+
+
+def _neutral(norm: Any) -> Tensor:
+    """Zeros where the norm multiplies by 1 + weight, ones where by weight."""
+    zeros = torch.zeros_like(norm.weight)
+    with torch.inference_mode(), with_weight(norm, zeros):
+        counts_from_one = bool(type(norm).forward(norm, torch.ones_like(zeros)[None]).any())
+    return zeros if counts_from_one else torch.ones_like(zeros)
+
+
+@contextmanager
+def with_weight(module: nn.Module, weight: Tensor) -> Iterator[None]:
+    """Inside, the module computes with another weight."""
+    parameters: dict[str, Any] = module._parameters
+    own = parameters["weight"]
+    parameters["weight"] = weight
+    try:
+        yield
+    finally:
+        parameters["weight"] = own
+
+
+def nothing_mixes(arena: Arena, reason: str) -> Sites:
+    """Sites of a backbone that runs by swap alone."""
+    return Sites((), {}, dict.fromkeys(arena.slots.values(), reason))
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The kind of a module whose arithmetic we know; None for any other."""
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) is nn.Linear:
+        return LINEAR
+    if type(module) is Conv1D:
+        return CONV1D
+    if type(module) is nn.Embedding and module.max_norm is None:
+        return EMBEDDING
+    if type(module) is nn.LayerNorm and module.weight is not None and len(module.normalized_shape) == 1:
+        return LAYER_NORM
+    names = [name for name, _ in module.named_parameters()]
+    if type(module).__name__.endswith("RMSNorm") and names == ["weight"] and module.weight.ndim == 1:
+        return RMS_NORM
+    return None
+
+
+def _watch(backbone: Backbone) -> dict[int, list[tuple[int, ...]]]:
+    """The shapes of every module's first input in a pass of `_ROWS` rows, by the module's id."""
+    seen: dict[int, list[tuple[int, ...]]] = {}
+
+    def watch(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments and isinstance(arguments[0], Tensor):
+            seen.setdefault(id(module), []).append(tuple(arguments[0].shape))
+
+    handles = [module.register_forward_pre_hook(watch) for module in backbone.module.modules()]
+    try:
+        with torch.inference_mode():
+            backbone.module(**sample_batch(backbone, _ROWS, _LENGTH))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def sample_batch(backbone: Backbone, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
+    """Token ids that mean nothing, for measuring and checking."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(backbone.config.vocab_size, (rows, length), generator=generator).to(backbone.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _problem(module: nn.Module, shapes: list[tuple[int, ...]]) -> str | None:
+    """Why a module is no site; None where it is one."""
+    if kind_of(module) is None:
+        return "is of a kind that mixed batches do not know"
+    if not shapes:
+        return "is not called: its weights are used directly"
+    rows = {shape[0] for shape in shapes}
+    if rows == {_ROWS} or (kind_of(module) == EMBEDDING and rows == {1}):
+        return None
+    return "does not see its input row by row"
+
+
+def _places(backbone: Backbone, site: Site) -> list[tuple[Slot, str]]:
+    """The places of the arena that a module's own parameters have, with their roles."""
+    slots, prefix = backbone.arena.slots, f"{site.name}." if site.name else ""
+    own = [name for name, _ in site.module.named_parameters(recurse=False)]
+    return [(slots[prefix + name], name) for name in own if prefix + name in slots]

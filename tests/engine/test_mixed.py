@@ -1,0 +1,219 @@
+"""Mixed batches against the same weights in place, row by row, for every family and dtype."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sparsehub.backbone import Backbone, load_backbone
+from sparsehub.delta import Delta, ParameterDelta
+from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.side import Side, make_side, touched_slots
+from sparsehub.engine.sites import EMBEDDING, LINEAR, Sites, find_sites, sample_batch
+from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
+
+FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "llama", "gpt2"]
+DTYPES = ["float32", "float16", "bfloat16"]
+# Largest difference, as a share of the largest value: what rounding may add up to over two layers.
+TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
+Load = Callable[[str, str], tuple[Backbone, Sites]]
+Bounds = Sequence[tuple[int, int, int]]
+
+
+@pytest.fixture(scope="module")
+def load(tiny_checkpoint: Callable[[str], Path]) -> Load:
+    """load(family, dtype): a tiny backbone and its sites."""
+
+    @functools.cache
+    def loaded(family: str, dtype: str) -> tuple[Backbone, Sites]:
+        backbone = load_backbone(str(tiny_checkpoint(family)), dtype=dtype)
+        return backbone, find_sites(backbone)
+
+    return loaded
+
+
+def random_delta(
+    backbone: Backbone, names: Sequence[str], seed: int, density: float, kind: str = "add", dtype: str = "float32"
+) -> Delta:
+    """At least one entry in each of `names`."""
+    generator, parts = torch.Generator().manual_seed(seed), {}
+    for name in names:
+        slot = backbone.arena.slots[name]
+        count = max(1, int(slot.numel * density))
+        places = torch.randperm(slot.numel, generator=generator)[:count].sort().values
+        values = torch.randn(count, generator=generator) * 0.3
+        parts[name] = ParameterDelta(slot.shape, places, values.to(getattr(torch, dtype)))
+    return Delta(parts, kind, dtype)
+
+
+def mixable(backbone: Backbone, sites: Sites) -> list[str]:
+    return [name for name, slot in backbone.arena.slots.items() if slot not in sites.others]
+
+
+@torch.inference_mode()
+def run_mixed(
+    backbone: Backbone, sites: Sites, sides: Sequence[Side | None], bounds: Bounds, batch: Mapping[str, Tensor]
+) -> Tensor:
+    with MixedBatch(sites, sides, bounds).on_model():
+        states: Tensor = backbone.module(**batch).last_hidden_state
+    return states
+
+
+@torch.inference_mode()
+def run_in_place(
+    backbone: Backbone, patches: Sequence[Patch | None], bounds: Bounds, batch: Mapping[str, Tensor]
+) -> Tensor:
+    """Each segment alone, with its task's weights in the arena."""
+    parts = []
+    for slot, start, stop in bounds:
+        patch = patches[slot]
+        if patch is not None:
+            apply_patch(backbone.arena, patch)
+        parts.append(backbone.module(**{k: v[start:stop] for k, v in batch.items()}).last_hidden_state)
+        if patch is not None:
+            restore_patch(backbone.arena, patch)
+    return torch.cat(parts)
+
+
+def assert_equal(found: Tensor, expected: Tensor, dtype: str, mask: Tensor) -> None:
+    """Where there is no padding: what a model gives for padding means nothing."""
+    real = mask.bool()
+    difference = (found[real].float() - expected[real].float()).abs().max()
+    assert difference <= TOLERANCE[dtype] * expected[real].abs().max().float()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_several_tasks_gives_what_their_weights_give(load: Load, family: str, dtype: str) -> None:
+    """Two tasks of many entries, one of a few, the plain backbone; one task twice."""
+    backbone, sites = load(family, dtype)
+    names, before = mixable(backbone, sites), backbone.arena.digest()
+    deltas = [random_delta(backbone, names, seed, density) for seed, density in enumerate((0.05, 0.3, 0.0))]
+    patches: list[Patch | None] = [make_patch(backbone, delta) for delta in deltas]
+    sides: list[Side | None] = [make_side(sites, backbone.arena, patch) for patch in patches if patch]
+    bounds = [(0, 0, 1), (1, 1, 3), (3, 3, 4), (2, 4, 6), (0, 6, 7)]
+    batch = sample_batch(backbone, 7, 6)
+    found = run_mixed(backbone, sites, [*sides, None], bounds, batch)
+    expected = run_in_place(backbone, [*patches, None], bounds, batch)
+    plain = run_in_place(backbone, [None], [(0, 0, 7)], batch)
+    assert_equal(found, expected, dtype, batch["attention_mask"])
+    assert (plain - expected).abs().max() > 0.1, "the deltas change too little to tell anything"
+    assert backbone.arena.digest() == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_alone(load: Load, family: str) -> None:
+    """A change that is lost in one module of many would be small in the sum."""
+    backbone, sites = load(family, "float32")
+    batch = sample_batch(backbone, 2, 5)
+    for seed, name in enumerate(mixable(backbone, sites)):
+        patch = make_patch(backbone, random_delta(backbone, [name], seed, 0.5))
+        side = make_side(sites, backbone.arena, patch)
+        found = run_mixed(backbone, sites, [side, None], [(0, 0, 1), (1, 1, 2)], batch)
+        expected = run_in_place(backbone, [patch, None], [(0, 0, 1), (1, 1, 2)], batch)
+        assert_equal(found, expected, "float32", batch["attention_mask"])
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_batch(load: Load, family: str, data: st.DataObject) -> None:
+    """Ragged lengths, repeated tasks, one-entry deltas, deltas of a few parameters, a whole row or column changed."""
+    backbone, sites = load(family, "float32")
+    names = mixable(backbone, sites)
+    patches: list[Patch | None] = [None]
+    for seed in range(data.draw(st.integers(1, 3))):
+        chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
+        density = data.draw(st.sampled_from([0.0, 0.02, 1.0]))
+        patches.append(make_patch(backbone, random_delta(backbone, chosen, seed, density)))
+    sides = [None if patch is None else make_side(sites, backbone.arena, patch) for patch in patches]
+    counts = data.draw(st.lists(st.tuples(st.integers(0, len(patches) - 1), st.integers(1, 3)), min_size=1, max_size=5))
+    bounds, start = [], 0
+    for slot, rows in [(1, 1), *counts]:
+        bounds.append((slot, start, start + rows))
+        start += rows
+    length = data.draw(st.integers(1, 9))
+    batch = sample_batch(backbone, start, length, seed=data.draw(st.integers(0, 9)))
+    for row in range(start):
+        batch["attention_mask"][row, data.draw(st.integers(1, length)) :] = 0
+    found = run_mixed(backbone, sites, sides, bounds, batch)
+    assert_equal(found, run_in_place(backbone, patches, bounds, batch), "float32", batch["attention_mask"])
+
+
+def test_whole_rows_and_columns(load: Load) -> None:
+    backbone, sites = load("bert", "float32")
+    name = "encoder.layer.0.attention.self.query.weight"
+    out, inside = backbone.arena.slots[name].shape
+    whole = torch.arange(out * inside).view(out, inside)
+    bounds, batch = [(0, 0, 2)], sample_batch(backbone, 2, 6)
+    for places in (whole[3], whole[:, 5], whole.flatten()):
+        part = ParameterDelta((out, inside), places, torch.randn(len(places)))
+        patch = make_patch(backbone, Delta({name: part}, "add", "float32"))
+        found = run_mixed(backbone, sites, [make_side(sites, backbone.arena, patch)], bounds, batch)
+        assert_equal(found, run_in_place(backbone, [patch], bounds, batch), "float32", batch["attention_mask"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_that_are_set_and_not_added(load: Load, dtype: str) -> None:
+    backbone, sites = load("bert", dtype)
+    patch = make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 5, 0.05, "set", dtype))
+    batch = sample_batch(backbone, 2, 6)
+    found = run_mixed(backbone, sites, [make_side(sites, backbone.arena, patch)], [(0, 0, 2)], batch)
+    assert_equal(found, run_in_place(backbone, [patch], [(0, 0, 2)], batch), dtype, batch["attention_mask"])
+
+
+def test_nothing_is_left_on_the_model(load: Load) -> None:
+    backbone, sites = load("bert", "float32")
+    patch = make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 1, 0.05))
+    batch = sample_batch(backbone, 1, 4)
+    mixed = MixedBatch(sites, [make_side(sites, backbone.arena, patch)], [(0, 0, 1)])
+    with pytest.raises(RuntimeError, match="on purpose"), mixed.on_model():
+        assert any("forward" in module.__dict__ for module in backbone.module.modules())
+        raise RuntimeError("on purpose")
+    assert not any("forward" in module.__dict__ for module in backbone.module.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.module.modules())
+    with torch.inference_mode():
+        plain = backbone.module(**batch).last_hidden_state
+        assert torch.equal(plain, backbone.module(**batch).last_hidden_state)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert", "llama", "gpt2"])
+def test_every_place_of_these_families_can_be_mixed(load: Load, family: str) -> None:
+    backbone, sites = load(family, "float32")
+    assert not sites.others
+    assert set(sites.uses) == set(backbone.arena.slots.values())
+
+
+def test_what_cannot_be_mixed_says_why(load: Load) -> None:
+    """DeBERTa's query and key also see the table of relative positions, which belongs to no row."""
+    backbone, sites = load("deberta-v2", "float32")
+    for name, reason in [
+        ("encoder.layer.0.attention.self.query_proj.weight", "does not see its input row by row"),
+        ("encoder.rel_embeddings.weight", "is not called: its weights are used directly"),
+        ("encoder.LayerNorm.weight", "does not see its input row by row"),
+    ]:
+        patch = make_patch(backbone, random_delta(backbone, [name], 1, 0.1))
+        found = sites.why_not(touched_slots(backbone.arena, patch))
+        assert found is not None and reason in found and name.rpartition(".")[0] in found
+    fine = make_patch(backbone, random_delta(backbone, ["encoder.layer.0.attention.self.value_proj.weight"], 1, 0.1))
+    assert sites.why_not(touched_slots(backbone.arena, fine)) is None
+
+
+def test_a_side_holds_no_more_than_it_says(load: Load) -> None:
+    backbone, sites = load("bert", "float32")
+    patch = make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 1, 0.05))
+    side = make_side(sites, backbone.arena, patch)
+    tensors: list[Any] = [side.addresses]
+    for part in side.parts.values():
+        tensors += [value for value in vars(part).values() if isinstance(value, Tensor)]
+    assert side.nbytes == sum(tensor.nbytes for tensor in tensors)
+    kinds = {sites.sites[index].kind for index in side.parts}
+    assert {LINEAR, EMBEDDING} <= kinds
