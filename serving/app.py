@@ -21,7 +21,7 @@ from serving.routes import ROUTERS
 from serving.settings import Settings
 from serving.wire import error_body, status_of
 from sparsehub import __version__
-from sparsehub.engine import Engine, Ticket
+from sparsehub.engine import Engine, TaskInfo, Ticket
 from sparsehub.errors import QueueFullError, SparsehubError
 
 log = logging.getLogger("sparsehub")
@@ -39,6 +39,10 @@ class Service:
     def is_backbone(self, model: str) -> bool:
         """Whether `model` names the plain backbone."""
         return model in (self.settings.backbone, "backbone")
+
+    async def info(self, reference: str) -> TaskInfo:
+        """What a task is; off the event loop, since its package may have to be read first."""
+        return await anyio.to_thread.run_sync(self.engine.info, reference, self.settings.timeout)
 
     async def submit(
         self, verb: Callable[..., Ticket[Any]], reference: str | None, inputs: Sequence[Any], truncate: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,7 +22,7 @@ class Metrics:
         self._rows = Counter(
             "sparsehub_rows", "Rows answered, by task and outcome", ["task", "outcome"], registry=registry
         )
-        self._tokens = Counter("sparsehub_tokens", "Tokens run, padding included", ["task"], registry=registry)
+        self._tokens = Counter("sparsehub_tokens", "Tokens run, padding included", registry=registry)
         self._switches = Counter("sparsehub_switches", "Times the arena moved between tasks", registry=registry)
         self._batch = Histogram("sparsehub_batch_rows", "Rows of a batch", buckets=_ROWS, registry=registry)
         self._phase = Histogram(
@@ -30,19 +31,38 @@ class Metrics:
         self._requests = Counter(
             "sparsehub_requests", "HTTP requests, by route and status", ["route", "status"], registry=registry
         )
+        self._batches = Counter("sparsehub_batches", "Batches, by how they ran", ["mode"], registry=registry)
+        self._predicted = Counter(
+            "sparsehub_predicted_seconds",
+            "What the cost model said they would take",
+            ["mode"],
+            registry=registry,
+        )
+        self._measured = Counter(
+            "sparsehub_measured_seconds", "What they took: switches and forwards", ["mode"], registry=registry
+        )
         self._waiting = _gauge("waiting_rows", "Rows in the queue", "livesum", registry)
         self._tasks = _gauge("tasks", "Tasks that are served", "livemax", registry)
-        self._bytes = _gauge("task_bytes", "Memory of all patches and heads", "livemax", registry)
+        self._resident = _gauge("resident_tasks", "Tasks in memory, by tier", "livemax", registry, ["tier"])
+        self._bytes = _gauge("resident_bytes", "Memory of the tasks, by tier", "livemax", registry, ["tier"])
+        self._lookups = _gauge("lookups", "Requests, by whether their task was ready", "livesum", registry, ["was"])
+        self._loads = _gauge("task_loads", "Tasks loaded since the start", "livesum", registry)
+        self._evictions = _gauge("task_evictions", "Tasks dropped for others since the start", "livesum", registry)
+        self._checks = _gauge("arena_checks", "Looks at the base weights, by outcome", "livesum", registry, ["outcome"])
         self._healthy = _gauge("healthy", "1 while the engine takes work", "livemin", registry)
 
     def observe(self, report: BatchReport) -> None:
         """Count one batch."""
-        task = report.task or "(backbone)"
-        self._rows.labels(task, "ok").inc(report.rows - report.failed)
-        self._rows.labels(task, "error").inc(report.failed)
-        self._tokens.labels(task).inc(report.tokens)
-        self._switches.inc(report.switched)
+        for share in report.shares:
+            task = share.name or "(backbone)"
+            self._rows.labels(task, "ok").inc(share.rows - share.failed)
+            self._rows.labels(task, "error").inc(share.failed)
+        self._tokens.inc(report.tokens)
+        self._switches.inc(report.switches)
         self._batch.observe(report.rows)
+        self._batches.labels(report.mode).inc()
+        self._predicted.labels(report.mode).inc(report.predictions[report.mode])
+        self._measured.labels(report.mode).inc(report.measured)
         for phase in ("queued", "switch", "forward", "head"):
             self._phase.labels(phase).observe(getattr(report, phase))
 
@@ -52,11 +72,22 @@ class Metrics:
 
     def sample(self, engine: Engine) -> None:
         """Read the gauges off the engine."""
-        tasks = engine.tasks.all()
+        usage, arena = engine.usage, engine.arena
         self._waiting.set(engine.waiting)
-        self._tasks.set(len(tasks))
-        self._bytes.set(sum(task.nbytes for task in tasks))
+        self._tasks.set(len(engine.tasks))
         self._healthy.set(engine.healthy)
+        for tier, tasks, nbytes in (
+            ("device", usage.device_tasks, usage.device_bytes),
+            ("host", usage.host_tasks, usage.host_bytes),
+        ):
+            self._resident.labels(tier).set(tasks)
+            self._bytes.labels(tier).set(nbytes)
+        self._lookups.labels("ready").set(usage.hits)
+        self._lookups.labels("loaded").set(usage.misses)
+        self._loads.set(usage.loads)
+        self._evictions.set(usage.evictions)
+        for outcome, count in (("made", arena.checks), ("failed", arena.failures), ("repaired", arena.repairs)):
+            self._checks.labels(outcome).set(count)
 
     def text(self, engine: Engine) -> str:
         """Everything, in Prometheus' text format."""
@@ -64,6 +95,12 @@ class Metrics:
         return generate_latest(self.registry).decode()
 
 
-def _gauge(name: str, text: str, mode: Literal["livesum", "livemax", "livemin"], registry: CollectorRegistry) -> Gauge:
+def _gauge(
+    name: str,
+    text: str,
+    mode: Literal["livesum", "livemax", "livemin"],
+    registry: CollectorRegistry,
+    labels: Sequence[str] = (),
+) -> Gauge:
     """mode: how the values of several processes become one where prometheus_client runs in many."""
-    return Gauge(f"sparsehub_{name}", text, multiprocess_mode=mode, registry=registry)
+    return Gauge(f"sparsehub_{name}", text, labels, multiprocess_mode=mode, registry=registry)

@@ -22,6 +22,9 @@ _NOT_SETTINGS = {"SPARSEHUB_CACHE"}
 class Settings:
     """backbone: a folder or an id; hub: a folder; tasks: references or package folders, empty for all of the hub.
 
+    mode: how batches run: `auto`, `swap` or `mixed`; device_mib, host_mib: memory for tasks; 0 is no bound on the
+    device, and nothing on the host.
+
     timeout: seconds until a waiting row is given up; below the server's own limit, so that the reason
     reaches the client.
     """
@@ -36,10 +39,15 @@ class Settings:
     batch_tokens: int = 4096
     batch_rows: int = 64
     timeout: float = 50.0
+    mode: str = "auto"
+    device_mib: int = 0
+    host_mib: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout < math.inf:
             raise UsageError(f"{PREFIX}TIMEOUT must be a number of seconds above 0", found=self.timeout)
+        if self.device_mib < 0 or self.host_mib < 0:
+            raise UsageError("a budget is a number of MiB", found=f"{self.device_mib}, {self.host_mib}")
 
     def to_environment(self) -> dict[str, str]:
         """The variables that `read_settings` turns back into these settings."""

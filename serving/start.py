@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone
-from sparsehub.engine import BatchReport, Engine, Limits
-from sparsehub.errors import NotFoundError
+from sparsehub.engine import BatchReport, Budgets, Engine, Limits, Task
+from sparsehub.engine.residency import UNLIMITED
+from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import Hub, open_hub
-from sparsehub.hub.loading import load_package
+from sparsehub.hub.loading import load_resolved
+from sparsehub.package import MANIFEST_FILE, read_manifest, read_package
 
 log = logging.getLogger("sparsehub")
 
@@ -23,14 +26,35 @@ def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = la
         settings.backbone, dtype=settings.dtype, device=settings.device, revision=settings.revision
     )
     limits = Limits(settings.queue_rows, settings.batch_tokens, settings.batch_rows)
-    engine = Engine(backbone, limits, observe)
+    engine = Engine(backbone, limits, observe, budgets=_budgets(settings), mode=settings.mode)
     hub = open_hub(settings.hub) if settings.hub else None
     for reference in settings.tasks or _everything(hub):
-        task = engine.add(load_package(reference, hub))
-        log.info("task %s@%s %s", task.manifest.name, task.manifest.version, task.digest)
+        task = task_of(reference, hub)
+        engine.register(task)
+        if settings.tasks:  # what is named must be right; all of a hub is read as it is asked for
+            engine.load(f"{task.name}@{task.digest}")
+        log.info("task %s %s", task.reference, task.digest)
     engine.start()
-    log.info("%d tasks on %s in %.1f s", len(engine.tasks.all()), settings.backbone, time.monotonic() - began)
+    log.info("%d tasks on %s in %.1f s", len(engine.tasks), settings.backbone, time.monotonic() - began)
     return engine
+
+
+def task_of(reference: str, hub: Hub | None) -> Task:
+    """The task that a package folder or a reference means; of its package no more than the manifest is read."""
+    if (Path(reference) / MANIFEST_FILE).is_file():
+        manifest = read_manifest(Path(reference))
+        return Task(manifest.name, manifest.version, manifest.digest, lambda: read_package(Path(reference)))
+    if hub is None:
+        raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
+    resolved = hub.resolve(reference)
+    version = resolved.version or resolved.digest
+    return Task(resolved.name, version, resolved.digest, lambda: load_resolved(resolved, hub))
+
+
+def _budgets(settings: Settings) -> Budgets:
+    mebibyte = 1 << 20
+    device = settings.device_mib * mebibyte if settings.device_mib else UNLIMITED
+    return Budgets(device, settings.host_mib * mebibyte)
 
 
 def _everything(hub: Hub | None) -> list[str]:

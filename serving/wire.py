@@ -69,7 +69,7 @@ def as_list(value: Any) -> list[Any]:
 def envelope(kind: str, body: Body, ticket: Ticket[Any], data: list[dict[str, Any]]) -> dict[str, Any]:
     """What surrounds every list of answers. task and digest say exactly which package gave them."""
     task = ticket.task
-    served = {"task": f"{task.manifest.name}@{task.manifest.version}", "digest": task.digest} if task else {}
+    served = {"task": task.reference, "digest": task.digest} if task else {}
     return {
         "id": f"{kind}-{uuid.uuid4().hex}",
         "object": "list",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,12 +42,49 @@ class Patch:
         return sum(s.positions.nbytes + s.values.nbytes + s.base.nbytes for s in self.segments)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A delta laid out for an arena, in host memory, before anything was read from the arena.
+
+    parts: per dtype of the arena (positions [k], values [k]), as `Segment` has them.
+    """
+
+    parts: Mapping[torch.dtype, tuple[Tensor, Tensor]]
+    value_kind: str
+
+    @property
+    def nnz(self) -> int:
+        return sum(len(positions) for positions, _ in self.parts.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(positions.nbytes + values.nbytes for positions, values in self.parts.values())
+
+
+Read = Callable[[Tensor, Tensor], Tensor]
+"""A buffer of the arena and positions in it, on its device; returns the base values there."""
+
+
 def make_patch(backbone: Backbone, delta: Delta) -> Patch:
     """Gather the base values once. The arena must be unpatched; raises where the delta does not fit it."""
-    arena = backbone.arena
+    return bind(lay_out(backbone.arena, delta), backbone.arena)
+
+
+def lay_out(arena: Arena, delta: Delta) -> Layout:
+    """Raises `BackboneMismatchError` or `DeltaError` where the delta does not fit the arena."""
     slots = {name: _slot(arena, name, delta) for name in delta.parameters}
-    segments = [_segment(arena, dtype, slots, delta) for dtype in {slot.dtype for slot in slots.values()}]
-    return Patch(tuple(segments), delta.value_kind)
+    dtypes = sorted({slot.dtype for slot in slots.values()}, key=str)
+    return Layout({dtype: _part(arena, dtype, slots, delta) for dtype in dtypes}, delta.value_kind)
+
+
+def bind(layout: Layout, arena: Arena, read: Read = gather) -> Patch:
+    """Move a layout to the arena's device and read the base values."""
+    segments = []
+    for dtype, (positions, values) in layout.parts.items():
+        buffer = arena.buffers[dtype]
+        there = positions.to(buffer.device, non_blocking=True)
+        segments.append(Segment(dtype, there, values.to(buffer.device, non_blocking=True), read(buffer, there)))
+    return Patch(tuple(segments), layout.value_kind)
 
 
 def _slot(arena: Arena, name: str, delta: Delta) -> Slot:
@@ -67,17 +105,15 @@ def _slot(arena: Arena, name: str, delta: Delta) -> Slot:
     return slot
 
 
-def _segment(arena: Arena, dtype: torch.dtype, slots: dict[str, Slot], delta: Delta) -> Segment:
+def _part(arena: Arena, dtype: torch.dtype, slots: dict[str, Slot], delta: Delta) -> tuple[Tensor, Tensor]:
     names = sorted((name for name, slot in slots.items() if slot.dtype == dtype), key=lambda name: slots[name].offset)
     places = [slots[name].offset for name in names]
     if len(set(places)) != len(places):
         raise DeltaError("the delta names two parameters that share one place (tied weights)", found=", ".join(names))
-    buffer = arena.buffers[dtype]
     positions = torch.cat([delta.parameters[name].indices + slots[name].offset for name in names])
-    positions = positions.to(buffer.device, position_dtype(buffer))
-    values = torch.cat([delta.parameters[name].values for name in names]).to(buffer.device)
+    values = torch.cat([delta.parameters[name].values for name in names])
     values = values.float() if delta.value_kind == "add" else values.to(dtype)
-    return Segment(dtype, positions, values, gather(buffer, positions))
+    return positions.to(position_dtype(arena.buffers[dtype])), values
 
 
 def apply_patch(arena: Arena, patch: Patch) -> None:

@@ -19,12 +19,12 @@ router = APIRouter()
 async def classify(body: ClassifyBody, request: Request) -> dict[str, Any]:
     """One answer per input, from the task that `model` names."""
     service = request.app.state.service
-    if service.engine.tasks.find(body.model).manifest.task.kind == REGRESSION:
+    if (await service.info(body.model)).spec.kind == REGRESSION:
         raise RequestError(f"{body.model} gives a number, not a label", fix="post to /v1/score")
     ticket = await service.submit(service.engine.classify, body.model, as_list(body.input), body.truncate)
     answers = await results(request, ticket.futures)
     data = [_entry(i, answer) for i, answer in enumerate(answers)]
-    return {**envelope("classify", body, ticket, data), "labels": list(ticket.task.manifest.task.labels)}
+    return {**envelope("classify", body, ticket, data), "labels": list(ticket.task.spec.labels)}
 
 
 def _entry(index: int, answer: Answer | SparsehubError) -> dict[str, Any]:

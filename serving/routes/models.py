@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from sparsehub.engine.tasks import LoadedTask, reference_of
+from sparsehub.engine import TaskStatus
 
 router = APIRouter()
 
@@ -17,23 +17,31 @@ async def models(request: Request) -> dict[str, Any]:
     service = request.app.state.service
     backbone = service.settings.backbone
     plain = {"id": backbone, "object": "model", "created": service.started, "owned_by": "sparsehub", "parent": None}
-    tasks = [_entry(task, backbone, service.started) for task in service.engine.tasks.all()]
+    tasks = [_entry(status, backbone, service.started) for status in service.engine.status()]
     return {"object": "list", "data": [plain, *tasks]}
 
 
-def _entry(task: LoadedTask, backbone: str, created: int) -> dict[str, Any]:
-    spec = task.manifest.task
+def _entry(status: TaskStatus, backbone: str, created: int) -> dict[str, Any]:
+    """What the task's package says is there once somebody has asked for the task: listing reads none."""
+    task, info = status.task, status.info
+    known: dict[str, Any] = {}
+    if info is not None:
+        spec = info.spec
+        known = {
+            "kind": spec.kind,
+            "labels": list(spec.labels),
+            "fields": [*spec.text_fields, *spec.choice_fields],
+            "max_length": spec.max_length,
+            "nnz": info.nnz,
+        }
     return {
-        "id": reference_of(task),
+        "id": task.reference,
         "object": "model",
         "created": created,
         "owned_by": "sparsehub",
         "parent": backbone,
         "digest": task.digest,
-        "kind": spec.kind,
-        "labels": list(spec.labels),
-        "fields": [*spec.text_fields, *spec.choice_fields],
-        "max_length": spec.max_length,
-        "nnz": task.patch.nnz,
-        "bytes": task.nbytes,
+        "where": status.where,
+        "bytes": status.nbytes,
+        **known,
     }

@@ -20,8 +20,7 @@ async def score(body: ScoreBody, request: Request) -> dict[str, Any]:
     service = request.app.state.service
     if service.is_backbone(body.model):
         return await _cosine(body, request)
-    task = service.engine.tasks.find(body.model)
-    if task.manifest.task.kind != REGRESSION:
+    if (await service.info(body.model)).spec.kind != REGRESSION:
         raise RequestError(f"{body.model} gives labels, not a number", fix="post to /v1/classify")
     ticket = await service.submit(service.engine.classify, body.model, _inputs(body), body.truncate)
     answers = await results(request, ticket.futures)

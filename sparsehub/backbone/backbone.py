@@ -104,6 +104,18 @@ def load_module(
     return model.to(device).eval(), missing
 
 
+@torch.no_grad()
+def reload(backbone: Backbone) -> None:
+    """Read the checkpoint again into the arena, after its memory was damaged. Storage stays where it is."""
+    from transformers import AutoModel
+
+    dtype = next(name for name, value in _DTYPES.items() if value == backbone.dtype)
+    module, _ = load_module(AutoModel, backbone.checkpoint, dtype=dtype, device=str(backbone.device))
+    fresh = dict(module.named_parameters(remove_duplicate=False))
+    for name in backbone.arena.slots:
+        backbone.arena.view(name).copy_(fresh[name])
+
+
 def adopt(module: nn.Module, checkpoint: Checkpoint, missing: set[str]) -> Backbone:
     """Put a loaded base model's parameters into an arena.
 

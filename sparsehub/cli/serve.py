@@ -29,6 +29,9 @@ def serve(
     queue_rows: Annotated[int, typer.Option(help="Rows that may wait before 429.")] = 4096,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of one batch, padding included.")] = 4096,
     batch_rows: Annotated[int, typer.Option(help="Rows of one batch.")] = 64,
+    mode: Annotated[str, typer.Option(help="auto (the cheapest way for each batch), swap or mixed.")] = "auto",
+    device_mib: Annotated[int, typer.Option(help="Memory for tasks that are ready to run, 0: no bound.")] = 0,
+    host_mib: Annotated[int, typer.Option(help="Host memory for tasks beside a GPU.")] = 0,
 ) -> None:
     """Serve tasks on one copy of a backbone, until interrupted. It is `bentoml serve` with these settings."""
     require("bentoml", "serve")
@@ -47,6 +50,9 @@ def serve(
         queue_rows=queue_rows,
         batch_tokens=batch_tokens,
         batch_rows=batch_rows,
+        mode=mode,
+        device_mib=device_mib,
+        host_mib=host_mib,
     )
     variables = settings.to_environment()
     read_settings(variables)

@@ -3,58 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
+from sparsehub.engine.arena import ArenaKeeper
+from sparsehub.engine.calibrate import measure_points
+from sparsehub.engine.cost import CostModel
 from sparsehub.engine.inputs import check_length, rows_of
+from sparsehub.engine.loop import ModelLoop, Work
 from sparsehub.engine.pooling import pooling_of
+from sparsehub.engine.report import BatchReport, TaskStatus
+from sparsehub.engine.residency import Budgets, Holding, Residency, Usage
+from sparsehub.engine.resident import HostTask, Resident, make_resident, read_host_task
+from sparsehub.engine.runner import AUTO, MODES, Runner
 from sparsehub.engine.scheduler import Item, Limits, Scheduler
-from sparsehub.engine.swap import Swap
-from sparsehub.engine.tasks import LoadedTask, TaskTable
-from sparsehub.errors import CancelledError, DataError, RequestError, SparsehubError, UnhealthyError
+from sparsehub.engine.selfcheck import checked_sites
+from sparsehub.engine.tasks import Task, TaskInfo, TaskTable
+from sparsehub.errors import DataError, RequestError, SparsehubError, UnhealthyError, UsageError
 from sparsehub.package import Package
-from sparsehub.package.encoding import Encoded, collate, encode
-from sparsehub.package.io import check_backbone
+from sparsehub.package.encoding import Encoded, encode
 from sparsehub.package.manifest import PROBLEM_TYPES, TEXT_CLASSIFICATION, TaskSpec
-from sparsehub.package.model import build_head
-from sparsehub.package.outputs import Answer, answers
-from sparsehub.patch import make_patch
+from sparsehub.package.outputs import Answer
 
-IDLE_SECONDS = 0.5  # how often an idle model thread looks whether it should end
+LOAD_SECONDS = 60.0  # that a request waits for a task which was never in memory, where it says nothing else
+MIXED_LANE = "mixed"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """What one batch was and where its time went, in seconds. queued: of its oldest row; switched: the arena moved."""
-
-    task: str
-    digest: str
-    rows: int
-    tokens: int
-    queued: float
-    switched: bool
-    switch: float
-    forward: float
-    head: float
-    failed: int
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a queued row carries. task None: the plain backbone; embed: pooled states are wanted, not the head."""
-
-    row: Encoded
-    task: LoadedTask | None
-    embed: bool
 
 
 @dataclass(frozen=True)
@@ -62,43 +42,113 @@ class Ticket(Generic[T]):
     """What a request gets at once. futures: one per input, in order; task: the very package that will answer."""
 
     futures: list[Future[T]]
-    task: LoadedTask | None
+    task: TaskInfo | None
     tokens: int
 
 
 class Engine:
     """Serves tasks from one backbone. Any thread may submit; one thread runs `step` (see `start`).
 
-    observe: called after every batch, in the model thread.
+    observe: called after every batch, in the model thread; mode: `auto`, or `swap` or `mixed` wherever that is
+    possible; check_seconds: between two looks at a block of the base weights, 0 for none.
     """
 
     def __init__(
-        self, backbone: Backbone, limits: Limits | None = None, observe: Callable[[BatchReport], None] = lambda _: None
+        self,
+        backbone: Backbone,
+        limits: Limits | None = None,
+        observe: Callable[[BatchReport], None] = lambda _: None,
+        *,
+        budgets: Budgets | None = None,
+        mode: str = AUTO,
+        check_seconds: float = 1.0,
     ):
+        if mode not in MODES:
+            raise UsageError("unknown way of running batches", found=mode, expected=", ".join(MODES))
         self.backbone = backbone
         self.tokenizer = load_tokenizer(backbone.checkpoint)
         self.tasks = TaskTable()
-        self._scheduler = Scheduler(limits or Limits())
-        self._swap = Swap(backbone.arena)
-        self._arena_lock = threading.Lock()
+        self.arena = ArenaKeeper(backbone, check_seconds)
+        self.mode = mode
+        self._sites = checked_sites(backbone)
+        pool = pooling_of(backbone.checkpoint.folder)
+        runner = Runner(backbone, self._sites, self.arena.swap, self.tokenizer, pool)
+        self._scheduler = Scheduler(limits or Limits(), self._lane)
+        self._residency = Residency(
+            budgets or Budgets(),
+            read=lambda task: read_host_task(task.load(), backbone),
+            place=self._place,
+            let_go=lambda: self.arena.empty(self._residency),
+            loaded=self._loaded,
+        )
+        measure = functools.partial(measure_points, backbone, self._sites, self.max_tokens)
+        self._loop = ModelLoop(self.arena, runner, self._scheduler, self._residency, measure, mode, observe)
         self._tokenizer_lock = threading.Lock()  # fast tokenizers keep their truncation settings inside
-        self._pool = pooling_of(backbone.checkpoint.folder)
-        self._observe = observe
-        self._thread: threading.Thread | None = None
-        self._stopping = False
 
     # tasks
 
-    def add(self, package: Package) -> LoadedTask:
-        """Serve a package. Raises `BackboneMismatchError` or `FormatError`, and changes nothing then."""
-        check_backbone(package.manifest, self.backbone)
-        head = build_head(self.backbone, package.manifest.task, package.head, self.tokenizer.pad_token_id)
-        with self._arena_lock:
-            self._swap.to(None)  # a patch saves base values, so none may be in the arena
-            patch = make_patch(self.backbone, package.delta)
-        task = LoadedTask(package.manifest, package.digest, patch, head)
-        self.tasks.add(task)
-        return task
+    def add(self, package: Package) -> TaskInfo:
+        """Serve a package that is in memory; it stays there, ready to run.
+
+        Raises `BackboneMismatchError` or `FormatError`, and changes nothing then.
+        """
+        manifest = package.manifest
+        task = Task(manifest.name, manifest.version, package.digest, lambda: package)
+        resident = self._residency.admit(task, read_host_task(package, self.backbone))
+        try:
+            self.tasks.add(task)
+        except UsageError:
+            self._residency.forget(task.digest)
+            raise
+        return resident.info
+
+    def register(self, task: Task, *, replace: bool = False) -> None:
+        """Serve a task that is read when it is wanted. `replace`: also where its version means other contents today;
+        rows that are queued still get the answers of what was served when they came."""
+        for replaced in self.tasks.add(task, replace=replace):
+            self._residency.forget(replaced.digest)
+
+    def remove(self, reference: str) -> None:
+        """Serve a task no longer; rows that are queued are still answered. Raises `UnknownTaskError`."""
+        self._residency.forget(self.tasks.remove(reference).digest)
+
+    def load(self, reference: str, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> TaskInfo:
+        """Have a task ready to run, and keep it so where `pin` says so; raises what its load raises."""
+        task = self.tasks.find(reference)
+        holding = self._residency.pin(task) if pin else self._residency.acquire(task)
+        try:
+            return holding.wait(timeout).info
+        finally:
+            if not pin:
+                self._residency.release(holding)
+
+    def status(self) -> list[TaskStatus]:
+        """Where every task is."""
+        return [self._residency.status(task) for task in self.tasks.all()]
+
+    @property
+    def usage(self) -> Usage:
+        """Bytes and counts of the tasks in memory."""
+        return self._residency.usage()
+
+    def _place(self, host: HostTask) -> Resident:
+        return make_resident(host, self.backbone, self._sites, self.tokenizer.pad_token_id, self.arena.read)
+
+    def _loaded(self, holding: Holding) -> None:
+        if holding.error is not None:
+            self._scheduler.fail(holding.error, lambda key: key[0] == holding.task.digest)
+        self._scheduler.wake()
+
+    def _lane(self, key: tuple[str | None, bool]) -> Hashable | None:
+        """Where rows of a key may run: with all others that can be mixed, or with their own task's alone."""
+        digest, _ = key
+        mixes = self.mode != "swap" and bool(self._sites.uses)
+        if digest is None:
+            return MIXED_LANE if mixes else "backbone"
+        holding = self._residency.holding(digest)
+        if holding is None or holding.resident is None:
+            return None
+        return MIXED_LANE if mixes and holding.resident.side is not None else digest
 
     # requests
 
@@ -106,25 +156,20 @@ class Engine:
         self, reference: str, inputs: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
     ) -> Ticket[Answer]:
         """One future per input, for a task of any kind; raises `RequestError`, `UnknownTaskError`, `QueueFullError`."""
-        task = self.tasks.find(reference)
-        rows = self._encode(task.manifest.task, inputs, truncate)
-        return self._submit(task, [_Work(row, task, False) for row in rows], timeout)
+        return self._ask(reference, inputs, truncate, timeout, embed=False)
 
     def embed(
         self, reference: str | None, texts: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
     ) -> Ticket[list[float]]:
         """One future per text: a unit vector, from the task's weights or (None) from the plain backbone."""
-        task = self.tasks.find(reference) if reference is not None else None
-        spec = TaskSpec(
-            kind=TEXT_CLASSIFICATION,
-            labels=(),
-            problem_type=PROBLEM_TYPES[TEXT_CLASSIFICATION],
-            text_fields=("input",),
-            label_field="",
-            max_length=task.manifest.task.max_length if task else self.max_tokens,
-            metrics=(),
-        )
-        return self._submit(task, [_Work(row, task, True) for row in self._encode(spec, texts, truncate)], timeout)
+        if reference is None:
+            return self._submit(None, None, self._encode(_text_spec(self.max_tokens), texts, truncate), True, timeout)
+        return self._ask(reference, texts, truncate, timeout, embed=True)
+
+    def info(self, reference: str, timeout: float | None = None) -> TaskInfo:
+        """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
+        task = self.tasks.find(reference)
+        return self._residency.info(task.digest) or self.load(reference, timeout=timeout or LOAD_SECONDS)
 
     @property
     def max_tokens(self) -> int:
@@ -138,8 +183,19 @@ class Engine:
     @property
     def healthy(self) -> bool:
         """Whether work is taken: the arena is known, nobody said stop, and a started model thread still runs."""
-        running = self._thread is None or self._thread.is_alive()
-        return self._swap.healthy and not self._stopping and running
+        return self.arena.swap.healthy and self._loop.takes_work
+
+    def _ask(
+        self, reference: str, inputs: Sequence[Any], truncate: bool, timeout: float | None, *, embed: bool
+    ) -> Ticket[Any]:
+        task = self.tasks.find(reference)
+        holding = self._residency.acquire(task)  # its weights come while its rows are tokenised
+        try:
+            info = self._residency.info(task.digest) or holding.wait(timeout or LOAD_SECONDS).info
+            spec = _text_spec(info.spec.max_length) if embed else info.spec
+            return self._submit(info, holding, self._encode(spec, inputs, truncate), embed, timeout)
+        finally:
+            self._residency.release(holding)
 
     def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool) -> list[Encoded]:
         rows = rows_of(task, inputs)
@@ -152,128 +208,58 @@ class Engine:
         check_length(encoded, task.max_length)
         return encoded
 
-    def _submit(self, task: LoadedTask | None, works: Sequence[_Work], timeout: float | None) -> Ticket[Any]:
+    def _submit(
+        self, info: TaskInfo | None, holding: Holding | None, rows: list[Encoded], embed: bool, timeout: float | None
+    ) -> Ticket[Any]:
         if not self.healthy:
             raise UnhealthyError("the engine takes no more work", fix="restart it")
         deadline = None if timeout is None else time.monotonic() + timeout
-        items = [
-            Item(
-                key=(work.task.digest if work.task else None, work.embed),
-                length=work.row.length,
-                payload=work,
-                sequences=len(work.row.sequences),
-                deadline=deadline,
-            )
-            for work in works
-        ]
-        self._scheduler.submit(items)
-        return Ticket([item.future for item in items], task, sum(work.row.tokens for work in works))
+        key = (info.digest if info is not None else None, embed)
+        items = [Item(key, row.length, Work(row, holding, embed), len(row.sequences), deadline) for row in rows]
+        if holding is not None:
+            self._residency.hold(holding, len(items))
+            for item in items:
+                item.future.add_done_callback(lambda _: self._residency.release(holding))
+        try:
+            self._scheduler.submit(items)
+        except SparsehubError:
+            for item in items:
+                item.future.cancel()  # gives back what they hold
+            raise
+        if holding is not None and holding.error is not None:  # its load failed before its rows were in the queue
+            self._loaded(holding)
+        return Ticket([item.future for item in items], info, sum(row.tokens for row in rows))
 
     # the main loop
 
     def start(self) -> None:
-        """Run `step` in a thread of its own until `stop`."""
-        self._thread = threading.Thread(target=self._loop, name="sparsehub-model", daemon=True)
-        self._thread.start()
+        """Measure what batches cost here, then run `step` in a thread of its own until `stop`."""
+        self._loop.start()
 
     def stop(self, drain: float = 30.0) -> None:
         """Take no more rows, finish what waits for up to `drain` seconds, and leave the base weights in the arena."""
-        self._stopping = True
-        self._scheduler.close()
-        if self._thread is not None:
-            self._thread.join(drain)
-        self._scheduler.fail_all(CancelledError("the engine stopped before this row ran"))
-        with self._arena_lock:
-            if self._swap.healthy:
-                self._swap.to(None)
-
-    def _loop(self) -> None:
-        try:
-            while not (self._stopping and not self._scheduler.waiting):
-                self.step(IDLE_SECONDS)
-        except BaseException as error:  # nobody would take the rows that wait, nor those that come
-            self._scheduler.close()
-            self._scheduler.fail_all(UnhealthyError("the model thread ended", found=repr(error), fix="restart it"))
-            raise
+        self._loop.stop(drain)
+        self._residency.close()
+        self.arena.empty(self._residency)
 
     def step(self, timeout: float | None = 0.0) -> bool:
-        """Take the next batch, make its task current, run it, answer. False where nothing came within `timeout`."""
-        batch = self._scheduler.next_batch(timeout)
-        if not batch:
-            return False
-        start = time.monotonic()
-        report = self._run(batch)
-        self._scheduler.note(report.tokens, time.monotonic() - start)
-        self._observe(report)
-        return True
+        """Take the next batch, run it in the cheapest way, answer. False where nothing came within `timeout`."""
+        return self._loop.step(timeout)
 
-    def _run(self, batch: list[Item]) -> BatchReport:
-        clock = _Clock()
-        queued = clock.start - batch[0].arrived
-        task: LoadedTask | None = batch[0].payload.task
-        with self._arena_lock:
-            switched, failed = False, 0
-            try:
-                switched = self._swap.to(task.patch if task else None)
-                clock.lap("switch")
-                results: list[Any] = self._forward([item.payload for item in batch], clock)
-            except UnhealthyError as error:
-                results = [error] * len(batch)
-                self._scheduler.fail_all(error)
-            except Exception:  # whatever torch raised may be one row's fault: run each alone, a failed row fails alone
-                results = [self._forward_alone(item.payload) for item in batch]
-                clock.lap("forward")
-        for item, result in zip(batch, results, strict=True):
-            failed += _answer(item, result)
-        name, digest = (task.manifest.name, task.digest) if task else ("", "")
-        tokens = max(item.length for item in batch) * sum(item.sequences for item in batch)
-        laps = clock.laps
-        return BatchReport(
-            name, digest, len(batch), tokens, queued, switched, laps["switch"], laps["forward"], laps["head"], failed
-        )
-
-    @torch.inference_mode()
-    def _forward(self, works: list[_Work], clock: _Clock) -> list[Any]:
-        rows = [work.row for work in works]
-        batch = collate(self.tokenizer, rows, self.backbone.device)
-        flat = {name: tensor.view(-1, tensor.shape[-1]) for name, tensor in batch.items()}
-        outputs = self.backbone.module(**flat)
-        clock.lap("forward")
-        task = works[0].task
-        if works[0].embed or task is None:
-            results: list[Any] = self._pool(outputs.last_hidden_state, flat["attention_mask"]).tolist()
-        else:
-            results = list(answers(task.manifest.task, rows, task.head(batch, outputs)))
-        clock.lap("head")
-        return results
-
-    def _forward_alone(self, work: _Work) -> Any:
-        try:
-            self._swap.to(work.task.patch if work.task else None)
-            return self._forward([work], _Clock())[0]
-        except SparsehubError as error:
-            return error
-        except Exception as error:
-            return RequestError("the model failed on this input", found=f"{type(error).__name__}: {error}"[:300])
+    @property
+    def costs(self) -> CostModel:
+        """What batches cost here: predictions by way of running, and what was learned since."""
+        return self._loop.costs
 
 
-class _Clock:
-    """Laps of one batch, in seconds."""
-
-    def __init__(self) -> None:
-        self.start = self._last = time.monotonic()
-        self.laps = {"switch": 0.0, "forward": 0.0, "head": 0.0}
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps[name] += now - self._last
-        self._last = now
-
-
-def _answer(item: Item, result: Any) -> bool:
-    """Hand a result to whoever waits; returns whether it was an error."""
-    if isinstance(result, BaseException):
-        item.future.set_exception(result)
-        return True
-    item.future.set_result(result)
-    return False
+def _text_spec(max_length: int) -> TaskSpec:
+    """One text a row, for embeddings."""
+    return TaskSpec(
+        kind=TEXT_CLASSIFICATION,
+        labels=(),
+        problem_type=PROBLEM_TYPES[TEXT_CLASSIFICATION],
+        text_fields=("input",),
+        label_field="",
+        max_length=max_length,
+        metrics=(),
+    )

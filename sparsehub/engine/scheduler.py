@@ -1,14 +1,16 @@
-"""Which rows run next. Bounded queues, batches of one task by a token budget, nobody starved; holds no torch.
+"""Which rows run next. Bounded queues, batches by a token budget, nobody starved; holds no torch.
 
-The oldest waiting row is always in the next batch, so a row waits at most for the rows that came before it, however
-popular another task is. The rest of the batch are rows of the same task, those of most similar length first.
+The oldest row that can run is always in the next batch, so a row waits at most for the rows that came before it,
+however popular another task is. The rest of the batch are rows of the same key, then rows that may share its lane,
+those of most similar length first.
 """
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +37,7 @@ class Limits:
 
 @dataclass(eq=False)
 class Item:
-    """One row that waits. key: rows of one key may share a batch; length: tokens of its longest sequence.
+    """One row that waits. key: rows of one key may always share a batch; length: tokens of its longest sequence.
 
     deadline: on the monotonic clock, in seconds; a row that is still waiting then is answered with an error.
     arrived: when it was queued, on the same clock.
@@ -55,10 +57,15 @@ class Item:
 
 
 class Scheduler:
-    """Thread-safe. Many threads submit, one takes batches."""
+    """Thread-safe. Many threads submit, one takes batches.
 
-    def __init__(self, limits: Limits):
+    lane: of a key, None while its rows cannot run; rows of one lane may share a batch. It is asked whenever a batch is
+    made, so call `wake` when an answer has changed. By default every key has a lane of its own.
+    """
+
+    def __init__(self, limits: Limits, lane: Callable[[Any], Hashable | None] = lambda key: ("own", key)):
         self._limits = limits
+        self._lane = lane
         self._ready = threading.Condition()
         self._queues: dict[Hashable, list[Item]] = {}  # by key, oldest first; no empty lists
         self._waiting = 0
@@ -102,8 +109,9 @@ class Scheduler:
         with self._ready:
             while True:
                 self._drop_dead(time.monotonic())
-                if self._queues:
-                    batch = self._take(min(self._queues, key=lambda key: self._queues[key][0].arrived))
+                lanes = {key: lane for key in self._queues if (lane := self._lane(key)) is not None}
+                if lanes:
+                    batch = self._take(min(lanes, key=lambda key: self._queues[key][0].arrived), lanes)
                     if batch:
                         return batch
                     continue  # every row of it was cancelled between the look and the take
@@ -118,35 +126,53 @@ class Scheduler:
         known = self._tokens_per_second
         self._tokens_per_second = speed if not known else known + _SMOOTHING * (speed - known)
 
+    def wake(self) -> None:
+        """Look again: a key that could not run may be able to now."""
+        with self._ready:
+            self._ready.notify_all()
+
     def close(self) -> None:
         """Take no more rows; what waits can still be taken."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
 
-    def fail_all(self, error: BaseException) -> None:
-        """Answer everything that waits with `error`."""
+    def fail(self, error: BaseException, concerns: Callable[[Any], bool] = lambda _: True) -> None:
+        """Answer what waits under the keys that it concerns with `error`."""
         with self._ready:
-            items = [item for queue in self._queues.values() for item in queue]
-            self._queues.clear()
-            self._waiting = 0
+            keys = [key for key in self._queues if concerns(key)]
+            items = [item for key in keys for item in self._queues[key]]
+            for key in keys:
+                self._keep(key, [])
         for item in items:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(error)
 
-    def _take(self, key: Hashable) -> list[Item]:
-        """The oldest row of a key and the rows of most similar length, within the budget; arrival order is kept."""
-        queue = self._queues[key]
-        oldest = queue[0]
+    def _take(self, key: Hashable, lanes: dict[Hashable, Hashable]) -> list[Item]:
+        """The oldest row of a key and the rows that go best with it, within the budget; by key, in order of arrival."""
+        oldest = self._queues[key][0]
+        same = self._queues[key][1:]
+        others = [i for k in self._queues if k != key and lanes.get(k) == lanes[key] for i in self._queues[k]]
         length, sequences, chosen = oldest.length, oldest.sequences, {id(oldest)}
-        for item in sorted(queue[1:], key=lambda item: abs(item.length - oldest.length)):
+        for item in (
+            *_nearest(oldest, same, self._limits.batch_rows),
+            *_nearest(oldest, others, self._limits.batch_rows),
+        ):
             longest, total = max(length, item.length), sequences + item.sequences
-            if len(chosen) >= self._limits.batch_rows or longest * total > self._limits.batch_tokens:
+            if len(chosen) >= self._limits.batch_rows:
                 break
-            length, sequences = longest, total
-            chosen.add(id(item))
-        self._keep(key, [item for item in queue if id(item) not in chosen])
-        return [item for item in queue if id(item) in chosen and item.future.set_running_or_notify_cancel()]
+            if longest * total <= self._limits.batch_tokens:
+                length, sequences = longest, total
+                chosen.add(id(item))
+        return [item for k in [key, *(k for k in lanes if k != key)] for item in self._remove(k, chosen)]
+
+    def _remove(self, key: Hashable, chosen: set[int]) -> list[Item]:
+        """Take chosen rows out of a queue; those that were cancelled meanwhile are gone."""
+        queue = self._queues[key]
+        taken = [item for item in queue if id(item) in chosen]
+        if taken:
+            self._keep(key, [item for item in queue if id(item) not in chosen])
+        return [item for item in taken if item.future.set_running_or_notify_cancel()]
 
     def _drop_dead(self, now: float) -> None:
         """Forget cancelled rows and answer those whose deadline has passed."""
@@ -180,3 +206,8 @@ def _is_dead(item: Item, now: float) -> bool:
     if item.future.set_running_or_notify_cancel():
         item.future.set_exception(CancelledError("the deadline passed while the row was waiting"))
     return True
+
+
+def _nearest(oldest: Item, items: Sequence[Item], count: int) -> list[Item]:
+    """The items of most similar length, the nearest first; of equal ones the older."""
+    return heapq.nsmallest(count, items, key=lambda item: (abs(item.length - oldest.length), item.arrived))

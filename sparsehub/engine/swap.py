@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from sparsehub.backbone import Arena
 from sparsehub.errors import UnhealthyError
+from sparsehub.kernels import gather
 from sparsehub.patch import Patch, apply_patch, restore_patch
 
 
@@ -14,6 +18,7 @@ class Swap:
         self._arena = arena
         self._journal: Patch | None = None  # what is in the arena, wholly or (after a failure) in part
         self.healthy = True
+        self.moves = 0  # times that the arena became another
 
     @property
     def current(self) -> Patch | None:
@@ -30,6 +35,7 @@ class Swap:
             raise UnhealthyError("the base weights could not be restored", fix="restart the engine")
         if patch is self._journal:
             return False
+        self.moves += 1
         self._restore()
         if patch is not None:
             self._journal = patch  # written first: from here on the arena may hold a part of it
@@ -39,6 +45,19 @@ class Swap:
                 self._restore()
                 raise
         return True
+
+    def read_base(self, buffer: Tensor, positions: Tensor) -> Tensor:
+        """The base values at positions of one of the arena's buffers, whatever task is in it."""
+        values = gather(buffer, positions)
+        for segment in self._journal.segments if self._journal is not None else ():
+            if segment.dtype == buffer.dtype and len(segment.positions):
+                places = torch.searchsorted(segment.positions, positions).clamp(max=len(segment.positions) - 1)
+                values = torch.where(segment.positions[places] == positions, segment.base[places], values)
+        return values
+
+    def reset(self) -> None:
+        """The arena was loaded anew: it holds the base weights, whatever was in it."""
+        self._journal, self.healthy = None, True
 
     def _restore(self) -> None:
         if self._journal is None:

@@ -1,30 +1,54 @@
-"""The tasks an engine serves, found by reference: `name`, `name@version`, `name@sha256:...`."""
+"""The tasks an engine may be asked for, found by reference: `name`, `name@version`, `name@sha256:...`."""
 
 from __future__ import annotations
 
+import difflib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparsehub.errors import UnknownTaskError, UsageError
-from sparsehub.package import Manifest
-from sparsehub.package.model import HeadModel
-from sparsehub.patch import Patch
-from sparsehub.schema import unknown_name
+from sparsehub.package import Manifest, Package, TaskSpec
+
+MOST_NAMES = 2_000  # among more of them, no near one is looked for: it would take longer than an answer
 
 
 @dataclass(frozen=True)
-class LoadedTask:
-    """A task ready to run. Everything cached about it is keyed by `digest`, never by its name."""
+class Task:
+    """A task that is served. load: reads and proves its package; called whenever it is needed and not in memory.
 
-    manifest: Manifest
+    Everything that is cached about a task is keyed by `digest`, never by its name.
+    """
+
+    name: str
+    version: str
     digest: str
-    patch: Patch
-    head: HeadModel
+    load: Callable[[], Package]
 
     @property
-    def nbytes(self) -> int:
-        """Memory that the task holds: patch and head."""
-        return self.patch.nbytes + self.head.nbytes
+    def reference(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What is known of a task once its package was read; it stays when the weights are dropped."""
+
+    name: str
+    version: str
+    digest: str
+    spec: TaskSpec
+    nnz: int
+
+    @property
+    def reference(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+def info_of(manifest: Manifest, digest: str) -> TaskInfo:
+    return TaskInfo(manifest.name, manifest.version, digest, manifest.task, manifest.delta.nnz)
 
 
 class TaskTable:
@@ -32,46 +56,62 @@ class TaskTable:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tasks: dict[str, LoadedTask] = {}  # by digest, in the order of adding
+        self._by_name: dict[str, dict[str, Task]] = {}  # name -> digest -> task, in the order of adding
 
-    def add(self, task: LoadedTask) -> None:
-        """Serve a task. Raises `UsageError` where its name and version already mean another digest."""
+    def add(self, task: Task, *, replace: bool = False) -> list[Task]:
+        """Serve a task; returns those it took the place of.
+
+        Raises `UsageError` where its name and version already mean another digest, unless `replace` says so.
+        """
         with self._lock:
-            for other in self._tasks.values():
-                same = (other.manifest.name, other.manifest.version) == (task.manifest.name, task.manifest.version)
-                if same and other.digest != task.digest:
-                    raise UsageError(
-                        f"{task.manifest.name}@{task.manifest.version} is served already, with other contents",
-                        found=task.digest,
-                        expected=other.digest,
-                        fix="remove the task first, or give the new one another version",
-                    )
-            self._tasks.pop(task.digest, None)
-            self._tasks[task.digest] = task
+            family = self._by_name.setdefault(task.name, {})
+            others = [t for t in family.values() if t.version == task.version and t.digest != task.digest]
+            if others and not replace:
+                raise UsageError(
+                    f"{task.reference} is served already, with other contents",
+                    found=task.digest,
+                    expected=others[0].digest,
+                    fix="remove the task first, or give the new one another version",
+                )
+            for other in others:
+                del family[other.digest]
+            family.pop(task.digest, None)
+            family[task.digest] = task
+            return others
 
-    def remove(self, reference: str) -> LoadedTask:
+    def remove(self, reference: str) -> Task:
         """Serve a task no longer; rows that are queued keep what they hold and are still answered."""
         task = self.find(reference)
         with self._lock:
-            self._tasks.pop(task.digest, None)
+            family = self._by_name.get(task.name, {})
+            family.pop(task.digest, None)
+            if not family:
+                self._by_name.pop(task.name, None)
         return task
 
-    def find(self, reference: str) -> LoadedTask:
+    def find(self, reference: str) -> Task:
         """The task that a reference means; raises `UnknownTaskError`, which names the nearest one."""
         name, _, wanted = reference.partition("@")
-        for task in reversed(self.all()):
-            if task.manifest.name == name and wanted in ("", task.manifest.version, task.digest):
-                return task
-        known = sorted({task.manifest.name for task in self.all()} | {reference_of(task) for task in self.all()})
-        raise UnknownTaskError(
-            unknown_name("task", reference, known) if known else f"no task {reference!r}: none is served"
-        )
-
-    def all(self) -> list[LoadedTask]:
         with self._lock:
-            return list(self._tasks.values())
+            family = list(self._by_name.get(name, {}).values())
+        for task in reversed(family):
+            if wanted in ("", task.version, task.digest):
+                return task
+        raise self._unknown(reference)
 
+    def all(self) -> list[Task]:
+        with self._lock:
+            return [task for family in self._by_name.values() for task in family.values()]
 
-def reference_of(task: LoadedTask) -> str:
-    """`name@version`."""
-    return f"{task.manifest.name}@{task.manifest.version}"
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(map(len, self._by_name.values()))
+
+    def _unknown(self, reference: str) -> UnknownTaskError:
+        tasks, shown = self.all(), repr(reference[:200])
+        if not tasks:
+            return UnknownTaskError(f"no task {shown}: none is served")
+        known = sorted({task.name for task in tasks} | {task.reference for task in tasks})
+        near = difflib.get_close_matches(reference[:200], known, n=1) if len(known) <= MOST_NAMES else []
+        hint = f"did you mean {near[0]!r}?" if near else f"{len(tasks)} tasks are served, {known[0]!r} for example"
+        return UnknownTaskError(f"unknown task {shown}, {hint}")

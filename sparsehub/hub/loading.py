@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsehub.errors import FormatError, UsageError
 from sparsehub.files import cache_root
-from sparsehub.hub.protocol import Hub
+from sparsehub.hub.protocol import Hub, Resolved
 
 if TYPE_CHECKING:
     from sparsehub.package import Package
@@ -22,7 +22,13 @@ def load_package(reference: str, hub: Hub | None) -> Package:
         return read_package(Path(reference))
     if hub is None:
         raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
-    resolved = hub.resolve(reference)
+    return load_resolved(hub.resolve(reference), hub)
+
+
+def load_resolved(resolved: Resolved, hub: Hub) -> Package:
+    """The package of an exact reference; the hub is asked only where the cache has no sound copy."""
+    from sparsehub.package import read_package
+
     folder = cache_root() / "packages" / resolved.digest.removeprefix("sha256:")
     if folder.is_dir():
         try:

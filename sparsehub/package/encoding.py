@@ -135,16 +135,30 @@ def _with_tokens(tokenizer: Any, words: list[str]) -> list[str]:
 
 def collate(tokenizer: Any, rows: Sequence[Encoded], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Pad rows to one batch: [rows, length], or [rows, choices, length] where rows have choices."""
-    sequences = [sequence for row in rows for sequence in row.sequences]
-    length = max(row.length for row in rows)
+    flat = pad([sequence for row in rows for sequence in row.sequences], tokenizer, device)
+    return {name: by_choice(tensor, rows) for name, tensor in flat.items()}
+
+
+def by_choice(tensor: Tensor, rows: Sequence[Encoded]) -> Tensor:
+    """[sequences, length] as [rows, choices, length] where rows have choices."""
+    return tensor.view(len(rows), -1, tensor.shape[-1]) if len(rows[0].sequences) > 1 else tensor
+
+
+def pad(
+    sequences: Sequence[Mapping[str, list[int]]], tokenizer: Any, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Pad sequences to one length: [sequences, length] for each of the tokenizer's names."""
+    length = max(len(sequence["input_ids"]) for sequence in sequences)
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
     left = tokenizer.padding_side == "left"
-    batch = {}
-    for name in sequences[0]:
-        padded = [_pad(sequence[name], length, fill.get(name, 0), left) for sequence in sequences]
-        tensor = torch.tensor(padded, dtype=torch.long, device=device)
-        batch[name] = tensor.view(len(rows), -1, length) if len(rows[0].sequences) > 1 else tensor
-    return batch
+    return {
+        name: torch.tensor(
+            [_pad(sequence[name], length, fill.get(name, 0), left) for sequence in sequences],
+            dtype=torch.long,
+            device=device,
+        )
+        for name in sequences[0]
+    }
 
 
 def _pad(ids: list[int], length: int, fill: int, left: bool) -> list[int]:

@@ -88,7 +88,7 @@ def test_rows_of_many_tasks_from_many_threads_each_get_their_own_tasks_answer(
             name = choices.choice(NAMES)
             items = [item_for(name, choices) for _ in range(choices.randint(1, 3))]
             ticket = engine.classify(name, items)
-            assert ticket.task is not None and ticket.task.manifest.name == name
+            assert ticket.task is not None and ticket.task.name == name
             asked += [(name, item, future) for item, future in zip(items, ticket.futures, strict=True)]
         return [(name, item, future.result(60)) for name, item, future in asked]
 
@@ -99,7 +99,7 @@ def test_rows_of_many_tasks_from_many_threads_each_get_their_own_tasks_answer(
     batches = reports[asked_before:]
     assert sum(report.rows for report in batches) == len(results)
     assert max(report.rows for report in batches) > 3, "rows were run together"
-    assert any(report.switched for report in batches)
+    assert any(report.switches for report in batches)
 
 
 def test_without_a_thread_a_caller_steps_by_itself(tiny_tasks: Any, suite: Mapping[str, Path]) -> None:

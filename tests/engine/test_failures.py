@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import sparsehub.patch
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Engine, Limits
+from sparsehub.engine.report import Share
 from sparsehub.errors import CancelledError, QueueFullError, RequestError, UnhealthyError
 from sparsehub.package import read_package
 
@@ -23,18 +25,26 @@ POISON = "river"
 
 
 @pytest.fixture
-def engine(tiny_tasks: Any, suite: Mapping[str, Path]) -> Iterator[Engine]:
-    """Serves `three` and `seven`; not started, so that a test decides when a batch runs."""
-    engine = Engine(load_backbone(str(tiny_tasks.folder)))
+def reports() -> list[BatchReport]:
+    return []
+
+
+@pytest.fixture
+def engine(tiny_tasks: Any, suite: Mapping[str, Path], reports: list[BatchReport]) -> Iterator[Engine]:
+    """Serves `three` and `seven`, one task a batch; not started, so that a test decides when a batch runs."""
+    engine = Engine(load_backbone(str(tiny_tasks.folder)), observe=reports.append, mode="swap")
     for name in ("three", "seven"):
         engine.add(read_package(suite[name]))
+    assert engine.costs, "measured before a test breaks anything"
     yield engine
     engine.stop(drain=5)
 
 
 def poison(engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The task's head raises for every batch with the poisoned word in it."""
-    head, token = engine.tasks.find(name).head, engine.tokenizer.convert_tokens_to_ids(POISON)
+    holding = engine._residency.holding(engine.tasks.find(name).digest)
+    assert holding is not None and holding.resident is not None
+    head, token = holding.resident.head, engine.tokenizer.convert_tokens_to_ids(POISON)
     assert token != engine.tokenizer.unk_token_id
     sound = head._model.forward
 
@@ -56,10 +66,13 @@ def broken(*_: Any) -> None:
 
 
 def test_a_poisoned_row_fails_alone(
-    engine: Engine, tiny_tasks: Any, suite: Mapping[str, Path], close: Close, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    reports: list[BatchReport],
+    tiny_tasks: Any,
+    suite: Mapping[str, Path],
+    close: Close,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reports: list[BatchReport] = []
-    engine._observe = reports.append
     poison(engine, "three", monkeypatch)
     texts = ["the fox", f"a {POISON}", "a good film", "who wrote the book"]
     ticket, other = engine.classify("three", texts), engine.classify("seven", texts)
@@ -136,30 +149,36 @@ def test_a_restore_that_fails_makes_the_engine_unhealthy_and_it_takes_no_more_wo
 def test_an_unhealthy_engine_takes_no_task_and_can_be_stopped(
     engine: Engine, suite: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.classify("three", ["the fox"])
-    run_all(engine)
+    for name in ("three", "seven"):
+        engine.classify(name, ["the fox"])
     with monkeypatch.context() as patched:
         patched.setattr(sparsehub.patch, "scatter_copy_", broken)
-        with pytest.raises(UnhealthyError):
-            engine.add(read_package(suite["rating"]))
-    with pytest.raises(UnhealthyError):
+        run_all(engine)
+    assert not engine.healthy
+    with pytest.raises(UnhealthyError, match="no task can be made ready"):
         engine.add(read_package(suite["rating"]))
-    assert len(engine.tasks.all()) == 2
+    assert len(engine.tasks) == 2
     engine.stop()
 
 
-def test_what_waits_is_answered_when_the_model_thread_dies(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_answered_when_the_model_thread_dies(
+    tiny_tasks: Any, suite: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(_: BatchReport) -> None:
         raise RuntimeError("the observer broke")
 
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    engine._observe = die
+    engine = Engine(load_backbone(str(tiny_tasks.folder)), observe=die, mode="swap")
+    for name in ("three", "seven"):
+        engine.add(read_package(suite[name]))
     tickets = [engine.classify(name, ["the fox"]) for name in ("three", "seven", "three")]
     engine.start()
     assert tickets[0].futures[0].result(30).label, "it ran before the observer was called"
     with pytest.raises(UnhealthyError, match="model thread"):
         tickets[1].futures[0].result(30)
-    engine._thread.join(30)
+    deadline = time.monotonic() + 30
+    while engine.healthy and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not engine.healthy
     with pytest.raises(UnhealthyError):
         engine.classify("three", ["the fox"])
@@ -190,9 +209,7 @@ def test_a_deadline_that_passes_while_waiting_is_answered(engine: Engine) -> Non
     assert fresh.futures[0].result(0).label
 
 
-def test_a_cancelled_row_does_not_run(engine: Engine) -> None:
-    reports: list[BatchReport] = []
-    engine._observe = reports.append
+def test_a_cancelled_row_does_not_run(engine: Engine, reports: list[BatchReport]) -> None:
     ticket = engine.classify("three", ["the fox", "a dog", "a film"])
     assert ticket.futures[1].cancel()
     run_all(engine)
@@ -219,16 +236,16 @@ def test_stopping_an_engine_that_never_ran_answers_what_waits(engine: Engine) ->
         ticket.futures[0].result(0)
 
 
-def test_a_report_says_what_a_batch_was(engine: Engine) -> None:
-    reports: list[BatchReport] = []
-    engine._observe = reports.append
+def test_a_report_says_what_a_batch_was(engine: Engine, reports: list[BatchReport]) -> None:
     tickets = [engine.classify("three", ["the fox", "a good film"]), engine.embed(None, ["the fox"])]
     run_all(engine)
-    assert [(report.task, report.rows, report.failed, report.switched) for report in reports] == [
-        ("three", 2, 0, True),
-        ("", 1, 0, True),
+    digest = engine.tasks.find("three").digest
+    assert [(report.mode, report.shares, report.switches) for report in reports] == [
+        ("swap", (Share("three", digest, 2, 0),), 1),
+        ("swap", (Share("", "", 1, 0),), 1),
     ]
-    assert reports[0].digest == engine.tasks.find("three").digest
+    assert [(report.rows, report.failed) for report in reports] == [(2, 0), (1, 0)]
+    assert all(report.predictions["swap"] > 0 and report.measured > 0 for report in reports)
     longest = max(len(engine.tokenizer(text)["input_ids"]) for text in ("the fox", "a good film"))
     assert reports[0].tokens == 2 * longest
     assert tickets[0].tokens == sum(len(engine.tokenizer(text)["input_ids"]) for text in ("the fox", "a good film"))

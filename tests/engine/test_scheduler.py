@@ -201,7 +201,7 @@ def test_failing_all_answers_everything_that_waits() -> None:
     rows = [item(), item("b"), item("c")]
     scheduler.submit(rows)
     rows[1].future.cancel()
-    scheduler.fail_all(CancelledError("it ended"))
+    scheduler.fail(CancelledError("it ended"))
     assert scheduler.waiting == 0
     assert drain(scheduler) == []
     for row in (rows[0], rows[2]):

@@ -73,7 +73,7 @@ def test_rows_queued_before_a_reload_are_answered_by_the_package_that_their_tick
     while engine.step():
         pass
     for ticket, task, package in ((before, old, suite["three"]), (after, new, newer)):
-        assert ticket.task is task
+        assert ticket.task == task
         reference = tiny_tasks.reference(package)
         for text, future in zip(("the fox", "a dog"), ticket.futures, strict=True):
             assert close(future.result(0), reference(text))
@@ -84,7 +84,8 @@ def test_a_task_that_is_removed_while_rows_wait_still_answers_them(
 ) -> None:
     task = engine.add(read_package(suite["three"]))
     ticket = engine.classify("three", ["the fox"])
-    assert engine.tasks.remove("three") is task
+    assert engine.tasks.find("three").digest == task.digest
+    engine.remove("three")
     with pytest.raises(UnknownTaskError):
         engine.classify("three", ["the fox"])
     engine.step()
@@ -94,7 +95,7 @@ def test_a_task_that_is_removed_while_rows_wait_still_answers_them(
 def test_removing_the_newer_version_rolls_back_to_the_older(engine: Engine, tiny_tasks: Any, suite: Any) -> None:
     old = engine.add(read_package(suite["three"]))
     engine.add(tiny_tasks.read("three", labels=5, version="2.0.0", seed=21))
-    engine.tasks.remove("three@2.0.0")
+    engine.remove("three@2.0.0")
     assert answer(engine, "three")[0] == old.digest
     assert [task.digest for task in engine.tasks.all()] == [old.digest]
 
@@ -166,7 +167,13 @@ def test_adding_a_task_while_another_is_in_the_arena_saves_the_base_weights(
 
 def test_a_task_says_what_memory_it_holds(engine: Engine, suite: Mapping[str, Path]) -> None:
     package = read_package(suite["three"])
-    task = engine.add(package)
+    info = engine.add(package)
+    holding = engine._residency.holding(info.digest)
+    assert holding is not None and holding.resident is not None and holding.resident.side is not None
     head = sum(tensor.nbytes for tensor in package.head.values())
     position = position_dtype(next(iter(engine.backbone.arena.buffers.values()))).itemsize
-    assert task.nbytes == package.delta.nnz * (position + 4 + 4) + head
+    patch = package.delta.nnz * (position + 4 + 4)
+    (status,) = engine.status()
+    assert status.where == "device" and status.pinned
+    assert status.nbytes == patch + head + holding.resident.side.nbytes
+    assert engine.usage.device_bytes == status.nbytes

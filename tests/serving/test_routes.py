@@ -124,7 +124,7 @@ def test_health(server: Any) -> None:
 
 def test_an_unhealthy_engine_is_alive_but_not_ready_and_says_503(halted: Callable[..., Any]) -> None:
     server = halted()
-    server.engine._swap.healthy = False
+    server.engine.arena.swap.healthy = False
     assert server.client.get("/healthz").status_code == 200
     assert server.client.get("/readyz").status_code == 503
     response = server.post("/v1/classify", model="three", input="the fox")
@@ -146,14 +146,19 @@ def test_metrics_are_prometheus_text_that_counts_what_happened(server: Any) -> N
         return after.get(key, 0) - before.get(key, 0)
 
     assert grew("sparsehub_rows_total", task="three", outcome="ok") == 3
-    assert grew("sparsehub_tokens_total", task="three") > 3
+    assert grew("sparsehub_tokens_total") > 3
+    assert grew("sparsehub_batches_total", mode="swap") + grew("sparsehub_batches_total", mode="mixed") >= 1
+    assert sum(grew("sparsehub_measured_seconds_total", mode=mode) for mode in ("swap", "mixed")) > 0
+    assert grew("sparsehub_lookups", was="ready") == 1
     assert grew("sparsehub_requests_total", route="/v1/classify", status="200") == 1
     assert grew("sparsehub_requests_total", route="/v1/classify", status="404") == 1
     assert grew("sparsehub_requests_total", route="(unknown)", status="404") == 1
     assert after["sparsehub_tasks", ()] == 6
     assert after["sparsehub_healthy", ()] == 1
     assert after["sparsehub_waiting_rows", ()] == 0
-    assert after["sparsehub_task_bytes", ()] == sum(task.nbytes for task in server.engine.tasks.all())
+    assert after["sparsehub_resident_tasks", (("tier", "device"),)] == 6
+    held = sum(status.nbytes for status in server.engine.status())
+    assert after["sparsehub_resident_bytes", (("tier", "device"),)] == held > 0
     assert grew("sparsehub_phase_seconds_count", phase="forward") >= 1
 
 

@@ -1,0 +1,117 @@
+"""Measure the points that the cost model is made of, on the machine and the backbone at hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sparsehub.backbone import Backbone
+from sparsehub.delta import Delta, ParameterDelta
+from sparsehub.engine.cost import Group, Points, padded_tokens, work_of
+from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.side import Side, make_side
+from sparsehub.engine.sites import Sites, sample_batch
+from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
+
+SECONDS = 1.5  # after so long no further point is measured; the first ones always are
+DENSITY = 0.005
+MOST_ENTRIES = 1 << 20
+FORWARDS = ((1, 8), (1, 32), (4, 32), (16, 32), (32, 64))  # rows, tokens of each
+BATCHES = ((2, 2, 8), (2, 16, 16), (16, 16, 16))  # tasks, rows, tokens of each
+REPEATS = 3
+
+
+@torch.inference_mode()
+def measure_points(backbone: Backbone, sites: Sites, max_tokens: int) -> Points:
+    """The arena must hold the base weights, and holds them again afterwards."""
+    end = time.monotonic() + SECONDS
+    forward: list[tuple[int, float]] = []
+    for rows, length in FORWARDS:
+        if len(forward) < 2 or time.monotonic() < end:
+            forward.append((rows * length, _forward_seconds(backbone, rows, min(length, max_tokens))))
+    patches = [_random_patch(backbone, sites, share) for share in (1.0, 0.1)]
+    switch = [(patch.nnz, _switch_seconds(backbone, patch)) for patch in patches]
+    return Points(_rising(forward), switch, _sparse_points(backbone, sites, patches, max_tokens))
+
+
+def _sparse_points(
+    backbone: Backbone, sites: Sites, patches: Sequence[Patch], max_tokens: int
+) -> list[tuple[int, float, float]]:
+    """None where nothing can be mixed."""
+    if not sites.sites or not sites.uses:
+        return []
+    sides = [make_side(sites, backbone.arena, patch) for patch in patches]
+    points = []
+    for tasks, rows, length in BATCHES:
+        length = min(length, max_tokens)
+        bounds = [(slot, slot * rows // tasks, (slot + 1) * rows // tasks) for slot in range(tasks)]
+        chosen = [slot % 2 for slot in range(tasks)]
+        groups = [
+            Group((b - a) * length, patches[i].nnz, b - a, length) for i, (_, a, b) in zip(chosen, bounds, strict=True)
+        ]
+        seconds = _extra_seconds(backbone, sites, [sides[i] for i in chosen], bounds, length)
+        points.append((padded_tokens(groups), work_of(groups), seconds))
+    return points
+
+
+def _extra_seconds(
+    backbone: Backbone, sites: Sites, sides: Sequence[Side], bounds: Sequence[tuple[int, int, int]], length: int
+) -> float:
+    """What a mixed forward takes beyond the plain one of the same rows, measured in turn."""
+    batch = sample_batch(backbone, bounds[-1][2], length)
+
+    def mixed() -> None:
+        with MixedBatch(sites, sides, bounds).on_model():
+            backbone.module(**batch)
+
+    pairs = [(_seconds(backbone, mixed), _seconds(backbone, lambda: backbone.module(**batch))) for _ in range(REPEATS)]
+    return max(0.0, min(m for m, _ in pairs) - min(p for _, p in pairs))
+
+
+def _forward_seconds(backbone: Backbone, rows: int, length: int) -> float:
+    batch = sample_batch(backbone, rows, length)
+    return _best(backbone, lambda: backbone.module(**batch))
+
+
+def _switch_seconds(backbone: Backbone, patch: Patch) -> float:
+    def there_and_back() -> None:
+        apply_patch(backbone.arena, patch)
+        restore_patch(backbone.arena, patch)
+
+    return _best(backbone, there_and_back)
+
+
+def _best(backbone: Backbone, call: Callable[[], object]) -> float:
+    return min(_seconds(backbone, call) for _ in range(REPEATS))
+
+
+def _seconds(backbone: Backbone, call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    if backbone.device.type == "cuda":
+        torch.cuda.synchronize(backbone.device)
+    return time.perf_counter() - start
+
+
+def _random_patch(backbone: Backbone, sites: Sites, share: float) -> Patch:
+    """Entries all over what can be mixed (or, where nothing can, all over the arena), that change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    slots = {slot: name for name, slot in backbone.arena.slots.items() if slot not in sites.others or not sites.uses}
+    total = sum(slot.numel for slot in slots)
+    density = min(DENSITY, MOST_ENTRIES / total) * share
+    parts = {}
+    for slot, name in slots.items():
+        count = max(1, int(slot.numel * density))
+        places = torch.randint(slot.numel, (count,), generator=generator).unique()
+        parts[name] = ParameterDelta(slot.shape, places, torch.zeros(len(places)))
+    return make_patch(backbone, Delta(parts, "add", "float32"))
+
+
+def _rising(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """More tokens never cost less: what noise says otherwise is levelled."""
+    risen: list[tuple[int, float]] = []
+    for tokens, seconds in sorted(dict(points).items()):
+        risen.append((tokens, max(seconds, risen[-1][1] if risen else 0.0)))
+    return risen

@@ -1,0 +1,115 @@
+"""What a batch will cost in each way of running it: a few points measured at start-up, and what was seen since.
+
+    forward(tokens)                             a curve through measured points
+    switch(entries)    = a + b entries
+    sparse part        = c + d tokens + e sum over tasks of entries * ceil(tokens / 16)
+
+Tokens count with their padding. A way of running that turns out dearer or cheaper than predicted is corrected by a
+running ratio, so the choice follows the machine; predictions and measurements are exported.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SWAP, MIXED, GROUPED = "swap", "mixed", "grouped-swap"
+LANES = 16  # tokens that one step over an entry serves
+_SMOOTHING = 0.1  # weight of the newest batch in the running ratio
+_WIDEST_RATIO = 4.0  # one absurd measurement (a suspended process) must not decide for long
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one task. tokens: with their padding when they run alone; entries: of the task's delta, 0 for none."""
+
+    tokens: int
+    entries: int
+    rows: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Points:
+    """Measured seconds.
+
+    forward: (tokens, seconds), tokens rising; switch: (entries, seconds) of apply and restore; sparse: (tokens, work,
+    seconds), what a mixed forward took beyond the plain one; empty where nothing can be mixed.
+    """
+
+    forward: Sequence[tuple[int, float]]
+    switch: Sequence[tuple[int, float]]
+    sparse: Sequence[tuple[int, float, float]]
+
+
+@dataclass
+class CostModel:
+    """Not thread-safe: the model thread predicts and learns."""
+
+    points: Points
+    ratios: dict[str, float] = field(default_factory=lambda: {SWAP: 1.0, MIXED: 1.0, GROUPED: 1.0})
+
+    def __post_init__(self) -> None:
+        tokens, entries = [p[0] for p in self.points.forward], [p[0] for p in self.points.switch]
+        self._tokens, self._seconds = np.array(tokens, float), np.array([p[1] for p in self.points.forward])
+        self._switch = _fit([[1.0, n] for n in entries], [p[1] for p in self.points.switch])
+        self._sparse = _fit([[1.0, p[0], p[1]] for p in self.points.sparse], [p[2] for p in self.points.sparse])
+
+    def forward(self, tokens: int) -> float:
+        """Seconds of a plain forward; beyond the last point by the last slope."""
+        if tokens <= self._tokens[-1]:
+            return float(np.interp(tokens, self._tokens, self._seconds))
+        (x0, x1), (y0, y1) = self._tokens[-2:], self._seconds[-2:]
+        return float(y1 + (tokens - x1) * max(0.0, (y1 - y0) / (x1 - x0)))
+
+    def switch(self, entries: int) -> float:
+        """Seconds to apply a task and to restore it."""
+        return float(self._switch @ [1.0, entries]) if entries else 0.0
+
+    def sparse(self, groups: Sequence[Group]) -> float:
+        """Seconds of the sparse parts of a mixed batch."""
+        return float(self._sparse @ [1.0, padded_tokens(groups), work_of(groups)])
+
+    def predict(self, mode: str, groups: Sequence[Group], *, there: bool = False) -> float:
+        """Seconds of one way of running. there: the first group's task is in the arena already."""
+        if mode == MIXED:
+            seconds = self.forward(padded_tokens(groups)) + self.sparse(groups)
+        else:
+            switches = [self.switch(group.entries) for group in groups]
+            seconds = sum(self.forward(group.tokens) for group in groups) + sum(switches[1:] if there else switches)
+        return seconds * self.ratios[mode]
+
+    def learn(self, mode: str, predicted: float, measured: float) -> None:
+        """Correct a way of running by what it took."""
+        if predicted > 0:
+            raw = self.ratios[mode] * measured / predicted
+            ratio = self.ratios[mode] + _SMOOTHING * (raw - self.ratios[mode])
+            self.ratios[mode] = min(_WIDEST_RATIO, max(1 / _WIDEST_RATIO, ratio))
+
+
+def padded_tokens(groups: Sequence[Group]) -> int:
+    """Tokens of all groups in one batch, each row padded to the longest of all."""
+    return sum(group.rows for group in groups) * max(group.longest for group in groups)
+
+
+def work_of(groups: Sequence[Group]) -> float:
+    """What the sparse part grows with: an entry is gone over once for `LANES` tokens."""
+    longest = max(group.longest for group in groups)
+    return float(sum(group.entries * -(-group.rows * longest // LANES) for group in groups))
+
+
+def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> np.ndarray:
+    """Coefficients that are not negative, by least squares over each choice of columns: there are three at most."""
+    matrix, target = np.array(rows, float).reshape(len(rows), -1), np.array(seconds, float)
+    best, least = np.zeros(matrix.shape[1]), float((target**2).sum())
+    for size in range(1, matrix.shape[1] + 1):
+        for chosen in itertools.combinations(range(matrix.shape[1]), size):
+            found = np.linalg.lstsq(matrix[:, chosen], target, rcond=None)[0]
+            error = float(((matrix[:, chosen] @ found - target) ** 2).sum())
+            if (found >= 0).all() and error < least:
+                best = np.zeros(matrix.shape[1])
+                best[list(chosen)], least = found, error
+    return best

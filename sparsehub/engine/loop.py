@@ -1,0 +1,181 @@
+"""The model thread: take a batch, run it, answer; and look at the arena now and then."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsehub.engine.arena import ArenaKeeper
+from sparsehub.engine.cost import CostModel, Points
+from sparsehub.engine.report import BatchReport, Share
+from sparsehub.engine.residency import Holding, Residency
+from sparsehub.engine.runner import Choice, Clock, Rows, Runner
+from sparsehub.engine.scheduler import Item, Scheduler
+from sparsehub.errors import CancelledError, RequestError, SparsehubError, UnhealthyError
+from sparsehub.package.encoding import Encoded
+
+IDLE_SECONDS = 0.5  # how often an idle model thread looks whether it should end
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a queued row carries. holding None: the plain backbone; embed: pooled states are wanted, not the head."""
+
+    row: Encoded
+    holding: Holding | None
+    embed: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one task in a batch, and whom they belong to."""
+
+    rows: Rows
+    items: Sequence[Item]
+
+
+class ModelLoop:
+    """measure: the cost model's points, called once, with the lock held and the base weights in the arena."""
+
+    def __init__(
+        self,
+        arena: ArenaKeeper,
+        runner: Runner,
+        scheduler: Scheduler,
+        residency: Residency,
+        measure: Callable[[], Points],
+        mode: str,
+        observe: Callable[[BatchReport], None],
+    ):
+        self._arena, self._runner, self._scheduler, self._residency = arena, runner, scheduler, residency
+        self._measure, self._mode, self._observe = measure, mode, observe
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether nobody said stop and a started thread still runs."""
+        return not self._stopping and (self._thread is None or self._thread.is_alive())
+
+    @functools.cached_property
+    def costs(self) -> CostModel:
+        """Measured when it is first wanted."""
+        with self._arena.lock:
+            self._arena.swap.to(None)
+            return CostModel(self._measure())
+
+    def start(self) -> None:
+        _ = self.costs
+        self._thread = threading.Thread(target=self._run_until_stopped, name="sparsehub-model", daemon=True)
+        self._thread.start()
+
+    def stop(self, drain: float) -> None:
+        """Take no more rows, and finish what waits for up to `drain` seconds."""
+        self._stopping = True
+        self._scheduler.close()
+        if self._thread is not None:
+            self._thread.join(drain)
+        self._scheduler.fail(CancelledError("the engine stopped before this row ran"))
+
+    def _run_until_stopped(self) -> None:
+        try:
+            while not (self._stopping and not self._scheduler.waiting):
+                self.step(IDLE_SECONDS)
+        except BaseException as error:  # nobody would take the rows that wait, nor those that come
+            self._scheduler.close()
+            self._scheduler.fail(UnhealthyError("the model thread ended", found=repr(error), fix="restart it"))
+            raise
+
+    def step(self, timeout: float | None) -> bool:
+        """Take the next batch, run it in the cheapest way, answer. False where nothing came within `timeout`."""
+        batch = self._scheduler.next_batch(timeout)
+        self._arena.check_if_due()
+        if not batch:
+            return False
+        start = time.monotonic()
+        report = self._run(batch)
+        self._scheduler.note(report.tokens, time.monotonic() - start)
+        self._observe(report)
+        return True
+
+    def _run(self, batch: list[Item]) -> BatchReport:
+        costs, clock = self.costs, Clock()
+        queued = clock.start - min(item.arrived for item in batch)
+        with self._arena.lock:
+            moves = self._arena.swap.moves
+            parts = sorted(_by_task(batch), key=lambda part: not self._runner.is_current(part.rows))
+            choice = self._runner.choose([part.rows for part in parts], costs, self._mode)
+            results = self._results(choice, parts, costs, clock)
+            self._arena.note_inside(self._residency, [h for i in batch if (h := i.payload.holding) is not None])
+            moves = self._arena.swap.moves - moves
+        shares = tuple(_share(part, answers) for part, answers in zip(parts, results, strict=True))
+        tokens = sum(part.rows.group.tokens for part in parts)
+        laps = clock.laps
+        return BatchReport(
+            choice.mode,
+            shares,
+            tokens,
+            queued,
+            moves,
+            laps["switch"],
+            laps["forward"],
+            laps["head"],
+            choice.predictions,
+        )
+
+    def _results(self, choice: Choice, parts: Sequence[_Part], costs: CostModel, clock: Clock) -> list[list[Any]]:
+        """Each part's results or errors, in order."""
+        try:
+            results = self._runner.run(choice.mode, [part.rows for part in parts], clock)
+            costs.learn(choice.mode, choice.predicted, clock.backbone)
+            return results
+        except UnhealthyError as error:
+            self._scheduler.fail(error)
+            return [[error] * len(part.items) for part in parts]
+        except Exception:  # whatever torch raised may be one row's fault: run each alone, a failed row fails alone
+            alone = [[self._run_alone(part.rows, row) for row in part.rows.rows] for part in parts]
+            clock.lap("forward")
+            return alone
+
+    def _run_alone(self, rows: Rows, row: Encoded) -> Any:
+        try:
+            return self._runner.run("swap", [Rows([row], rows.task, rows.embed)], Clock())[0][0]
+        except SparsehubError as error:
+            return error
+        except Exception as error:
+            return RequestError("the model failed on this input", found=f"{type(error).__name__}: {error}"[:300])
+
+
+def _by_task(batch: Sequence[Item]) -> list[_Part]:
+    """Rows of one key together, in the order in which the keys come."""
+    items: dict[Any, list[Item]] = {}
+    for item in batch:
+        items.setdefault(item.key, []).append(item)
+    return [_part(same) for same in items.values()]
+
+
+def _part(items: Sequence[Item]) -> _Part:
+    holding, embed = items[0].payload.holding, items[0].payload.embed
+    task = holding.resident if holding is not None else None
+    assert holding is None or task is not None  # the scheduler gives out no row whose task is not there
+    return _Part(Rows([item.payload.row for item in items], task, embed), items)
+
+
+def _share(part: _Part, results: Sequence[Any]) -> Share:
+    """Hand each result to whoever waits, and count them."""
+    failed = sum(_answer(item, result) for item, result in zip(part.items, results, strict=True))
+    info = part.rows.task.info if part.rows.task is not None else None
+    return Share(info.name if info else "", info.digest if info else "", len(part.items), failed)
+
+
+def _answer(item: Item, result: Any) -> bool:
+    """Hand a result to whoever waits; returns whether it was an error."""
+    if isinstance(result, BaseException):
+        item.future.set_exception(result)
+        return True
+    item.future.set_result(result)
+    return False

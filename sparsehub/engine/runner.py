@@ -1,0 +1,156 @@
+"""Run a batch in the cheapest way: one task in place, many tasks mixed, or one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehub.backbone import Backbone
+from sparsehub.engine.cost import GROUPED, MIXED, SWAP, CostModel, Group
+from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.pooling import Pool
+from sparsehub.engine.resident import Resident
+from sparsehub.engine.sites import Sites
+from sparsehub.engine.swap import Swap
+from sparsehub.package.encoding import Encoded, by_choice, pad
+from sparsehub.package.outputs import answers
+
+AUTO = "auto"
+MODES = (AUTO, SWAP, MIXED)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one task. task None: the plain backbone; embed: pooled states are wanted, not the head."""
+
+    rows: Sequence[Encoded]
+    task: Resident | None
+    embed: bool
+
+    @property
+    def sequences(self) -> int:
+        return sum(len(row.sequences) for row in self.rows)
+
+    @property
+    def group(self) -> Group:
+        longest, sequences = max(row.length for row in self.rows), self.sequences
+        return Group(sequences * longest, self.task.patch.nnz if self.task else 0, sequences, longest)
+
+
+class Clock:
+    """Laps of one batch, in seconds."""
+
+    def __init__(self) -> None:
+        self.start = self._last = time.monotonic()
+        self.laps = {"switch": 0.0, "forward": 0.0, "head": 0.0}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] += now - self._last
+        self._last = now
+
+    @property
+    def backbone(self) -> float:
+        """What the cost model predicts: all but the heads."""
+        return self.laps["switch"] + self.laps["forward"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a batch runs. predictions: seconds by way of running, of all ways that were open to it."""
+
+    mode: str
+    predictions: dict[str, float]
+
+    @property
+    def predicted(self) -> float:
+        return self.predictions[self.mode]
+
+
+class Runner:
+    """The only one that runs the model. Not thread-safe: the engine holds the arena's lock around every call."""
+
+    def __init__(self, backbone: Backbone, sites: Sites, swap: Swap, tokenizer: Any, pool: Pool):
+        self._backbone, self._sites, self._swap = backbone, sites, swap
+        self._tokenizer, self._pool = tokenizer, pool
+
+    def choose(self, groups: Sequence[Rows], costs: CostModel, wanted: str = AUTO) -> Choice:
+        """The way that the cost model says is cheapest, or the one that is wanted where it is open."""
+        sizes = [rows.group for rows in groups]
+        there = self.is_current(groups[0])
+        alone = SWAP if len(groups) == 1 else GROUPED
+        open_ways = [alone, *([MIXED] if self._can_mix(groups) else [])]
+        predictions = {mode: costs.predict(mode, sizes, there=there) for mode in open_ways}
+        if wanted == AUTO:
+            return Choice(min(predictions, key=lambda mode: predictions[mode]), predictions)
+        return Choice(MIXED if wanted == MIXED and MIXED in predictions else alone, predictions)
+
+    def _can_mix(self, groups: Sequence[Rows]) -> bool:
+        tasks = [rows.task for rows in groups if rows.task is not None]
+        return bool(tasks) and all(task.side is not None for task in tasks)
+
+    def is_current(self, rows: Rows) -> bool:
+        """Whether these rows' task is in the arena already: it goes first then, which saves a switch."""
+        return (rows.task.patch if rows.task is not None else None) is self._swap.current
+
+    @torch.inference_mode()
+    def run(self, mode: str, groups: Sequence[Rows], clock: Clock) -> list[list[Any]]:
+        """Each group's results, in order; one result a row. The heads' own time goes to the clock's `head`."""
+        if mode == MIXED:
+            return self._run_mixed(groups, clock)
+        return [self._run_alone(rows, clock) for rows in groups]
+
+    def _run_alone(self, rows: Rows, clock: Clock) -> list[Any]:
+        self._swap.to(rows.task.patch if rows.task is not None else None)
+        clock.lap("switch")
+        inputs = self._pad([rows])
+        outputs = self._backbone.module(**inputs)
+        clock.lap("forward")
+        results = self._answer(rows, inputs, outputs)
+        clock.lap("head")
+        return results
+
+    def _run_mixed(self, groups: Sequence[Rows], clock: Clock) -> list[list[Any]]:
+        self._swap.to(None)
+        clock.lap("switch")
+        inputs, bounds = self._pad(groups), _bounds(groups)
+        sides = [rows.task.side if rows.task is not None else None for rows in groups]
+        with MixedBatch(self._sites, sides, bounds).on_model():
+            outputs = self._backbone.module(**inputs)
+        clock.lap("forward")
+        results = [
+            self._answer(rows, _cut(inputs, start, stop), type(outputs)(**_cut(outputs, start, stop)))
+            for rows, (_, start, stop) in zip(groups, bounds, strict=True)
+        ]
+        clock.lap("head")
+        return results
+
+    def _pad(self, groups: Sequence[Rows]) -> dict[str, Tensor]:
+        sequences = [sequence for rows in groups for row in rows.rows for sequence in row.sequences]
+        return pad(sequences, self._tokenizer, self._backbone.device)
+
+    def _answer(self, rows: Rows, inputs: dict[str, Tensor], outputs: Any) -> list[Any]:
+        if rows.embed or rows.task is None:
+            vectors: list[Any] = self._pool(outputs.last_hidden_state, inputs["attention_mask"]).tolist()
+            return vectors
+        shaped = {name: by_choice(tensor, rows.rows) for name, tensor in inputs.items()}
+        return list(answers(rows.task.info.spec, rows.rows, rows.task.head(shaped, outputs)))
+
+
+def _bounds(groups: Sequence[Rows]) -> list[tuple[int, int, int]]:
+    """(slot, first sequence, sequence after the last) of each group."""
+    bounds, start = [], 0
+    for slot, rows in enumerate(groups):
+        bounds.append((slot, start, start + rows.sequences))
+        start += rows.sequences
+    return bounds
+
+
+def _cut(tensors: Any, start: int, stop: int) -> dict[str, Tensor]:
+    """Rows of every tensor by name; what is no tensor (a cache that nobody asked for) is left out."""
+    return {name: tensor[start:stop] for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
