@@ -55,8 +55,8 @@ class CostModel:
     def __post_init__(self) -> None:
         tokens, entries = [p[0] for p in self.points.forward], [p[0] for p in self.points.switch]
         self._tokens, self._seconds = np.array(tokens, float), np.array([p[1] for p in self.points.forward])
-        self._switch = _fit([[1.0, n] for n in entries], [p[1] for p in self.points.switch])
-        self._sparse = _fit([[1.0, p[0], p[1]] for p in self.points.sparse], [p[2] for p in self.points.sparse])
+        self._switch = _fit([(1.0, n) for n in entries], [p[1] for p in self.points.switch], 2)
+        self._sparse = _fit([(1.0, p[0], p[1]) for p in self.points.sparse], [p[2] for p in self.points.sparse], 3)
 
     def forward(self, tokens: int) -> float:
         """Seconds of a plain forward; beyond the last point by the last slope."""
@@ -101,15 +101,15 @@ def work_of(groups: Sequence[Group]) -> float:
     return float(sum(group.entries * -(-group.rows * longest // LANES) for group in groups))
 
 
-def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> np.ndarray:
+def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float], columns: int) -> np.ndarray:
     """Coefficients that are not negative, by least squares over each choice of columns: there are three at most."""
-    matrix, target = np.array(rows, float).reshape(len(rows), -1), np.array(seconds, float)
-    best, least = np.zeros(matrix.shape[1]), float((target**2).sum())
-    for size in range(1, matrix.shape[1] + 1):
-        for chosen in itertools.combinations(range(matrix.shape[1]), size):
+    matrix, target = np.array(rows, float).reshape(len(rows), columns), np.array(seconds, float)
+    best, least = np.zeros(columns), float((target**2).sum())
+    for size in range(1, columns + 1):
+        for chosen in itertools.combinations(range(columns), size):
             found = np.linalg.lstsq(matrix[:, chosen], target, rcond=None)[0]
             error = float(((matrix[:, chosen] @ found - target) ** 2).sum())
             if (found >= 0).all() and error < least:
-                best = np.zeros(matrix.shape[1])
+                best = np.zeros(columns)
                 best[list(chosen)], least = found, error
     return best

@@ -238,3 +238,63 @@ def test_many_threads_submit_and_cancel_while_one_takes() -> None:
     assert len(taken) == len(set(taken))
     assert set(taken) == {id(row) for row in everything if not row.future.cancelled()}
     assert scheduler.waiting == 0
+
+
+def one_lane(_: object) -> str:
+    return "all"
+
+
+def test_rows_of_one_lane_share_a_batch_and_come_key_by_key() -> None:
+    scheduler = Scheduler(Limits(), one_lane)
+    rows = [item(key) for key in ("a", "b", "a", "c", "b")]
+    for row in rows:
+        scheduler.submit([row])
+    assert [row.key for row in scheduler.next_batch(0)] == ["a", "a", "b", "b", "c"]
+
+
+def test_the_oldest_rows_own_key_comes_before_others_of_its_lane() -> None:
+    scheduler = Scheduler(Limits(batch_rows=3), one_lane)
+    for row in [item("a"), *(item("b") for _ in range(4)), item("a"), item("a")]:
+        scheduler.submit([row])
+    assert [row.key for row in scheduler.next_batch(0)] == ["a", "a", "a"]
+    assert [row.key for row in scheduler.next_batch(0)] == ["b", "b", "b"]
+
+
+def test_rows_of_another_lane_wait_for_a_batch_of_their_own() -> None:
+    scheduler = Scheduler(Limits(), lambda key: "alone" if key == "b" else "all")
+    for row in [item("a"), item("b"), item("c")]:
+        scheduler.submit([row])
+    assert [row.key for row in scheduler.next_batch(0)] == ["a", "c"]
+    assert [row.key for row in scheduler.next_batch(0)] == ["b"]
+
+
+def test_a_batch_of_many_keys_keeps_to_its_budget() -> None:
+    scheduler = Scheduler(Limits(batch_tokens=40), one_lane)
+    for length, key in [(10, "a"), (30, "b"), (11, "c"), (12, "d"), (9, "e")]:
+        scheduler.submit([item(key, length)])
+    batch = scheduler.next_batch(0)
+    assert {row.key for row in batch} == {"a", "c", "e"}
+    assert max(row.length for row in batch) * len(batch) <= 40
+
+
+def test_a_key_that_cannot_run_yet_waits_until_it_can() -> None:
+    ready: set[object] = {"a"}
+    scheduler = Scheduler(Limits(), lambda key: "all" if key in ready else None)
+    for row in [item("b"), item("a")]:
+        scheduler.submit([row])
+    assert [row.key for row in scheduler.next_batch(0)] == ["a"]
+    assert scheduler.next_batch(0) == [] and scheduler.waiting == 1
+    timer = threading.Timer(0.1, lambda: (ready.add("b"), scheduler.wake()))
+    timer.start()
+    assert [row.key for row in scheduler.next_batch(10)] == ["b"]
+
+
+def test_failing_some_keys_leaves_the_others() -> None:
+    scheduler = Scheduler(Limits())
+    bad, good = item("a"), item("b")
+    scheduler.submit([bad])
+    scheduler.submit([good])
+    scheduler.fail(CancelledError("it could not be loaded"), lambda key: key == "a")
+    with pytest.raises(CancelledError, match="could not be loaded"):
+        bad.future.result(0)
+    assert drain(scheduler) == [[good]] or scheduler.waiting == 0
