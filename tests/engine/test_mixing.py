@@ -76,8 +76,8 @@ def test_rows_of_every_kind_of_task_get_the_answers_of_the_materialised_models(
         assert [report.mode for report in reports] == ["mixed"]
         assert len(reports[0].shares) == 8 and engine.backbone.arena.digest() == before
     if mode == "swap":
-        assert {report.mode for report in reports} == {"swap"}
-        assert len(reports) == 8
+        assert {report.mode for report in reports} <= {"swap", "grouped-swap"}
+        assert all(len({share.name for share in report.shares}) == 1 for report in reports)
     engine.stop()
     assert engine.backbone.arena.digest() == before
 
