@@ -10,7 +10,7 @@ from pathlib import Path
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Budgets, Engine, Limits, Task
-from sparsehub.engine.residency import UNLIMITED
+from sparsehub.engine.holding import UNLIMITED
 from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import Hub, open_hub
 from sparsehub.hub.loading import load_resolved

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone, reload
 from sparsehub.engine.guard import ArenaGuard
+from sparsehub.engine.holding import Holding
 from sparsehub.engine.lock import FairLock
-from sparsehub.engine.residency import Holding, Residency
+from sparsehub.engine.residency import Residency
 from sparsehub.engine.swap import Swap
 from sparsehub.errors import SparsehubError, UnhealthyError
 

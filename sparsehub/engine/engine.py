@@ -15,18 +15,20 @@ from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.arena import ArenaKeeper
 from sparsehub.engine.calibrate import measure_points
+from sparsehub.engine.compose import composite, parse_composition
 from sparsehub.engine.cost import CostModel
+from sparsehub.engine.holding import Budgets, Holding, Usage
 from sparsehub.engine.inputs import check_length, rows_of
 from sparsehub.engine.loop import ModelLoop, Work
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.report import BatchReport, TaskStatus
-from sparsehub.engine.residency import Budgets, Holding, Residency, Usage
+from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import HostTask, Resident, make_resident, read_host_task
 from sparsehub.engine.runner import AUTO, MODES, Runner
 from sparsehub.engine.scheduler import Item, Limits, Scheduler
 from sparsehub.engine.selfcheck import checked_sites
 from sparsehub.engine.tasks import Task, TaskInfo, TaskTable
-from sparsehub.errors import DataError, RequestError, SparsehubError, UnhealthyError, UsageError
+from sparsehub.errors import DataError, RequestError, SparsehubError, UnhealthyError, UnknownTaskError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.encoding import Encoded, encode
 from sparsehub.package.manifest import PROBLEM_TYPES, TEXT_CLASSIFICATION, TaskSpec
@@ -114,7 +116,7 @@ class Engine:
 
     def load(self, reference: str, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> TaskInfo:
         """Have a task ready to run, and keep it so where `pin` says so; raises what its load raises."""
-        task = self.tasks.find(reference)
+        task = self._find(reference)
         holding = self._residency.pin(task) if pin else self._residency.acquire(task)
         try:
             return holding.wait(timeout).info
@@ -168,7 +170,7 @@ class Engine:
 
     def info(self, reference: str, timeout: float | None = None) -> TaskInfo:
         """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
-        task = self.tasks.find(reference)
+        task = self._find(reference)
         return self._residency.info(task.digest) or self.load(reference, timeout=timeout or LOAD_SECONDS)
 
     @property
@@ -185,10 +187,20 @@ class Engine:
         """Whether work is taken: the arena is known, nobody said stop, and a started model thread still runs."""
         return self.arena.swap.healthy and self._loop.takes_work
 
+    def _find(self, reference: str) -> Task:
+        """A task that is served, or one that the reference composes of such (`trec+tone*0.5`)."""
+        try:
+            return self.tasks.find(reference)
+        except UnknownTaskError:
+            parts = parse_composition(reference)
+            if parts is None:
+                raise
+            return composite(parts, self.tasks.find)
+
     def _ask(
         self, reference: str, inputs: Sequence[Any], truncate: bool, timeout: float | None, *, embed: bool
     ) -> Ticket[Any]:
-        task = self.tasks.find(reference)
+        task = self._find(reference)
         holding = self._residency.acquire(task)  # its weights come while its rows are tokenised
         try:
             info = self._residency.info(task.digest) or holding.wait(timeout or LOAD_SECONDS).info

@@ -11,8 +11,9 @@ from typing import Any
 
 from sparsehub.engine.arena import ArenaKeeper
 from sparsehub.engine.cost import CostModel, Points
+from sparsehub.engine.holding import Holding
 from sparsehub.engine.report import BatchReport, Share
-from sparsehub.engine.residency import Holding, Residency
+from sparsehub.engine.residency import Residency
 from sparsehub.engine.runner import Choice, Clock, Rows, Runner
 from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.errors import CancelledError, RequestError, SparsehubError, UnhealthyError

@@ -10,66 +10,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
+from sparsehub.engine.holding import Budgets, Holding, Usage
 from sparsehub.engine.report import TaskStatus
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.tasks import Task, TaskInfo
-from sparsehub.errors import CancelledError, EngineError, SparsehubError, UsageError
+from sparsehub.errors import CancelledError, EngineError, SparsehubError
 
-UNLIMITED = 1 << 62
 WAIT_SECONDS = 0.1  # between two looks whether something may go
-
-
-@dataclass(frozen=True)
-class Budgets:
-    """device_bytes: of tasks that are ready to run; host_bytes: of tasks kept in host memory for the next time they are
-    wanted on the device, 0 for none (on a CPU the two are the same memory); loaders: threads that load."""
-
-    device_bytes: int = UNLIMITED
-    host_bytes: int = 0
-    loaders: int = 1
-
-    def __post_init__(self) -> None:
-        if self.device_bytes < 1 or self.host_bytes < 0 or self.loaders < 1:
-            raise UsageError("budgets are bytes above 0, and at least one loader", found=str(self))
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What residency holds and did. hits: requests whose task was ready; misses: that had to wait for a load."""
-
-    device_bytes: int
-    host_bytes: int
-    device_tasks: int
-    host_tasks: int
-    hits: int
-    misses: int
-    loads: int
-    evictions: int
-
-
-@dataclass(eq=False)
-class Holding:
-    """One task that somebody wants or that is in memory. ready: set when it is on the device or could not be loaded."""
-
-    task: Task
-    references: int = 0
-    pinned: bool = False
-    unwanted: bool = False  # served no longer: it goes with its last reference
-    resident: Resident | None = None
-    error: SparsehubError | None = None
-    loading: bool = False
-    ready: threading.Event = field(default_factory=threading.Event)
-
-    def wait(self, timeout: float | None = None) -> Resident:
-        """The task, once it is on the device; raises what its load raised, or `CancelledError` after `timeout` s."""
-        if not self.ready.wait(timeout):
-            raise CancelledError(f"{self.task.reference} was not loaded in time", found=f"{timeout} s")
-        if self.error is not None:
-            raise self.error
-        assert self.resident is not None  # ready, and no error
-        return self.resident
 
 
 class Residency:
@@ -131,6 +79,8 @@ class Residency:
             assert holding.references >= 0
             if holding.unwanted and not holding.references and not holding.loading:
                 self._drop(holding)
+            if holding.task.composed:
+                self._drop_composed()
             self._changed.notify_all()
 
     def pin(self, task: Task, pinned: bool = True) -> Holding:
@@ -213,7 +163,7 @@ class Residency:
             with self._changed:
                 self._make_room(resident.nbytes, holding)
                 self._settle(holding, resident)
-                self._keep_on_host(host)
+                self._keep_on_host(host, holding.task.composed)
         except SparsehubError as error:
             self._fail(holding, error)
         except Exception as error:  # a disk, a hub, a device: the task's rows fail, the engine goes on
@@ -273,6 +223,13 @@ class Residency:
                 fix="raise the budget, or unpin a task",
             )
 
+    def _drop_composed(self) -> None:
+        """There is no end of compositions: the least recently used beyond a few go, with what is known of them."""
+        idle = [h for h in self._holdings.values() if h.task.composed and h.resident is not None and not h.references]
+        for holding in idle[: max(0, len(idle) - self._budgets.composed)]:
+            self._drop(holding)
+            self._infos.pop(holding.task.digest, None)
+
     def _without_lock(self, call: Callable[[], None]) -> None:
         self._changed.release()
         try:
@@ -286,9 +243,9 @@ class Residency:
         self._holdings.pop(holding.task.digest, None)
         self._changed.notify_all()
 
-    def _keep_on_host(self, host: HostTask) -> None:
+    def _keep_on_host(self, host: HostTask, composed: bool) -> None:
         """The budget of the host tier; what is larger than all of it is not kept."""
-        if host.nbytes > self._budgets.host_bytes:
+        if host.nbytes > self._budgets.host_bytes or composed:
             return
         before = self._hosts.pop(host.info.digest, None)
         self._host_bytes += host.nbytes - (before.nbytes if before is not None else 0)

@@ -17,6 +17,8 @@ MOST_NAMES = 2_000  # among more of them, no near one is looked for: it would ta
 class Task:
     """A task that is served. load: reads and proves its package; called whenever it is needed and not in memory.
 
+    composed: a request made it of other tasks; there is no end of such, so only a few are kept in memory.
+
     Everything that is cached about a task is keyed by `digest`, never by its name.
     """
 
@@ -24,6 +26,7 @@ class Task:
     version: str
     digest: str
     load: Callable[[], Package]
+    composed: bool = False
 
     @property
     def reference(self) -> str:

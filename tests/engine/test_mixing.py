@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from sparsehub.backbone import load_backbone
+from sparsehub.delta.algebra import weighted_sum
 from sparsehub.engine import BatchReport, Budgets, Engine, Task
 from sparsehub.engine.cost import CostModel, Points
-from sparsehub.errors import BackboneMismatchError, FormatError, UsageError
-from sparsehub.package import Package, read_manifest, read_package
+from sparsehub.errors import BackboneMismatchError, FormatError, RequestError, UnknownTaskError, UsageError
+from sparsehub.package import Package, read_manifest, read_package, write_package
 
 Close = Callable[..., bool]
 ITEMS: Mapping[str, Any] = {
@@ -244,6 +246,80 @@ def test_a_reload_under_the_same_version_is_another_digest_for_new_rows_only(
         assert close(ticket.futures[0].result(0), tiny_tasks.reference(package)("the fox"))
     assert [status.task.digest for status in engine.status()] == [read_manifest(other).digest]
     assert engine.usage.device_tasks == 1
+
+
+@pytest.mark.parametrize("mode", ["swap", "mixed"])
+def test_a_request_composes_tasks(
+    make_engine: Callable[..., Engine], suite: Mapping[str, Path], tiny_tasks: Any, close: Close, mode: str
+) -> None:
+    """The sum of two deltas with the head of the first, against the same sum written as a package."""
+    first, second = read_package(suite["three"]), read_package(suite["seven"])
+    delta = weighted_sum([first.delta, second.delta], [1.0, -0.5])
+    record = dataclasses.replace(
+        first.manifest.delta,
+        nnz=delta.nnz,
+        density=delta.nnz / first.manifest.backbone.parameters,
+        value_dtype="float32",
+        parameters={
+            name: dataclasses.replace(first.manifest.delta.parameters[name], nnz=len(part.indices))
+            for name, part in delta.parameters.items()
+        },
+    )
+    draft = dataclasses.replace(first.manifest, name="sum", delta=record, files={})
+    written = suite["three"].parent / f"sum-{mode}"
+    write_package(written, draft, delta, first.head, "# sum", {})
+    engine = make_engine([suite["three"], suite["seven"]], mode=mode)
+    ticket, again = (engine.classify("three+seven*-0.5", ["the fox"]) for _ in range(2))
+    plain = engine.classify("three", ["the fox"])
+    run_all(engine)
+    expected = tiny_tasks.reference(written)("the fox")
+    assert close(ticket.futures[0].result(0), expected) and close(again.futures[0].result(0), expected)
+    assert not close(plain.futures[0].result(0), expected)
+    assert ticket.task is not None and ticket.task.name == "three+seven*-0.5"
+    assert ticket.task.digest not in (first.digest, second.digest)
+    assert engine.usage.loads == 2, "the composition was built once"
+    assert {status.task.name for status in engine.status()} == {"three", "seven"}
+
+
+def test_a_composition_follows_a_reload_of_its_parts(
+    make_engine: Callable[..., Engine], suite: Mapping[str, Path], tiny_tasks: Any
+) -> None:
+    engine = make_engine([suite["three"], suite["seven"]])
+    before = engine.info("three+seven").digest
+    engine.register(task_of(tiny_tasks.write("three", labels=3, seed=99)), replace=True)
+    assert engine.info("three+seven").digest != before
+
+
+def test_only_a_few_compositions_are_kept(make_engine: Callable[..., Engine], suite: Mapping[str, Path]) -> None:
+    engine = make_engine([suite["three"], suite["seven"]], budgets=Budgets(composed=2))
+    for weight in range(6):
+        engine.classify(f"three+seven*{weight}", ["the fox"])
+        run_all(engine)
+    engine.arena.empty(engine._residency)
+    assert engine.usage.device_tasks == 2
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("three+nobody", UnknownTaskError, "unknown task 'nobody'"),
+        ("three+", RequestError, "not a composition"),
+        ("three*x", RequestError, "not a composition"),
+        ("three*nan+seven", RequestError, "not a composition"),
+        ("three*1e999", RequestError, "not a composition"),
+        ("+".join(["three"] * 9), RequestError, "too many tasks"),
+    ],
+)
+def test_a_composition_that_makes_no_sense_is_refused(
+    make_engine: Callable[..., Engine],
+    suite: Mapping[str, Path],
+    reference: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    engine = make_engine([suite["three"], suite["seven"]])
+    with pytest.raises(error, match=message):
+        engine.classify(reference, ["the fox"])
 
 
 def test_an_unknown_way_of_running_is_refused(tiny_tasks: Any) -> None:

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import pytest
 
+from sparsehub.engine.holding import Budgets, Holding
 from sparsehub.engine.report import TaskStatus
-from sparsehub.engine.residency import Budgets, Holding, Residency
+from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.tasks import Task, TaskInfo
 from sparsehub.errors import CancelledError, EngineError, FormatError, HubError, UsageError
