@@ -127,6 +127,10 @@ def train(
     compile: Annotated[  # noqa: A002
         str | None, typer.Option(help="A backend of torch.compile: inductor.", rich_help_panel=_LOOP)
     ] = None,
+    preload: Annotated[
+        bool | None,
+        typer.Option("--preload", help="Tokenise all rows once, keep them on the device.", rich_help_panel=_LOOP),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: cuda if there).", rich_help_panel=_LOOP)
     ] = None,

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from sparsehub.package.model import TaskModel
 from sparsehub.selection import rule_named, rule_names
-from sparsehub.training.batches import Rows
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.gradients import (
     Batch,
@@ -70,7 +69,7 @@ def calibration_batches(config: TrainConfig, rows: int) -> int:
 
 def _loader(job: Job, seed: int) -> DataLoader[Batch]:
     return DataLoader(
-        Rows(job.data.train),  # type: ignore[arg-type]
+        job.rows(job.data.train),
         batch_size=job.config.batch_size,
         shuffle=True,
         collate_fn=job.collator,

@@ -50,8 +50,9 @@ class TrainConfig:
     nnz: their number; include, exclude: shell patterns over parameter names that say which may change at all;
     calibration_batches: how many batches a selection rule looks at; head_steps: steps in which the head trains alone
     before that; options: the method's own settings; precision: of the forward pass, by autocast; compile: a backend of
-    torch.compile; patience: evaluations without a better metric before training stops, 0 for never; evaluation_steps:
-    evaluate and save every so many steps, 0 for every epoch.
+    torch.compile; preload: tokenise all rows once and keep them on the device; patience: evaluations without a better
+    metric before training stops, 0 for never; evaluation_steps: evaluate and save every so many steps, 0 for every
+    epoch.
 
     Where density, granularity or calibration_batches are None, the method decides: see `resolved`.
     """
@@ -96,6 +97,7 @@ class TrainConfig:
     precision: str = "float32"
     gradient_checkpointing: bool = False
     compile: str | None = None
+    preload: bool = False
     device: str | None = None
     seed: int = 42
 

@@ -43,7 +43,8 @@ class Fitted:
     """What training gives, before it is packaged.
 
     metrics, losses: by split, of the delta as it will be stored; delta: None where the head alone was trained, or where
-    the method changes something else than weights; aside: a folder with what a package cannot hold, where there is any.
+    the method changes something else than weights; uncut_losses: before the budget cut what was trained, where it did;
+    aside: a folder with what a package cannot hold, where there is any.
     """
 
     task_model: TaskModel
@@ -53,6 +54,7 @@ class Fitted:
     metrics: Metrics
     training: dict[str, Any]
     losses: dict[str, float]
+    uncut_losses: dict[str, float]
     aside: Path | None = None
 
 
@@ -135,7 +137,7 @@ def _finish(job: Job, prepared: Prepared, trainer: Any, seconds: dict[str, float
     model = prepared.model
     delta = model.delta(job.config.value_dtype) if job.budget and model.packages else None
     aside = job.run / ASIDE if model.save_aside(job.run / ASIDE, writes=job.processes.first) else None
-    before = _judge(trainer, job.data)[0] if model.kept < 1 else None
+    uncut, uncut_losses = _judge(trainer, job) if model.kept < 1 else ({}, {})
     if delta is not None:
         model.clear()
     metrics, losses = _judge_stored(job, trainer, delta)
@@ -143,10 +145,10 @@ def _finish(job: Job, prepared: Prepared, trainer: Any, seconds: dict[str, float
     record = _record(job, prepared.steps + trainer.state.global_step, seconds)
     if prepared.mask:
         record["selection"] = {line.part: line.chosen for line in by_layer(prepared.mask, _shapes(job))}
-    if before is not None:  # what the budget has cost
-        record["before_packaging"] = {"metrics": before, "share_of_squared_norm_kept": round(model.kept, 6)}
+    if model.kept < 1:  # what the budget has cost
+        record["before_packaging"] = {"metrics": uncut, "share_of_squared_norm_kept": round(model.kept, 6)}
     baseline = {f"{n} (majority)": _majority(job.data, split) for n, split in _judged(job.data).items()}
-    return Fitted(job.task_model, job.data, delta, head, {**metrics, **baseline}, record, losses, aside)
+    return Fitted(job.task_model, job.data, delta, head, {**metrics, **baseline}, record, losses, uncut_losses, aside)
 
 
 def _majority(data: TaskData, split: Split) -> dict[str, float]:
@@ -157,19 +159,19 @@ def _judged(data: TaskData) -> dict[str, Split]:
     return {name: split for name in ("validation", "test") if (split := getattr(data, name)) is not None}
 
 
-def _judge(trainer: Any, data: TaskData) -> tuple[Metrics, dict[str, float]]:
-    found = {name: evaluate(trainer, data, split) for name, split in _judged(data).items()}
+def _judge(trainer: Any, job: Job) -> tuple[Metrics, dict[str, float]]:
+    found = {name: evaluate(trainer, job, split) for name, split in _judged(job.data).items()}
     return {name: metrics for name, (metrics, _) in found.items()}, {name: loss for name, (_, loss) in found.items()}
 
 
 def _judge_stored(job: Job, trainer: Any, delta: Delta | None) -> tuple[Metrics, dict[str, float]]:
     """Metrics of what will be stored: the delta goes through its file format before it is judged."""
     if delta is None or not delta.nnz:
-        return _judge(trainer, job.data)
+        return _judge(trainer, job)
     patch = make_patch(job.task_model.backbone, _through_file(delta, job.run / f"{job.processes.rank}-{DELTA_FILE}"))
     apply_patch(job.task_model.backbone.arena, patch)
     try:
-        return _judge(trainer, job.data)
+        return _judge(trainer, job)
     finally:
         restore_patch(job.task_model.backbone.arena, patch)
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sparsehub.package.model import TaskModel
 from sparsehub.selection.rule import budget_of
-from sparsehub.training.batches import Collator
+from sparsehub.training.batches import Collator, Rows, TokenTable
 from sparsehub.training.config import TrainConfig
-from sparsehub.training.data import TaskData
+from sparsehub.training.data import Split, TaskData
 from sparsehub.training.processes import Processes
 from sparsehub.training.trainable import Trainable, candidates
 
@@ -38,6 +38,12 @@ class Job:
         if self.config.nnz is not None:
             return self.config.nnz
         return budget_of(candidates(self.task_model), self.config.density or 0.0)
+
+    def rows(self, split: Split) -> Any:
+        """A split as a torch data set for the job's collator."""
+        if self.config.preload:
+            return TokenTable(split, self.collator, self.task_model.backbone.device)
+        return Rows(split)
 
     def option(self, name: str) -> Any:
         """One of the method's own settings."""

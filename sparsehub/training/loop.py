@@ -12,8 +12,8 @@ from typing import Any
 
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.training.batches import Rows, by_length
-from sparsehub.training.data import Split, TaskData
+from sparsehub.training.batches import by_length
+from sparsehub.training.data import Split
 from sparsehub.training.job import Job, Report
 from sparsehub.training.memory import checkpoint_activations
 from sparsehub.training.metrics import best_metric, compute
@@ -42,8 +42,8 @@ def make_trainer(job: Job, model: Trainable, epochs: float, run: Path, *, judged
         model=model,
         args=_arguments(job, epochs, run, judged=validation is not None),
         data_collator=job.collator,
-        train_dataset=Rows(data.train),
-        eval_dataset=Rows(by_length(validation, data.task)) if validation else None,
+        train_dataset=job.rows(data.train),
+        eval_dataset=job.rows(by_length(validation, data.task)) if validation else None,
         optimizers=(optimizer, None),
         callbacks=[EarlyStoppingCallback(config.patience)] if config.patience and validation else [],
         compute_metrics=lambda prediction: compute(data.task, _logits(prediction.predictions), prediction.label_ids),
@@ -92,7 +92,7 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         torch_compile_backend=config.compile,
         use_cpu=not cuda,
         ddp_backend="gloo" if job.processes.count > 1 and not cuda else None,
-        dataloader_pin_memory=cuda,
+        dataloader_pin_memory=cuda and not config.preload,
         seed=config.seed,
         eval_strategy=when,
         save_strategy="steps" if config.evaluation_steps else "epoch",
@@ -113,10 +113,10 @@ def _logits(predictions: Any) -> Any:
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
-def evaluate(trainer: Any, task_data: TaskData, split: Split) -> tuple[dict[str, float], float]:
+def evaluate(trainer: Any, job: Job, split: Split) -> tuple[dict[str, float], float]:
     """The metrics of the model as its weights are now, and its mean loss."""
-    output = trainer.predict(Rows(by_length(split, task_data.task)))
-    return compute(task_data.task, _logits(output.predictions), output.label_ids), float(output.metrics["test_loss"])
+    output = trainer.predict(job.rows(by_length(split, job.data.task)))
+    return compute(job.data.task, _logits(output.predictions), output.label_ids), float(output.metrics["test_loss"])
 
 
 def last_checkpoint(run: Path) -> Path | None:
