@@ -70,7 +70,7 @@ def trim(delta: Delta, density: float) -> Delta:
 
 
 def drop(delta: Delta, density: float, *, seed: int) -> Delta:
-    """Each entry stays with probability `density` and is divided by it; drawn from the seed and the parameter's name."""
+    """Each entry stays with probability `density` and is divided by it; drawn from the seed and a parameter's name."""
     _check_density(density)
 
     def kept(name: str, part: ParameterDelta) -> Tensor:

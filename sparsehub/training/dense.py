@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -72,17 +72,22 @@ class DenseModel(Trainable):
 
     @torch.no_grad()
     def write(self) -> None:
-        self.put(self.base + self.values)
+        self.put(lambda place: self.values[place])
 
-    def put(self, weights: Tensor) -> None:
-        """Copy weights (flat, float32, in the order of the names) into the arena."""
+    def put(self, change_at: Callable[[slice], Tensor]) -> None:
+        """Put base + change into the arena, a parameter at a time; summed in float32, rounded once."""
         for name, place in self.slices.items():
-            self._flat(name).copy_(weights[place])
+            weights = self._flat(name)
+            if weights.dtype == torch.float32:
+                torch.add(self.base[place], change_at(place), out=weights)
+            else:
+                weights.copy_(self.base[place] + change_at(place))
 
     @torch.no_grad()
     def clear(self) -> None:
         self.values.zero_()
-        self.put(self.base)
+        for name, place in self.slices.items():
+            self._flat(name).copy_(self.base[place])
         self._hooks.remove()
 
     def changes(self) -> dict[str, Tensor]:

@@ -86,7 +86,7 @@ class GatedModel(DenseModel):
 
     @torch.no_grad()
     def write(self) -> None:
-        self.put(torch.addcmul(self.base, self._open, self.values))
+        self.put(lambda place: self._open[place] * self.values[place])
 
     def changes(self) -> dict[str, Tensor]:
         gates = (torch.sigmoid(self.gates) * (MOST - LEAST) + LEAST).clamp(0, 1)

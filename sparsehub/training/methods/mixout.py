@@ -41,10 +41,10 @@ class MixoutModel(DenseModel):
     def before_forward(self, *, learning: bool) -> None:
         if learning:
             self._mixture.bernoulli_(1 - self._probability)
-            self.put(torch.addcmul(self.base, self._mixture, self.values, value=1 / (1 - self._probability)))
+            self.put(lambda place: self.values[place] * self._mixture[place] / (1 - self._probability))
             self._mixed = True
         elif self._mixed:
-            self.put(self.base + self.values)
+            self.write()
             self._mixed = False
 
     def through(self, gradient: Tensor, place: slice) -> None:
