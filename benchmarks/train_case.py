@@ -16,6 +16,7 @@ from typing import Any
 
 # Two calibration batches at least: from the second on, gradients are there while activations are.
 DENSITY, BATCH, LENGTH, STEPS, CALIBRATION = 0.005, 16, 64, 1, 2
+RULES = ("random", "magnitude", "bitfit", "sam", "sam-released", "sam-hessian", "snip", "fisher", "child-tuning")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word")
 
 
@@ -104,17 +105,17 @@ def choose(method: str, loaded: Any, peak: Peak) -> tuple[Mapping[str, Any], dic
     """The mask, and what it cost. Calibration cuts its batches into passes by itself."""
     from sparsehub.selection import SelectionRequest, rule_named, select
     from sparsehub.selection.rule import budget_of
-    from sparsehub.training.gradients import summed_gradients
-    from sparsehub.training.sparse import candidates
+    from sparsehub.training.calibration import collectors
+    from sparsehub.training.trainable import candidates
 
-    parameters = candidates(loaded)
-    budget = budget_of(parameters, DENSITY)
+    parameters, rule = candidates(loaded), rule_named(method)
+    budget = max(budget_of(parameters, DENSITY), budget_of(parameters, rule.defaults.get("density", 0.0)))
     before, start = peak.restart(), time.perf_counter()
-    gradients = None
-    if rule_named(method).needs_gradients:
-        gradients = summed_gradients(loaded, batches(CALIBRATION, seed=2), list(parameters), lambda: None)
+    collect = collectors(loaded, rule.options, seed=3)
+    rows = batches(CALIBRATION, seed=2)
+    statistics = {need: collect[need](rows, list(parameters), lambda: None) for need in rule.needs}
     looked = time.perf_counter() - start
-    mask = select(method, SelectionRequest(parameters, budget, seed=3, gradients=gradients))
+    mask = select(method, SelectionRequest(parameters, budget, seed=3, statistics=statistics, options=rule.options))
     seconds = time.perf_counter() - start
     return mask, {"step": looked / CALIBRATION, "seconds": seconds, "before": before, "peak": peak.read()}
 
@@ -261,8 +262,7 @@ def main(name: str, folder: Path, threads: int, passes: int) -> None:
         "full-returning": full_returning,
         "lora": lora,
         "shira": shira,
-        "random": partial(sparse, "random"),
-        "sam": partial(sparse, "sam"),
+        **{method: partial(sparse, method) for method in RULES},
     }
     result = once[name](folder) if name in once else cases[name](folder, passes)
     print(json.dumps(result | {"started": started, "libraries": libraries}))

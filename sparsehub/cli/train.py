@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sparsehub.cli.output import progress, show_fields, show_json, size
+from sparsehub.errors import UsageError
 
 _DATA = "Data"
 _METHOD = "What may change"
@@ -50,17 +51,43 @@ def train(
     ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row (default 256).", rich_help_panel=_DATA)] = None,
     method: Annotated[
-        str | None, typer.Option(help="sam (default), random, magnitude, bitfit.", rich_help_panel=_METHOD)
+        str | None,
+        typer.Option(
+            help="Selection: sam (default), sam-released, sam-hessian, fisher, snip, child-tuning, random, magnitude, "
+            "bitfit. While training: full, lt-sft, diff-pruning, child-pruning, mixout, lora, adapter.",
+            rich_help_panel=_METHOD,
+        ),
     ] = None,
     density: Annotated[
         float | None,
-        typer.Option(help="Share of the entries that may change (default 0.005).", rich_help_panel=_METHOD),
+        typer.Option(
+            help="Share of the entries that may change (default 0.005; 1 for full, mixout, bitfit).",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
+    nnz: Annotated[int | None, typer.Option(help="Their number instead.", rich_help_panel=_METHOD)] = None,
+    include: Annotated[
+        str | None, typer.Option(help="Patterns of parameters that may change: 'encoder.*'.", rich_help_panel=_METHOD)
+    ] = None,
+    exclude: Annotated[
+        str | None,
+        typer.Option(help="Patterns of parameters that may not: '*.bias,pooler.*'.", rich_help_panel=_METHOD),
     ] = None,
     granularity: Annotated[
-        str | None, typer.Option(help="global (default), or tensor: the same share of each.", rich_help_panel=_METHOD)
+        str | None,
+        typer.Option(
+            help="Where entries compete: global, kind (of matrix, over all layers) or tensor.", rich_help_panel=_METHOD
+        ),
     ] = None,
     calibration_batches: Annotated[
-        int | None, typer.Option(help="Batches that sam looks at (default 64).", rich_help_panel=_METHOD)
+        int | None, typer.Option(help="Batches that a selection rule looks at (default 64).", rich_help_panel=_METHOD)
+    ] = None,
+    head_steps: Annotated[
+        int | None, typer.Option(help="Steps in which the head trains alone before that.", rich_help_panel=_METHOD)
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="A method's own setting: probability=0.9 (docs/methods.md).", rich_help_panel=_METHOD),
     ] = None,
     value_dtype: Annotated[
         str | None,
@@ -76,6 +103,9 @@ def train(
     weight_decay: Annotated[
         float | None, typer.Option(help="Pulls the values towards no change (default 0).", rich_help_panel=_LOOP)
     ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="linear (default), cosine, constant_with_warmup.", rich_help_panel=_LOOP)
+    ] = None,
     warmup: Annotated[float | None, typer.Option(help="Share of the steps.", rich_help_panel=_LOOP)] = None,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm.", rich_help_panel=_LOOP)] = None,
     metric: Annotated[
@@ -90,6 +120,17 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help="float32 (default), bfloat16, float16.", rich_help_panel=_LOOP)
     ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=_LOOP),
+    ] = None,
+    compile: Annotated[  # noqa: A002
+        str | None, typer.Option(help="A backend of torch.compile: inductor.", rich_help_panel=_LOOP)
+    ] = None,
+    preload: Annotated[
+        bool | None,
+        typer.Option("--preload", help="Tokenise all rows once, keep them on the device.", rich_help_panel=_LOOP),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: cuda if there).", rich_help_panel=_LOOP)
     ] = None,
@@ -98,12 +139,27 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Train, evaluate and package a task. An interrupted run goes on when the command is repeated."""
-    flags = {key: value for key, value in locals().items() if key not in ("config", "restart", "as_json")}
+    settings = ("config", "restart", "as_json", "option")
+    flags = {key: value for key, value in locals().items() if key not in settings and key != "settings"}
+    from sparsehub.training import measure
     from sparsehub.training import train as run
     from sparsehub.training.config import load_config
+    from sparsehub.training.method import method_named
 
-    result = run(load_config(config, flags), restart=restart, report=progress)
-    _show(result, as_json)
+    flags["options"] = _options(option)
+    loaded = load_config(config, flags)
+    if method_named(loaded.method).packages:
+        _show(run(loaded, restart=restart, report=progress), as_json)
+    else:
+        _show_measured(loaded.method, measure(loaded, restart=restart, report=progress), as_json)
+
+
+def _options(given: list[str] | None) -> dict[str, str] | None:
+    """`name=value`, as often as it stands on the command line."""
+    for text in given or ():
+        if "=" not in text:
+            raise UsageError("an option of a method is name=value", found=text, expected="for example probability=0.9")
+    return dict(text.split("=", 1) for text in given) if given else None
 
 
 def _show(result: Any, as_json: bool) -> None:
@@ -118,9 +174,11 @@ def _show(result: Any, as_json: bool) -> None:
                 "density": manifest.delta.density,
                 "metrics": manifest.metrics,
                 "training": manifest.training,
+                **({"aside": str(result.aside)} if result.aside else {}),
             }
         )
         return
+    before = manifest.training.get("before_packaging")
     show_fields(
         f"{manifest.name}@{manifest.version}",
         {
@@ -128,6 +186,26 @@ def _show(result: Any, as_json: bool) -> None:
             "digest": manifest.digest,
             "size": size(result.package_bytes),
             "changes": f"{manifest.delta.nnz:,} of {manifest.backbone.parameters:,} entries",
-            **{split: "  ".join(f"{k} {v:.4f}" for k, v in row.items()) for split, row in manifest.metrics.items()},
+            **_metrics(manifest.metrics),
+            **({} if before is None else {"kept": f"{before['share_of_squared_norm_kept']:.1%} of the squared norm"}),
+            **({} if before is None else _metrics(before["metrics"], " before the cut")),
+            **({"beside it": result.aside} if result.aside else {}),
         },
+    )
+
+
+def _metrics(splits: dict[str, dict[str, float]], note: str = "") -> dict[str, str]:
+    return {f"{split}{note}": "  ".join(f"{k} {v:.4f}" for k, v in row.items()) for split, row in splits.items()}
+
+
+def _show_measured(method: str, result: Any, as_json: bool) -> None:
+    if as_json:
+        show_json(
+            {"package": None, "trained": str(result.folder), "metrics": result.metrics, "training": result.training}
+        )
+        return
+    show_fields(f"{method}: measured, not packaged", {"what was trained": result.folder, **_metrics(result.metrics)})
+    progress(
+        f"{method} adds layers to the model. A package holds changes of the backbone's weights and a head: it cannot "
+        "hold them, and nothing here can be pushed or served. Every other method ends in a package."
     )

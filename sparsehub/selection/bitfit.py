@@ -2,10 +2,13 @@
 
 Formula: score = 1 for the entries of biases; no other entry is ever chosen.
 Source: Ben Zaken, Goldberg and Ravfogel, "BitFit", ACL 2022.
-Cost: none. Data: none. The budget is an upper bound: a budget below the number of biases is refused.
+Cost: none. Data: none. The budget is an upper bound, by default no bound: one below the number of biases is refused.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +16,9 @@ from torch import Tensor
 from sparsehub.errors import UsageError
 from sparsehub.selection.rule import ScoreOf, SelectionRequest
 
-needs_gradients = False
+needs: tuple[str, ...] = ()
+defaults: Mapping[str, Any] = {"density": 1.0}
+options: Mapping[str, Any] = {}
 
 
 def scores(request: SelectionRequest) -> ScoreOf:

@@ -7,11 +7,16 @@ Cost: none to speak of. Data: none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from sparsehub.selection.rule import ScoreOf, SelectionRequest
 
-needs_gradients = False
+needs: tuple[str, ...] = ()
+defaults: Mapping[str, Any] = {}
+options: Mapping[str, Any] = {}
 
 
 def scores(request: SelectionRequest) -> ScoreOf:

@@ -8,13 +8,17 @@ Cost: none to speak of. Data: none.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsehub.selection.rule import ScoreOf, SelectionRequest
 
-needs_gradients = False
+needs: tuple[str, ...] = ()
+defaults: Mapping[str, Any] = {}
+options: Mapping[str, Any] = {}
 
 
 def scores(request: SelectionRequest) -> ScoreOf:

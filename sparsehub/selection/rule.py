@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol, cast
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -14,29 +15,45 @@ from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
 from sparsehub.selection.threshold import top_k
 
-# Lazily imported: name -> module with `needs_gradients` and `scores`.
+# Lazily imported: name -> module with `needs`, `defaults` and `scores`.
 _RULES = {
     "sam": "sparsehub.selection.sam",
+    "sam-released": "sparsehub.selection.sam_released",
+    "sam-hessian": "sparsehub.selection.sam_hessian",
+    "fisher": "sparsehub.selection.fisher",
+    "child-tuning": "sparsehub.selection.child_tuning",
+    "snip": "sparsehub.selection.snip",
     "random": "sparsehub.selection.random",
     "magnitude": "sparsehub.selection.magnitude",
     "bitfit": "sparsehub.selection.bitfit",
 }
-GRANULARITIES = ("global", "tensor")
+GRANULARITIES = ("global", "kind", "tensor")
+
+# What a rule may ask of the calibration rows. Each is a tensor per candidate, summed over the calibration:
+STATISTICS = (
+    "gradient",  # the gradient of a batch's mean loss, over batches
+    "clipped_gradient",  # the same with dropout on, each batch's gradient (the head's included) cut to a norm of 1
+    "row_squares",  # the squared gradient of a row's own loss, over rows
+    "batch_squares",  # the squared gradient of a batch's mean loss with dropout on, over batches
+    "hessian",  # an estimate of the Hessian's diagonal of a batch's mean loss, over batches
+)
 
 
 @dataclass(frozen=True)
 class SelectionRequest:
     """What a rule may look at.
 
-    parameters: the candidates, by name; budget: how many entries to choose; gradients: of the mean loss over the
-    calibration batches, by name, for the rules that need them; seed: for the rules that draw.
+    parameters: the candidates, by name; budget: how many entries to choose; granularity: where they compete: all with
+    all, or inside one kind of matrix or one tensor, each with a share of the budget by its size; seed: for the rules
+    that draw; statistics: by the names of `STATISTICS`, then by parameter name; options: a rule's own settings.
     """
 
     parameters: Mapping[str, Tensor]
     budget: int
     granularity: str = "global"
     seed: int = 0
-    gradients: Mapping[str, Tensor] | None = None
+    statistics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 ScoreOf = Callable[[str], Tensor]
@@ -48,9 +65,14 @@ class Rule(Protocol):
     The function is called several times for a name and must give the same scores each time: scores are never kept.
     An entry of score zero is chosen only when nothing better is left; a rule that names its entries outright gives
     every other entry the score -1, which is never chosen.
+
+    needs: which of `STATISTICS` it reads; defaults: the settings of a run that the rule wants to be others, and its own
+    options with their values.
     """
 
-    needs_gradients: bool
+    needs: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    options: Mapping[str, Any]
 
     def scores(self, request: SelectionRequest) -> ScoreOf: ...
 
@@ -74,25 +96,38 @@ def budget_of(parameters: Mapping[str, Tensor], density: float) -> int:
 
 
 def select(method: str, request: SelectionRequest) -> dict[str, Tensor]:
-    """The chosen entries: by parameter name, flat int64 positions, sorted; parameters without any are left out."""
+    """The chosen entries: by parameter name, flat int64 positions, sorted; parameters without any are left out.
+
+    Raises `UsageError` where a statistic is missing that the rule needs.
+    """
     if request.granularity not in GRANULARITIES:
         raise UsageError(unknown_name("granularity", request.granularity, list(GRANULARITIES)))
-    score_of = rule_named(method).scores(request)
-    names = list(request.parameters)
-    if request.granularity == "global":
-        return top_k(names, score_of, request.budget)
+    rule = rule_named(method)
+    for missing in (need for need in rule.needs if need not in request.statistics):
+        raise UsageError(f"{method} needs the statistic {missing!r}", fix="give calibration batches of labelled rows")
+    score_of = rule.scores(request)
     chosen: dict[str, Tensor] = {}
-    for name, share in _shares(request).items():
-        chosen.update(top_k([name], score_of, share))
-    return chosen
+    for names, share in _shares(request):
+        chosen.update(top_k(names, score_of, share))
+    return {name: chosen[name] for name in request.parameters if name in chosen}
 
 
-def _shares(request: SelectionRequest) -> dict[str, int]:
-    """The budget split over the parameters by their size; the largest remainders get what rounding left over."""
-    total = sum(parameter.numel() for parameter in request.parameters.values())
-    exact = {name: request.budget * parameter.numel() / total for name, parameter in request.parameters.items()}
-    shares = {name: math.floor(share) for name, share in exact.items()}
-    by_remainder = sorted(exact, key=lambda name: exact[name] - shares[name], reverse=True)
-    for name in by_remainder[: request.budget - sum(shares.values())]:
-        shares[name] += 1
-    return shares
+def kind_of(name: str) -> str:
+    """A parameter's name without the number of its layer: what stands at the same place in every layer."""
+    return re.sub(r"\.\d+(?=\.)", "", name)
+
+
+def _shares(request: SelectionRequest) -> list[tuple[list[str], int]]:
+    """Groups that compete, and the budget of each by its size; the largest remainders get what rounding left over."""
+    group_of = {"global": lambda _: "", "kind": kind_of, "tensor": lambda name: name}[request.granularity]
+    groups: dict[str, list[str]] = {}
+    for name in request.parameters:
+        groups.setdefault(group_of(name), []).append(name)
+    sizes = {group: sum(request.parameters[name].numel() for name in names) for group, names in groups.items()}
+    total = sum(sizes.values())
+    exact = {group: request.budget * size / total for group, size in sizes.items()}
+    shares = {group: math.floor(share) for group, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda group: exact[group] - shares[group], reverse=True)
+    for group in by_remainder[: request.budget - sum(shares.values())]:
+        shares[group] += 1
+    return [(names, shares[group]) for group, names in groups.items()]

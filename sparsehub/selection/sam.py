@@ -9,19 +9,21 @@ Cost: one forward and backward pass per calibration batch. Data: labelled traini
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
-from sparsehub.errors import UsageError
 from sparsehub.selection.rule import ScoreOf, SelectionRequest
 
-needs_gradients = True
+needs = ("gradient",)
+defaults: Mapping[str, Any] = {}
+options: Mapping[str, Any] = {}
 
 
 def scores(request: SelectionRequest) -> ScoreOf:
     """Squared gradients."""
-    gradients = request.gradients
-    if gradients is None:
-        raise UsageError("sam needs gradients", fix="give calibration batches of labelled rows")
+    gradients = request.statistics["gradient"]
 
     def score_of(name: str) -> Tensor:
         return gradients[name].flatten().float().square()

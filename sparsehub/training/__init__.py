@@ -1,6 +1,7 @@
 """From a labelled data set to a package: choose the entries, train their values and the head, evaluate, write."""
 
 from sparsehub.training.config import TrainConfig
-from sparsehub.training.run import TrainResult, fit, train
+from sparsehub.training.fit import fit
+from sparsehub.training.run import Measured, TrainResult, measure, train
 
-__all__ = ["TrainConfig", "TrainResult", "fit", "train"]
+__all__ = ["Measured", "TrainConfig", "TrainResult", "fit", "measure", "train"]

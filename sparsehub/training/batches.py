@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from sparsehub.training.data import Row, Split
 from sparsehub.training.metrics import IGNORED
 
 Example = tuple[Row, Any]
+TableRow = tuple["TokenTable", int]
 
 
 class Rows(Dataset[Example]):
@@ -38,7 +39,14 @@ class Collator:
     task: TaskSpec
     tokenizer: Any
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Example | TableRow]) -> dict[str, Tensor]:
+        first = examples[0][0]
+        if isinstance(first, TokenTable):
+            return first.batch([row for _, row in examples])
+        return self.batch(cast("Sequence[Example]", examples))
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Rows and targets as they were read."""
         rows = encode(self.task, self.tokenizer, [row for row, _ in examples])
         batch = collate(self.tokenizer, rows)
         targets = [target for _, target in examples]
@@ -48,6 +56,38 @@ class Collator:
             dtype = torch.float32 if self.task.kind == REGRESSION else torch.long
             batch["labels"] = torch.tensor(targets, dtype=dtype)
         return batch
+
+
+class TokenTable(Dataset["TableRow"]):
+    """A split as token ids, made once and kept on a device: short texts on a GPU then wait for nothing.
+
+    A batch is cut to its longest row, so it equals the one that `Collator` makes of the same rows.
+    """
+
+    def __init__(self, split: Split, collator: Collator, device: torch.device):
+        whole = collator.batch(list(zip(split.rows, split.targets, strict=True)))
+        self._columns = {name: tensor.to(device) for name, tensor in whole.items()}
+        self._left = collator.tokenizer.padding_side == "left"
+        seen = whole["attention_mask"]
+        self._length = seen.shape[-1]
+        self._lengths = seen.view(len(seen), -1, self._length).sum(-1).amax(-1).tolist()
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __getitem__(self, index: int) -> TableRow:
+        return self, index
+
+    def batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The rows with these numbers, padded to the longest of them."""
+        longest = max(self._lengths[row] for row in rows)
+        places = slice(self._length - longest, None) if self._left else slice(longest)
+        device = next(iter(self._columns.values())).device
+        index = torch.tensor(rows, device=device)
+        return {name: self._cut(tensor.index_select(0, index), places) for name, tensor in self._columns.items()}
+
+    def _cut(self, column: Tensor, places: slice) -> Tensor:
+        return column[..., places] if column.ndim > 1 and column.shape[-1] == self._length else column
 
 
 def _token_labels(rows: Sequence[Encoded], targets: Sequence[Sequence[int]], length: int) -> Tensor:

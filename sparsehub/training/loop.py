@@ -10,39 +10,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.training.batches import Collator, Rows, by_length
-from sparsehub.training.config import TrainConfig
-from sparsehub.training.data import Split, TaskData
+from sparsehub.training.batches import by_length
+from sparsehub.training.data import Split
+from sparsehub.training.job import Job, Report
+from sparsehub.training.memory import checkpoint_activations
 from sparsehub.training.metrics import best_metric, compute
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.trainable import Trainable
 
 EVALUATION_ROWS = 64  # rows of one evaluation batch
 STATE_FILE = "trainer_state.json"
 
 
-def make_trainer(config: TrainConfig, data: TaskData, model: SparseModel, collator: Collator, run: Path) -> Any:
-    """A Trainer whose checkpoints go to `run`."""
+def make_trainer(job: Job, model: Trainable, epochs: float, run: Path, *, judged: bool = True) -> Any:
+    """A Trainer whose checkpoints go to `run`. judged: whether the validation split chooses the best epoch."""
     require("accelerate", "train")
-    from transformers import EarlyStoppingCallback, Trainer
+    from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+    config, data = job.config, job.data
+    if config.gradient_checkpointing and not checkpoint_activations(model.task):
+        raise UsageError(f"{type(model.task).__name__} cannot compute its activations again", fix="leave it out")
     optimizer = model.optimizer(
         learning_rate=config.learning_rate,
         head_learning_rate=config.head_learning_rate,
         weight_decay=config.weight_decay,
     )
-    callbacks = [EarlyStoppingCallback(config.patience)] if config.patience and data.validation else []
-    trainer = Trainer(
+    validation = data.validation if judged else None
+    trainer = _trainer_class()(
         model=model,
-        args=_arguments(config, data, run),
-        data_collator=collator,
-        train_dataset=Rows(data.train),
-        eval_dataset=Rows(by_length(data.validation, data.task)) if data.validation else None,
+        args=_arguments(job, epochs, run, judged=validation is not None),
+        data_collator=job.collator,
+        train_dataset=job.rows(data.train),
+        eval_dataset=job.rows(by_length(validation, data.task)) if validation else None,
         optimizers=(optimizer, None),
-        callbacks=callbacks,
+        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience and validation else [],
         compute_metrics=lambda prediction: compute(data.task, _logits(prediction.predictions), prediction.label_ids),
     )
     trainer.remove_callback(ProgressCallback)
@@ -51,34 +54,52 @@ def make_trainer(config: TrainConfig, data: TaskData, model: SparseModel, collat
     return trainer
 
 
-def _arguments(config: TrainConfig, data: TaskData, run: Path) -> Any:
+def _trainer_class() -> Any:
+    from transformers import Trainer
+
+    class SparseTrainer(Trainer):
+        def training_step(self, model: Any, *inputs: Any, **more: Any) -> Any:
+            loss = super().training_step(model, *inputs, **more)
+            if self.accelerator.sync_gradients:  # the last batch of a step: all its gradients have been added up
+                self.accelerator.unwrap_model(model, keep_torch_compile=False).average_gradients()
+            return loss
+
+    return SparseTrainer
+
+
+def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
     from transformers import TrainingArguments
 
-    when = "no" if data.validation is None else "steps" if config.evaluation_steps else "epoch"
+    config, data = job.config, job.data
+    when = "no" if not judged else "steps" if config.evaluation_steps else "epoch"
     metric = best_metric(data.task, config.metric)
-    rows_a_step = config.batch_size * config.accumulation
-    steps = math.ceil(math.ceil(len(data.train.rows) / rows_a_step) * config.epochs)
-    cuda = torch.cuda.is_available() and config.device != "cpu"
+    rows_a_step = config.batch_size * config.accumulation * job.processes.count
+    steps = math.ceil(math.ceil(len(data.train.rows) / rows_a_step) * epochs)
+    cuda = job.task_model.backbone.device.type == "cuda"
     return TrainingArguments(
         output_dir=str(run),
-        num_train_epochs=config.epochs,
+        num_train_epochs=epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=EVALUATION_ROWS,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
         warmup_steps=math.ceil(steps * config.warmup),
         max_grad_norm=config.clip,
         bf16=config.precision == "bfloat16",
         fp16=config.precision == "float16",
+        torch_compile=config.compile is not None,
+        torch_compile_backend=config.compile,
         use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
+        ddp_backend="gloo" if job.processes.count > 1 and not cuda else None,
+        dataloader_pin_memory=cuda and not config.preload,
         seed=config.seed,
         eval_strategy=when,
         save_strategy="steps" if config.evaluation_steps else "epoch",
         eval_steps=config.evaluation_steps or None,
         save_steps=config.evaluation_steps or 500,
         logging_strategy="epoch",
-        load_best_model_at_end=data.validation is not None,
+        load_best_model_at_end=judged,
         metric_for_best_model=metric,
         greater_is_better=metric != "mse",
         save_total_limit=2,
@@ -92,16 +113,25 @@ def _logits(predictions: Any) -> Any:
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
-def evaluate(trainer: Any, task_data: TaskData, split: Split) -> dict[str, float]:
-    """The metrics of the model as its weights are now."""
-    output = trainer.predict(Rows(by_length(split, task_data.task)))
-    return compute(task_data.task, _logits(output.predictions), output.label_ids)
+def evaluate(trainer: Any, job: Job, split: Split) -> tuple[dict[str, float], float]:
+    """The metrics of the model as its weights are now, and its mean loss."""
+    output = trainer.predict(job.rows(by_length(split, job.data.task)))
+    return compute(job.data.task, _logits(output.predictions), output.label_ids), float(output.metrics["test_loss"])
 
 
 def last_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint that was written to its end; the Trainer writes its state file last."""
     found = [folder for folder in run.glob("checkpoint-*") if _is_whole(folder / STATE_FILE)]
     return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def resume_from(run: Path, report: Report) -> str | None:
+    """The newest checkpoint in the Trainer's own terms: its folder, or None to begin anew."""
+    checkpoint = last_checkpoint(run)
+    if checkpoint is None:
+        return None
+    report(f"resuming at step {checkpoint.name.rpartition('-')[2]}")
+    return str(checkpoint)
 
 
 def _is_whole(state: Path) -> bool:

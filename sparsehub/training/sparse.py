@@ -2,59 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsehub.backbone import Arena, Backbone, Slot
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import DataError
 from sparsehub.kernels import gather, scatter_copy_
 from sparsehub.package.model import TaskModel
+from sparsehub.selection.largest import survives
+from sparsehub.training.trainable import Trainable
 
 
-class SparseModel(nn.Module):
+class SparseModel(Trainable):
     """A task model whose trainable parameters are `values` (one float32 per selected entry) and the head.
 
-    The arena always holds base + values, so the wrapped model's forward pass is transformers' own. `state_dict` is the
-    trainable part alone: a checkpoint of a run is as small as the package it will become.
+    The arena always holds base + values.
 
-    mask: by parameter name, sorted flat int64 positions.
+    mask: by parameter name, sorted flat int64 positions; start: by parameter name, the values to begin with, all zero
+    where it is left out.
     """
 
-    accepts_loss_kwargs = False  # the Trainer then scales the loss by the accumulation steps itself
-
-    def __init__(self, task_model: TaskModel, mask: Mapping[str, Tensor]):
-        super().__init__()
-        self.task = task_model.model
-        self.config = task_model.backbone.config
-        self.backbone: Backbone = task_model.backbone
-        self._arena: Arena = task_model.backbone.arena
-        self._mask = {name: mask[name].to(task_model.backbone.device) for name in sorted(mask)}
-        self._head_names = task_model.head
-        self._base = {name: gather(self._flat(name), p).float() for name, p in self._mask.items()}
+    def __init__(self, task_model: TaskModel, mask: Mapping[str, Tensor], start: Mapping[str, Tensor] | None = None):
+        super().__init__(task_model)
         device = task_model.backbone.device
+        self._mask = {name: mask[name].to(device) for name in sorted(mask)}
+        self._base = {name: gather(self._flat(name), p).float() for name, p in self._mask.items()}
+        self._slices = slices({name: len(positions) for name, positions in self._mask.items()})
         self.values = nn.Parameter(torch.zeros(sum(map(len, self._mask.values())), device=device))
-        self._slices = self._layout()
-        parameters = dict(task_model.backbone.module.named_parameters(remove_duplicate=False))
+        self._hooks = Hooks(task_model)
         for name, positions in self._mask.items():
-            parameters[name].requires_grad_(True)
-            parameters[name].register_post_accumulate_grad_hook(self._gatherer(positions, self._slices[name]))
+            self._hooks.add(name, self._gatherer(positions, self._slices[name]))
         for module in task_model.backbone.module.modules():
             if isinstance(module, nn.Embedding):
                 module.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
+        self.leave_to_us(not_the_head(self))
+        if start is not None:
+            self._begin_with(start)
 
     def _flat(self, name: str) -> Tensor:
         return self._arena.view(name).view(-1)
 
-    def _layout(self) -> dict[str, slice]:
-        slices, start = {}, 0
-        for name, positions in self._mask.items():
-            slices[name] = slice(start, start + len(positions))
-            start += len(positions)
-        return slices
+    @torch.no_grad()
+    def _begin_with(self, start: Mapping[str, Tensor]) -> None:
+        for name, place in self._slices.items():
+            self.values[place] = start[name].to(self.values)
+        self.write()
 
     def _gatherer(self, positions: Tensor, place: slice) -> Any:
         def gather_and_free(parameter: Tensor) -> None:
@@ -66,25 +61,13 @@ class SparseModel(nn.Module):
 
         return gather_and_free
 
-    def forward(self, **batch: Tensor) -> Any:
-        return self.task(**batch)
+    def own(self) -> dict[str, nn.Parameter]:
+        return {"values": self.values}
 
-    @property
-    def head(self) -> dict[str, nn.Parameter]:
-        parameters = dict(self.task.named_parameters())
-        return {name: parameters[name] for name in self._head_names}
-
-    def optimizer(
-        self, *, learning_rate: float, head_learning_rate: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
-        """One AdamW over the values and the head. Decay acts on the values, so it pulls towards no change."""
-        groups = [
-            {"params": [self.values], "lr": learning_rate, "weight_decay": weight_decay},
-            {"params": list(self.head.values()), "lr": head_learning_rate, "weight_decay": weight_decay},
-        ]
-        optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
-        optimizer.register_step_post_hook(lambda *_: self.write())
-        return optimizer
+    def unsynchronised(self) -> list[Tensor]:
+        if self.values.grad is None:  # a process whose batch reached no entry still has to take part in the sum
+            self.values.grad = torch.zeros_like(self.values)
+        return [self.values.grad]
 
     @torch.no_grad()
     def write(self) -> None:
@@ -95,33 +78,55 @@ class SparseModel(nn.Module):
 
     @torch.no_grad()
     def clear(self) -> None:
-        """Put the base weights back, bit for bit; the values are gone."""
         self.values.zero_()
         self.write()
+        self._hooks.remove()
 
     def delta(self, value_dtype: str) -> Delta:
         """The trained change, without the entries that ended where they began; raises `DataError` if it diverged."""
         parts = {}
         for name, place in self._slices.items():
-            values = self.values[place].detach().cpu()
-            if not bool(torch.isfinite(values).all()):
-                raise DataError("training diverged: values are not finite", fix="lower --learning-rate or --clip")
-            kept = _survives(values, value_dtype)
+            values = finite(self.values[place].detach().cpu())
+            kept = survives(values, value_dtype)
             if bool(kept.any()):
                 shape = self._arena.slots[name].shape
                 parts[name] = ParameterDelta(shape, self._mask[name].cpu()[kept], values[kept].clone())
         return Delta(parts, "add", value_dtype)
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return {"values": self.values.detach().clone(), **{n: p.detach().clone() for n, p in self.head.items()}}
 
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:  # noqa: ARG002
-        self.values.copy_(state["values"])
-        for name, parameter in self.head.items():
-            parameter.copy_(state[name])
-        self.write()
-        return nn.modules.module._IncompatibleKeys([], [])
+class Hooks:
+    """What looks at the gradients of a backbone's parameters; while it does, they have gradients."""
+
+    def __init__(self, task_model: TaskModel):
+        self._parameters = dict(task_model.backbone.module.named_parameters(remove_duplicate=False))
+        self._handles: list[tuple[nn.Parameter, Any]] = []
+
+    def add(self, name: str, hook: Callable[[Tensor], None]) -> None:
+        """Call `hook` with the parameter whenever its gradient is complete."""
+        parameter = self._parameters[name]
+        parameter.requires_grad_(True)
+        self._handles.append((parameter, parameter.register_post_accumulate_grad_hook(hook)))
+
+    def remove(self) -> None:
+        for parameter, handle in self._handles:
+            handle.remove()
+            parameter.requires_grad_(False)
+        self._handles.clear()
+
+
+def slices(lengths: Mapping[str, int]) -> dict[str, slice]:
+    """Where each name's part lies in one flat vector."""
+    found, start = {}, 0
+    for name, length in lengths.items():
+        found[name] = slice(start, start + length)
+        start += length
+    return found
+
+
+def not_the_head(model: Trainable) -> list[str]:
+    """Names of every parameter of a wrapper but the head's: those whose gradients the wrapper looks after itself."""
+    heads = {id(parameter) for parameter in model.head.values()}
+    return [name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) not in heads]
 
 
 def gradient_at(gradient: Tensor, positions: Tensor) -> Tensor:
@@ -138,15 +143,8 @@ def gradient_at(gradient: Tensor, positions: Tensor) -> Tensor:
     return torch.where(rows[places] == wanted, found, torch.zeros_like(found))
 
 
-def _survives(values: Tensor, value_dtype: str) -> Tensor:
-    """Entries that are not zero once stored; int8 shares a scale among neighbours and keeps what float32 keeps."""
-    stored = values if value_dtype == "int8" else values.to(getattr(torch, value_dtype))
-    return stored != 0
-
-
-def candidates(task_model: TaskModel) -> dict[str, Tensor]:
-    """The backbone's parameters that may change, each place once (tied ones under their first name)."""
-    seen: dict[Slot, str] = {}
-    for name, slot in task_model.backbone.arena.slots.items():
-        seen.setdefault(slot, name)
-    return {name: task_model.backbone.arena.view(name) for name in seen.values()}
+def finite(values: Tensor) -> Tensor:
+    """The same values; raises `DataError` where training has left something that is no number."""
+    if not bool(torch.isfinite(values).all()):
+        raise DataError("training diverged: values are not finite", fix="lower --learning-rate or --clip")
+    return values

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsehub.errors import UsageError
 from sparsehub.selection import SelectionRequest, rule_named, rule_names, select
-from sparsehub.selection.rule import budget_of
+from sparsehub.selection.rule import STATISTICS, budget_of
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -39,23 +39,80 @@ def test_magnitude_is_the_absolute_weight(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_sam_is_the_squared_gradient(dtype: torch.dtype) -> None:
     gradients = {name: weight.flip(0) for name, weight in parameters(dtype).items()}
-    found = scores("sam", SelectionRequest(parameters(dtype), 10, gradients=gradients))
+    found = scores("sam", SelectionRequest(parameters(dtype), 10, statistics={"gradient": gradients}))
     for name, gradient in gradients.items():
         assert found[name].tolist() == [
             torch.tensor(value).square().item() for value in gradient.float().flatten().tolist()
         ]
 
 
-def test_sam_without_gradients_says_what_it_needs() -> None:
-    assert rule_named("sam").needs_gradients
-    with pytest.raises(UsageError, match="sam needs gradients"):
-        select("sam", SelectionRequest(parameters(), 10))
+@pytest.mark.parametrize("method", [name for name in rule_names() if rule_named(name).needs])
+def test_a_rule_without_its_statistics_says_what_it_needs(method: str) -> None:
+    assert set(rule_named(method).needs) <= set(STATISTICS)
+    with pytest.raises(UsageError, match=f"{method} needs the statistic '{rule_named(method).needs[0]}'"):
+        select(method, SelectionRequest(parameters(), 10))
 
 
 @pytest.mark.parametrize("method", ["random", "magnitude", "bitfit"])
-def test_the_other_rules_need_no_gradients(method: str) -> None:
-    assert not rule_named(method).needs_gradients
+def test_the_other_rules_look_at_no_rows(method: str) -> None:
+    assert rule_named(method).needs == ()
     assert select(method, SelectionRequest(parameters(), 40))
+
+
+def test_snip_weighs_a_gradient_by_its_weight() -> None:
+    weights = {"w": torch.tensor([2.0, -3.0, 0.0, 0.5])}
+    gradients = {"w": torch.tensor([-1.0, 0.5, 100.0, 2.0])}
+    found = scores("snip", SelectionRequest(weights, 2, statistics={"gradient": gradients}))
+    assert found["w"].tolist() == [2.0, 1.5, 0.0, 1.0]
+
+
+def test_released_sam_ranks_by_the_absolute_sum() -> None:
+    sums = {"w": torch.tensor([-2.0, 1.5, 0.0])}
+    request = SelectionRequest({"w": torch.zeros(3)}, 1, statistics={"clipped_gradient": sums})
+    assert scores("sam-released", request)["w"].tolist() == [2.0, 1.5, 0.0]
+    assert rule_named("sam-released").defaults == {"granularity": "tensor", "calibration_batches": 600}
+
+
+def test_squares_are_scores_as_they_are_and_child_tuning_stays_inside_the_layers() -> None:
+    squares = {"layer.0.w": torch.tensor([[1.0], [4.0]]), "embedding": torch.tensor([9.0, 2.0])}
+    candidates = {name: torch.zeros_like(square) for name, square in squares.items()}
+    fisher = scores("fisher", SelectionRequest(candidates, 1, statistics={"row_squares": squares}))
+    assert {name: score.tolist() for name, score in fisher.items()} == {
+        "layer.0.w": [1.0, 4.0],
+        "embedding": [9.0, 2.0],
+    }
+    request = SelectionRequest(candidates, 4, statistics={"batch_squares": squares})
+    assert scores("child-tuning", request)["embedding"].tolist() == [-1.0, -1.0]
+    assert list(select("child-tuning", request)) == ["layer.0.w"]
+    outside = {"embedding": candidates["embedding"]}
+    with pytest.raises(UsageError, match="no numbered layers"):
+        select("child-tuning", SelectionRequest(outside, 1, statistics={"batch_squares": squares}))
+
+
+def test_hessian_sam_divides_by_damped_curvature_and_survives_none() -> None:
+    gradients = {"w": torch.tensor([1.0, 2.0, 3.0, 0.0]), "dead": torch.zeros(2)}
+    curvature = {"w": torch.tensor([2.0, -4.0, 0.0, 2.0]), "dead": torch.zeros(2)}
+    candidates = {name: torch.zeros_like(tensor) for name, tensor in gradients.items()}
+    request = SelectionRequest(
+        candidates, 1, statistics={"gradient": gradients, "hessian": curvature}, options={"damping": 0.5}
+    )
+    found = scores("sam-hessian", request)
+    assert found["w"].tolist() == pytest.approx([1 / 3, 4 / 5, 9.0, 0.0])  # the mean of |h| is 2, half of it is 1
+    assert found["dead"].tolist() == [0.0, 0.0]
+
+
+def test_kinds_compete_across_layers_and_get_a_share_by_their_size() -> None:
+    every = {
+        "layer.0.query.weight": torch.tensor([1.0, 2.0, 3.0, 4.0]),
+        "layer.1.query.weight": torch.tensor([9.0, 8.0, 7.0, 6.0]),
+        "layer.0.norm.bias": torch.tensor([100.0, 100.0]),
+        "layer.1.norm.bias": torch.tensor([100.0, 100.0]),
+    }
+    mask = select("magnitude", SelectionRequest(every, 6, "kind"))
+    assert {name: positions.tolist() for name, positions in mask.items()} == {
+        "layer.1.query.weight": [0, 1, 2, 3],
+        "layer.0.norm.bias": [0, 1],
+    }
 
 
 def test_random_depends_on_the_seed_and_the_name_alone() -> None:
@@ -152,5 +209,13 @@ def test_every_rule_of_the_package_is_registered() -> None:
     import sparsehub.selection
 
     folder = Path(sparsehub.selection.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "rule", "threshold"}
-    assert set(rule_names()) == files
+    others = {"__init__", "rule", "threshold", "report", "scope", "largest"}
+    files = {path.stem for path in folder.glob("*.py")} - others
+    assert {name.replace("-", "_") for name in rule_names()} == files
+
+
+def test_every_rule_tells_formula_source_cost_and_data() -> None:
+    for name in rule_names():
+        text = rule_named(name).__doc__ or ""
+        for word in ("Formula: ", "Source: ", "Cost: ", "Data: "):
+            assert word in text, (name, word)

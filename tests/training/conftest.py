@@ -21,7 +21,8 @@ from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import TrainConfig
 from sparsehub.training.batches import Collator
 from sparsehub.training.data import TaskData, load_data
-from sparsehub.training.sparse import SparseModel, candidates
+from sparsehub.training.sparse import SparseModel
+from sparsehub.training.trainable import candidates
 
 Write = Callable[..., str]
 Configure = Callable[..., TrainConfig]

@@ -41,7 +41,9 @@ def yaml_file(tmp_path: Path) -> Path:
 def test_flags_alone_make_a_configuration_with_the_defaults_of_the_page() -> None:
     config = load_config(None, {**LEAST, "density": None, "labels": None})
     assert config == TrainConfig(**{**LEAST, "text": ("text",)})
-    assert (config.method, config.density, config.value_dtype, config.label) == ("sam", 0.005, "float16", "label")
+    assert (config.method, config.value_dtype, config.label) == ("sam", "float16", "label")
+    full = config.resolved()
+    assert (full.density, full.granularity, full.calibration_batches) == (0.005, "global", 64)
 
 
 def test_a_file_alone_makes_a_configuration(yaml_file: Path) -> None:

@@ -17,7 +17,8 @@ from sparsehub.package.model import TaskModel, load_task_model
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import gradients
 from sparsehub.training.gradients import summed_gradients
-from sparsehub.training.sparse import SparseModel, candidates
+from sparsehub.training.sparse import SparseModel
+from sparsehub.training.trainable import candidates
 
 Batch = Mapping[str, Tensor]
 MakeMask = Callable[[TaskModel], dict[str, Tensor]]
@@ -85,7 +86,7 @@ def test_sam_ranks_by_the_squared_gradient_of_the_whole_model(
         torch.testing.assert_close(found[name] / 2, gradient, rtol=1e-4, atol=1e-7)
     assert not any(parameter.requires_grad for parameter in task_model.backbone.module.parameters())
     assert all(parameter.grad is None for parameter in task_model.model.parameters())
-    mask = select("sam", SelectionRequest(parameters, 300, gradients=found))
+    mask = select("sam", SelectionRequest(parameters, 300, statistics={"gradient": found}))
     every = torch.cat([found[name].flatten() for name in parameters]).square()
     best = set(every.sort(descending=True, stable=True).indices[:300].tolist())
     starts = dict(zip(parameters, torch.tensor([0, *[p.numel() for p in parameters.values()]]).cumsum(0), strict=False))

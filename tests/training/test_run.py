@@ -147,7 +147,8 @@ def test_while_a_run_goes_on_only_chosen_entries_move(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Looked at after the last step, before the base is put back."""
-    from sparsehub.training import run as module
+    from sparsehub.tensorfile import load_tensors
+    from sparsehub.training.methods.selected import MASK_FILE
 
     before, seen = weights(config), {}
     kept = SparseModel.delta
@@ -158,7 +159,7 @@ def test_while_a_run_goes_on_only_chosen_entries_move(
 
     monkeypatch.setattr(SparseModel, "delta", spy)
     fit(dataclasses.replace(config, weight_decay=0.3), tmp_path / "run")
-    mask = module.load_tensors(tmp_path / "run" / module.MASK_FILE)
+    mask = load_tensors(tmp_path / "run" / MASK_FILE)
     moved = 0
     for name, weight in before.items():
         changed = (weight.view(-1).view(torch.int32) != seen[name].view(-1).view(torch.int32)).nonzero().flatten()

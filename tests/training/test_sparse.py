@@ -15,7 +15,8 @@ from sparsehub.errors import DataError
 from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.model import TaskModel, load_task_model
 from sparsehub.patch import apply_patch, make_patch
-from sparsehub.training.sparse import SparseModel, candidates
+from sparsehub.training.sparse import SparseModel
+from sparsehub.training.trainable import candidates
 
 Batch = Mapping[str, Tensor]
 MakeMask = Callable[[TaskModel], dict[str, Tensor]]

@@ -1,0 +1,37 @@
+"""Parts of a manifest from what a package is made of, for everything that writes packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sparsehub.backbone import Backbone
+from sparsehub.delta import Delta
+from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+
+
+def backbone_ref(backbone: Backbone) -> BackboneRef:
+    """How a manifest names a backbone."""
+    checkpoint = backbone.checkpoint
+    return BackboneRef(
+        id=public_name(checkpoint.id),
+        revision=checkpoint.revision,
+        architecture=backbone.architecture,
+        dtype=checkpoint.dtype,
+        fingerprint=checkpoint.fingerprint,
+        parameters=backbone.arena.numel,
+    )
+
+
+def public_name(reference: str) -> str:
+    """A reference as it may be told: a folder's last name alone, since where it lies is private."""
+    return Path(reference).resolve().name if Path(reference).is_dir() else reference
+
+
+def delta_record(method: str, delta: Delta, total: int, digest_of: Callable[[str], str]) -> DeltaRecord:
+    """What a manifest says of a delta. total: entries of the backbone; digest_of: of a parameter's stored tensor."""
+    parameters = {
+        name: TouchedParameter(part.shape, digest_of(name), len(part.indices))
+        for name, part in delta.parameters.items()
+    }
+    return DeltaRecord(method, delta.nnz / total, delta.nnz, delta.value_kind, delta.value_dtype, parameters)

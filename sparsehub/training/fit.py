@@ -1,0 +1,208 @@
+"""One fit: choose, train, and judge what would be stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehub import __version__
+from sparsehub.backbone import open_checkpoint
+from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
+from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
+from sparsehub.errors import UsageError
+from sparsehub.files import write_file
+from sparsehub.package.model import TaskModel, load_task_model
+from sparsehub.patch import apply_patch, make_patch, restore_patch
+from sparsehub.selection import by_layer
+from sparsehub.training.batches import Collator
+from sparsehub.training.calibration import calibration_batches
+from sparsehub.training.config import TrainConfig
+from sparsehub.training.data import Split, TaskData, load_data
+from sparsehub.training.job import Job, Prepared, Report
+from sparsehub.training.loop import evaluate, make_trainer, quiet_libraries, resume_from
+from sparsehub.training.memory import return_freed_memory
+from sparsehub.training.method import method_named
+from sparsehub.training.metrics import best_metric, majority
+from sparsehub.training.processes import join_processes
+from sparsehub.training.sparse import SparseModel
+from sparsehub.training.trainable import Trainable, candidates
+
+ASIDE = "aside"  # folder of a run for what was trained and a package cannot hold
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training gives, before it is packaged.
+
+    metrics, losses: by split, of the delta as it will be stored; delta: None where the head alone was trained, or where
+    the method changes something else than weights; uncut_losses: before the budget cut what was trained, where it did;
+    aside: a folder with what a package cannot hold, where there is any.
+    """
+
+    task_model: TaskModel
+    data: TaskData
+    delta: Delta | None
+    head: Mapping[str, Tensor]
+    metrics: Metrics
+    training: dict[str, Any]
+    losses: dict[str, float]
+    uncut_losses: dict[str, float]
+    aside: Path | None = None
+
+
+def fit(config: TrainConfig, run: Path, *, report: Report = lambda _: None) -> Fitted:
+    """Choose entries, train them and the head, and evaluate what would be stored. density 0 trains the head alone.
+
+    Started by torchrun or `accelerate launch`, every process takes part, and each returns the same.
+    """
+    return_freed_memory()
+    with quiet_libraries():
+        job = open_job(config, load_data(config), run, report)
+        start = time.monotonic()
+        prepared = _prepare(job)
+        chosen_in = time.monotonic() - start
+        trainer = make_trainer(job, prepared.model, prepared.epochs, run)
+        job.report(_what_is_trained(prepared.model))
+        start = time.monotonic()
+        trainer.train(resume_from_checkpoint=resume_from(run, job.report))
+        seconds = {"selection": round(chosen_in, 1), "training": round(time.monotonic() - start, 1)}
+        return _finish(job, prepared, trainer, seconds)
+
+
+def open_job(config: TrainConfig, data: TaskData, run: Path, report: Report) -> Job:
+    """Everything that a run needs before it begins; raises `UsageError`, `DataError`, `BackboneError`."""
+    from transformers import set_seed
+
+    config, device = config.resolved(), device_named(config.device)
+    best_metric(data.task, config.metric)
+    processes = join_processes(device)
+    report = report if processes.first else _silent
+    checkpoint = open_checkpoint(config.backbone, config.revision)
+    set_seed(config.seed)
+    task_model = load_task_model(checkpoint, data.task, device=device)
+    tokenizer = load_tokenizer(checkpoint)
+    data = _within(data, max_tokens(tokenizer, task_model.backbone.config), report)
+    return Job(config, data, task_model, Collator(data.task, tokenizer), run, processes, report)
+
+
+def _silent(_: str) -> None:
+    """Other processes than the first say nothing."""
+
+
+def _within(data: TaskData, limit: int, report: Report) -> TaskData:
+    """The same data with rows cut where the backbone's positions end."""
+    if data.task.max_length <= limit:
+        return data
+    report(f"rows are cut at {limit} tokens, the most that this backbone takes")
+    return dataclasses.replace(data, task=dataclasses.replace(data.task, max_length=limit))
+
+
+def device_named(wanted: str | None) -> str:
+    """The device to train on; raises `UsageError` for one that is not there."""
+    cuda = torch.cuda.is_available()
+    device = wanted or ("cuda" if cuda else "cpu")
+    if device not in ("cpu", *(["cuda"] if cuda else [])):
+        raise UsageError("no such device here", found=device, expected="cpu or cuda" if cuda else "cpu")
+    return device
+
+
+def _prepare(job: Job) -> Prepared:
+    if not job.budget:
+        return Prepared(SparseModel(job.task_model, {}), job.config.epochs, {})
+    prepared = method_named(job.config.method).prepare(job)
+    if prepared.mask:
+        for line in by_layer(prepared.mask, _shapes(job)):
+            job.report(f"  {line.part}: {line.chosen:,} of {line.entries:,} ({line.density:.3%})")
+    return prepared
+
+
+def _shapes(job: Job) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in candidates(job.task_model).items()}
+
+
+def _what_is_trained(model: Trainable) -> str:
+    own, head = (sum(p.numel() for p in found.values()) for found in (model.own(), model.head))
+    return f"training {own:,} values and {head:,} of the head"
+
+
+def _finish(job: Job, prepared: Prepared, trainer: Any, seconds: dict[str, float]) -> Fitted:
+    model = prepared.model
+    delta = model.delta(job.config.value_dtype) if job.budget and model.packages else None
+    aside = job.run / ASIDE if model.save_aside(job.run / ASIDE, writes=job.processes.first) else None
+    uncut, uncut_losses = _judge(trainer, job) if model.kept < 1 else ({}, {})
+    if delta is not None:
+        model.clear()
+    metrics, losses = _judge_stored(job, trainer, delta)
+    head = {name: parameter.detach().cpu().clone() for name, parameter in model.head.items()}
+    record = _record(job, prepared.steps + trainer.state.global_step, seconds)
+    if prepared.mask:
+        record["selection"] = {line.part: line.chosen for line in by_layer(prepared.mask, _shapes(job))}
+    if model.kept < 1:  # what the budget has cost
+        record["before_packaging"] = {"metrics": uncut, "share_of_squared_norm_kept": round(model.kept, 6)}
+    baseline = {f"{n} (majority)": _majority(job.data, split) for n, split in _judged(job.data).items()}
+    return Fitted(job.task_model, job.data, delta, head, {**metrics, **baseline}, record, losses, uncut_losses, aside)
+
+
+def _majority(data: TaskData, split: Split) -> dict[str, float]:
+    return majority(data.task, data.train.targets, split.targets)
+
+
+def _judged(data: TaskData) -> dict[str, Split]:
+    return {name: split for name in ("validation", "test") if (split := getattr(data, name)) is not None}
+
+
+def _judge(trainer: Any, job: Job) -> tuple[Metrics, dict[str, float]]:
+    found = {name: evaluate(trainer, job, split) for name, split in _judged(job.data).items()}
+    return {name: metrics for name, (metrics, _) in found.items()}, {name: loss for name, (_, loss) in found.items()}
+
+
+def _judge_stored(job: Job, trainer: Any, delta: Delta | None) -> tuple[Metrics, dict[str, float]]:
+    """Metrics of what will be stored: the delta goes through its file format before it is judged."""
+    if delta is None or not delta.nnz:
+        return _judge(trainer, job)
+    patch = make_patch(job.task_model.backbone, _through_file(delta, job.run / f"{job.processes.rank}-{DELTA_FILE}"))
+    apply_patch(job.task_model.backbone.arena, patch)
+    try:
+        return _judge(trainer, job)
+    finally:
+        restore_patch(job.task_model.backbone.arena, patch)
+
+
+def _through_file(delta: Delta, path: Path) -> Delta:
+    write_file(path, delta_bytes(delta))
+    shapes = {name: part.shape for name, part in delta.parameters.items()}
+    return read_delta(path, shapes, delta.value_kind, delta.value_dtype)
+
+
+def _record(job: Job, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
+    """What the manifest says about how a package came to be. Paths are kept as names: a folder layout is private."""
+    import transformers
+
+    config, data = job.config, job.data
+    splits = {"train": data.train, **_judged(data)}
+    return {
+        "data": {name: {"source": Path(s.source).name, "rows": len(s.rows)} for name, s in splits.items()},
+        "steps": steps,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size * config.accumulation * job.processes.count,
+        "learning_rate": config.learning_rate,
+        "head_learning_rate": config.head_learning_rate,
+        "weight_decay": config.weight_decay,
+        "schedule": config.schedule,
+        "granularity": config.granularity,
+        "calibration_batches": calibration_batches(config, len(data.train.rows)) if job.budget else 0,
+        "head_steps": config.head_steps,
+        "options": config.options,
+        "precision": config.precision,
+        "seed": config.seed,
+        "seconds": seconds,
+        "versions": {"sparsehub": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }

@@ -1,0 +1,63 @@
+"""What a training method has at hand, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparsehub.package.model import TaskModel
+from sparsehub.selection.rule import budget_of
+from sparsehub.training.batches import Collator, Rows, TokenTable
+from sparsehub.training.config import TrainConfig
+from sparsehub.training.data import Split, TaskData
+from sparsehub.training.processes import Processes
+from sparsehub.training.trainable import Trainable, candidates
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. config: resolved; task_model: with a fresh head; run: a folder for what must outlive an interruption."""
+
+    config: TrainConfig
+    data: TaskData
+    task_model: TaskModel
+    collator: Collator
+    run: Path
+    processes: Processes
+    report: Report
+
+    @property
+    def budget(self) -> int:
+        """How many entries of the backbone may change."""
+        if self.config.nnz is not None:
+            return self.config.nnz
+        return budget_of(candidates(self.task_model), self.config.density or 0.0)
+
+    def rows(self, split: Split) -> Any:
+        """A split as a torch data set for the job's collator."""
+        if self.config.preload:
+            return TokenTable(split, self.collator, self.task_model.backbone.device)
+        return Rows(split)
+
+    def option(self, name: str) -> Any:
+        """One of the method's own settings."""
+        return self.config.options[name]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is ready to be trained for `epochs`.
+
+    mask: the entries that were chosen, where any were; steps: of the optimiser that it took to choose them.
+    """
+
+    model: Trainable
+    epochs: float
+    mask: Mapping[str, Tensor]
+    steps: int = 0

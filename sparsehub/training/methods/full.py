@@ -1,0 +1,26 @@
+"""Full fine-tuning: every weight of the backbone may change.
+
+Formula: AdamW on all entries in scope; the package keeps the `density` or `nnz` largest changes, by default all.
+Source: the `Full Tuning` baseline of Fu et al., AAAI 2023.
+Cost: the change, its gradient and two moments of every entry, in float32, beside the weights and a copy of them. A
+package of all entries is as large as the backbone in float32: `lt-sft` trains again what a smaller budget keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsehub.selection import in_scope
+from sparsehub.training.dense import DenseModel
+from sparsehub.training.job import Job, Prepared
+from sparsehub.training.trainable import candidates
+
+defaults: Mapping[str, Any] = {"density": 1.0}
+options: Mapping[str, Any] = {}
+
+
+def prepare(job: Job) -> Prepared:
+    """Everything in scope is trained."""
+    names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
+    return Prepared(DenseModel(job.task_model, names, job.budget), job.config.epochs, {})

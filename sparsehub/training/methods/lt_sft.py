@@ -1,0 +1,32 @@
+"""LT-SFT, the lottery ticket way: train everything, see what moved most, begin again with that alone.
+
+Formula: mask = the k largest |W1 - W0| after full fine-tuning to W1; then W = W0 again, and the mask's entries are
+trained from zero, with the head as it was drawn.
+Source: Ansell et al., "Composable Sparse Fine-Tuning for Cross-Lingual Transfer", ACL 2022 (there both phases are as
+long as a whole training).
+Cost: the first phase is `full`, the second is any mask's.
+Options: `first`, the share of the epochs that the first phase takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsehub.selection import in_scope
+from sparsehub.training.dense import DenseModel
+from sparsehub.training.job import Job, Prepared
+from sparsehub.training.methods.phases import find_by_training, share
+from sparsehub.training.sparse import SparseModel
+from sparsehub.training.trainable import candidates
+
+defaults: Mapping[str, Any] = {}
+options: Mapping[str, Any] = {"first": 0.5}
+
+
+def prepare(job: Job) -> Prepared:
+    """Both phases together take the epochs of the run."""
+    names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
+    found = find_by_training(job, lambda: DenseModel(job.task_model, names, job.budget))
+    epochs = job.config.epochs * (1 - share(job))
+    return Prepared(SparseModel(job.task_model, found.mask), epochs, found.mask, found.steps)
