@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
+KEY = "key"  # of a setup: for programs, not shown
 T = TypeVar("T")
 VERSIONS = ("sparsehub", "torch", "transformers", "peft")
 
@@ -122,7 +123,8 @@ def _markdown(report: Report, around: Mapping[str, Any]) -> str:
         f"{', '.join(f'{k} {v}' for k, v in versions.items())}.",
     ]
     for setup in _distinct([row.setup for row in report.rows]):
-        parts.append("**" + ", ".join(f"{name}: {_shown(value)}" for name, value in setup.items()) + "**")
+        named = {name: value for name, value in setup.items() if name != KEY}
+        parts.append("**" + ", ".join(f"{name}: {_shown(value)}" for name, value in named.items()) + "**")
         parts.append(_table([row for row in report.rows if row.setup == setup]))
     parts += ["\n".join(f"- {line}" for line in lines) for lines in (report.checks, report.notes) if lines]
     return "\n\n".join(parts) + "\n"
@@ -143,3 +145,51 @@ def _shown(value: Any) -> str:
     if isinstance(value, float) and 0 < abs(value) < 100:
         return f"{value:.3g}"
     return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+
+
+def bar_plot(name: str, title: str, labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
+    """results/<name>.png: a group of bars for each label, one bar a series; a line at 1."""
+    plot = _figure(max(6.0, 1.6 * len(labels)))
+    figure, axes = plot.subplots()
+    width = 0.8 / len(series)
+    for number, (case, values) in enumerate(series.items()):
+        places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(values))]
+        bars = axes.bar(places, values, width, label=case)
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=7)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+    _save(figure, axes, name, title)
+
+
+def line_plot(
+    name: str, title: str, x: Sequence[float], series: Mapping[str, Sequence[float]], axes_names: tuple[str, str]
+) -> None:
+    """results/<name>.png: a line for each series, x on a logarithmic axis."""
+    figure, axes = _figure(7.0).subplots()
+    for case, values in series.items():
+        axes.plot(x[: len(values)], values, marker="o", label=case)
+    axes.set_xscale("log")
+    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.minorticks_off()
+    axes.set_xlabel(axes_names[0])
+    axes.set_ylabel(axes_names[1])
+    axes.set_ylim(bottom=0)
+    _save(figure, axes, name, title)
+
+
+def _figure(width: float) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"figure.figsize": (width, 4.2), "figure.dpi": 110})
+    return pyplot
+
+
+def _save(figure: Any, axes: Any, name: str, title: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(RESULTS / f"{name}.png")

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Case, Report, Row, Timing, interleaved, write_report
+from benchmarks.models import SIZES, linear_delta, linear_layers, load_plain, save_encoder
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.swap import Swap
 from sparsehub.patch import make_patch
 
-SIZES = {"6 x 384": (6, 384, 12), "12 x 768": (12, 768, 12)}
-DENSITY = 0.005
 ROUNDS = 9
 THREADS = (1, 2)
 OURS = "sparsehub: apply + restore"
@@ -60,7 +59,7 @@ def measure(size: str, folder: Path) -> tuple[list[Row], str]:
     """The rows of one size, and the sentence that says that our arena came back as it was."""
     save_encoder(size, folder)
     backbone = load_backbone(str(folder))
-    delta, other = (uneven_delta(backbone, seed) for seed in (1, 2))
+    delta, other = (linear_delta(backbone, seed) for seed in (1, 2))
     original = {name: backbone.arena.view(name).clone() for name in backbone.arena.slots}
     before = backbone.arena.digest()
     swap = Swap(backbone.arena)
@@ -88,43 +87,6 @@ def figures(contender: Contender, timings: Mapping[str, Timing], original: Mappi
     }
 
 
-def save_encoder(size: str, folder: Path) -> None:
-    """A random BERT encoder with a pooler, as a checkpoint."""
-    from transformers import BertConfig, BertModel
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    layers, width, heads = SIZES[size]
-    torch.manual_seed(0)
-    config = BertConfig(
-        num_hidden_layers=layers, hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads
-    )
-    BertModel(config).save_pretrained(folder)
-
-
-def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-
-
-def uneven_delta(backbone: Backbone, seed: int) -> Delta:
-    """Random changes at `DENSITY` of all Linear weights; the share of a layer varies log-normally around it."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = linear_layers(backbone.module)
-    weight = {name: layer.weight.numel() * _factor(generator) for name, layer in layers.items()}
-    budget = DENSITY * sum(layer.weight.numel() for layer in layers.values())
-    parts = {}
-    for name, layer in layers.items():
-        count = round(budget * weight[name] / sum(weight.values()))
-        positions = torch.randperm(layer.weight.numel(), generator=generator)[:count].sort().values
-        values = torch.randn(count, generator=generator) * 0.01
-        parts[f"{name}.weight"] = ParameterDelta(tuple(layer.weight.shape), positions, values)
-    return Delta(parts, "add", "float32")
-
-
-def _factor(generator: torch.Generator) -> float:
-    return float(torch.exp(0.7 * torch.randn((), generator=generator)))
-
-
 def ours(backbone: Backbone, swap: Swap, delta: Delta, other: Delta) -> list[Contender]:
     first, second = make_patch(backbone, delta), make_patch(backbone, other)
     weights: dict[str, Tensor] = {}  # the digest judges ours, bit for bit
@@ -144,11 +106,11 @@ def ours(backbone: Backbone, swap: Swap, delta: Delta, other: Delta) -> list[Con
 def peft_merges(folder: Path, delta: Delta) -> list[Contender]:
     from peft import LoraConfig, ShiraConfig, get_peft_model
 
-    shira = get_peft_model(_load(folder), ShiraConfig(r=1, target_modules="all-linear"))
+    shira = get_peft_model(load_plain(folder), ShiraConfig(r=1, target_modules="all-linear"))
     for name, layer in shira.base_model.model.named_modules():
         if hasattr(layer, "shira_weight"):
             _give_entries(layer, delta.parameters[f"{name}.weight"])
-    lora = get_peft_model(_load(folder), LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False))
+    lora = get_peft_model(load_plain(folder), LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False))
     return [_merge("PEFT SHiRA: merge + unmerge", shira), _merge("PEFT LoRA r=8: merge + unmerge", lora)]
 
 
@@ -176,7 +138,7 @@ def _base_layers(model: Any) -> dict[str, nn.Linear]:
 def loading(folder: Path, original: Mapping[str, Tensor], delta: Delta) -> list[Contender]:
     from safetensors.torch import load_file
 
-    model = _load(folder)
+    model = load_plain(folder)
     parameters = dict(model.named_parameters())
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -192,12 +154,6 @@ def loading(folder: Path, original: Mapping[str, Tensor], delta: Delta) -> list[
         ),
         Contender(Case("copy of the touched parameters", touched), parameters),
     ]
-
-
-def _load(folder: Path) -> Any:
-    from transformers import AutoModel
-
-    return AutoModel.from_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,27 +34,30 @@ class MixedBatch:
         self.rows = bounds[-1][2]
         self._bounds = bounds
         self._segments: dict[int, kernels.Segments] = {}
-        self._table = _table(sites, sides)
+        self._tables = _tables(sites, sides)
+        self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(sites.sites) else 0
         self._last: kernels.Packed | None = None
         self._last_input: Tensor | None = None
 
     def segments(self, tokens: int) -> kernels.Segments:
         """Of an input with so many tokens in all."""
-        a_row, rest = divmod(tokens, self.rows)
-        assert rest == 0, (tokens, self.rows)
-        if a_row not in self._segments:
-            self._segments[a_row] = kernels.segments_of(self._bounds, a_row)
-        return self._segments[a_row]
+        known = self._segments.get(tokens)
+        if known is None:
+            a_row, rest = divmod(tokens, self.rows)
+            assert rest == 0, (tokens, self.rows)
+            known = self._segments[tokens] = kernels.segments_of(self._bounds, a_row)
+        return known
 
     def pack(self, x: Tensor) -> kernels.Packed:
         """An input made ready; projections that share it come one after the other and find it done."""
         if self._last is None or x is not self._last_input:
             flat = x.reshape(-1, x.shape[-1]).contiguous()
-            self._last, self._last_input = kernels.pack(flat, self.segments(len(flat))), x
+            self._last, self._last_input = kernels.pack(flat, self.segments(flat.shape[0])), x
         return self._last
 
     def changes(self, site: Site) -> kernels.Changes[Any]:
-        return kernels.Changes(_Parts(self.sides, site), self._table[site.index])
+        address = self._address + site.index * self._stride
+        return kernels.Changes(_Parts(self.sides, site), self._tables, site.index, address)
 
     @contextmanager
     def on_model(self) -> Iterator[None]:
@@ -74,19 +76,20 @@ class MixedBatch:
             self._last = self._last_input = None
 
 
-def _table(sites: Sites, sides: Sequence[Side | None]) -> Tensor:
+def _tables(sites: Sites, sides: Sequence[Side | None]) -> Tensor:
     """[sites, slots, 4]: the addresses of what every site has for every slot."""
     device = next(side.addresses.device for side in sides if side is not None)
     base = sites.base_addresses(device) if None in sides else None
     return torch.stack([base if side is None else side.addresses for side in sides], dim=1)  # type: ignore[misc]
 
 
-@dataclass(frozen=True)
 class _Parts(Sequence[Any]):
     """What one site has for every slot; looked up only where a kernel asks, which the native ones do not."""
 
-    sides: Sequence[Side | None]
-    site: Site
+    __slots__ = ("sides", "site")
+
+    def __init__(self, sides: Sequence[Side | None], site: Site):
+        self.sides, self.site = sides, site
 
     def __len__(self) -> int:
         return len(self.sides)
@@ -109,7 +112,7 @@ def _embedding(batch: MixedBatch, site: Site, ids: Tensor) -> Tensor:
         ids = ids.expand(batch.rows, *ids.shape[1:])
     y: Tensor = type(site.module).forward(site.module, ids).contiguous()
     flat = ids.reshape(-1).contiguous()
-    kernels.sparse_lookup_(y.view(len(flat), -1), flat, batch.segments(len(flat)), batch.changes(site))
+    kernels.sparse_lookup_(y.view(-1, y.shape[-1]), flat, batch.segments(flat.shape[0]), batch.changes(site))
     return y
 
 
@@ -132,7 +135,7 @@ def _rms_norm(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
 
 def _scale(batch: MixedBatch, site: Site, y: Tensor) -> None:
     flat = y.view(-1, y.shape[-1])
-    kernels.scale_shift_(flat, batch.segments(len(flat)), batch.changes(site))
+    kernels.scale_shift_(flat, batch.segments(flat.shape[0]), batch.changes(site))
 
 
 _FORWARDS: dict[str, Callable[[MixedBatch, Site, Tensor], Tensor]] = {

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import Changes, Packed, ScaleShift, Segments, SparseChange, column_dtype
+from sparsehub.kernels.sparse import MAX_SHORT_COLUMNS, Changes, Packed, ScaleShift, Segments, SparseChange
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _memory = threading.local()
@@ -42,7 +42,7 @@ def takes(arena: Tensor) -> bool:
 
 def takes_matrix(tensor: Tensor) -> bool:
     """Whether the sparse kernels run on this tensor."""
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.bfloat16) and extension() is not None
+    return tensor.is_cpu and tensor.dtype in (torch.float32, torch.bfloat16) and extension() is not None
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -77,17 +77,20 @@ def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int
     )
 
 
+# Called for every module of every mixed batch: what is looked at again costs less than a microsecond.
+
+
 def pack(x: Tensor, segments: Segments) -> Packed:
     """x feature-major, block by block; a block of few tokens stays as it is."""
-    assert x.is_contiguous() and x.ndim == 2
-    buffer = _scratch(segments.packed * x.shape[1])
-    blocks = segments.blocks
+    _, width = x.shape
+    assert x.is_contiguous()
+    buffer = _scratch(segments.packed * width)
     _module().pack(
         x.data_ptr(),
         _DTYPES[x.dtype],
-        x.shape[1],
-        blocks.data_ptr(),
-        len(blocks),
+        width,
+        segments.address,
+        segments.count,
         buffer.data_ptr(),
         torch.get_num_threads(),
     )
@@ -96,49 +99,52 @@ def pack(x: Tensor, segments: Segments) -> Packed:
 
 def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    x, blocks = packed.x, packed.segments.blocks
-    assert y.is_contiguous() and y.dtype == x.dtype and len(y) == len(x) and packed.buffer is not None
+    x, segments, buffer = packed.x, packed.segments, packed.buffer
+    (tokens, width), (outputs, out) = x.shape, y.shape
+    assert y.is_contiguous() and y.dtype == x.dtype and tokens == outputs and buffer is not None
     _module().sparse_linear(
         x.data_ptr(),
-        packed.buffer.data_ptr(),
+        buffer.data_ptr(),
         y.data_ptr(),
         _DTYPES[y.dtype],
-        x.shape[1],
-        y.shape[1],
-        column_dtype(x.shape[1]).itemsize,
-        blocks.data_ptr(),
-        len(blocks),
-        changes.table.data_ptr(),
+        width,
+        out,
+        2 if width <= MAX_SHORT_COLUMNS else 4,
+        segments.address,
+        segments.count,
+        changes.address,
         torch.get_num_threads(),
     )
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t[ids[i]]."""
-    assert y.is_contiguous() and ids.is_contiguous() and ids.dtype == torch.int64 and len(y) == len(ids)
+    tokens, width = y.shape
+    assert y.is_contiguous() and ids.is_contiguous() and ids.dtype == torch.int64 and ids.shape == (tokens,)
     _module().sparse_lookup(
         ids.data_ptr(),
         y.data_ptr(),
         _DTYPES[y.dtype],
-        y.shape[1],
-        column_dtype(y.shape[1]).itemsize,
-        segments.blocks.data_ptr(),
-        len(segments.blocks),
-        changes.table.data_ptr(),
+        width,
+        2 if width <= MAX_SHORT_COLUMNS else 4,
+        segments.address,
+        segments.count,
+        changes.address,
         torch.get_num_threads(),
     )
 
 
 def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) -> None:
     """y[i] = y[i] * w_t + b_t."""
+    _, width = y.shape
     assert y.is_contiguous()
     _module().scale_shift(
         y.data_ptr(),
         _DTYPES[y.dtype],
-        y.shape[1],
-        segments.blocks.data_ptr(),
-        len(segments.blocks),
-        changes.table.data_ptr(),
+        width,
+        segments.address,
+        segments.count,
+        changes.address,
         torch.get_num_threads(),
     )
 

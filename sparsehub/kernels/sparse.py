@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -76,33 +76,39 @@ class ScaleShift:
 Part = TypeVar("Part", SparseChange, ScaleShift)
 
 
-@dataclass(frozen=True)
-class Changes(Generic[Part]):
-    """What one module has for each task of a batch.
+class Changes(NamedTuple, Generic[Part]):
+    """What one module has for each task of a batch. A tuple: one is made for every module of every batch.
 
-    parts: by slot, None where a task has nothing; table: [slots, 4] int64, their addresses, on the device. The two say
+    parts: by slot, None where a task has nothing; tables: [modules, slots, 4] int64, the addresses of the parts of many
+    modules, on the device; module: which of them this is; address: of its own [slots, 4] part. Parts and addresses say
     the same; a kernel reads the one or the other.
     """
 
     parts: Sequence[Part | None]
-    table: Tensor
+    tables: Tensor
+    module: int
+    address: int
 
 
 def changes_of(parts: Sequence[Part | None], device: torch.device | str = "cpu") -> Changes[Part]:
     """Changes with a table of their own."""
     addresses = [part.addresses if part is not None else (0, 0, 0, 0) for part in parts]
-    return Changes(parts, torch.tensor(addresses, dtype=torch.int64, device=device))
+    tables = torch.tensor([addresses], dtype=torch.int64, device=device)
+    return Changes(parts, tables, 0, tables.data_ptr())
 
 
 @dataclass(frozen=True)
 class Segments:
     """Which tokens are whose. bounds: (slot, start, stop) of contiguous tokens, not overlapping, start < stop.
 
-    blocks: [blocks, 4] int64 (slot, first token, tokens, place in packed memory in tokens); packed: its length.
+    blocks: [blocks, 4] int64 on the CPU (slot, first token, tokens, place in packed memory in tokens), at `address`, so
+    many of them (`count`); packed: length of the packed memory.
     """
 
     bounds: tuple[tuple[int, int, int], ...]
     blocks: Tensor
+    address: int
+    count: int
     packed: int
 
 
@@ -115,11 +121,11 @@ def segments_of(bounds: Sequence[tuple[int, int, int]], tokens_a_row: int = 1) -
             count = min(WIDEST_BLOCK, stop - token)
             blocks.append((slot, token, count, place))
             place += -(-count // ALIGNED_BLOCK) * ALIGNED_BLOCK
-    return Segments(scaled, torch.tensor(blocks, dtype=torch.int64).view(-1, 4), place)
+    table = torch.tensor(blocks, dtype=torch.int64).view(-1, 4)
+    return Segments(scaled, table, table.data_ptr(), len(blocks), place)
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """The input of a sparse linear map, made ready once for all maps that share it.
 
     x: [tokens, in]; buffer: [packed tokens * in] or longer, the kernel's own copy, where it makes one.
