@@ -16,7 +16,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.arena import ArenaKeeper
 from sparsehub.engine.calibrate import measure_points
 from sparsehub.engine.compose import composite, parse_composition
-from sparsehub.engine.cost import CostModel
+from sparsehub.engine.cost import SWAP, CostModel
 from sparsehub.engine.holding import Budgets, Holding, Usage
 from sparsehub.engine.inputs import check_length, rows_of
 from sparsehub.engine.loop import ModelLoop, Work
@@ -65,13 +65,10 @@ class Engine:
         mode: str = AUTO,
         check_seconds: float = 1.0,
     ):
-        if mode not in MODES:
-            raise UsageError("unknown way of running batches", found=mode, expected=", ".join(MODES))
         self.backbone = backbone
         self.tokenizer = load_tokenizer(backbone.checkpoint)
         self.tasks = TaskTable()
         self.arena = ArenaKeeper(backbone, check_seconds)
-        self.mode = mode
         self._sites = checked_sites(backbone)
         pool = pooling_of(backbone.checkpoint.folder)
         runner = Runner(backbone, self._sites, self.arena.swap, self.tokenizer, pool)
@@ -84,7 +81,8 @@ class Engine:
             loaded=self._loaded,
         )
         measure = functools.partial(measure_points, backbone, self._sites, self.max_tokens)
-        self._loop = ModelLoop(self.arena, runner, self._scheduler, self._residency, measure, mode, observe)
+        self._loop = ModelLoop(self.arena, runner, self._scheduler, self._residency, measure, observe)
+        self.mode = mode
         self._tokenizer_lock = threading.Lock()  # fast tokenizers keep their truncation settings inside
 
     # tasks
@@ -144,7 +142,7 @@ class Engine:
     def _lane(self, key: tuple[str | None, bool]) -> Hashable | None:
         """Where rows of a key may run: with all others that can be mixed, or with their own task's alone."""
         digest, _ = key
-        mixes = self.mode != "swap" and bool(self._sites.uses)
+        mixes = self.mode != SWAP and bool(self._sites.uses)
         if digest is None:
             return MIXED_LANE if mixes else "backbone"
         holding = self._residency.holding(digest)
@@ -257,6 +255,17 @@ class Engine:
     def step(self, timeout: float | None = 0.0) -> bool:
         """Take the next batch, run it in the cheapest way, answer. False where nothing came within `timeout`."""
         return self._loop.step(timeout)
+
+    @property
+    def mode(self) -> str:
+        """How batches run: `auto`, `swap` or `mixed`; may be changed at any time."""
+        return self._loop.mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        if mode not in MODES:
+            raise UsageError("unknown way of running batches", found=mode, expected=", ".join(MODES))
+        self._loop.mode = mode
 
     @property
     def costs(self) -> CostModel:

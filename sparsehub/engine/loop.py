@@ -14,7 +14,7 @@ from sparsehub.engine.cost import CostModel, Points
 from sparsehub.engine.holding import Holding
 from sparsehub.engine.report import BatchReport, Share
 from sparsehub.engine.residency import Residency
-from sparsehub.engine.runner import Choice, Clock, Rows, Runner
+from sparsehub.engine.runner import AUTO, Choice, Clock, Rows, Runner
 from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.errors import CancelledError, RequestError, SparsehubError, UnhealthyError
 from sparsehub.package.encoding import Encoded
@@ -49,11 +49,11 @@ class ModelLoop:
         scheduler: Scheduler,
         residency: Residency,
         measure: Callable[[], Points],
-        mode: str,
         observe: Callable[[BatchReport], None],
     ):
         self._arena, self._runner, self._scheduler, self._residency = arena, runner, scheduler, residency
-        self._measure, self._mode, self._observe = measure, mode, observe
+        self._measure, self._observe = measure, observe
+        self.mode = AUTO
         self._thread: threading.Thread | None = None
         self._stopping = False
 
@@ -109,7 +109,7 @@ class ModelLoop:
         with self._arena.lock:
             moves = self._arena.swap.moves
             parts = sorted(_by_task(batch), key=lambda part: not self._runner.is_current(part.rows))
-            choice = self._runner.choose([part.rows for part in parts], costs, self._mode)
+            choice = self._runner.choose([part.rows for part in parts], costs, self.mode)
             results = self._results(choice, parts, costs, clock)
             self._arena.note_inside(self._residency, [h for i in batch if (h := i.payload.holding) is not None])
             moves = self._arena.swap.moves - moves
