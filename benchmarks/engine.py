@@ -24,7 +24,7 @@ import torch
 from benchmarks.harness import Report, Row, in_turn, line_plot, write_report
 from benchmarks.models import lora_model, save_encoder, whole_delta
 from sparsehub.backbone import Backbone, load_backbone, open_checkpoint
-from sparsehub.engine import BatchReport, Engine, Limits, Task
+from sparsehub.engine import Engine, Limits, Task
 from sparsehub.engine.cost import MIXED, SWAP
 from sparsehub.engine.runner import AUTO
 from sparsehub.package import Manifest, Package, TaskSpec, read_package, write_package
@@ -74,15 +74,13 @@ def traffic() -> None:
 
 
 NOTES = (
-    "All rows of a case are queued at once and answered through the engine: tokenising, scheduling, switching or mixing, "
-    "heads. Cases run in turn, every other round backwards; medians.",
-    "Texts are the demo's support tickets. Every task changes 0.5% of the backbone and has a head of its own, with 3 labels.",
+    "All rows of a case are queued at once and answered through the engine: tokenising, scheduling, switching or "
+    "mixing, heads. Cases run in turn, every other round backwards; medians.",
+    "Texts are the demo's support tickets. Every task changes 0.5% of the backbone and has a head of its own.",
     "uniform: every task is as likely; zipf: the n-th task with weight 1 / n; one hot: every other row is of one task.",
     "PEFT's batches hold as many rows in the order of arrival, padded, without heads; adapters of rank 8 on all linear "
     "layers. More than 64 adapters were not tried.",
-    "`of one task's`: rows a second against the same case with one task; `of the better`: time against the better of "
-    "swap only and mixed.",
-    "Memory: the tasks' patches, sparse parts and heads together.",
+    "`of the better`: time against the better of swap only and mixed.",
 )
 
 
@@ -165,54 +163,41 @@ def verdict(what: str, value: float, limit: float, *, least: bool = False) -> st
 
 
 def waits() -> None:
-    rows = [*rare_beside_hot(), *first_answers()]
-    checks = [row.measured["verdict"] for row in rows]
-    for row in rows:
-        dict(row.measured).pop("verdict")
-    report = Report("engine_waits", "Waiting", [_without_verdict(row) for row in rows], WAIT_NOTES, checks)
+    found = [rare_beside_hot(), first_answers()]
+    rows, checks = [row for part, _ in found for row in part], [check for _, check in found]
+    report = Report("engine_waits", "Waiting", rows, WAIT_NOTES, checks)
     print(write_report(report, str(torch.get_num_threads())))
 
 
 WAIT_NOTES = (
-    "rare beside hot: requests of one row come at random moments (Poisson), 19 of 20 of the hot task, at 80% of the rows "
-    "a second that the same mix reaches when it is queued at once. The rare task's fair share is the wait that the hot "
-    "task's rows have at the same percentile.",
-    "first answer: a package in its folder, never read before, is asked for while nothing runs; from the request to its "
-    "answer, less one forward of the same row. 12 x 768 with a random head; the files are in the system's page cache.",
+    "rare beside hot: requests of one row come at random moments (Poisson), 19 of 20 of the hot task, at 80% of the "
+    "rows a second that the same mix reaches when it is queued at once. The rare task's fair share is the wait that "
+    "the hot task's rows have at the same percentile.",
+    "first answer: a package in its folder, never read before, is asked for while nothing runs; from the request to "
+    "its answer, less one forward of the same row. The files are in the system's page cache.",
 )
 
 
-def _without_verdict(row: Row) -> Row:
-    return dataclasses.replace(row, measured={k: v for k, v in row.measured.items() if k != "verdict"})
-
-
-def rare_beside_hot() -> list[Row]:
+def rare_beside_hot() -> tuple[list[Row], str]:
     backbone, texts = load_backbone(BACKBONE), example_texts()
-    waited: dict[str, list[float]] = {"task0": [], "task1": []}
-
-    def observe(report: BatchReport) -> None:
-        for share in report.shares:
-            if share.name:
-                waited[share.name].append(report.queued)
-
     engine = Engine(backbone, Limits(batch_rows=BATCH_ROWS))
     package = random_package(backbone, 0)
     for number in (0, 1):
         engine.add(dataclasses.replace(package, **numbered(package, backbone, number)))
     engine.start()
     choices = random.Random(1)
-    rows = [(int(choices.random() < 0.05), choices.choice(texts)) for _ in range(1500)]
+    asked = [(int(choices.random() < 0.05), choices.choice(texts)) for _ in range(1500)]
     start = time.perf_counter()
-    serve(engine, AUTO, rows)
-    rate = 0.8 * len(rows) / (time.perf_counter() - start)
-    waits_of = open_loop(engine, rows, rate, choices)
+    serve(engine, AUTO, asked)
+    rate = 0.8 * len(asked) / (time.perf_counter() - start)
+    waits_of = open_loop(engine, asked, rate, choices)
     engine.stop()
     percentiles = {name: statistics.quantiles(found, n=100)[98] for name, found in waits_of.items()}
     ratio = percentiles["task1"] / percentiles["task0"]
     line = verdict("p99 wait of the rare task against its fair share", ratio, 3)
-    setup = {"what": "rare beside hot", "rows": len(rows), "rows a second": round(rate)}
+    setup = {"what": "rare beside hot", "rows": len(asked), "rows a second": round(rate)}
     named = {"task0": "hot task", "task1": "rare task"}
-    return [
+    rows = [
         Row(
             named[name],
             setup,
@@ -221,11 +206,11 @@ def rare_beside_hot() -> list[Row]:
                 "median ms": statistics.median(found) * 1e3,
                 "p99 ms": percentiles[name] * 1e3,
                 "of the hot task's": percentiles[name] / percentiles["task0"],
-                "verdict": line,
             },
         )
         for name, found in waits_of.items()
     ]
+    return rows, line
 
 
 def open_loop(
@@ -252,7 +237,7 @@ def open_loop(
     return found
 
 
-def first_answers() -> list[Row]:
+def first_answers() -> tuple[list[Row], str]:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "encoder"
         save_encoder("12 x 768", folder)
@@ -275,14 +260,15 @@ def first_answers() -> list[Row]:
     extra = (statistics.median(first[1:]) - statistics.median(forward[1:])) * 1e3
     line = verdict("first answer of a task on disk beyond one forward, ms", extra, 50)
     setup = {"what": "first answer", "encoder": "12 x 768", "entries": package.delta.nnz}
-    return [
+    rows = [
         Row(
             "first answer",
             setup,
-            {"median ms": statistics.median(first[1:]) * 1e3, "beyond a forward ms": extra, "verdict": line},
+            {"median ms": statistics.median(first[1:]) * 1e3, "beyond a forward ms": extra},
         ),
-        Row("answer of a task in memory", setup, {"median ms": statistics.median(forward[1:]) * 1e3, "verdict": line}),
+        Row("answer of a task in memory", setup, {"median ms": statistics.median(forward[1:]) * 1e3}),
     ]
+    return rows, line
 
 
 def _timed(call: Callable[[], None]) -> float:

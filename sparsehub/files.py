@@ -18,7 +18,9 @@ from sparsehub.errors import FormatError, UsageError
 
 CHUNK = 1 << 20
 MAX_JSON_BYTES = 64 << 20
+MAX_PACKAGE_JSON_BYTES = 8 << 20
 MAX_JSON_DEPTH = 32
+_BYTES_PER_VALUE = 16  # on average at least, or a small file would fill the memory with small objects
 TEMPORARY_PREFIX = ".sparsehub-tmp-"
 
 
@@ -77,10 +79,18 @@ def _is_shallow(value: Any) -> bool:
     return not any(isinstance(item, dict | list) for item in level)
 
 
-def strict_json(data: bytes, what: str) -> Any:
-    """Parse JSON that refuses duplicate keys, NaN, infinities, bad UTF-8, deep nesting and files over 64 MiB."""
-    if len(data) > MAX_JSON_BYTES:
-        raise FormatError(f"{what} is too large", found=f"{len(data)} bytes", expected=f"at most {MAX_JSON_BYTES}")
+def strict_json(data: bytes, what: str, limit: int = MAX_JSON_BYTES) -> Any:
+    """Parse JSON that refuses duplicate keys, NaN, infinities, bad UTF-8 and deep nesting.
+
+    limit: of bytes; at most one comma or opening bracket for each 16 of them is allowed.
+    """
+    if len(data) > limit:
+        raise FormatError(f"{what} is too large", found=f"{len(data)} bytes", expected=f"at most {limit}")
+    values = sum(map(data.count, (b",", b"[", b"{")))
+    if values > limit // _BYTES_PER_VALUE:
+        raise FormatError(
+            f"{what} holds too many values", found=values, expected=f"at most {limit // _BYTES_PER_VALUE}"
+        )
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite

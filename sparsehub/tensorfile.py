@@ -1,7 +1,8 @@
 """safetensors files, with the checks that the library leaves out.
 
 The library accepts duplicate keys, absurd shapes and any tensor name. Everything that came from elsewhere goes
-through `read_header` first: sizes, dtypes, shapes and offsets are proved before one byte of data is touched.
+through `read_header` or `parse_header` first: sizes, dtypes, shapes and offsets are proved before one byte of data is
+touched. torch is imported by the functions that make tensors, and by no other.
 """
 
 from __future__ import annotations
@@ -12,20 +13,30 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from sparsehub.errors import FormatError
-from sparsehub.files import strict_json
+from sparsehub.files import MAX_PACKAGE_JSON_BYTES, strict_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
 MAX_NAME = 512
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
          "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8}  # fmt: skip
+# What numpy calls them; it knows no bfloat16 and no 8-bit floats, so those are read as their bits.
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+          "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1", "F8_E4M3": "u1",
+          "F8_E5M2": "u1"}  # fmt: skip
+# The bits that are all set in what is not finite: the exponent, or in E4M3, which has no infinities, everything.
+_NOT_FINITE = {"F64": 0x7FF0_0000_0000_0000, "F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F,
+               "F8_E5M2": 0x7C}  # fmt: skip
+_CHUNK = 1 << 20  # entries looked at in one go
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,36 @@ def read_header(path: Path) -> Header:
             )
         table = strict_json(file.read(length), f"the header of {path.name}")
     return parse_table(table, data_start=8 + length, size=size, what=path.name)
+
+
+def parse_header(data: bytes, what: str) -> Header:
+    """The proved header of a file that is in memory; raises `FormatError`. Its JSON is held to a package's limits."""
+    length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else len(data)
+    if length > len(data) - 8:
+        raise FormatError(f"{what} is truncated or not safetensors", found=f"a header of {length} in {len(data)} bytes")
+    table = strict_json(data[8 : 8 + length], f"the header of {what}", MAX_PACKAGE_JSON_BYTES)
+    header = parse_table(table, data_start=8 + length, size=len(data), what=what)
+    for name in header.entries:
+        if "/" in name or "\\" in name:
+            raise FormatError(f"{what} holds a tensor that is named like a path", found=name)
+    return header
+
+
+def stored_array(data: bytes, entry: Entry) -> NDArray[Any]:
+    """A tensor of a file as an array, without copying; bfloat16 and 8-bit floats as their bits."""
+    dtype = np.dtype(_NUMPY[entry.dtype])
+    return np.frombuffer(data, dtype, math.prod(entry.shape), entry.start).reshape(entry.shape)
+
+
+def not_finite_at(array: NDArray[Any], dtype: str) -> int | None:
+    """The flat place of the first NaN or infinity of a tensor that is stored as `dtype`; None where all is well."""
+    mask = _NOT_FINITE.get(dtype)
+    bits = array.reshape(-1).view(f"u{array.itemsize}")
+    for start in range(0, len(bits), _CHUNK) if mask is not None else ():
+        wrong = (bits[start : start + _CHUNK] & mask) == mask
+        if bool(wrong.any()):
+            return start + int(np.argmax(wrong))
+    return None
 
 
 def parse_table(table: object, *, data_start: int, size: int, what: str) -> Header:
@@ -102,18 +143,27 @@ def _are_counts(value: object) -> bool:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a proved file, on the CPU; raises `FormatError`."""
-    for name in read_header(path).entries:
-        if "/" in name or "\\" in name:
-            raise FormatError(f"{path.name} holds a tensor that is named like a path", found=name)
+    """Every tensor of a file, proved, on the CPU; raises `FormatError`."""
+    return parse_tensors(path.read_bytes(), path.name)
+
+
+def parse_tensors(data: bytes, what: str) -> dict[str, Tensor]:
+    """Every tensor of a file that is in memory, proved, on the CPU; raises `FormatError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    parse_header(data, what)
     try:
-        return load(path.read_bytes())
+        return load(data)
     except (SafetensorError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{path.name} cannot be read as safetensors", found=str(error)) from error
+        raise FormatError(f"{what} cannot be read as safetensors", found=str(error)) from error
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """The file's bytes. The same tensors give the same bytes, whatever the order of the mapping."""
+    import torch
+    from safetensors.torch import save
+
     # Copies, since the library refuses tensors that share memory.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -123,5 +173,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
 
 def require_finite(name: str, tensor: Tensor, error: type[FormatError]) -> None:
     """Raises `error` where a floating tensor holds NaN or infinity."""
+    import torch
+
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all()):
         raise error(f"{name!r} holds values that are not finite", fix="train again with a smaller learning rate")

@@ -96,11 +96,16 @@ def test_thirty_two_levels_are_read() -> None:
     assert json.dumps(strict_json(b"[" * 32 + b"]" * 32, "it")) == "[" * 32 + "]" * 32
 
 
-def test_json_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
-    assert strict_json(b'"12345678"', "it") == "12345678"
+def test_json_over_the_limit_is_refused() -> None:
+    assert strict_json(b'"12345678"', "it", 10) == "12345678"
     with pytest.raises(FormatError, match="it is too large; found: 11 bytes"):
-        strict_json(b'"123456789"', "it")
+        strict_json(b'"123456789"', "it", 10)
+
+
+def test_a_small_file_of_very_many_values_is_refused_before_it_is_parsed() -> None:
+    for bomb in (b"[" + b"[]," * 400_000 + b"[]]", b"[" + b"0," * 600_000 + b"0]"):
+        with pytest.raises(FormatError, match="too many values"):
+            strict_json(bomb, "it", 8 << 20)
 
 
 def test_a_key_that_comes_twice_among_very_many_is_found_at_once() -> None:

@@ -1,7 +1,17 @@
 """The sparse change of a backbone: what it is (`delta`), how it lies on disk (`io`), how two compare (`overlap`)."""
 
 from sparsehub.delta.delta import Delta, ParameterDelta, value_dtypes
-from sparsehub.delta.io import DELTA_FILE, delta_bytes, read_delta
+from sparsehub.delta.io import DELTA_FILE, delta_bytes, parse_delta, read_delta
 from sparsehub.delta.overlap import Overlap, overlap
 
-__all__ = ["DELTA_FILE", "Delta", "Overlap", "ParameterDelta", "delta_bytes", "overlap", "read_delta", "value_dtypes"]
+__all__ = [
+    "DELTA_FILE",
+    "Delta",
+    "Overlap",
+    "ParameterDelta",
+    "delta_bytes",
+    "overlap",
+    "parse_delta",
+    "read_delta",
+    "value_dtypes",
+]

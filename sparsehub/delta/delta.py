@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparsehub.deltafile import check_kinds
 from sparsehub.errors import DeltaError
 from sparsehub.tensorfile import require_finite
 
@@ -18,7 +19,6 @@ value_dtypes: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
 }
-VALUE_KINDS = ("add", "set")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,7 @@ class Delta:
 
 def check_delta(delta: Delta) -> None:
     """Prove what the types cannot say; raises `DeltaError` and names the parameter."""
-    if delta.value_kind not in VALUE_KINDS:
-        raise DeltaError("unknown value kind", found=delta.value_kind, expected=" or ".join(VALUE_KINDS))
-    if delta.value_dtype not in value_dtypes:
-        raise DeltaError("unknown value dtype", found=delta.value_dtype, expected=", ".join(value_dtypes))
-    if delta.value_kind == "set" and delta.value_dtype == "int8":
-        raise DeltaError("`set` values are exact and cannot be int8", fix="store them in the checkpoint's dtype")
+    check_kinds(delta.value_kind, delta.value_dtype)
     if not delta.parameters:
         raise DeltaError("the delta changes nothing", expected="at least one parameter with one entry")
     for name, part in delta.parameters.items():

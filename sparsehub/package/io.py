@@ -1,10 +1,8 @@
-"""Reading and writing a package folder. All is proved before anything is used; the rules are in docs/format.md."""
+"""Packages with their tensors: read and written. All is proved before anything is used (`proof`)."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +10,23 @@ from pathlib import Path
 from torch import Tensor
 
 from sparsehub.backbone import Backbone
-from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
-from sparsehub.errors import BackboneMismatchError, FormatError, IntegrityError, ManifestError
-from sparsehub.files import MAX_JSON_BYTES, new_folder, sha256_bytes, sha256_file
-from sparsehub.package.manifest import (
-    CARD_FILE,
-    HEAD_FILE,
-    MANIFEST_FILE,
-    SIGNATURE_FILE,
-    FileRecord,
-    Manifest,
-    check_manifest,
-    is_allowed_file,
-    parse_manifest,
+from sparsehub.delta import Delta, delta_bytes, parse_delta
+from sparsehub.deltafile import DELTA_FILE
+from sparsehub.errors import BackboneMismatchError, FormatError, ManifestError
+from sparsehub.files import new_folder, sha256_bytes
+from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
+from sparsehub.package.proof import (
+    check_files,
+    check_nnz,
+    prove_attachment,
+    prove_package,
+    read_file,
+    read_manifest,
+    rename_package,
 )
-from sparsehub.tensorfile import load_tensors, require_finite, tensor_bytes
+from sparsehub.tensorfile import parse_tensors, require_finite, tensor_bytes
+
+__all__ = ["Package", "check_backbone", "read_manifest", "read_package", "rename_package", "write_package"]
 
 
 @dataclass(frozen=True)
@@ -39,62 +39,35 @@ class Package:
     digest: str
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, proved; raises `ManifestError`."""
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise ManifestError(f"{folder} is not a package", found="no " + MANIFEST_FILE, fix="give a package folder")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ManifestError(f"{MANIFEST_FILE} is too large", found=f"{path.stat().st_size} bytes")
-    return parse_manifest(path.read_bytes())
-
-
 def read_package(folder: Path) -> Package:
     """Read a package and prove every byte of it; raises `FormatError`. Whether it fits a backbone: `check_backbone`."""
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    shapes = {name: touched.shape for name, touched in manifest.delta.parameters.items()}
-    delta = read_delta(folder / DELTA_FILE, shapes, manifest.delta.value_kind, manifest.delta.value_dtype)
-    for name, part in delta.parameters.items():
-        if len(part.indices) != manifest.delta.parameters[name].nnz:
-            raise FormatError(
-                f"{name!r} has another number of entries than the manifest says",
-                found=len(part.indices),
-                expected=manifest.delta.parameters[name].nnz,
-            )
-    head = load_tensors(folder / HEAD_FILE) if HEAD_FILE in manifest.files else {}
-    for name, tensor in head.items():
-        require_finite(name, tensor, FormatError)
+    delta, head = None, {}
+    for name, record in manifest.files.items():  # one file in memory at a time
+        data = read_file(folder, name, record)
+        if name == DELTA_FILE:
+            delta = _read_delta(data, manifest)
+        elif name == HEAD_FILE:
+            head = _read_head(data)
+        else:
+            prove_attachment(name, data)
+    assert delta is not None, "no manifest is without a delta"
     return Package(manifest, delta, head, manifest.digest)
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Names, kinds, sizes and hashes, in this order: nothing is read before its size is known to be right."""
-    found = {entry.name: entry for entry in os.scandir(folder)}
-    for name, entry in found.items():
-        if not is_allowed_file(name) or not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-            raise FormatError(f"{folder} holds something that a package may not hold", found=ascii(name[:200]))
-    present = set(found) - {MANIFEST_FILE, SIGNATURE_FILE}
-    if present != set(manifest.files):
-        raise FormatError(
-            f"the files in {folder} are not those of the manifest",
-            found=", ".join(sorted(present)),
-            expected=", ".join(sorted(manifest.files)),
-        )
-    for name, record in manifest.files.items():
-        if found[name].stat().st_size != record.size:
-            raise IntegrityError(
-                f"{name} has the wrong size, truncated perhaps",
-                found=f"{found[name].stat().st_size} bytes",
-                expected=f"{record.size} bytes",
-                fix="fetch the package again",
-            )
-    for name, record in manifest.files.items():
-        digest = sha256_file(folder / name)
-        if digest != record.sha256:
-            raise IntegrityError(
-                f"{name} is damaged or was changed", found=digest, expected=record.sha256, fix="fetch the package again"
-            )
+def _read_delta(data: bytes, manifest: Manifest) -> Delta:
+    shapes = {name: touched.shape for name, touched in manifest.delta.parameters.items()}
+    delta = parse_delta(data, shapes, manifest.delta.value_kind, manifest.delta.value_dtype)
+    check_nnz(manifest, {name: len(part.indices) for name, part in delta.parameters.items()})
+    return delta
+
+
+def _read_head(data: bytes) -> dict[str, Tensor]:
+    head = parse_tensors(data, HEAD_FILE)
+    for name, tensor in head.items():
+        require_finite(name, tensor, FormatError)
+    return head
 
 
 def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
@@ -145,12 +118,5 @@ def write_package(
     with new_folder(folder) as temporary:
         for name, data in {**contents, MANIFEST_FILE: manifest.to_bytes()}.items():
             (temporary / name).write_bytes(data)
-        read_package(temporary)  # what cannot be read back is never given a name
+        prove_package(temporary)  # what cannot be read back is never given a name
     return manifest
-
-
-def rename_package(manifest: Manifest, *, name: str | None = None, version: str | None = None) -> Manifest:
-    """The same package under another name or version: another manifest, so another digest."""
-    renamed = dataclasses.replace(manifest, name=name or manifest.name, version=version or manifest.version)
-    check_manifest(renamed)
-    return renamed

@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsehub.delta import DELTA_FILE, value_dtypes
+from sparsehub.deltafile import DELTA_FILE, STORED_DTYPES, VALUE_KINDS
 from sparsehub.errors import FormatError, ManifestError
-from sparsehub.files import canonical_json, sha256_bytes, strict_json
+from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes, strict_json
 from sparsehub.schema import build
 
 MANIFEST_FILE = "sparsehub.json"
@@ -21,6 +21,11 @@ FORMAT_VERSION = 1
 MAX_LABELS = 100_000
 MAX_PICTURES = 64
 MAX_PARENTS = 1024
+MAX_SIGNATURE_BYTES = 1 << 20
+MAX_CARD_BYTES = 1 << 20
+MAX_PICTURE_BYTES = 8 << 20
+
+_LIMITS = {DELTA_FILE: 1 << 48, HEAD_FILE: 1 << 48, CARD_FILE: MAX_CARD_BYTES}  # bytes
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
 VERSION = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.+-]{0,62}[0-9A-Za-z])?")
@@ -155,7 +160,7 @@ class Manifest:
 def parse_manifest(data: bytes) -> Manifest:
     """Read and prove a manifest; raises `ManifestError`. Only the canonical byte string is accepted."""
     try:
-        table = strict_json(data, MANIFEST_FILE)
+        table = strict_json(data, MANIFEST_FILE, MAX_PACKAGE_JSON_BYTES)
     except FormatError as error:
         raise ManifestError(str(error)) from error
     if isinstance(table, dict) and table.get("format_version") != FORMAT_VERSION:
@@ -189,6 +194,7 @@ def check_manifest(manifest: Manifest) -> None:
                 expected=f"{DELTA_FILE}, {HEAD_FILE}, {CARD_FILE} or *.png",
             )
         _require(record.size >= 0 and DIGEST.fullmatch(record.sha256), f"the record of {name} is malformed")
+        _require(record.size <= _LIMITS.get(name, MAX_PICTURE_BYTES), f"{name} is larger than a package may hold")
     _require(len(manifest.files) <= MAX_PICTURES + 3, "the manifest names too many files")
     _require(DELTA_FILE in manifest.files, f"the manifest does not name {DELTA_FILE}")
 
@@ -231,8 +237,9 @@ def _check_task(task: TaskSpec) -> None:
 
 def _check_delta(manifest: Manifest) -> None:
     delta = manifest.delta
-    _require(delta.value_kind in ("add", "set"), f"unknown value kind {delta.value_kind!r}")
-    _require(delta.value_dtype in value_dtypes, f"unknown value dtype {delta.value_dtype!r}")
+    _require(delta.value_kind in VALUE_KINDS, f"unknown value kind {delta.value_kind!r}")
+    _require(delta.value_dtype in STORED_DTYPES, f"unknown value dtype {delta.value_dtype!r}")
+    _require((delta.value_kind, delta.value_dtype) != ("set", "int8"), "`set` values are exact and cannot be int8")
     _require(bool(DIGEST.fullmatch(manifest.backbone.fingerprint)), "the backbone's fingerprint is malformed")
     _require(bool(delta.parameters), "the delta changes no parameter")
     for name, touched in delta.parameters.items():

@@ -32,12 +32,9 @@ def small_delta() -> Delta:
 def small_tensors() -> dict[str, torch.Tensor]:
     """What the file of `small_delta` holds, to be spoilt."""
     return {
-        "w.indices": torch.tensor([0, 65_535, 0, 18_927], dtype=torch.uint16),
-        "w.blocks": torch.tensor([0, 2, 3, 4], dtype=torch.int32),
-        "w.values": torch.tensor([0.5, -1, 2, 4.0], dtype=torch.float16),
-        "b.indices": torch.tensor([2], dtype=torch.uint16),
-        "b.blocks": torch.tensor([0, 1], dtype=torch.int32),
-        "b.values": torch.tensor([-0.25], dtype=torch.float16),
+        "indices": torch.tensor([2, 0, 65_535, 0, 18_927], dtype=torch.uint16),
+        "counts": torch.tensor([1, 2, 1, 1], dtype=torch.int32),
+        "values": torch.tensor([-0.25, 0.5, -1, 2, 4.0], dtype=torch.float16),
     }
 
 

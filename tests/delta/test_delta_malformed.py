@@ -38,37 +38,35 @@ def test_the_tensors_to_be_spoilt_are_sound(small_tensors: Tensors, write_tensor
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"w.indices": uint16(5, 5, 0, 9)}, "not strictly increasing"),
-        ({"w.indices": uint16(9, 5, 0, 9)}, "not strictly increasing"),
-        ({"w.indices": uint16(0, 1, 0, 18_928)}, "out of range"),
-        ({"b.indices": uint16(4)}, "out of range"),
-        ({"w.blocks": int32(0, 2, 3, 5)}, "disagree"),
-        ({"w.blocks": int32(0, 2, 3, 3)}, "disagree"),
-        ({"w.blocks": int32(1, 2, 3, 4)}, "disagree"),
-        ({"w.blocks": int32(0, 3, 2, 4)}, "disagree"),
-        ({"w.blocks": int32(0, -1, 3, 4)}, "disagree"),
-        ({"w.blocks": int32(-4, 2, 3, 4)}, "disagree"),
-        ({"w.blocks": int32(0, 2**31 - 1, -(2**31), 4)}, "disagree"),
-        ({"w.blocks": int32(0, 4)}, "wrong type or length"),
-        ({"w.blocks": int32(0, 2, 3, 4, 4)}, "wrong type or length"),
-        ({"w.blocks": int32(0, 2, 3, 4).view(2, 2)}, "wrong type or length"),
-        ({"w.blocks": torch.tensor([0, 2, 3, 4])}, "wrong type or length"),
-        ({"w.indices": torch.tensor([0, 5, 0, 9], dtype=torch.int16)}, "wrong type or length"),
-        ({"w.indices": uint16(0, 5, 0, 9).view(2, 2)}, "wrong type"),
-        ({"w.indices": uint16(0, 5, 0)}, "disagree"),
-        ({"w.values": half(1, 2, 3)}, "do not fit together"),
-        ({"w.values": half(1, 2, 3, 4, 5)}, "do not fit together"),
-        ({"w.values": half(1, 2, 3, 4).view(4, 1)}, "wrong type"),
-        ({"w.values": half(1, 2, 3, 4).float()}, "wrong type; found: torch.float32; expected: flat float16"),
-        ({"w.values": half(1, 2, 3, 4).bfloat16()}, "wrong type"),
-        ({"w.values": torch.ones(4, dtype=torch.int16)}, "wrong type"),
-        ({"w.values": half(1, 2, 3, float("nan"))}, "not finite"),
-        ({"w.values": half(1, 2, 3, float("inf"))}, "not finite"),
-        ({"b.indices": uint16(), "b.blocks": int32(0, 0), "b.values": half()}, "'b' has no entries"),
-        ({"c.indices": uint16(1)}, "found: c.indices"),
-        ({"w.scales": torch.ones(1)}, "found: w.scales"),
-        ({"w.values": None}, "expected: w.values"),
-        ({"b.indices": None, "b.blocks": None, "b.values": None}, "expected: b.blocks, b.indices, b.values"),
+        ({"indices": uint16(2, 5, 5, 0, 9)}, "'w': indices are not strictly increasing; found: entry 2"),
+        ({"indices": uint16(2, 9, 5, 0, 9)}, "'w': indices are not strictly increasing"),
+        ({"indices": uint16(2, 0, 1, 0, 18_928)}, "'w': an index is out of range; found: offset 18928"),
+        ({"indices": uint16(4, 0, 1, 0, 9)}, "'b': an index is out of range"),
+        ({"counts": int32(1, 2, 1, 2)}, "disagree; found: counts of 1 to 2 in all 6; expected: .* in all 5"),
+        ({"counts": int32(1, 2, 1, 0)}, "disagree"),
+        ({"counts": int32(1, -1, 3, 2)}, "disagree"),
+        ({"counts": int32(2, 2**31 - 1, -(2**31), 4)}, "disagree"),
+        ({"counts": int32(0, 3, 1, 1)}, "'b' has no entries"),
+        ({"counts": int32(5, 0, 0, 0)}, "'w' has no entries"),
+        ({"counts": int32(1, 4)}, r"'counts' .* wrong type or length; found: I32 \[2\]; expected: I32 \[4\]"),
+        ({"counts": int32(1, 2, 1, 1, 0)}, "wrong type or length"),
+        ({"counts": int32(1, 2, 1, 1).view(2, 2)}, "wrong type or length"),
+        ({"counts": torch.tensor([1, 2, 1, 1])}, "wrong type or length"),
+        ({"indices": torch.tensor([2, 0, 5, 0, 9], dtype=torch.int16)}, "'indices' .* wrong type or length"),
+        ({"indices": uint16(2, 0, 5, 0).view(2, 2)}, "changes nothing"),
+        ({"indices": uint16()}, "changes nothing"),
+        ({"indices": uint16(2, 0, 5, 0)}, "'values' .* wrong type or length"),
+        ({"values": half(1, 2, 3, 4)}, "'values' .* wrong type or length"),
+        ({"values": half(1, 2, 3, 4, 5, 6)}, "wrong type or length"),
+        ({"values": half(1, 2, 3, 4, 5).view(5, 1)}, "wrong type or length"),
+        ({"values": half(1, 2, 3, 4, 5).float()}, r"found: F32 \[5\]; expected: F16 \[5\]"),
+        ({"values": half(1, 2, 3, 4, 5).bfloat16()}, "wrong type or length"),
+        ({"values": torch.ones(5, dtype=torch.int16)}, "wrong type or length"),
+        ({"values": half(1, 2, 3, 4, float("nan"))}, "not finite"),
+        ({"values": half(1, 2, 3, 4, float("-inf"))}, "not finite"),
+        ({"more": uint16(1)}, "found: counts, indices, more, values"),
+        ({"scales": torch.ones(1)}, "found: counts, indices, scales, values; expected: counts, indices, values"),
+        ({"values": None}, "found: counts, indices; expected: counts, indices, values"),
     ],
 )
 def test_spoilt_tensors_are_refused(
@@ -99,13 +97,27 @@ def test_spoilt_int8_values_are_refused(
 ) -> None:
     n = len(integers)
     tensors = {
-        "w.indices": torch.arange(n).to(torch.uint16),
-        "w.blocks": int32(0, n),
-        "w.values": torch.tensor(integers, dtype=torch.int8),
-        "w.scales": scales,
+        "indices": torch.arange(n).to(torch.uint16),
+        "counts": int32(n),
+        "values": torch.tensor(integers, dtype=torch.int8),
+        "scales": scales,
     }
     with pytest.raises(DeltaError, match=message):
         read_delta(write_tensors(tensors), {"w": (300,)}, "add", "int8")
+
+
+def test_the_groups_of_two_parameters_share_no_scale(write_tensors: Write) -> None:
+    tensors = {
+        "indices": torch.cat([torch.arange(257), torch.arange(3)]).to(torch.uint16),
+        "counts": int32(257, 3),
+        "values": torch.full((260,), 2, dtype=torch.int8),
+        "scales": torch.tensor([1.0, 10.0, 100.0]),
+    }
+    delta = read_delta(write_tensors(tensors), {"a": (300,), "b": (3,)}, "add", "int8")
+    assert delta.parameters["a"].values.tolist() == [2.0] * 256 + [20.0]
+    assert delta.parameters["b"].values.tolist() == [200.0] * 3
+    with pytest.raises(DeltaError, match="scales"):
+        read_delta(write_tensors({**tensors, "scales": torch.ones(2)}), {"a": (300,), "b": (3,)}, "add", "int8")
 
 
 @pytest.mark.parametrize("shape", [(4 * 65_536,), (2**40,) * 8, (1,), (0,), ()])
@@ -139,10 +151,10 @@ def entry(dtype: str = "U8", shape: Any = (1,), offsets: Any = (0, 1)) -> dict[s
 @pytest.mark.parametrize(
     "header",
     [
-        b'{"b.values":' + b'{"a":' * 5_000 + b"1" + b"}" * 5_001,
-        b'{"b.values":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b.values":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
+        b'{"values":' + b'{"a":' * 5_000 + b"1" + b"}" * 5_001,
+        b'{"values":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"values":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
         {"../../x": entry()},
-        {"w.values": entry(shape=[0, 2**60], offsets=[0, 0])},
+        {"values": entry(shape=[0, 2**60], offsets=[0, 0])},
     ],
     ids=["nested", "twice", "path", "absurd shape"],
 )

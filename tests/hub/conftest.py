@@ -50,9 +50,9 @@ def make_package(tmp_path: Path) -> Iterator[MakePackage]:
     """Writes tiny packages of two parameters and a head; each call makes a new folder."""
     numbers = itertools.count()
 
-    def make(name: str = "trec", version: str = "1.0.0", card: str = "# A card\n") -> Path:
+    def make(name: str = "trec", version: str = "1.0.0", card: str = "# A card\n", head: int = 4) -> Path:
         folder = tmp_path / "packages" / str(next(numbers))
-        write_package(folder, _draft(name, version), _delta(), {"classifier.weight": torch.ones(2, 4)}, card, {})
+        write_package(folder, _draft(name, version), _delta(), {"classifier.weight": torch.ones(2, head)}, card, {})
         return folder
 
     yield make

@@ -114,7 +114,7 @@ def test_every_object_and_folder_is_on_disk_before_the_tag_that_promises_it(
 
 
 def test_a_publisher_killed_anywhere_leaves_a_whole_version_or_none(make_package, tmp_path) -> None:
-    package, hubs = make_package(card="# Large\n" + "x" * (4 << 20)), tmp_path / "hubs"
+    package, hubs = make_package(head=1 << 19), tmp_path / "hubs"
     command = [sys.executable, "-c", KILLED, str(package), str(hubs), str(WRITES)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     signals = dict(line.split() for line in lines)

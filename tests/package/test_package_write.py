@@ -19,7 +19,7 @@ from sparsehub.errors import (
     UsageError,
 )
 from sparsehub.files import TEMPORARY_PREFIX
-from sparsehub.package import Package, read_package, rename_package, write_package
+from sparsehub.package import Manifest, Package, read_package, rename_package, write_package
 from sparsehub.package import io as package_io
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
@@ -69,10 +69,10 @@ def test_what_could_not_be_read_back_is_never_written(
 def test_nothing_is_left_after_a_failure(
     golden: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(_: Path) -> Package:
+    def fail(_: Path) -> Manifest:
         raise error
 
-    monkeypatch.setattr(package_io, "read_package", fail)
+    monkeypatch.setattr(package_io, "prove_package", fail)
     with pytest.raises(type(error)):
         write(tmp_path / "new", golden)
     assert list(tmp_path.iterdir()) == []
@@ -101,7 +101,7 @@ def second_write(path, data, write=Path.write_bytes, seen=[]):
 
 moments = {
     "writing": (Path, "write_bytes", second_write),
-    "proving": (io, "read_package", die),
+    "proving": (io, "prove_package", die),
     "naming": (Path, "rename", die),
     "never": None,
 }
