@@ -90,7 +90,7 @@ def measure(size: str, folder: Path) -> list[Row]:
     save_encoder(size, folder)
     backbone = load_backbone(str(folder))
     sites, patches = find_sites(backbone), [make_patch(backbone, whole_delta(backbone, n)) for n in range(16)]
-    sides = [make_side(sites, backbone.arena, patch) for patch in patches]
+    sides = [side for patch in patches if isinstance(side := make_side(sites, backbone.arena, patch), Side)]
     tasks = Tasks(backbone, sites, Swap(backbone.arena), patches, sides)
     lora = lora_model(folder, MOST_TASKS)
     return [row for key in BATCHES for row in measure_batch(size, key, tasks, lora, folder)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -27,7 +28,7 @@ def build(kind: type[T], data: Any, where: str, error: type[SparsehubError]) -> 
     """Make the dataclass `kind` of the dictionary `data`; raises `error`, which names the place (`where`)."""
     if not isinstance(data, Mapping):
         raise error(f"{where} has the wrong type", found=type(data).__name__, expected="an object")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
     for key in data:
         if key not in fields:
@@ -36,6 +37,12 @@ def build(kind: type[T], data: Any, where: str, error: type[SparsehubError]) -> 
     if missing:
         raise error(f"{where} lacks {', '.join(missing)}")
     return kind(**{key: _value(hints[key], value, f"{where}.{key}", error) for key, value in data.items()})
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Evaluating annotations takes far longer than checking a value against them."""
+    return typing.get_type_hints(kind)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

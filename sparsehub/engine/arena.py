@@ -15,6 +15,7 @@ from sparsehub.engine.lock import FairLock
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.swap import Swap
 from sparsehub.errors import SparsehubError, UnhealthyError
+from sparsehub.kernels import gather
 
 log = logging.getLogger("sparsehub")
 
@@ -35,13 +36,18 @@ class ArenaKeeper:
         self._inside: Holding | None = None  # whose patch is in the arena; it is referenced, so that it stays in memory
 
     def read(self, buffer: Tensor, positions: Tensor) -> Tensor:
-        """Base values for a patch that is being made, between two batches, whatever task is in the arena."""
+        """Base values for a patch that is being made, between two batches.
+
+        The task that is in the arena is taken out: that, and putting it back for its next batch, costs less
+        than finding which of its entries the new patch shares.
+        """
         with self.lock:
             if not self.swap.healthy:
                 raise UnhealthyError("the base weights are unknown, so no task can be made ready", fix="restart it")
+            self.swap.to(None)
             if buffer.device.type == "cuda":  # this is another stream than the model's
                 torch.cuda.current_stream(buffer.device).wait_stream(torch.cuda.default_stream(buffer.device))
-            values = self.swap.read_base(buffer, positions)
+            values = gather(buffer, positions)
             if buffer.device.type == "cuda":
                 torch.cuda.current_stream(buffer.device).synchronize()
             return values

@@ -42,7 +42,7 @@ def _sparse_points(
     """None where nothing can be mixed."""
     if not sites.sites or not sites.uses:
         return []
-    sides = [make_side(sites, backbone.arena, patch) for patch in patches]
+    sides = [side for patch in patches if isinstance(side := make_side(sites, backbone.arena, patch), Side)]
     points = []
     for tasks, rows, length in BATCHES:
         length = min(length, max_tokens)

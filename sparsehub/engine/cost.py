@@ -1,11 +1,12 @@
 """What a batch will cost in each way of running it: a few points measured at start-up, and what was seen since.
 
-    forward(tokens)                             a curve through measured points
-    switch(entries)    = a + b entries
-    sparse part        = c + d tokens + e sum over tasks of entries * ceil(tokens / 16)
+    forward(tokens)    a curve through measured points
+    switch(entries)  = a + b entries
+    sparse part      = c + d tokens + e sum over tasks of entries * ceil(tokens / 16)
 
-Tokens count with their padding. A way of running that turns out dearer or cheaper than predicted is corrected by a
-running ratio, so the choice follows the machine; predictions and measurements are exported.
+Tokens count with their padding. Two running ratios follow the machine: of forwards, learned from batches that needed
+nothing else, and of what comes on top in each way of running. A forward that turns out slow is slow in every way, so it
+cannot make one of them look better. Predictions and measurements are exported.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SWAP, MIXED, GROUPED = "swap", "mixed", "grouped-swap"
+PLAIN = "plain"
 LANES = 16  # tokens that one step over an entry serves
 _SMOOTHING = 0.1  # weight of the newest batch in the running ratio
 _WIDEST_RATIO = 4.0  # one absurd measurement (a suspended process) must not decide for long
@@ -47,10 +49,11 @@ class Points:
 
 @dataclass
 class CostModel:
-    """Not thread-safe: the model thread predicts and learns."""
+    """Not thread-safe: the model thread predicts and learns. ratios: measured / predicted, of the forward (`plain`) and
+    of what comes on top by way of running."""
 
     points: Points
-    ratios: dict[str, float] = field(default_factory=lambda: {SWAP: 1.0, MIXED: 1.0, GROUPED: 1.0})
+    ratios: dict[str, float] = field(default_factory=lambda: {PLAIN: 1.0, SWAP: 1.0, MIXED: 1.0, GROUPED: 1.0})
 
     def __post_init__(self) -> None:
         tokens, entries = [p[0] for p in self.points.forward], [p[0] for p in self.points.switch]
@@ -75,19 +78,27 @@ class CostModel:
 
     def predict(self, mode: str, groups: Sequence[Group], *, there: bool = False) -> float:
         """Seconds of one way of running. there: the first group's task is in the arena already."""
-        if mode == MIXED:
-            seconds = self.forward(padded_tokens(groups)) + self.sparse(groups)
-        else:
-            switches = [self.switch(group.entries) for group in groups]
-            seconds = sum(self.forward(group.tokens) for group in groups) + sum(switches[1:] if there else switches)
-        return seconds * self.ratios[mode]
+        plain, extra = self._parts(mode, groups, there)
+        return plain * self.ratios[PLAIN] + extra * self.ratios[mode]
 
-    def learn(self, mode: str, predicted: float, measured: float) -> None:
-        """Correct a way of running by what it took."""
-        if predicted > 0:
-            raw = self.ratios[mode] * measured / predicted
-            ratio = self.ratios[mode] + _SMOOTHING * (raw - self.ratios[mode])
-            self.ratios[mode] = min(_WIDEST_RATIO, max(1 / _WIDEST_RATIO, ratio))
+    def learn(self, mode: str, groups: Sequence[Group], measured: float, *, there: bool = False) -> None:
+        """Correct the forward, or what came on top of it, by what a batch took."""
+        plain, extra = self._parts(mode, groups, there)
+        if extra == 0.0:
+            self._move(PLAIN, measured / plain if plain else 1.0)
+        else:
+            self._move(mode, max(0.0, measured - plain * self.ratios[PLAIN]) / extra)
+
+    def _parts(self, mode: str, groups: Sequence[Group], there: bool) -> tuple[float, float]:
+        """Seconds of the forwards, and of what comes on top."""
+        if mode == MIXED:
+            return self.forward(padded_tokens(groups)), self.sparse(groups)
+        switches = [self.switch(group.entries) for group in groups]
+        return sum(self.forward(group.tokens) for group in groups), sum(switches[1:] if there else switches)
+
+    def _move(self, which: str, ratio: float) -> None:
+        ratio = min(_WIDEST_RATIO, max(1 / _WIDEST_RATIO, ratio))
+        self.ratios[which] += _SMOOTHING * (ratio - self.ratios[which])
 
 
 def padded_tokens(groups: Sequence[Group]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsehub.engine.arena import ArenaKeeper
-from sparsehub.engine.cost import CostModel, Points
+from sparsehub.engine.cost import GROUPED, MIXED, SWAP, CostModel, Group, Points
 from sparsehub.engine.holding import Holding
 from sparsehub.engine.report import BatchReport, Share
 from sparsehub.engine.residency import Residency
@@ -68,6 +68,12 @@ class ModelLoop:
         with self._arena.lock:
             self._arena.swap.to(None)
             return CostModel(self._measure())
+
+    def worth_sharing(self, own: Sequence[Item], others: Sequence[Item]) -> bool:
+        """Whether a row costs less in a batch of both than in one of its own task's rows."""
+        alone, together = _sizes(own), [*_sizes(own), *_sizes(others)]
+        each = min(self.costs.predict(mode, together) for mode in (MIXED, GROUPED)) / (len(own) + len(others))
+        return each < self.costs.predict(SWAP, alone) / len(own)
 
     def start(self) -> None:
         _ = self.costs
@@ -132,7 +138,7 @@ class ModelLoop:
         """Each part's results or errors, in order."""
         try:
             results = self._runner.run(choice.mode, [part.rows for part in parts], clock)
-            costs.learn(choice.mode, choice.predicted, clock.backbone)
+            costs.learn(choice.mode, choice.groups, clock.backbone, there=choice.there)
             return results
         except UnhealthyError as error:
             self._scheduler.fail(error)
@@ -149,6 +155,10 @@ class ModelLoop:
             return error
         except Exception as error:
             return RequestError("the model failed on this input", found=f"{type(error).__name__}: {error}"[:300])
+
+
+def _sizes(items: Sequence[Item]) -> list[Group]:
+    return [part.rows.group for part in _by_task(items)]
 
 
 def _by_task(batch: Sequence[Item]) -> list[_Part]:

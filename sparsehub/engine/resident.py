@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone import Backbone
-from sparsehub.engine.side import Side, make_side, touched_slots
+from sparsehub.engine.side import Side, make_side
 from sparsehub.engine.sites import Sites
 from sparsehub.engine.tasks import TaskInfo, info_of
 from sparsehub.package import Package
@@ -64,9 +64,10 @@ def make_resident(host: HostTask, backbone: Backbone, sites: Sites, pad_token_id
     with _beside(backbone.device):
         head = build_head(backbone, host.info.spec, host.head, pad_token_id)
         patch = bind(host.layout, backbone.arena, read)
-        why_swap = sites.why_not(touched_slots(backbone.arena, patch))
-        side = make_side(sites, backbone.arena, patch) if why_swap is None else None
-    return Resident(host.info, patch, side, why_swap, head)
+        side = make_side(sites, backbone.arena, patch)
+    if isinstance(side, str):
+        return Resident(host.info, patch, None, side, head)
+    return Resident(host.info, patch, side, None, head)
 
 
 @contextmanager

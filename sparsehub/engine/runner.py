@@ -62,14 +62,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a batch runs. predictions: seconds by way of running, of all ways that were open to it."""
+    """How a batch runs. groups: its sizes; there: the first one's task is in the arena already; predictions: seconds by
+    way of running, of all ways that were open to it."""
 
     mode: str
+    groups: Sequence[Group]
+    there: bool
     predictions: dict[str, float]
-
-    @property
-    def predicted(self) -> float:
-        return self.predictions[self.mode]
 
 
 class Runner:
@@ -87,8 +86,10 @@ class Runner:
         open_ways = [alone, *([MIXED] if self._can_mix(groups) else [])]
         predictions = {mode: costs.predict(mode, sizes, there=there) for mode in open_ways}
         if wanted == AUTO:
-            return Choice(min(predictions, key=lambda mode: predictions[mode]), predictions)
-        return Choice(MIXED if wanted == MIXED and MIXED in predictions else alone, predictions)
+            mode = min(predictions, key=lambda mode: predictions[mode])
+        else:
+            mode = MIXED if wanted == MIXED and MIXED in predictions else alone
+        return Choice(mode, sizes, there, predictions)
 
     def _can_mix(self, groups: Sequence[Rows]) -> bool:
         tasks = [rows.task for rows in groups if rows.task is not None]

@@ -61,11 +61,17 @@ class Scheduler:
 
     lane: of a key, None while its rows cannot run; rows of one lane may share a batch. It is asked whenever a batch is
     made, so call `wake` when an answer has changed. By default every key has a lane of its own.
+    worth_sharing: whether rows of one key, given first, had better run together with the others of their lane.
     """
 
-    def __init__(self, limits: Limits, lane: Callable[[Any], Hashable | None] = lambda key: ("own", key)):
+    def __init__(
+        self,
+        limits: Limits,
+        lane: Callable[[Any], Hashable | None] = lambda key: ("own", key),
+        worth_sharing: Callable[[Sequence[Item], Sequence[Item]], bool] = lambda *_: True,
+    ):
         self._limits = limits
-        self._lane = lane
+        self._lane, self._worth_sharing = lane, worth_sharing
         self._ready = threading.Condition()
         self._queues: dict[Hashable, list[Item]] = {}  # by key, oldest first; no empty lists
         self._waiting = 0
@@ -150,21 +156,25 @@ class Scheduler:
 
     def _take(self, key: Hashable, lanes: dict[Hashable, Hashable]) -> list[Item]:
         """The oldest row of a key and the rows that go best with it, within the budget; by key, in order of arrival."""
-        oldest = self._queues[key][0]
-        same = self._queues[key][1:]
-        others = [i for k in self._queues if k != key and lanes.get(k) == lanes[key] for i in self._queues[k]]
-        length, sequences, chosen = oldest.length, oldest.sequences, {id(oldest)}
-        for item in (
-            *_nearest(oldest, same, self._limits.batch_rows),
-            *_nearest(oldest, others, self._limits.batch_rows),
-        ):
+        queue = self._queues[key]
+        own = self._fill([queue[0]], queue[1:])
+        neighbours = [k for k in self._queues if k != key and lanes.get(k) == lanes[key]]
+        both = self._fill(own, [item for k in neighbours for item in self._queues[k]]) if neighbours else own
+        others = both[len(own) :]
+        chosen = {id(item) for item in (both if others and self._worth_sharing(own, others) else own)}
+        return [item for k in (key, *neighbours) for item in self._remove(k, chosen)]
+
+    def _fill(self, rows: Sequence[Item], more: Sequence[Item]) -> list[Item]:
+        """The rows, and those of `more` that are most like the first of them, as far as the budget goes."""
+        length, sequences, chosen = max(row.length for row in rows), sum(row.sequences for row in rows), list(rows)
+        for item in _nearest(rows[0], more, self._limits.batch_rows):
             longest, total = max(length, item.length), sequences + item.sequences
             if len(chosen) >= self._limits.batch_rows:
                 break
             if longest * total <= self._limits.batch_tokens:
                 length, sequences = longest, total
-                chosen.add(id(item))
-        return [item for k in [key, *(k for k in lanes if k != key)] for item in self._remove(k, chosen)]
+                chosen.append(item)
+        return chosen
 
     def _remove(self, key: Hashable, chosen: set[int]) -> list[Item]:
         """Take chosen rows out of a queue; those that were cancelled meanwhile are gone."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.mixed import MixedBatch
-from sparsehub.engine.side import make_side
+from sparsehub.engine.side import Side, make_side
 from sparsehub.engine.sites import Sites, find_sites, nothing_mixes, sample_batch
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 
@@ -37,8 +37,10 @@ def checked_sites(backbone: Backbone) -> Sites:
 @torch.inference_mode()
 def _problem(backbone: Backbone, sites: Sites) -> str | None:
     patch = make_patch(backbone, _loud_delta(backbone, sites))
+    side = make_side(sites, backbone.arena, patch)
+    assert isinstance(side, Side)  # it changes nothing but what can be mixed
     batch = sample_batch(backbone, ROWS, LENGTH)
-    with MixedBatch(sites, [make_side(sites, backbone.arena, patch)], [(0, 0, ROWS)]).on_model():
+    with MixedBatch(sites, [side], [(0, 0, ROWS)]).on_model():
         mixed = _states(backbone, batch)
     plain = _states(backbone, batch)
     apply_patch(backbone.arena, patch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sparsehub.backbone import Arena, Slot
 from sparsehub.engine.sites import CONV1D, Site, Sites
-from sparsehub.kernels import ScaleShift, SparseChange
-from sparsehub.kernels.sparse import column_dtype
+from sparsehub.kernels import ScaleShift, SparseChange, compress
 from sparsehub.patch import Patch
 
 
@@ -31,37 +30,38 @@ class Side:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """The part of a patch in one place. local: [k] int64 flat positions inside it; change: [k] float32."""
+class Piece:
+    """The part of a patch in one place of the arena.
+
+    local: [k] int32 or int64 flat positions inside it; change: [k] float32, what an entry becomes less what it was, in
+    the arena's dtype: so a mixed row computes with the same weights as a swapped one, rounding included.
+    """
 
     slot: Slot
     local: Tensor
     change: Tensor
 
 
-def touched_slots(arena: Arena, patch: Patch) -> set[Slot]:
-    """The places that a patch changes."""
-    return {piece.slot for piece in _pieces(arena, patch)}
+def make_side(sites: Sites, arena: Arena, patch: Patch) -> Side | str:
+    """A patch by site; or why it cannot be mixed (`Sites.why_not`)."""
+    pieces = list(pieces_of(arena, patch))
+    problem = sites.why_not({piece.slot for piece in pieces})
+    return problem or _by_site(sites, pieces, next(iter(arena.buffers.values())).device)
 
 
-def make_side(sites: Sites, arena: Arena, patch: Patch) -> Side:
-    """Every place of the patch must have a site (`Sites.why_not`).
-
-    The change of an entry is what it becomes less what it was, in the arena's dtype: so a mixed row computes with the
-    same weights as a swapped one, rounding included.
-    """
-    found: dict[int, dict[str, _Piece]] = {}
-    for piece in _pieces(arena, patch):
+def _by_site(sites: Sites, pieces: Sequence[Piece], device: torch.device) -> Side:
+    found: dict[int, dict[str, Piece]] = {}
+    for piece in pieces:
         for site, role in sites.uses[piece.slot]:
             found.setdefault(site.index, {})[role] = piece
-    parts = {index: _part(sites.sites[index], pieces) for index, pieces in found.items()}
-    addresses = sites.base_addresses(next(iter(arena.buffers.values())).device)
+    parts = {index: _part(sites.sites[index], roles) for index, roles in found.items()}
+    addresses = sites.base_addresses(device)
     for index, part in parts.items():
         addresses[index] = torch.tensor(part.addresses)
     return Side(parts, addresses)
 
 
-def _pieces(arena: Arena, patch: Patch) -> Iterator[_Piece]:
+def pieces_of(arena: Arena, patch: Patch) -> Iterator[Piece]:
     for segment in patch.segments:
         slots = sorted({s for s in arena.slots.values() if s.dtype == segment.dtype}, key=lambda slot: slot.offset)
         edges = torch.tensor([[slot.offset, slot.offset + slot.numel] for slot in slots])
@@ -72,11 +72,11 @@ def _pieces(arena: Arena, patch: Patch) -> Iterator[_Piece]:
         change = becomes.float() - base
         for slot, (first, last) in zip(slots, bounds, strict=True):
             if first < last:
-                local = segment.positions[first:last].long() - slot.offset
-                yield _Piece(slot, local, change[first:last])
+                local = segment.positions[first:last] - slot.offset
+                yield Piece(slot, local, change[first:last])
 
 
-def _part(site: Site, pieces: Mapping[str, _Piece]) -> SparseChange | ScaleShift:
+def _part(site: Site, pieces: Mapping[str, Piece]) -> SparseChange | ScaleShift:
     """What a site has with the changes of its weight, its bias, or both."""
     weight, bias = pieces.get("weight"), pieces.get("bias")
     if site.base is not None:
@@ -88,20 +88,14 @@ def _part(site: Site, pieces: Mapping[str, _Piece]) -> SparseChange | ScaleShift
     return dataclasses.replace(_compressed(weight, transposed=site.kind == CONV1D), bias=change)
 
 
-def _changed(vector: Tensor | None, piece: _Piece) -> Tensor:
+def _changed(vector: Tensor | None, piece: Piece) -> Tensor:
     assert vector is not None  # a place that a delta changes has values in the backbone
     result = vector.clone()
-    result[piece.local] += piece.change
+    result.index_add_(0, piece.local, piece.change)
     return result
 
 
-def _compressed(piece: _Piece, *, transposed: bool) -> SparseChange:
+def _compressed(piece: Piece, *, transposed: bool) -> SparseChange:
     """By rows of dW [out, in]; transposed: the place is [in, out], as in Conv1D."""
-    rows, columns, change = piece.local // piece.slot.shape[1], piece.local % piece.slot.shape[1], piece.change
-    out, inside = piece.slot.shape
-    if transposed:
-        order = torch.argsort(columns, stable=True)
-        rows, columns, change = columns[order], rows[order], change[order]
-        out, inside = inside, out
-    starts = torch.searchsorted(rows, torch.arange(out + 1, device=rows.device), out_int32=True)
-    return SparseChange((out, inside), starts, columns.to(column_dtype(inside)), change.clone())
+    rows, width = piece.slot.shape
+    return compress(piece.local, piece.change, rows, width, transposed=transposed)

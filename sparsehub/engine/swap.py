@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from sparsehub.backbone import Arena
 from sparsehub.errors import UnhealthyError
-from sparsehub.kernels import gather
 from sparsehub.patch import Patch, apply_patch, restore_patch
 
 
@@ -45,15 +41,6 @@ class Swap:
                 self._restore()
                 raise
         return True
-
-    def read_base(self, buffer: Tensor, positions: Tensor) -> Tensor:
-        """The base values at positions of one of the arena's buffers, whatever task is in it."""
-        values = gather(buffer, positions)
-        for segment in self._journal.segments if self._journal is not None else ():
-            if segment.dtype == buffer.dtype and len(segment.positions):
-                places = torch.searchsorted(segment.positions, positions).clamp(max=len(segment.positions) - 1)
-                values = torch.where(segment.positions[places] == positions, segment.base[places], values)
-        return values
 
     def reset(self) -> None:
         """The arena was loaded anew: it holds the base weights, whatever was in it."""

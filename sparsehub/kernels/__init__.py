@@ -24,6 +24,7 @@ __all__ = [
     "Segments",
     "SparseChange",
     "changes_of",
+    "compress",
     "gather",
     "pack",
     "position_dtype",
@@ -59,6 +60,16 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     arena: [n] any dtype; positions: [k] int64 or int32, distinct; values: [k] in the arena's dtype.
     """
     _kernels(arena).scatter_copy_(arena, positions, values)
+
+
+def compress(positions: Tensor, values: Tensor, rows: int, width: int, *, transposed: bool = False) -> SparseChange:
+    """Entries of a matrix [rows, width] by their flat positions, as dW in compressed rows.
+
+    positions: [k] int32 or int64, strictly increasing and in range; values: [k] float32. transposed: dW is the matrix's
+    transpose, [width, rows].
+    """
+    change: SparseChange = _kernels(values, sparse=True).compress(positions, values, rows, width, transposed)
+    return change
 
 
 def pack(x: Tensor, segments: Segments) -> Packed:

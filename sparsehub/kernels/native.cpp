@@ -4,6 +4,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "compress.hpp"
 #include "scatter.hpp"
 #include "sparse.hpp"
 
@@ -130,6 +131,30 @@ PyObject* py_scatter_add(PyObject*, PyObject* arguments) {
     });
 }
 
+PyObject* py_compress(PyObject*, PyObject* arguments) {
+    Address positions, values, starts, columns, out_values;
+    int position_bytes, transposed, column_bytes;
+    Py_ssize_t count, rows, width;
+    if (!PyArg_ParseTuple(arguments, "KiKnnniKKiK", &positions, &position_bytes, &values, &count, &rows, &width,
+                          &transposed, &starts, &columns, &column_bytes, &out_values))
+        return nullptr;
+    return run([&] {
+        return by_position(position_bytes, [&](auto p) {
+            return by_column(column_bytes, [&](auto c) {
+                const auto* from = at<const decltype(p)>(positions);
+                auto* to = at<decltype(c)>(columns);
+                if (transposed)
+                    compress_transposed(from, at<const float>(values), count, width, at<int32_t>(starts), to,
+                                        at<float>(out_values));
+                else
+                    compress(from, at<const float>(values), count, rows, width, at<int32_t>(starts), to,
+                             at<float>(out_values));
+                return true;
+            });
+        });
+    });
+}
+
 PyObject* py_pack(PyObject*, PyObject* arguments) {
     Address x, blocks, packed;
     int dtype, threads;
@@ -199,6 +224,8 @@ PyMethodDef methods[] = {
     {"scatter_copy", py_scatter_copy, METH_VARARGS,
      "(arena, positions, values, item_bytes, position_bytes, count, threads)"},
     {"scatter_add", py_scatter_add, METH_VARARGS, "(arena, positions, values, dtype, position_bytes, count, threads)"},
+    {"compress", py_compress, METH_VARARGS,
+     "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values)"},
     {"pack", py_pack, METH_VARARGS, "(x, dtype, in, blocks, block_count, packed, threads)"},
     {"sparse_linear", py_sparse_linear, METH_VARARGS,
      "(x, packed, y, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},

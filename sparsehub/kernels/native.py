@@ -15,7 +15,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import MAX_SHORT_COLUMNS, Changes, Packed, ScaleShift, Segments, SparseChange
+from sparsehub.kernels.sparse import (
+    MAX_SHORT_COLUMNS,
+    Changes,
+    Packed,
+    ScaleShift,
+    Segments,
+    SparseChange,
+    column_dtype,
+)
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _memory = threading.local()
@@ -75,6 +83,28 @@ def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int
         len(positions),
         torch.get_num_threads(),
     )
+
+
+def compress(positions: Tensor, values: Tensor, rows: int, width: int, transposed: bool = False) -> SparseChange:
+    """Entries by flat position to compressed rows."""
+    assert positions.is_contiguous() and values.is_contiguous() and values.dtype == torch.float32
+    out, inside = (width, rows) if transposed else (rows, width)
+    starts = torch.empty(out + 1, dtype=torch.int32)
+    columns, sorted_values = torch.empty(len(values), dtype=column_dtype(inside)), torch.empty(len(values))
+    _module().compress(
+        positions.data_ptr(),
+        positions.element_size(),
+        values.data_ptr(),
+        len(values),
+        rows,
+        width,
+        int(transposed),
+        starts.data_ptr(),
+        columns.data_ptr(),
+        columns.element_size(),
+        sorted_values.data_ptr(),
+    )
+    return SparseChange((out, inside), starts, columns, sorted_values)
 
 
 # Called for every module of every mixed batch: what is looked at again costs less than a microsecond.

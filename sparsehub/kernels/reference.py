@@ -25,6 +25,14 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
         arena[p] = value
 
 
+def compress(positions: Tensor, values: Tensor, rows: int, width: int, transposed: bool) -> Tensor:
+    """The matrix that the entries make, zeros included: [rows, width], or its transpose."""
+    matrix = torch.zeros(rows, width)
+    for position, value in zip(positions.tolist(), values.tolist(), strict=True):
+        matrix[position // width, position % width] = value
+    return matrix.t() if transposed else matrix
+
+
 def dense(change: SparseChange) -> Tensor:
     """dW [out, in] float64, zeros included."""
     matrix = torch.zeros(change.shape, dtype=torch.float64)

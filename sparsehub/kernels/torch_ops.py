@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import Changes, Packed, ScaleShift, Segments, SparseChange
+from sparsehub.kernels.sparse import Changes, Packed, ScaleShift, Segments, SparseChange, column_dtype
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -27,6 +27,18 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     if arena.element_size() == 2:  # torch's CPU scatter_ of half types walks the whole arena, that of int16 does not
         arena, values = arena.view(torch.int16), values.view(torch.int16)
     arena.scatter_(0, positions.long(), values)
+
+
+def compress(positions: Tensor, values: Tensor, rows: int, width: int, transposed: bool = False) -> SparseChange:
+    """Entries by flat position to compressed rows."""
+    row = positions // width
+    column = positions - row * width
+    if transposed:
+        order = torch.argsort(column, stable=True)
+        row, column, values = column[order], row[order], values[order]
+        rows, width = width, rows
+    starts = torch.searchsorted(row, torch.arange(rows + 1, device=row.device, dtype=row.dtype), out_int32=True)
+    return SparseChange((rows, width), starts, column.to(column_dtype(width)), values.clone())
 
 
 def pack(x: Tensor, segments: Segments) -> Packed:

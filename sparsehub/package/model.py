@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,10 @@ class _StandIn(nn.Module):
         return outputs
 
 
+# By backbone: models of each shape of task that was loaded on it.
+_TEMPLATES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Any]] = weakref.WeakKeyDictionary()
+
+
 class HeadModel:
     """A task's model without its backbone: it runs on outputs that the shared backbone has computed."""
 
@@ -121,11 +126,9 @@ class HeadModel:
 
 def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor], pad_token_id: int) -> HeadModel:
     """transformers' head code around a stand-in for the backbone; raises `FormatError` where `tensors` do not fit."""
-    with torch.device("meta"):
-        model = auto_class(task.kind).from_config(task_config(backbone.config, task, pad_token_id))
+    model = _whole_model(backbone, task, pad_token_id)
     prefix = base_prefix(model)
-    pooler = _own_pooler(getattr(model, prefix[:-1]), prefix, tensors)
-    stand_in = _StandIn(pooler)
+    stand_in = _StandIn(_own_pooler(getattr(model, prefix[:-1]), prefix, tensors))
     setattr(model, prefix[:-1], stand_in)
     head = {name: tensor.to(backbone.device, backbone.dtype, copy=True) for name, tensor in tensors.items()}
     try:
@@ -134,6 +137,23 @@ def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor]
         problem = " ".join(str(error).split())
         raise FormatError("the head does not fit the task's model", found=problem[:500]) from error
     return HeadModel(model.eval(), stand_in)
+
+
+def _whole_model(backbone: Backbone, task: TaskSpec, pad_token_id: int) -> nn.Module:
+    """A task's model without memory behind its parameters, free to be changed.
+
+    transformers takes longer to build one than the rest of a task's load takes together, so one of each shape is kept
+    with its backbone; the copy shares what of it the head does not need: the base model, but not its pooler.
+    """
+    kept = _TEMPLATES.setdefault(backbone.module, {})
+    shape = (task.kind, task.num_outputs, task.problem_type, pad_token_id)
+    if shape not in kept:
+        with torch.device("meta"):
+            kept[shape] = auto_class(task.kind).from_config(task_config(backbone.config, task, pad_token_id))
+    template = kept[shape]
+    base = getattr(template, base_prefix(template)[:-1])
+    shared = {id(module): module for name, module in base.named_children() if name != "pooler"}
+    return copy.deepcopy(template, dict(shared))
 
 
 def _own_pooler(base: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module | None:

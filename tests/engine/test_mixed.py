@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.mixed import MixedBatch
-from sparsehub.engine.side import Side, make_side, touched_slots
+from sparsehub.engine.side import Side, make_side
 from sparsehub.engine.sites import EMBEDDING, LINEAR, Sites, find_sites, sample_batch
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
 
@@ -56,6 +56,12 @@ def random_delta(
 
 def mixable(backbone: Backbone, sites: Sites) -> list[str]:
     return [name for name, slot in backbone.arena.slots.items() if slot not in sites.others]
+
+
+def side_of(sites: Sites, backbone: Backbone, patch: Patch) -> Side:
+    side = make_side(sites, backbone.arena, patch)
+    assert isinstance(side, Side), side
+    return side
 
 
 @torch.inference_mode()
@@ -98,7 +104,7 @@ def test_a_batch_of_several_tasks_gives_what_their_weights_give(load: Load, fami
     names, before = mixable(backbone, sites), backbone.arena.digest()
     deltas = [random_delta(backbone, names, seed, density) for seed, density in enumerate((0.05, 0.3, 0.0))]
     patches: list[Patch | None] = [make_patch(backbone, delta) for delta in deltas]
-    sides: list[Side | None] = [make_side(sites, backbone.arena, patch) for patch in patches if patch]
+    sides: list[Side | None] = [side_of(sites, backbone, patch) for patch in patches if patch]
     bounds = [(0, 0, 1), (1, 1, 3), (3, 3, 4), (2, 4, 6), (0, 6, 7)]
     batch = sample_batch(backbone, 7, 6)
     found = run_mixed(backbone, sites, [*sides, None], bounds, batch)
@@ -116,7 +122,7 @@ def test_every_parameter_alone(load: Load, family: str) -> None:
     batch = sample_batch(backbone, 2, 5)
     for seed, name in enumerate(mixable(backbone, sites)):
         patch = make_patch(backbone, random_delta(backbone, [name], seed, 0.5))
-        side = make_side(sites, backbone.arena, patch)
+        side = side_of(sites, backbone, patch)
         found = run_mixed(backbone, sites, [side, None], [(0, 0, 1), (1, 1, 2)], batch)
         expected = run_in_place(backbone, [patch, None], [(0, 0, 1), (1, 1, 2)], batch)
         assert_equal(found, expected, "float32", batch["attention_mask"])
@@ -134,7 +140,7 @@ def test_any_batch(load: Load, family: str, data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=4, unique=True))
         density = data.draw(st.sampled_from([0.0, 0.02, 1.0]))
         patches.append(make_patch(backbone, random_delta(backbone, chosen, seed, density)))
-    sides = [None if patch is None else make_side(sites, backbone.arena, patch) for patch in patches]
+    sides = [None if patch is None else side_of(sites, backbone, patch) for patch in patches]
     counts = data.draw(st.lists(st.tuples(st.integers(0, len(patches) - 1), st.integers(1, 3)), min_size=1, max_size=5))
     bounds, start = [], 0
     for slot, rows in [(1, 1), *counts]:
@@ -157,7 +163,7 @@ def test_whole_rows_and_columns(load: Load) -> None:
     for places in (whole[3], whole[:, 5], whole.flatten()):
         part = ParameterDelta((out, inside), places, torch.randn(len(places)))
         patch = make_patch(backbone, Delta({name: part}, "add", "float32"))
-        found = run_mixed(backbone, sites, [make_side(sites, backbone.arena, patch)], bounds, batch)
+        found = run_mixed(backbone, sites, [side_of(sites, backbone, patch)], bounds, batch)
         assert_equal(found, run_in_place(backbone, [patch], bounds, batch), "float32", batch["attention_mask"])
 
 
@@ -166,7 +172,7 @@ def test_values_that_are_set_and_not_added(load: Load, dtype: str) -> None:
     backbone, sites = load("bert", dtype)
     patch = make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 5, 0.05, "set", dtype))
     batch = sample_batch(backbone, 2, 6)
-    found = run_mixed(backbone, sites, [make_side(sites, backbone.arena, patch)], [(0, 0, 2)], batch)
+    found = run_mixed(backbone, sites, [side_of(sites, backbone, patch)], [(0, 0, 2)], batch)
     assert_equal(found, run_in_place(backbone, [patch], [(0, 0, 2)], batch), dtype, batch["attention_mask"])
 
 
@@ -174,7 +180,7 @@ def test_nothing_is_left_on_the_model(load: Load) -> None:
     backbone, sites = load("bert", "float32")
     patch = make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 1, 0.05))
     batch = sample_batch(backbone, 1, 4)
-    mixed = MixedBatch(sites, [make_side(sites, backbone.arena, patch)], [(0, 0, 1)])
+    mixed = MixedBatch(sites, [side_of(sites, backbone, patch)], [(0, 0, 1)])
     with pytest.raises(RuntimeError, match="on purpose"), mixed.on_model():
         assert any("forward" in module.__dict__ for module in backbone.module.modules())
         raise RuntimeError("on purpose")
@@ -201,16 +207,16 @@ def test_what_cannot_be_mixed_says_why(load: Load) -> None:
         ("encoder.LayerNorm.weight", "does not see its input row by row"),
     ]:
         patch = make_patch(backbone, random_delta(backbone, [name], 1, 0.1))
-        found = sites.why_not(touched_slots(backbone.arena, patch))
-        assert found is not None and reason in found and name.rpartition(".")[0] in found
+        found = make_side(sites, backbone.arena, patch)
+        assert isinstance(found, str) and reason in found and name.rpartition(".")[0] in found
     fine = make_patch(backbone, random_delta(backbone, ["encoder.layer.0.attention.self.value_proj.weight"], 1, 0.1))
-    assert sites.why_not(touched_slots(backbone.arena, fine)) is None
+    assert isinstance(make_side(sites, backbone.arena, fine), Side)
 
 
 def test_a_side_holds_no_more_than_it_says(load: Load) -> None:
     backbone, sites = load("bert", "float32")
     patch = make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 1, 0.05))
-    side = make_side(sites, backbone.arena, patch)
+    side = side_of(sites, backbone, patch)
     tensors: list[Any] = [side.addresses]
     for part in side.parts.values():
         tensors += [value for value in vars(part).values() if isinstance(value, Tensor)]

@@ -88,7 +88,7 @@ def test_the_cheaper_way_is_taken(make_engine: Callable[..., Engine], suite: Map
     """The same rows under two machines: on one a switch is dear, on the other the sparse part."""
     forward = [(1, 1e-3), (100, 2e-3)]
     dear, cheap = [(100, 1.0), (1000, 1.1)], [(100, 1e-6), (1000, 1e-6)]
-    for switch, sparse, mode in ((dear, cheap, "mixed"), (cheap, dear, "grouped-swap")):
+    for switch, sparse, modes in ((dear, cheap, ["mixed"]), (cheap, dear, ["swap", "swap"])):
         reports: list[BatchReport] = []
         engine = make_engine([suite["three"], suite["seven"]], observe=reports.append)
         points = Points(forward, switch, [(tokens, 0.0, seconds) for tokens, seconds in sparse])
@@ -97,8 +97,20 @@ def test_the_cheaper_way_is_taken(make_engine: Callable[..., Engine], suite: Map
             engine.load(name)
             engine.classify(name, ["the fox"])
         run_all(engine)
-        assert [report.mode for report in reports] == [mode]
-        assert set(reports[0].predictions) == {"mixed", "grouped-swap"}
+        assert [report.mode for report in reports] == modes
+        assert reports[0].predictions[modes[0]] == min(reports[0].predictions.values())
+
+
+def test_rows_that_share_a_batch_against_the_odds_run_one_task_after_the_other(
+    make_engine: Callable[..., Engine], suite: Mapping[str, Path]
+) -> None:
+    """One task's classes and its vectors are two groups on the same weights: never worth mixing."""
+    reports: list[BatchReport] = []
+    engine = make_engine([suite["three"]], observe=reports.append, mode="swap")
+    tickets = [engine.classify("three", ["the fox"]), engine.embed("three", ["the fox"])]
+    run_all(engine)
+    assert [(report.mode, report.switches) for report in reports] == [("grouped-swap", 1)]
+    assert all(ticket.futures[0].result(0) for ticket in tickets)
 
 
 def test_the_measured_costs_learn_from_batches(make_engine: Callable[..., Engine], suite: Mapping[str, Path]) -> None:
@@ -108,7 +120,7 @@ def test_the_measured_costs_learn_from_batches(make_engine: Callable[..., Engine
         engine.classify("three", ["the fox"])
         run_all(engine)
     assert len(reports) == 5 and all(r.predictions["swap"] > 0 and r.measured > 0 for r in reports)
-    assert engine.costs.ratios["swap"] != 1.0
+    assert engine.costs.ratios["plain"] != 1.0
 
 
 def test_a_task_that_cannot_be_mixed_runs_by_swap_and_says_why(

@@ -4,6 +4,7 @@ import concurrent.futures
 import itertools
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -298,3 +299,20 @@ def test_failing_some_keys_leaves_the_others() -> None:
     with pytest.raises(CancelledError, match="could not be loaded"):
         bad.future.result(0)
     assert drain(scheduler) == [[good]] or scheduler.waiting == 0
+
+
+def test_a_batch_is_filled_up_with_others_only_where_that_is_worth_it() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def worth(own: Sequence[Item], others: Sequence[Item]) -> bool:
+        asked.append((len(own), len(others)))
+        return len(own) < 2
+
+    scheduler = Scheduler(Limits(), one_lane, worth)
+    for key in ("a", "b", "a", "b", "c"):
+        scheduler.submit([item(key)])
+    assert [row.key for row in scheduler.next_batch(0)] == ["a", "a"]
+    assert [row.key for row in scheduler.next_batch(0)] == ["b", "b"]
+    scheduler.submit([item("d")])
+    assert [row.key for row in scheduler.next_batch(0)] == ["c", "d"]
+    assert asked == [(2, 3), (2, 1), (1, 1)]

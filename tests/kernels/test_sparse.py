@@ -176,6 +176,25 @@ def test_more_columns_than_two_bytes_can_number(ops: ModuleType) -> None:
     assert wide[0, 65_536] == 2.0 and wide[1, 70_000] == 2.0 and wide.sum() == 4.0
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("position_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (13, 7), (40, 300), (3, 70_001)], ids=str)
+def test_compressing_equals_the_reference(
+    ops: ModuleType, shape: tuple[int, int], position_dtype: torch.dtype, transposed: bool
+) -> None:
+    """No entry, one, some, and all of them; rows without any at the beginning, inside and at the end."""
+    rows, width = shape
+    generator = torch.Generator().manual_seed(4)
+    for count in {0, 1, rows * width // 3, min(rows * width, 5_000)}:
+        positions = torch.randperm(rows * width, generator=generator)[:count].sort().values.to(position_dtype)
+        values = torch.randn(count, generator=generator)
+        found = ops.compress(positions, values, rows, width, transposed=transposed)
+        expected = reference.compress(positions, values, rows, width, transposed)
+        assert found.shape == tuple(expected.shape) and found.columns.dtype == column_dtype(found.shape[1])
+        assert torch.equal(found.csr.to_dense(), expected)
+        assert found.starts[0] == 0 and found.starts[-1] == count and bool((found.starts.diff() >= 0).all())
+
+
 @pytest.mark.parametrize("tokens", [2, 40])
 def test_threads_share_out_one_segment_without_changing_it(tokens: int) -> None:
     changes = changes_of([random_change(50, 1_000, 0.1, 3)])
