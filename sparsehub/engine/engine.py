@@ -72,7 +72,7 @@ class Engine:
         self._sites = checked_sites(backbone)
         pool = pooling_of(backbone.checkpoint.folder)
         runner = Runner(backbone, self._sites, self.arena.swap, self.tokenizer, pool)
-        self._scheduler = Scheduler(limits or Limits(), self._lane, self._worth_sharing)
+        self._scheduler = Scheduler(limits or Limits(), self._lane, lambda rows: self._loop.cost_per_token(rows))
         self._residency = Residency(
             budgets or Budgets(),
             read=lambda task: read_host_task(task.load(), backbone),
@@ -149,10 +149,6 @@ class Engine:
         if holding is None or holding.resident is None:
             return None
         return MIXED_LANE if mixes and holding.resident.side is not None else digest
-
-    def _worth_sharing(self, own: Sequence[Item], others: Sequence[Item]) -> bool:
-        """Whether rows of a task cost less each together with rows of other tasks: a few do, a full batch does not."""
-        return self.mode != AUTO or self._loop.worth_sharing(own, others)
 
     # requests
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsehub.engine.arena import ArenaKeeper
-from sparsehub.engine.cost import GROUPED, MIXED, SWAP, CostModel, Group, Points
+from sparsehub.engine.cost import CostModel, Points
 from sparsehub.engine.holding import Holding
 from sparsehub.engine.report import BatchReport, Share
 from sparsehub.engine.residency import Residency
@@ -69,11 +69,12 @@ class ModelLoop:
             self._arena.swap.to(None)
             return CostModel(self._measure())
 
-    def worth_sharing(self, own: Sequence[Item], others: Sequence[Item]) -> bool:
-        """Whether a row costs less in a batch of both than in one of its own task's rows."""
-        alone, together = _sizes(own), [*_sizes(own), *_sizes(others)]
-        each = min(self.costs.predict(mode, together) for mode in (MIXED, GROUPED)) / (len(own) + len(others))
-        return each < self.costs.predict(SWAP, alone) / len(own)
+    def cost_per_token(self, batch: Sequence[Item]) -> float:
+        """Seconds of a batch that could be run, for each of its tokens that is no padding."""
+        parts = [part.rows for part in _by_task(batch)]
+        parts.sort(key=lambda rows: not self._runner.is_current(rows))
+        choice = self._runner.choose(parts, self.costs, self.mode)
+        return choice.predictions[choice.mode] / sum(row.tokens for rows in parts for row in rows.rows)
 
     def start(self) -> None:
         _ = self.costs
@@ -155,10 +156,6 @@ class ModelLoop:
             return error
         except Exception as error:
             return RequestError("the model failed on this input", found=f"{type(error).__name__}: {error}"[:300])
-
-
-def _sizes(items: Sequence[Item]) -> list[Group]:
-    return [part.rows.group for part in _by_task(items)]
 
 
 def _by_task(batch: Sequence[Item]) -> list[_Part]:

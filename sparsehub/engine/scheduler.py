@@ -1,8 +1,8 @@
 """Which rows run next. Bounded queues, batches by a token budget, nobody starved; holds no torch.
 
 The oldest row that can run is always in the next batch, so a row waits at most for the rows that came before it,
-however popular another task is. The rest of the batch are rows of the same key, then rows that may share its lane,
-those of most similar length first.
+however popular another task is. The rest of the batch are rows of the same key, or all that may share its lane, those
+of most similar length first, as many as make a row cheapest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from sparsehub.errors import CancelledError, QueueFullError, UsageError
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running throughput
+MOST_HALVINGS = 4  # of a batch that is looked at
 _FIRST_GUESS = 1.0  # seconds to wait, before any throughput has been seen
 
 
@@ -61,17 +62,17 @@ class Scheduler:
 
     lane: of a key, None while its rows cannot run; rows of one lane may share a batch. It is asked whenever a batch is
     made, so call `wake` when an answer has changed. By default every key has a lane of its own.
-    worth_sharing: whether rows of one key, given first, had better run together with the others of their lane.
+    cost: of a batch that could be taken; the cheapest of several is. By default the largest batch is the cheapest.
     """
 
     def __init__(
         self,
         limits: Limits,
         lane: Callable[[Any], Hashable | None] = lambda key: ("own", key),
-        worth_sharing: Callable[[Sequence[Item], Sequence[Item]], bool] = lambda *_: True,
+        cost: Callable[[Sequence[Item]], float] = lambda rows: -len(rows),
     ):
         self._limits = limits
-        self._lane, self._worth_sharing = lane, worth_sharing
+        self._lane, self._cost = lane, cost
         self._ready = threading.Condition()
         self._queues: dict[Hashable, list[Item]] = {}  # by key, oldest first; no empty lists
         self._waiting = 0
@@ -156,18 +157,20 @@ class Scheduler:
 
     def _take(self, key: Hashable, lanes: dict[Hashable, Hashable]) -> list[Item]:
         """The oldest row of a key and the rows that go best with it, within the budget; by key, in order of arrival."""
-        queue = self._queues[key]
-        own = self._fill([queue[0]], queue[1:])
+        oldest = self._queues[key][0]
         neighbours = [k for k in self._queues if k != key and lanes.get(k) == lanes[key]]
-        both = self._fill(own, [item for k in neighbours for item in self._queues[k]]) if neighbours else own
-        others = both[len(own) :]
-        chosen = {id(item) for item in (both if others and self._worth_sharing(own, others) else own)}
+        own = self._fill(oldest, self._queues[key][1:])
+        candidates = _beginnings(own)
+        if neighbours:
+            every = [item for k in (key, *neighbours) for item in self._queues[k] if item is not oldest]
+            candidates += _beginnings(self._fill(oldest, every))
+        chosen = {id(item) for item in min(candidates, key=self._cost)}
         return [item for k in (key, *neighbours) for item in self._remove(k, chosen)]
 
-    def _fill(self, rows: Sequence[Item], more: Sequence[Item]) -> list[Item]:
-        """The rows, and those of `more` that are most like the first of them, as far as the budget goes."""
-        length, sequences, chosen = max(row.length for row in rows), sum(row.sequences for row in rows), list(rows)
-        for item in _nearest(rows[0], more, self._limits.batch_rows):
+    def _fill(self, oldest: Item, more: Sequence[Item]) -> list[Item]:
+        """The oldest row and those that are most like it, the nearest first, as far as the budget goes."""
+        length, sequences, chosen = oldest.length, oldest.sequences, [oldest]
+        for item in _nearest(oldest, more, self._limits.batch_rows):
             longest, total = max(length, item.length), sequences + item.sequences
             if len(chosen) >= self._limits.batch_rows:
                 break
@@ -218,6 +221,14 @@ def _is_dead(item: Item, now: float) -> bool:
     return True
 
 
+def _beginnings(rows: list[Item]) -> list[list[Item]]:
+    """All rows, half of them, and so on: those that are least like the oldest make the others' padding."""
+    sizes = [len(rows) >> halvings for halvings in range(MOST_HALVINGS)]
+    return [rows[:size] for size in sizes if size]
+
+
 def _nearest(oldest: Item, items: Sequence[Item], count: int) -> list[Item]:
-    """The items of most similar length, the nearest first; of equal ones the older."""
-    return heapq.nsmallest(count, items, key=lambda item: (abs(item.length - oldest.length), item.arrived))
+    """The items of most similar length, the nearest first; of equal ones those of the same key, then the older."""
+    return heapq.nsmallest(
+        count, items, key=lambda item: (abs(item.length - oldest.length), item.key != oldest.key, item.arrived)
+    )

@@ -101,16 +101,21 @@ def test_the_cheaper_way_is_taken(make_engine: Callable[..., Engine], suite: Map
         assert reports[0].predictions[modes[0]] == min(reports[0].predictions.values())
 
 
-def test_rows_that_share_a_batch_against_the_odds_run_one_task_after_the_other(
-    make_engine: Callable[..., Engine], suite: Mapping[str, Path]
+def test_a_lone_row_goes_along_with_another_tasks_batch(
+    make_engine: Callable[..., Engine], suite: Mapping[str, Path], tiny_tasks: Any, close: Close
 ) -> None:
-    """One task's classes and its vectors are two groups on the same weights: never worth mixing."""
+    """Where mixing is dear: one after the other in one step, the first forward being hardly worth its row."""
     reports: list[BatchReport] = []
-    engine = make_engine([suite["three"]], observe=reports.append, mode="swap")
-    tickets = [engine.classify("three", ["the fox"]), engine.embed("three", ["the fox"])]
+    engine = make_engine([suite["three"], suite["seven"]], observe=reports.append)
+    points = Points([(1, 1.0), (100, 1.1)], [(100, 1e-6), (1000, 1e-6)], [(1, 0.0, 9.0), (100, 0.0, 9.0)])
+    engine._loop.__dict__["costs"] = CostModel(points)
+    for name in ("three", "seven"):
+        engine.load(name)
+    tickets = [engine.classify("three", ["the fox"]), engine.classify("seven", ["the fox"] * 8)]
     run_all(engine)
-    assert [(report.mode, report.switches) for report in reports] == [("grouped-swap", 1)]
-    assert all(ticket.futures[0].result(0) for ticket in tickets)
+    assert [(report.mode, report.rows, report.switches) for report in reports] == [("grouped-swap", 9, 2)]
+    for ticket, name in zip(tickets, ("three", "seven"), strict=True):
+        assert all(close(f.result(0), tiny_tasks.reference(suite[name])("the fox")) for f in ticket.futures)
 
 
 def test_the_measured_costs_learn_from_batches(make_engine: Callable[..., Engine], suite: Mapping[str, Path]) -> None:

@@ -253,7 +253,7 @@ def test_rows_of_one_lane_share_a_batch_and_come_key_by_key() -> None:
     assert [row.key for row in scheduler.next_batch(0)] == ["a", "a", "b", "b", "c"]
 
 
-def test_the_oldest_rows_own_key_comes_before_others_of_its_lane() -> None:
+def test_of_rows_that_are_as_long_the_oldest_rows_own_key_comes_first() -> None:
     scheduler = Scheduler(Limits(batch_rows=3), one_lane)
     for row in [item("a"), *(item("b") for _ in range(4)), item("a"), item("a")]:
         scheduler.submit([row])
@@ -301,18 +301,27 @@ def test_failing_some_keys_leaves_the_others() -> None:
     assert drain(scheduler) == [[good]] or scheduler.waiting == 0
 
 
-def test_a_batch_is_filled_up_with_others_only_where_that_is_worth_it() -> None:
-    asked: list[tuple[int, int]] = []
+def test_the_cheapest_of_the_batches_that_could_be_taken_is() -> None:
+    """The oldest row's own key or all of its lane, whole or the half that is most like it."""
+    offered: list[list[str]] = []
 
-    def worth(own: Sequence[Item], others: Sequence[Item]) -> bool:
-        asked.append((len(own), len(others)))
-        return len(own) < 2
+    def cost(rows: Sequence[Item]) -> float:
+        offered.append([row.key for row in rows])
+        return abs(len(rows) - 2)
 
-    scheduler = Scheduler(Limits(), one_lane, worth)
-    for key in ("a", "b", "a", "b", "c"):
-        scheduler.submit([item(key)])
+    scheduler = Scheduler(Limits(), one_lane, cost)
+    for key, length in (("a", 8), ("b", 9), ("a", 30), ("b", 8), ("c", 31)):
+        scheduler.submit([item(key, length)])
     assert [row.key for row in scheduler.next_batch(0)] == ["a", "a"]
-    assert [row.key for row in scheduler.next_batch(0)] == ["b", "b"]
-    scheduler.submit([item("d")])
-    assert [row.key for row in scheduler.next_batch(0)] == ["c", "d"]
-    assert asked == [(2, 3), (2, 1), (1, 1)]
+    assert offered == [["a", "a"], ["a"], ["a", "b", "b", "a", "c"], ["a", "b"], ["a"]]
+
+
+def test_rows_that_are_least_like_the_oldest_are_left_for_another_batch() -> None:
+    def padding(rows: Sequence[Item]) -> float:
+        return max(row.length for row in rows) * len(rows) / sum(row.length for row in rows) - len(rows) / 10
+
+    scheduler = Scheduler(Limits(), cost=padding)
+    for length in (10, 100, 10, 90, 11, 95, 10, 99):
+        scheduler.submit([item("a", length)])
+    assert sorted(row.length for row in scheduler.next_batch(0)) == [10, 10, 10, 11]
+    assert sorted(row.length for row in scheduler.next_batch(0)) == [90, 95, 99, 100]
