@@ -13,6 +13,9 @@ from hypothesis import settings
 
 # Before anything imports torch: on tiny models a second thread costs more than it brings, and much more beside others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports triton: without a GPU its kernels run in the interpreter.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # `make soak` asks for the second profile.
 settings.register_profile("quick", max_examples=100, deadline=None)

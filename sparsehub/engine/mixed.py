@@ -77,7 +77,7 @@ class MixedBatch:
 
 
 def _tables(sites: Sites, sides: Sequence[Side | None]) -> Tensor:
-    """[sites, slots, 4]: the addresses of what every site has for every slot."""
+    """[sites, slots, ADDRESSES]: the addresses of what every site has for every slot."""
     device = next(side.addresses.device for side in sides if side is not None)
     base = sites.base_addresses(device) if None in sides else None
     return torch.stack([base if side is None else side.addresses for side in sides], dim=1)  # type: ignore[misc]

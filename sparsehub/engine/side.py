@@ -12,13 +12,14 @@ from torch import Tensor
 from sparsehub.backbone import Arena, Slot
 from sparsehub.engine.sites import CONV1D, Site, Sites
 from sparsehub.kernels import ScaleShift, SparseChange, compress
+from sparsehub.kernels.sparse import for_gpu
 from sparsehub.patch import Patch
 
 
 @dataclass(frozen=True)
 class Side:
-    """parts: what each touched site has instead of the backbone's, by site; addresses: [sites, 4] int64, of the parts
-    and of the backbone's own scales and shifts, on the device.
+    """parts: what each touched site has instead of the backbone's, by site; addresses: [sites, ADDRESSES] int64, of the
+    parts and of the backbone's own scales and shifts, on the device.
     """
 
     parts: Mapping[int, SparseChange | ScaleShift]
@@ -98,4 +99,5 @@ def _changed(vector: Tensor | None, piece: Piece) -> Tensor:
 def _compressed(piece: Piece, *, transposed: bool) -> SparseChange:
     """By rows of dW [out, in]; transposed: the place is [in, out], as in Conv1D."""
     rows, width = piece.slot.shape
-    return compress(piece.local, piece.change, rows, width, transposed=transposed)
+    change = compress(piece.local, piece.change, rows, width, transposed=transposed)
+    return for_gpu(change, piece.slot.dtype) if piece.change.is_cuda else change

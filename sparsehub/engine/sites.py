@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sparsehub.backbone import Arena, Backbone, Slot
 from sparsehub.kernels import ScaleShift
+from sparsehub.kernels.sparse import ADDRESSES, NOTHING
 
 LINEAR, CONV1D, EMBEDDING, LAYER_NORM, RMS_NORM = "Linear", "Conv1D", "Embedding", "LayerNorm", "RMSNorm"
 _ROWS, _LENGTH = 3, 5  # of the watched pass: different, and unlike most sizes inside a model
@@ -47,9 +48,9 @@ class Sites:
     others: Mapping[Slot, str]
 
     def base_addresses(self, device: torch.device) -> Tensor:
-        """[sites, 4] int64: the table of a task that changes nothing. A norm always has a scale."""
-        rows = [(0, 0, 0, 0) if site.base is None else site.base.addresses for site in self.sites]
-        return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 4)
+        """[sites, ADDRESSES] int64: the table of a task that changes nothing. A norm always has a scale."""
+        rows = [NOTHING if site.base is None else site.base.addresses for site in self.sites]
+        return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, ADDRESSES)
 
     def why_not(self, slots: set[Slot]) -> str | None:
         """Why a change of these places cannot be mixed; None where it can."""

@@ -9,6 +9,8 @@ tensors are contiguous; indices are in range, which the caller has checked too.
 
 from __future__ import annotations
 
+import functools
+import importlib
 from types import ModuleType
 
 import torch
@@ -112,5 +114,17 @@ def position_dtype(arena: Tensor) -> torch.dtype:
 
 
 def _kernels(tensor: Tensor, *, sparse: bool = False) -> ModuleType:
+    if tensor.is_cuda:
+        return _gpu()
     takes = native.takes_matrix if sparse else native.takes
     return native if takes(tensor) else torch_ops
+
+
+@functools.cache
+def _gpu() -> ModuleType:
+    """Triton's kernels, or torch's where Triton is not installed."""
+    try:
+        return importlib.import_module("sparsehub.kernels.triton_ops")
+    except ImportError:
+        native.log.warning("Triton is not installed, torch's kernels are used on the GPU")
+        return torch_ops

@@ -27,11 +27,11 @@ constexpr int WIDEST = 32;   // tokens of the largest block
 constexpr int64_t TILE = 64; // rows of dW whose sums are kept at once: with WIDEST tokens a quarter of the first cache
 
 struct Matrix {  // a row of the table: addresses, 0 where a task changes nothing
-    int64_t starts, columns, values, bias;
+    int64_t starts, columns, values, bias, order;
 };
 
 struct Scale {  // likewise, of float32 vectors
-    int64_t weight, bias, unused, unused_too;
+    int64_t weight, unused[2], bias, order;
 };
 
 struct Block {  // `count` tokens from `token` on, all of one task; `packed`: where they lie in the packed memory, in tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ from torch import Tensor
 WIDEST_BLOCK = 32  # tokens that the native kernel takes at once
 ALIGNED_BLOCK = 16  # blocks begin at multiples of so many tokens: vectors then lie aligned in packed memory
 MAX_SHORT_COLUMNS = 1 << 16
+ADDRESSES = 5  # of one part: starts, columns, values (or a norm's weight first), bias, order; 0 for what is absent
+Addresses = tuple[int, int, int, int, int]
 
 
 def column_dtype(columns: int) -> torch.dtype:
@@ -24,8 +27,9 @@ def column_dtype(columns: int) -> torch.dtype:
 class SparseChange:
     """dW [out, in] in compressed rows, and db [out]; either may be absent (None).
 
-    starts: [out + 1] int32; columns: [nnz] uint16, or int32 where there are more than 65,536 of them; values: [nnz];
-    bias: [out]; both float32 on the CPU. All on one device.
+    starts: [out + 1] int32; columns: [nnz] uint16, or int32 where there are more than 65,536 of them; values: [nnz],
+    float32 on the CPU, the activations' dtype on a GPU; bias: [out] float32; order: [out] int32, the rows by falling
+    number of entries, for a GPU. All on one device.
     """
 
     shape: tuple[int, int]
@@ -33,10 +37,11 @@ class SparseChange:
     columns: Tensor | None = None
     values: Tensor | None = None
     bias: Tensor | None = None
+    order: Tensor | None = None
 
     @property
-    def addresses(self) -> tuple[int, int, int, int]:
-        """Of starts, columns, values and bias; 0 for what is absent."""
+    def addresses(self) -> Addresses:
+        """In the order of the table's columns."""
         return tuple(0 if t is None else t.data_ptr() for t in self._tensors)  # type: ignore[return-value]
 
     @property
@@ -45,7 +50,7 @@ class SparseChange:
 
     @property
     def _tensors(self) -> tuple[Tensor | None, ...]:
-        return self.starts, self.columns, self.values, self.bias
+        return self.starts, self.columns, self.values, self.bias, self.order
 
     @cached_property
     def csr(self) -> Tensor:
@@ -56,6 +61,13 @@ class SparseChange:
         )
 
 
+def for_gpu(change: SparseChange, dtype: torch.dtype) -> SparseChange:
+    """The same in the form that the GPU kernels read: half the bytes, and rows of like length side by side."""
+    assert change.starts is not None and change.values is not None
+    order = torch.argsort(change.starts.diff(), descending=True, stable=True).int()
+    return dataclasses.replace(change, values=change.values.to(dtype), order=order)
+
+
 @dataclass(frozen=True)
 class ScaleShift:
     """A norm's weight [width] and, where it has one, bias [width]; float32."""
@@ -64,24 +76,25 @@ class ScaleShift:
     bias: Tensor | None = None
 
     @property
-    def addresses(self) -> tuple[int, int, int, int]:
-        """Of weight and bias; 0 for a bias that is absent."""
-        return self.weight.data_ptr(), 0 if self.bias is None else self.bias.data_ptr(), 0, 0
+    def addresses(self) -> Addresses:
+        """In the order of the table's columns."""
+        return self.weight.data_ptr(), 0, 0, 0 if self.bias is None else self.bias.data_ptr(), 0
 
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
+NOTHING: Addresses = (0, 0, 0, 0, 0)
 Part = TypeVar("Part", SparseChange, ScaleShift)
 
 
 class Changes(NamedTuple, Generic[Part]):
     """What one module has for each task of a batch. A tuple: one is made for every module of every batch.
 
-    parts: by slot, None where a task has nothing; tables: [modules, slots, 4] int64, the addresses of the parts of many
-    modules, on the device; module: which of them this is; address: of its own [slots, 4] part. Parts and addresses say
-    the same; a kernel reads the one or the other.
+    parts: by slot, None where a task has nothing; tables: [modules, slots, ADDRESSES] int64, the addresses of the parts
+    of many modules, on the device; module: which of them this is; address: of its own part. Parts and addresses say the
+    same; a kernel reads the one or the other.
     """
 
     parts: Sequence[Part | None]
@@ -92,7 +105,7 @@ class Changes(NamedTuple, Generic[Part]):
 
 def changes_of(parts: Sequence[Part | None], device: torch.device | str = "cpu") -> Changes[Part]:
     """Changes with a table of their own."""
-    addresses = [part.addresses if part is not None else (0, 0, 0, 0) for part in parts]
+    addresses = [part.addresses if part is not None else NOTHING for part in parts]
     tables = torch.tensor([addresses], dtype=torch.int64, device=device)
     return Changes(parts, tables, 0, tables.data_ptr())
 
@@ -102,14 +115,32 @@ class Segments:
     """Which tokens are whose. bounds: (slot, start, stop) of contiguous tokens, not overlapping, start < stop.
 
     blocks: [blocks, 4] int64 on the CPU (slot, first token, tokens, place in packed memory in tokens), at `address`, so
-    many of them (`count`); packed: length of the packed memory.
+    many of them (`count`), of `most` tokens at most; packed: length of the packed memory.
     """
 
     bounds: tuple[tuple[int, int, int], ...]
     blocks: Tensor
     address: int
     count: int
+    most: int
     packed: int
+
+    def blocks_on(self, device: torch.device) -> Tensor:
+        """The blocks on a device; copied once."""
+        return self._copies.setdefault("blocks", self.blocks.to(device))
+
+    def slots_on(self, device: torch.device, tokens: int) -> Tensor:
+        """[tokens] int32 on a device: each token's slot, -1 for a token of nobody; made once."""
+        if "slots" not in self._copies:
+            slots = torch.full((tokens,), -1, dtype=torch.int32)
+            for slot, start, stop in self.bounds:
+                slots[start:stop] = slot
+            self._copies["slots"] = slots.to(device)
+        return self._copies["slots"]
+
+    @cached_property
+    def _copies(self) -> dict[str, Tensor]:
+        return {}
 
 
 def segments_of(bounds: Sequence[tuple[int, int, int]], tokens_a_row: int = 1) -> Segments:
@@ -122,7 +153,8 @@ def segments_of(bounds: Sequence[tuple[int, int, int]], tokens_a_row: int = 1) -
             blocks.append((slot, token, count, place))
             place += -(-count // ALIGNED_BLOCK) * ALIGNED_BLOCK
     table = torch.tensor(blocks, dtype=torch.int64).view(-1, 4)
-    return Segments(scaled, table, table.data_ptr(), len(blocks), place)
+    most = max((count for _, _, count, _ in blocks), default=0)
+    return Segments(scaled, table, table.data_ptr(), len(blocks), most, place)
 
 
 class Packed(NamedTuple):

@@ -1,0 +1,208 @@
+"""The kernels for GPUs, in Triton; the contracts are the door's.
+
+Whatever a launch depends on lies in device memory (the table of addresses, the blocks of tokens), so a captured graph
+can replay a launch with other tasks. Every output has one owner: no atomics, the same result each time. Under
+TRITON_INTERPRET=1 they run on a CPU, slowly.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsehub.kernels import torch_ops
+from sparsehub.kernels.sparse import ADDRESSES, MAX_SHORT_COLUMNS, Changes, Packed, ScaleShift, Segments, SparseChange
+
+ENTRIES = 1024  # of a gather or scatter, for each program
+ROWS, WIDTH = 64, 1024  # rows of dW, and columns of y, for each program
+SEVERAL = 8  # entries of a row at once, where a block has one token
+
+compress = torch_ops.compress
+
+
+@triton.jit
+def _gather(arena, positions, out, count, BLOCK: tl.constexpr):  # noqa: N803
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < count
+    p = tl.load(positions + i, mask=inside, other=0)
+    tl.store(out + i, tl.load(arena + p, mask=inside), mask=inside)
+
+
+@triton.jit
+def _scatter_copy(arena, positions, values, count, BLOCK: tl.constexpr):  # noqa: N803
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < count
+    p = tl.load(positions + i, mask=inside, other=0)
+    tl.store(arena + p, tl.load(values + i, mask=inside), mask=inside)
+
+
+@triton.jit
+def _scatter_add(arena, positions, values, count, BLOCK: tl.constexpr):  # noqa: N803
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < count
+    p = tl.load(positions + i, mask=inside, other=0)
+    total = tl.load(arena + p, mask=inside, other=0).to(tl.float32) + tl.load(values + i, mask=inside, other=0)
+    tl.store(arena + p, total.to(arena.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _sparse_linear(
+    x,
+    y,
+    table,
+    blocks,
+    inside,
+    out,
+    FIELDS: tl.constexpr,  # noqa: N803
+    SHORT: tl.constexpr,  # noqa: N803
+    R: tl.constexpr,  # noqa: N803
+    T: tl.constexpr,  # noqa: N803
+    K: tl.constexpr,  # noqa: N803
+):
+    """R rows of dW for the T tokens of one block; K entries of each row at once (where T is 1)."""
+    block = blocks + tl.program_id(0) * 4
+    matrix = table + tl.load(block) * FIELDS
+    starts_at, bias_at, order_at = tl.load(matrix), tl.load(matrix + 3), tl.load(matrix + 4)
+    place = tl.program_id(1) * R + tl.arange(0, R)
+    real = place < out
+    row = place
+    if order_at != 0:  # rows of like length together, so that none of these waits for a long one
+        row = tl.load(order_at.to(tl.pointer_type(tl.int32)) + place, mask=real, other=0)
+    token = tl.arange(0, T)
+    live = token < tl.load(block + 2)
+    token = tl.load(block + 1) + token
+    sums = tl.zeros((R, T), tl.float32)
+    if bias_at != 0:
+        bias = tl.load(bias_at.to(tl.pointer_type(tl.float32)) + row, mask=real, other=0)
+        sums += bias[:, None]
+    if starts_at != 0:
+        starts = starts_at.to(tl.pointer_type(tl.int32))
+        first = tl.load(starts + row, mask=real, other=0)
+        length = tl.load(starts + row + 1, mask=real, other=0) - first
+        values = tl.load(matrix + 2).to(tl.pointer_type(x.dtype.element_ty))
+        if SHORT:
+            columns = tl.load(matrix + 1).to(tl.pointer_type(tl.uint16))
+        else:
+            columns = tl.load(matrix + 1).to(tl.pointer_type(tl.int32))
+        for k in range(0, tl.max(length, 0), K):
+            step = k + tl.arange(0, K)
+            entry = first[:, None] + step[None, :]
+            has = (step[None, :] < length[:, None]) & real[:, None]
+            column = tl.load(columns + entry, mask=has, other=0).to(tl.int64)
+            value = tl.load(values + entry, mask=has, other=0).to(tl.float32)
+            if T == 1:
+                seen = tl.load(x + token * inside + column, mask=has, other=0).to(tl.float32)
+                sums += tl.sum(value * seen, 1)[:, None]
+            else:
+                seen = tl.load(x + token[None, :] * inside + column, mask=has & live[None, :], other=0).to(tl.float32)
+                sums += value * seen
+    at = y + token[None, :] * out + row[:, None]
+    mask = real[:, None] & live[None, :]
+    tl.store(at, (tl.load(at, mask=mask, other=0).to(tl.float32) + sums).to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sparse_lookup(ids, y, table, slots, width, FIELDS: tl.constexpr, SHORT: tl.constexpr, K: tl.constexpr):  # noqa: N803
+    """The changed entries of one looked-up row. slots: [tokens] int32, -1 for a token of nobody."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot >= 0:
+        matrix = table + slot * FIELDS
+        starts_at = tl.load(matrix)
+        if starts_at != 0:
+            row = starts_at.to(tl.pointer_type(tl.int32)) + tl.load(ids + token)
+            first, last = tl.load(row), tl.load(row + 1)
+            values = tl.load(matrix + 2).to(tl.pointer_type(y.dtype.element_ty))
+            if SHORT:
+                columns = tl.load(matrix + 1).to(tl.pointer_type(tl.uint16))
+            else:
+                columns = tl.load(matrix + 1).to(tl.pointer_type(tl.int32))
+            for k in range(first, last, K):
+                entry = k + tl.arange(0, K)
+                has = entry < last
+                at = y + token * width + tl.load(columns + entry, mask=has, other=0).to(tl.int64)
+                total = tl.load(at, mask=has, other=0).to(tl.float32)
+                total += tl.load(values + entry, mask=has, other=0).to(tl.float32)
+                tl.store(at, total.to(y.dtype.element_ty), mask=has)
+
+
+@triton.jit
+def _scale_shift(y, table, slots, width, FIELDS: tl.constexpr, W: tl.constexpr):  # noqa: N803
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot >= 0:
+        column = tl.program_id(1) * W + tl.arange(0, W)
+        inside = column < width
+        weight = tl.load(table + slot * FIELDS).to(tl.pointer_type(tl.float32))
+        bias_at = tl.load(table + slot * FIELDS + 3)
+        at = y + token * width + column
+        value = tl.load(at, mask=inside, other=0).to(tl.float32) * tl.load(weight + column, mask=inside, other=0)
+        if bias_at != 0:
+            value += tl.load(bias_at.to(tl.pointer_type(tl.float32)) + column, mask=inside, other=0)
+        tl.store(at, value.to(y.dtype.element_ty), mask=inside)
+
+
+def gather(arena: Tensor, positions: Tensor) -> Tensor:
+    """out[i] = arena[positions[i]]."""
+    out = torch.empty(positions.shape[0], dtype=arena.dtype, device=arena.device)
+    _over_entries(_gather, arena, positions, out)
+    return out
+
+
+def scatter_add_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
+    """arena[positions[i]] += values[i], summed in float32 and rounded once."""
+    _over_entries(_scatter_add, arena, positions, values.float())
+
+
+def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
+    """arena[positions[i]] = values[i]."""
+    _over_entries(_scatter_copy, arena, positions, values)
+
+
+def _over_entries(kernel: triton.JITFunction, arena: Tensor, positions: Tensor, values: Tensor) -> None:
+    count = positions.shape[0]
+    if count:
+        kernel[(triton.cdiv(count, ENTRIES),)](arena, positions, values, count, BLOCK=ENTRIES)
+
+
+def pack(x: Tensor, segments: Segments) -> Packed:
+    """x as it is."""
+    return Packed(x, segments)
+
+
+def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
+    """y[i] += dW_t x[i] + db_t."""
+    x, segments = packed.x, packed.segments
+    if segments.count == 0:
+        return
+    tokens = triton.next_power_of_2(segments.most)
+    _sparse_linear[(segments.count, triton.cdiv(y.shape[1], ROWS))](
+        x,
+        y,
+        changes.tables[changes.module],
+        segments.blocks_on(y.device),
+        x.shape[1],
+        y.shape[1],
+        FIELDS=ADDRESSES,
+        SHORT=x.shape[1] <= MAX_SHORT_COLUMNS,
+        R=ROWS,
+        T=tokens,
+        K=SEVERAL if tokens == 1 else 1,
+    )
+
+
+def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
+    """y[i] += dW_t[ids[i]]."""
+    tokens, width = y.shape
+    table, slots = changes.tables[changes.module], segments.slots_on(y.device, tokens)
+    short = width <= MAX_SHORT_COLUMNS
+    _sparse_lookup[(tokens,)](ids, y, table, slots, width, FIELDS=ADDRESSES, SHORT=short, K=SEVERAL)
+
+
+def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) -> None:
+    """y[i] = y[i] * w_t + b_t."""
+    tokens, width = y.shape
+    table, slots = changes.tables[changes.module], segments.slots_on(y.device, tokens)
+    _scale_shift[(tokens, triton.cdiv(width, WIDTH))](y, table, slots, width, FIELDS=ADDRESSES, W=WIDTH)

@@ -1,0 +1,122 @@
+"""The GPU kernels against the plain reference: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsehub.kernels import ScaleShift, SparseChange, changes_of, reference, segments_of, torch_ops
+from sparsehub.kernels.sparse import for_gpu
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Triton's interpreter has no bfloat16 arithmetic worth the name on every release; a GPU does.
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+POPULARITY = {"decode": [(2, 1), (0, 1), (1, 1)], "ragged": [(0, 5), (2, 1), (1, 19)], "one": [(1, 33)]}
+
+
+@pytest.fixture(scope="module")
+def ops() -> ModuleType:
+    pytest.importorskip("triton")
+    return importlib.import_module("sparsehub.kernels.triton_ops")
+
+
+def random_change(inside: int, out: int, dtype: torch.dtype, seed: int, bias: bool = True) -> SparseChange:
+    """Uneven rows: some without entries, one with all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.rand(out, inside, generator=generator) < torch.rand(out, 1, generator=generator) ** 3
+    matrix[out // 2] = True
+    positions = torch.nonzero(matrix.flatten()).flatten()
+    values = torch.randn(len(positions), generator=generator).to(dtype).float()
+    change = torch_ops.compress(positions, values, out, inside)
+    offset = torch.randn(out, generator=generator) if bias else None
+    return for_gpu(dataclasses.replace(change, bias=offset), dtype)
+
+
+def moved(part: SparseChange | ScaleShift) -> SparseChange | ScaleShift:
+    tensors = {k: v.to(DEVICE) for k, v in vars(part).items() if isinstance(v, Tensor)}
+    return dataclasses.replace(part, **tensors)
+
+
+def compare(found: Tensor, expected: Tensor) -> None:
+    tolerance = TOLERANCE[found.dtype]
+    torch.testing.assert_close(found.cpu().float(), expected.float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("positions", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gather_and_scatter(ops: ModuleType, dtype: torch.dtype, positions: torch.dtype) -> None:
+    arena = torch.randn(9_000).to(dtype)
+    places, values = torch.randperm(9_000)[:2_500].sort().values.to(positions), torch.randn(2_500)
+    there, where = arena.clone().to(DEVICE), places.to(DEVICE)
+    saved = ops.gather(there, where)
+    assert torch.equal(saved.cpu(), reference.gather(arena, places))
+    ops.scatter_add_(there, where, values.to(DEVICE))
+    expected = arena.clone()
+    torch_ops.scatter_add_(expected, places, values)
+    assert torch.equal(there.cpu(), expected)
+    ops.scatter_copy_(there, where, saved)
+    assert torch.equal(there.cpu(), arena)
+    ops.scatter_add_(there, where[:0], values[:0].to(DEVICE))
+    assert torch.equal(there.cpu(), arena)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (7, 130), (1, 1)], ids=str)
+@pytest.mark.parametrize("popularity", POPULARITY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sparse_linear(ops: ModuleType, dtype: torch.dtype, popularity: str, size: tuple[int, int]) -> None:
+    (inside, out), bounds, start = size, [], 1  # the first token is nobody's
+    for slot, count in POPULARITY[popularity]:
+        bounds.append((slot, start, start + count))
+        start += count
+    parts = [random_change(inside, out, dtype, 1), None, random_change(inside, out, dtype, 2, bias=False)]
+    if popularity == "one":
+        parts[1] = SparseChange((out, inside), bias=torch.randn(out))
+    x, y = torch.randn(start, inside).to(dtype), torch.randn(start, out).to(dtype)
+    expected = y.clone()
+    reference.sparse_linear_(expected, x, segments_of(bounds), changes_of(parts))
+    there = [None if part is None else moved(part) for part in parts]
+    found = y.clone().to(DEVICE)
+    ops.sparse_linear_(found, ops.pack(x.to(DEVICE), segments_of(bounds)), changes_of(there, DEVICE))
+    compare(found, expected)
+    assert torch.equal(found[0].cpu(), y[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sparse_lookup(ops: ModuleType, dtype: torch.dtype) -> None:
+    bounds = [(0, 0, 4), (1, 4, 6), (2, 7, 12)]
+    parts = [random_change(19, 11, dtype, 1), None, random_change(19, 11, dtype, 2)]
+    ids, y = torch.randint(11, (12,)), torch.randn(12, 19).to(dtype)
+    expected = y.clone()
+    reference.sparse_lookup_(expected, ids, segments_of(bounds), changes_of(parts))
+    there = [None if part is None else moved(part) for part in parts]
+    found = y.clone().to(DEVICE)
+    ops.sparse_lookup_(found, ids.to(DEVICE), segments_of(bounds), changes_of(there, DEVICE))
+    compare(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_and_shift(ops: ModuleType, dtype: torch.dtype) -> None:
+    bounds = [(1, 0, 3), (0, 4, 9)]
+    parts = [ScaleShift(torch.randn(37), torch.randn(37)), ScaleShift(torch.randn(37))]
+    y = torch.randn(9, 37).to(dtype)
+    expected = y.clone()
+    reference.scale_shift_(expected, segments_of(bounds), changes_of(parts))
+    found = y.clone().to(DEVICE)
+    ops.scale_shift_(found, segments_of(bounds), changes_of([moved(part) for part in parts], DEVICE))
+    compare(found, expected)
+    assert torch.equal(found[3].cpu(), y[3])
+
+
+def test_more_columns_than_two_bytes_can_number(ops: ModuleType) -> None:
+    positions = torch.tensor([0, 70_001 + 65_536, 2 * 70_001 + 70_000])
+    change = for_gpu(torch_ops.compress(positions, torch.full((3,), 2.0), 3, 70_001), torch.float32)
+    assert change.columns is not None and change.columns.dtype == torch.int32
+    x, found = torch.randn(2, 70_001), torch.zeros(2, 3, device=DEVICE)
+    ops.sparse_linear_(found, ops.pack(x.to(DEVICE), segments_of([(0, 0, 2)])), changes_of([moved(change)], DEVICE))
+    torch.testing.assert_close(found.cpu(), 2 * x[:, [0, 65_536, 70_000]])
