@@ -18,11 +18,14 @@ from benchmarks.models import SIZES, linear_delta, linear_layers, load_plain, sa
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.swap import Swap
+from sparsehub.kernels import torch_ops
 from sparsehub.patch import make_patch
 
 ROUNDS = 9
 THREADS = (1, 2)
 OURS = "sparsehub: apply + restore"
+FLOOR = "floor: as many cache lines in a row, twice"
+FLOATS_A_LINE = 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def main() -> None:
         "SHiRA's adapter holds the very entries and values of our delta; LoRA has rank 8 on all linear layers.",
         "`load_state_dict` copies a whole model that is in memory already; `from a file` reads it from a safetensors "
         "file that the system has in its page cache. Both go one way only, as does `touched parameters`.",
+        "Where the floor takes longer than we do, the cache still held lines of ours from the round before.",
         "`changed for good`: entries whose bits differ from the original once every adapter is taken out again.",
     ]
     print(write_report(Report("swap", "Switching tasks", rows, notes, checks), " and ".join(map(str, THREADS))))
@@ -63,7 +67,13 @@ def measure(size: str, folder: Path) -> tuple[list[Row], str]:
     original = {name: backbone.arena.view(name).clone() for name in backbone.arena.slots}
     before = backbone.arena.digest()
     swap = Swap(backbone.arena)
-    contenders = [*ours(backbone, swap, delta, other), *peft_merges(folder, delta), *loading(folder, original, delta)]
+    contenders = [
+        *ours(backbone, swap, delta, other),
+        with_torch(backbone, delta),
+        floor(delta),
+        *peft_merges(folder, delta),
+        *loading(folder, original, delta),
+    ]
     setup = {"encoder": size, "parameters": backbone.arena.numel, "changed entries": delta.nnz, "rounds": ROUNDS}
     rows = []
     for threads in THREADS:
@@ -101,6 +111,29 @@ def ours(backbone: Backbone, swap: Swap, delta: Delta, other: Delta) -> list[Con
             Case("sparsehub: task A to task B", lambda: swap.to(second), prepare=lambda: swap.to(first)), weights
         ),
     ]
+
+
+def with_torch(backbone: Backbone, delta: Delta) -> Contender:
+    """The same moves by torch's own scatter, which is what runs where the native kernels were not built."""
+    (segment,) = make_patch(backbone, delta).segments
+    buffer, positions = backbone.arena.buffers[segment.dtype], segment.positions.long()
+
+    def apply_and_restore() -> None:
+        torch_ops.scatter_add_(buffer, positions, segment.values)
+        torch_ops.scatter_copy_(buffer, positions, segment.base)
+
+    return Contender(Case("sparsehub: apply + restore, torch's kernels", apply_and_restore), {})
+
+
+def floor(delta: Delta) -> Contender:
+    """What no scatter can beat: as many cache lines, one beside the other, read and written by a plain sum, twice."""
+    lines = torch.zeros(delta.nnz * FLOATS_A_LINE)
+
+    def read_and_write() -> None:
+        lines.add_(1.0)
+        lines.add_(-1.0)
+
+    return Contender(Case(FLOOR, read_and_write), {})
 
 
 def peft_merges(folder: Path, delta: Delta) -> list[Contender]:
