@@ -223,3 +223,26 @@ def test_a_side_holds_no_more_than_it_says(load: Load) -> None:
     assert side.nbytes == sum(tensor.nbytes for tensor in tensors)
     kinds = {sites.sites[index].kind for index in side.parts}
     assert {LINEAR, EMBEDDING} <= kinds
+
+
+def test_a_compiled_forward_stays_what_it_was(load: Load) -> None:
+    """Storage never moves and nothing stays on the module, so a compiled plain forward sees swaps and outlives mixing."""
+    backbone, sites = load("bert", "float32")
+    patch = make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 1, 0.05))
+    batch, traces = sample_batch(backbone, 2, 6), []
+
+    def counting(graph: Any, _: Any) -> Any:
+        traces.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(backbone.module, backend=counting)
+    with torch.no_grad():
+        plain = compiled(**batch).last_hidden_state.clone()
+        seen = len(traces)
+        run_mixed(backbone, sites, [side_of(sites, backbone, patch)], [(0, 0, 2)], batch)
+        assert torch.equal(compiled(**batch).last_hidden_state, plain)
+        apply_patch(backbone.arena, patch)
+        changed = compiled(**batch).last_hidden_state
+        restore_patch(backbone.arena, patch)
+        assert_equal(changed, run_in_place(backbone, [patch], [(0, 0, 2)], batch), "float32", batch["attention_mask"])
+        assert torch.equal(compiled(**batch).last_hidden_state, plain) and len(traces) == seen >= 1
