@@ -13,6 +13,8 @@ from hypothesis import settings
 
 # Before anything imports torch: on tiny models a second thread costs more than it brings, and much more beside others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports the Hugging Face client, which reads these once: our small server knows no Xet.
+os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 # `make soak` asks for the second profile.
 settings.register_profile("quick", max_examples=100, deadline=None)
@@ -66,6 +68,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEHUB_CACHE", str(folder))
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "no-settings"))
         patch.setenv("HF_DATASETS_CACHE", str(folder / "datasets"))
         yield folder
 

@@ -2,41 +2,135 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from sparsehub.errors import FormatError, UsageError
-from sparsehub.files import cache_root
-from sparsehub.hub.protocol import Hub
+from sparsehub.errors import FormatError, IntegrityError, NotFoundError, UsageError
+from sparsehub.hub.cache import PackageCache
+from sparsehub.hub.lockfile import Lock
+from sparsehub.hub.protocol import Progress, Resolved
+from sparsehub.hub.reference import parse_reference
+from sparsehub.hub.settings import read_policy, read_settings
+from sparsehub.hub.verbs import PackageHub
 
 if TYPE_CHECKING:
-    from sparsehub.package import Package
+    from sparsehub.package import Manifest, Package
+    from sparsehub.package.trust import Policy
+
+T = TypeVar("T")
 
 
-def load_package(reference: str, hub: Hub | None) -> Package:
-    """Read and prove a package; raises `UsageError`, `NotFoundError` or `FormatError`."""
-    from sparsehub.package import MANIFEST_FILE, read_package  # lazy: the package floor imports torch
+@dataclass(frozen=True)
+class Pulled:
+    """A package that was fetched and proved. folder: `out`, or the copy in the cache; publisher: who signed it."""
+
+    resolved: Resolved
+    manifest: Manifest
+    folder: Path
+    publisher: str | None
+
+
+def load_package(
+    reference: str, hub: PackageHub | None, *, policy: Policy | None = None, lock: Lock | None = None
+) -> Package:
+    """Read and prove a package, and hold it against a policy: the user's own where none is given.
+
+    Raises `UsageError`, `NotFoundError`, `FormatError`, or `TrustError`; nothing of the package is used then.
+    """
+    from sparsehub.package import MANIFEST_FILE, read_package  # lazy: torch
+
+    policy = policy or read_policy()
+
+    def read(folder: Path, resolved: Resolved | None = None) -> Package:
+        package = read_package(folder)
+        if resolved is not None:
+            _check_same(package.manifest, resolved)
+        policy.check(folder, package.manifest)
+        return package
 
     if (Path(reference) / MANIFEST_FILE).is_file():
-        return read_package(Path(reference))
+        return read(Path(reference))
     if hub is None:
         raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
-    resolved = hub.resolve(reference)
-    folder = cache_root() / "packages" / resolved.digest.removeprefix("sha256:")
-    if folder.is_dir():
-        try:
-            return read_package(folder)
-        except FormatError:
-            _set_aside(folder)
+    resolved = _resolve(reference, hub, lock)
+    return _through_cache(resolved, hub, lambda folder: read(folder, resolved), None)
+
+
+def pull(
+    reference: str,
+    hub: PackageHub,
+    *,
+    out: Path | None = None,
+    policy: Policy | None = None,
+    lock: Lock | None = None,
+    progress: Progress | None = None,
+) -> Pulled:
+    """Bring a package to this machine: into the cache, and into the new folder `out` where one is given.
+
+    Every byte is proved, whether it was here already or not. Raises what `load_package` raises.
+    """
+    from sparsehub.package import prove_package
+
+    policy = policy or read_policy()
+    resolved = _resolve(reference, hub, lock)
+
+    def take(folder: Path) -> Pulled:
+        manifest = prove_package(folder)
+        _check_same(manifest, resolved)
+        publisher = policy.check(folder, manifest)
+        if out is not None:
+            _copy(folder, manifest, out)
+        return Pulled(resolved, manifest, out or folder, publisher)
+
+    return _through_cache(resolved, hub, take, progress)
+
+
+def _resolve(reference: str, hub: PackageHub, lock: Lock | None) -> Resolved:
+    """What the reference means. Bytes that are pinned and here already are taken without asking the hub."""
+    if lock is not None:
+        return lock.resolve(reference, hub)
+    wanted = parse_reference(reference)
+    if wanted.digest is not None and PackageCache().holds(wanted.digest):
+        return Resolved(wanted.name, None, wanted.digest)
+    return hub.resolve(reference)
+
+
+def _through_cache(resolved: Resolved, hub: PackageHub, use: Callable[[Path], T], progress: Progress | None) -> T:
+    """`use` on the package's folder in the cache; a copy that turns out to be damaged is fetched once more."""
+    cache = PackageCache(limit=read_settings().cache_bytes)
+    here = cache.holds(resolved.digest)
     try:
-        hub.fetch(resolved, folder)
-    except UsageError:
-        if not folder.is_dir():
-            raise  # otherwise another process was faster, and its copy is as good
-    return read_package(folder)
+        with cache.package(resolved, lambda: hub, progress) as folder:
+            return use(folder)
+    except FormatError:
+        if not here:
+            raise
+    cache.set_aside(resolved.digest)
+    with cache.package(resolved, lambda: hub, progress) as folder:
+        return use(folder)
 
 
-def _set_aside(folder: Path) -> None:
-    """Move a damaged copy out of the way; it is kept for whoever wants to know what happened."""
-    folder.rename(folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+def _check_same(manifest: Manifest, resolved: Resolved) -> None:
+    """Raises unless a package of the cache is the one that was asked for."""
+    if manifest.digest != resolved.digest:
+        raise IntegrityError("the cached package is another one", found=manifest.digest, expected=resolved.digest)
+    if manifest.name != resolved.name:
+        problem = f"{resolved.digest} is a package of another task"
+        raise NotFoundError(problem, found=manifest.name, expected=resolved.name)
+
+
+def _copy(folder: Path, manifest: Manifest, out: Path) -> None:
+    """Write the same package elsewhere: the bytes that are written are those that are proved."""
+    from sparsehub.files import new_folder
+    from sparsehub.package.manifest import MANIFEST_FILE, SIGNATURE_FILE
+    from sparsehub.package.proof import read_file
+    from sparsehub.package.signing import read_signature
+
+    with new_folder(out) as temporary:
+        for name, record in manifest.files.items():
+            (temporary / name).write_bytes(read_file(folder, name, record))
+        (temporary / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+        if (signature := read_signature(folder)) is not None:
+            (temporary / SIGNATURE_FILE).write_bytes(signature)
