@@ -20,8 +20,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
 from sparsehub.errors import DataError, FormatError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, sha256_file, strict_json, write_file
-from sparsehub.package import Manifest, write_package
-from sparsehub.package.card import write_card
+from sparsehub.package import Manifest, write_carded_package
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
 from sparsehub.package.model import TaskModel, load_task_model
 from sparsehub.patch import apply_patch, make_patch, restore_patch
@@ -80,7 +79,7 @@ def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda
             "no weight changed, so there is nothing to package", fix="raise --density, --learning-rate or --epochs"
         )
     manifest = _manifest(config, fitted, fitted.delta)
-    manifest = write_package(out, manifest, fitted.delta, fitted.head, write_card(manifest), {})
+    manifest = write_carded_package(out, manifest, fitted.delta, fitted.head)
     shutil.rmtree(run)
     report(f"wrote {out}")
     return TrainResult(out, manifest)
