@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsehub.errors import FormatError, HubError
-from sparsehub.files import TEMPORARY_PREFIX, cache_root
+from sparsehub.files import TEMPORARY_PREFIX, cache_root, write_file
 from sparsehub.hub.protocol import Progress, Resolved
 from sparsehub.hub.verbs import PackageHub
 
@@ -63,6 +63,12 @@ class PackageCache:
             yield folder
         finally:
             os.close(lock)
+
+    def add_signature(self, digest: str, data: bytes) -> None:
+        """Put a signature into a package's folder, all at once: others read there meanwhile."""
+        temporary = self.root / PARTIAL / f"{_hex(digest)}.sig"
+        write_file(temporary, data)
+        temporary.replace(self._folder(digest) / "model.sig")
 
     def set_aside(self, digest: str) -> None:
         """Move a damaged copy out of the way, where it is still there."""

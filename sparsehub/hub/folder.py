@@ -34,6 +34,7 @@ class FolderObjects(Objects):
     """
 
     requests = 4
+    remote = False
 
     def __init__(self, root: Path):
         super().__init__(lambda: LocalStore(root), str(root))
@@ -55,7 +56,11 @@ class FolderObjects(Objects):
 
     def changed(self, path: str) -> datetime | None:
         self._check(path)
-        return super().changed(path)
+        with self.errors_at(path):
+            try:
+                return datetime.fromtimestamp((self.root / path).lstat().st_mtime, UTC)
+            except FileNotFoundError:
+                return None
 
     def stream(self, path: str, start: int = 0, stop: int | None = None) -> tuple[int, Iterator[bytes]] | None:
         self._check(path)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sparsehub.errors import FormatError, IntegrityError, NotFoundError, UsageError
+from sparsehub.errors import FormatError, HubError, IntegrityError, NotFoundError, TrustError, UsageError
+from sparsehub.files import new_folder
 from sparsehub.hub.cache import PackageCache
 from sparsehub.hub.lockfile import Lock
 from sparsehub.hub.protocol import Progress, Resolved
@@ -37,25 +39,24 @@ def load_package(
 ) -> Package:
     """Read and prove a package, and hold it against a policy: the user's own where none is given.
 
-    Raises `UsageError`, `NotFoundError`, `FormatError`, or `TrustError`; nothing of the package is used then.
+    reference: a package folder, or a task in `hub`. Raises `UsageError`, `NotFoundError`, `FormatError`, or
+    `TrustError`; nothing of the package is used then.
     """
     from sparsehub.package import MANIFEST_FILE, read_package  # lazy: torch
 
-    policy = policy or read_policy()
-
-    def read(folder: Path, resolved: Resolved | None = None) -> Package:
-        package = read_package(folder)
-        if resolved is not None:
-            _check_same(package.manifest, resolved)
-        policy.check(folder, package.manifest)
-        return package
-
     if (Path(reference) / MANIFEST_FILE).is_file():
-        return read(Path(reference))
+        package = read_package(Path(reference))
+        (policy or read_policy()).check(Path(reference), package.manifest)
+        return package
     if hub is None:
         raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
-    resolved = _resolve(reference, hub, lock)
-    return _through_cache(resolved, hub, lambda folder: read(folder, resolved), None)
+
+    def read(folder: Path, resolved: Resolved) -> Package:
+        package = read_package(folder)
+        _check_same(package.manifest, resolved)
+        return package
+
+    return use_package(reference, hub, read, policy=policy, lock=lock)
 
 
 def pull(
@@ -74,9 +75,8 @@ def pull(
     from sparsehub.package import prove_package
 
     policy = policy or read_policy()
-    resolved = _resolve(reference, hub, lock)
 
-    def take(folder: Path) -> Pulled:
+    def take(folder: Path, resolved: Resolved) -> Pulled:
         manifest = prove_package(folder)
         _check_same(manifest, resolved)
         publisher = policy.check(folder, manifest)
@@ -84,7 +84,33 @@ def pull(
             _copy(folder, manifest, out)
         return Pulled(resolved, manifest, out or folder, publisher)
 
-    return _through_cache(resolved, hub, take, progress)
+    return _used(_resolve(reference, hub, lock), hub, take, progress)
+
+
+def use_package(
+    reference: str,
+    hub: PackageHub,
+    use: Callable[[Path, Resolved], T],
+    *,
+    policy: Policy | None = None,
+    lock: Lock | None = None,
+    progress: Progress | None = None,
+) -> T:
+    """What `use` makes of the folder of a package, which the policy allows and which stays there meanwhile.
+
+    `use` proves what it reads, and raises `FormatError` where that fails: then it is called again on a fresh copy.
+    """
+    from sparsehub.package import read_manifest
+
+    policy = policy or read_policy()
+
+    def allowed(folder: Path, resolved: Resolved) -> T:
+        manifest = read_manifest(folder)
+        _check_same(manifest, resolved)
+        policy.check(folder, manifest)
+        return use(folder, resolved)
+
+    return _used(_resolve(reference, hub, lock), hub, allowed, progress)
 
 
 def _resolve(reference: str, hub: PackageHub, lock: Lock | None) -> Resolved:
@@ -97,19 +123,49 @@ def _resolve(reference: str, hub: PackageHub, lock: Lock | None) -> Resolved:
     return hub.resolve(reference)
 
 
-def _through_cache(resolved: Resolved, hub: PackageHub, use: Callable[[Path], T], progress: Progress | None) -> T:
-    """`use` on the package's folder in the cache; a copy that turns out to be damaged is fetched once more."""
+def _used(
+    resolved: Resolved,
+    hub: PackageHub,
+    use: Callable[[Path, Resolved], T],
+    progress: Progress | None,
+) -> T:
+    """`use` on a package's folder in the cache.
+
+    A copy that was here and turns out to be damaged is fetched once more, and one that is not signed gets the signature
+    that the hub may have by now.
+    """
     cache = PackageCache(limit=read_settings().cache_bytes)
     here = cache.holds(resolved.digest)
-    try:
+
+    def once() -> T:
         with cache.package(resolved, lambda: hub, progress) as folder:
-            return use(folder)
+            return use(folder, resolved)
+
+    try:
+        return once()
     except FormatError:
         if not here:
             raise
-    cache.set_aside(resolved.digest)
-    with cache.package(resolved, lambda: hub, progress) as folder:
-        return use(folder)
+        cache.set_aside(resolved.digest)
+    except TrustError:
+        if not here or not _add_signature(cache, resolved, hub):
+            raise
+    return once()
+
+
+def _add_signature(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> bool:
+    """Bring a signature that was made after the package was fetched; whether there was one to bring."""
+    from sparsehub.package.manifest import SIGNATURE_FILE
+
+    with cache.package(resolved, lambda: hub) as folder:
+        if (folder / SIGNATURE_FILE).exists():
+            return False
+        with suppress(HubError):
+            signature = hub.home.read_signature(resolved.name, resolved.digest)
+            if signature is not None:
+                cache.add_signature(resolved.digest, signature)
+                return True
+    return False
 
 
 def _check_same(manifest: Manifest, resolved: Resolved) -> None:
@@ -123,7 +179,6 @@ def _check_same(manifest: Manifest, resolved: Resolved) -> None:
 
 def _copy(folder: Path, manifest: Manifest, out: Path) -> None:
     """Write the same package elsewhere: the bytes that are written are those that are proved."""
-    from sparsehub.files import new_folder
     from sparsehub.package.manifest import MANIFEST_FILE, SIGNATURE_FILE
     from sparsehub.package.proof import read_file
     from sparsehub.package.signing import read_signature

@@ -35,6 +35,7 @@ class Objects:
     """Objects of an obstore store. Each is created whole, once, and never written again, channels apart."""
 
     requests = 16  # that may run at once
+    remote = True  # so that what fails for no reason that is told may succeed another time
 
     def __init__(self, store: Callable[[], ObjectStore], where: str):
         self._store, self.where = store, where
@@ -145,7 +146,7 @@ class Objects:
         try:
             yield
         except (BaseError, OSError, ValueError, NotImplementedError) as error:
-            raise _explained(error, path, self.where) from error
+            raise _explained(error, path, self.where, self.remote) from error
 
     def _chunks(self, path: str, stream: Iterator[bytes]) -> Iterator[bytes]:
         with self.errors_at(path):
@@ -183,12 +184,12 @@ def _changed(path: Path) -> IntegrityError:
     return IntegrityError(f"{path.name} changed while it was published", fix="publish the package again")
 
 
-def _explained(error: Exception, path: str, where: str) -> HubError:
+def _explained(error: Exception, path: str, where: str, remote: bool) -> HubError:
     problem = str(error).partition("\n")[0][:500]  # the lines after it are for obstore's developers
     if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
         return HubError(
             f"{where} does not let us at {path}", found=problem, fix="check your credentials or permissions"
         )
-    if isinstance(error, GenericError):
+    if isinstance(error, GenericError) and remote:
         return UnreachableError(f"{where} failed at {path}", found=problem, fix="check the network and the location")
     return HubError(f"the hub failed at {path}", found=problem, fix="check the hub's folder and permissions")

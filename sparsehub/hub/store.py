@@ -94,8 +94,13 @@ class StoreHome:
     def upload(self, upload: Upload, meter: Meter) -> None:
         self.objects.prepare()
         with ThreadPoolExecutor(FILES) as workers:
-            list(workers.map(lambda item: self._send(upload.folder / item[0], item[1], meter), upload.files.items()))
+            there = workers.map(lambda item: self._send(upload.folder / item[0], item[1], meter), upload.files.items())
+            leaned_on = [name for name, was_there in zip(upload.files, there, strict=True) if was_there]
         self._store(object_path(MANIFESTS, upload.manifest.digest), upload.manifest.to_bytes(), "the manifest")
+        for name in leaned_on:  # the files that somebody may have collected before we made them young
+            record = upload.files[name]
+            if self.objects.changed(object_path(BLOBS, record.sha256)) is None:
+                self._send(upload.folder / name, record, Meter(record.size, None))
 
     def read_signature(self, name: str, digest: str) -> bytes | None:
         return self.objects.read(object_path(SIGNATURES, digest), MAX_SIGNATURE_BYTES)
@@ -117,16 +122,18 @@ class StoreHome:
     def write_channel(self, name: str, channel: str, data: bytes, token: Token | None) -> bool:
         return self.objects.replace(f"{CHANNELS}/{name}/{channel}", data, token)
 
-    def _send(self, file: Path, record: FileRecord, meter: Meter) -> None:
+    def _send(self, file: Path, record: FileRecord, meter: Meter) -> bool:
+        """Send a file; True where it was there already."""
         path = object_path(BLOBS, record.sha256)
         changed = self.objects.changed(path)
         if changed is None:
             self.objects.send(path, file, record.sha256, meter)
-            return
+            return False
         self._prove(file.name, path, record)  # the version will vouch for it
         if changed < datetime.now(UTC) - YOUNG:
             self.objects.refresh(path, file.read_bytes())
         meter.add(record.size)
+        return True
 
     def _store(self, path: str, data: bytes, what: str) -> None:
         """Store small bytes that may be there already: then they must be the same."""
