@@ -41,7 +41,10 @@ class Client:
         self.api = api
 
     def call(self, repo: str, action: Callable[[], T]) -> T:
-        """What a call of the client gives that may be made twice: it is made again where the network failed."""
+        """What a call of the client gives that may be made twice: it is made again where the network failed.
+
+        The client's listings try again by themselves and need no more than `client_errors`.
+        """
 
         def guarded() -> T:
             with client_errors(repo):

@@ -55,8 +55,8 @@ class HuggingFaceHome:
         self._commits: dict[str, str] = {}  # digest -> commit, which never changes
 
     def names(self) -> list[str]:
-        api = self._client.api
-        found = self._client.call(self._owner, lambda: list(api.list_models(author=self._owner, filter=LIBRARY)))
+        with client_errors(self._owner):
+            found = list(self._client.api.list_models(author=self._owner, filter=LIBRARY))
         return sorted(model.id.partition("/")[2] for model in found if model.id.startswith(f"{self._owner}/"))
 
     def versions(self, name: str) -> list[str]:
@@ -222,9 +222,8 @@ class HuggingFaceHome:
 
     def _tree(self, repo: str, commit: str, folder: str | None = None) -> list[str]:
         """The paths right under a folder of a commit."""
-        api = self._client.api
-        found = self._client.call(repo, lambda: list(api.list_repo_tree(repo, folder, revision=commit)))
-        return [item.path for item in found]
+        with client_errors(repo):
+            return [item.path for item in self._client.api.list_repo_tree(repo, folder, revision=commit)]
 
     def _deletions(self, repo: str, head: str, upload: Upload) -> list[CommitOperationDelete]:
         """What the last package had and this one has not."""
@@ -267,9 +266,10 @@ class HuggingFaceHome:
     def _make_side_branch(self, name: str) -> str:
         """Make the branch, from the repository's first commit: it shall hold no package."""
         repo = self._repo(name)
-        client, api = self._client, self._client.api
-        first = client.call(repo, lambda: api.list_repo_commits(repo)[-1].commit_id)
-        client.call(repo, lambda: api.create_branch(repo, branch=SIDE_BRANCH, revision=first, exist_ok=True))
+        api = self._client.api
+        with client_errors(repo):
+            first = api.list_repo_commits(repo)[-1].commit_id
+        self._client.call(repo, lambda: api.create_branch(repo, branch=SIDE_BRANCH, revision=first, exist_ok=True))
         head = self._side_head(name)
         if head is None:
             raise HubError(f"{repo} has no branch {SIDE_BRANCH!r}, though it was made", fix="try again")

@@ -137,7 +137,7 @@ def _configured(config: Any, signer: Signer) -> Any:
         return config.use_certificate_signer(
             private_key=signer.private_key,
             signing_certificate=signer.certificate,
-            certificate_chain=list(signer.chain),
+            certificate_chain=list(signer.chain) or [signer.certificate],  # the library takes no empty chain
         )
     return config.use_sigstore_signer(identity_token=signer.identity_token)
 

@@ -133,7 +133,7 @@ def _s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stor
 
 def hosted(address: str, state: hf_server.State, token: str | bool = "hf_writer") -> HostedHome:
     """A new organisation."""
-    state.fault = lambda method, path: None
+    state.fault, state.cdn_host, state.cdn_tokens = (lambda method, path: None), "", []
     owner = f"org-{next(_numbers)}"
     home = HuggingFaceHome(owner, api=HfApi(endpoint=address, token=token))
     return HostedHome(PackageHub(home), state, owner, address)

@@ -53,6 +53,9 @@ class State:
     tokens: set[str] = field(default_factory=lambda: {"hf_writer"})
     requests: list[str] = field(default_factory=list)
     fault: Callable[[str, str], Response | None] = lambda method, path: None
+    cdn_host: str = ""  # where large files come from; the server itself by default
+    cdn_tokens: list[str] = field(default_factory=list)  # Authorization headers that arrived there
+    ignores_ranges: bool = False
     numbers: Iterator[int] = field(default_factory=itertools.count)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -343,17 +346,18 @@ def resolve(call: Call) -> Any:
         raise Refused(404, "Entry not found", "EntryNotFound")
     headers = {"X-Repo-Commit": oid, "ETag": f'"{digest}"', "X-Linked-Size": str(len(call.state.blobs[digest]))}
     if len(call.state.blobs[digest]) >= LARGE:  # large files come from somewhere else, as they do there
-        return Response(status_code=302, headers={**headers, "Location": f"/cdn/{digest}"})
+        return Response(status_code=302, headers={**headers, "Location": f"{call.state.cdn_host}/cdn/{digest}"})
     return bytes_of(call, digest, headers)
 
 
 def cdn(call: Call) -> Any:
+    call.state.cdn_tokens.append(call.request.headers.get("authorization", ""))
     return bytes_of(call, call.path["oid"], {})
 
 
 def bytes_of(call: Call, digest: str, headers: dict[str, str]) -> Response:
     data, wanted = call.state.blobs[digest], call.request.headers.get("range", "")
-    if not wanted:
+    if not wanted or call.state.ignores_ranges:
         return Response(data, headers=headers)
     start, _, last = wanted.removeprefix("bytes=").partition("-")
     begin, end = int(start), min(int(last or len(data)), len(data) - 1)
