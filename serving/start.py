@@ -12,8 +12,8 @@ from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Budgets, Engine, Limits, Task
 from sparsehub.engine.holding import UNLIMITED
 from sparsehub.errors import NotFoundError, UsageError
-from sparsehub.hub import Hub, open_hub
-from sparsehub.hub.loading import load_resolved
+from sparsehub.hub import PackageHub, open_hub
+from sparsehub.hub.loading import load_package
 from sparsehub.package import MANIFEST_FILE, read_manifest, read_package
 
 log = logging.getLogger("sparsehub")
@@ -39,7 +39,7 @@ def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = la
     return engine
 
 
-def task_of(reference: str, hub: Hub | None) -> Task:
+def task_of(reference: str, hub: PackageHub | None) -> Task:
     """The task that a package folder or a reference means; of its package no more than the manifest is read."""
     if (Path(reference) / MANIFEST_FILE).is_file():
         manifest = read_manifest(Path(reference))
@@ -48,7 +48,7 @@ def task_of(reference: str, hub: Hub | None) -> Task:
         raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
     resolved = hub.resolve(reference)
     version = resolved.version or resolved.digest
-    return Task(resolved.name, version, resolved.digest, lambda: load_resolved(resolved, hub))
+    return Task(resolved.name, version, resolved.digest, lambda: load_package(resolved.pinned, hub))
 
 
 def _budgets(settings: Settings) -> Budgets:
@@ -57,9 +57,9 @@ def _budgets(settings: Settings) -> Budgets:
     return Budgets(device, settings.host_mib * mebibyte)
 
 
-def _everything(hub: Hub | None) -> list[str]:
-    """The newest version of every task of a hub."""
-    names = sorted({entry.name for entry in hub.list() if not entry.error}) if hub else []
+def _everything(hub: PackageHub | None) -> list[str]:
+    """Every task of a hub, by the name that means what its `latest` says; no package is read for that."""
+    names = hub.home.names() if hub else []
     if not names:
         raise NotFoundError("the hub holds no task", fix="push one: sparsehub push PACKAGE HUB --version 1.0.0")
     return names

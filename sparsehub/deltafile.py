@@ -64,6 +64,14 @@ class StoredDelta:
         products *= self.values
         return products
 
+    def floats(self) -> NDArray[np.float32]:
+        """[n] the values as numbers, whatever they are stored as."""
+        if self.scales is not None:
+            return self.products()
+        if self.values.dtype == np.uint16:  # bfloat16 is the upper half of a float32
+            return (self.values.astype(np.uint32) << 16).view(np.float32)
+        return self.values.astype(np.float32)
+
 
 def check_kinds(value_kind: str, value_dtype: str) -> None:
     """Raises `DeltaError` for a kind or dtype of values that the format does not know."""

@@ -12,7 +12,10 @@ SparsehubError
 ├── DataError                  a data set, a row or a label that cannot be used
 ├── HubError                   a hub could not do what was asked
 │   ├── NotFoundError          no such task or version
-│   └── VersionExistsError     a published version is never written twice
+│   ├── VersionExistsError     a published version is never written twice
+│   ├── ConflictError          somebody else moved a channel meanwhile
+│   └── UnreachableError       no answer, or one that broke off: worth another try
+├── TrustError                 a package is not signed by anyone whom the policy trusts
 └── EngineError                a running engine could not answer
     ├── RequestError           the request itself is at fault
     ├── UnknownTaskError       no such task is served here
@@ -99,6 +102,18 @@ class NotFoundError(HubError):
 
 class VersionExistsError(HubError):
     """The version was published before; a published version is never written twice."""
+
+
+class ConflictError(HubError):
+    """Somebody else moved a channel since it was read; nothing was changed."""
+
+
+class UnreachableError(HubError):
+    """A hub did not answer, or broke off in the middle. The same call may succeed later."""
+
+
+class TrustError(SparsehubError):
+    """A package is not signed as the policy demands, by anyone whom it trusts; nothing of it is used."""
 
 
 class EngineError(SparsehubError):

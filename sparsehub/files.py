@@ -29,7 +29,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("SPARSEHUB_CACHE") or Path.home() / ".cache" / "sparsehub")
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | bytearray) -> str:
     """The digest of `data` as it is written everywhere: `sha256:` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 

@@ -16,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything imports triton: without a GPU its kernels run in the interpreter.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Before anything imports the Hugging Face client, which reads these once: our small server knows no Xet.
+os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 # `make soak` asks for the second profile.
 settings.register_profile("quick", max_examples=100, deadline=None)
@@ -69,6 +71,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSEHUB_CACHE", str(folder))
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "no-settings"))
         patch.setenv("HF_DATASETS_CACHE", str(folder / "datasets"))
         yield folder
 

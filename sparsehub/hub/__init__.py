@@ -1,19 +1,19 @@
-"""Where packages live: one protocol of five verbs, and the hub in a folder or in memory."""
+"""Where packages live: one protocol of five verbs; folders, buckets and the Hugging Face Hub behind it."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from sparsehub.errors import UsageError
+from sparsehub.hub.places import open_home
 from sparsehub.hub.protocol import Entry, Hub, Progress, Resolved
 from sparsehub.hub.reference import Reference, parse_reference
+from sparsehub.hub.verbs import PackageHub
 from sparsehub.hub.versions import highest, version_order
 
 __all__ = [
     "Entry",
     "Hub",
+    "PackageHub",
     "Progress",
     "Reference",
     "Resolved",
@@ -24,45 +24,22 @@ __all__ = [
     "version_order",
 ]
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
+def open_hub(location: str | Path, *, private: bool | None = None) -> PackageHub:
+    """The hub at a folder, `file://`, `s3://`, `gs://`, `az://` or `hf://name`; raises `UsageError`.
 
-def open_hub(location: str | Path) -> Hub:
-    """The hub at a folder path or a `file://` URL; raises `UsageError` for any other kind of place.
-
-    The folder need not exist: the first publish makes it, and reading before that raises `NotFoundError`.
+    It need not exist: the first publish makes it, and reading a folder before that raises `NotFoundError`.
+    private: whether a task that is new on the Hugging Face Hub is private; None leaves it to the account's settings.
     """
-    from sparsehub.hub.objects import FolderObjects  # lazy: sparsehub imports without obstore
-    from sparsehub.hub.store import StoreHub
-
-    root = _folder(location)
-    if root.exists() and not root.is_dir():
-        raise UsageError("a hub is a folder", found=f"{root}, which is a file")
-    return StoreHub(FolderObjects(root))
+    return PackageHub(open_home(location, private))
 
 
-def memory_hub() -> Hub:
+def memory_hub() -> PackageHub:
     """An empty hub in memory, for tests and trials; it goes with the process."""
     from obstore.store import MemoryStore
 
     from sparsehub.hub.objects import Objects
-    from sparsehub.hub.store import StoreHub
+    from sparsehub.hub.store import StoreHome
 
     store = MemoryStore()
-    return StoreHub(Objects(lambda: store))
-
-
-def _folder(location: str | Path) -> Path:
-    if isinstance(location, Path):
-        return location.absolute()
-    if not location.strip():
-        raise UsageError("the hub's location is empty", expected="a folder path or a file:// URL")
-    if not _SCHEME.match(location):
-        return Path(location).expanduser().absolute()
-    url = urlsplit(location)
-    if url.scheme != "file":
-        fix = "give the path of a folder, a mounted one for instance"
-        raise UsageError("only folders are supported as hubs in this version", found=location[:200], fix=fix)
-    if url.netloc not in ("", "localhost") or not url.path or url.query or url.fragment:
-        raise UsageError("not the URL of a folder here", found=location[:200], expected="file:///path/to/folder")
-    return Path(unquote(url.path))
+    return PackageHub(StoreHome(Objects(lambda: store, "memory")))

@@ -2,47 +2,190 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from sparsehub.errors import FormatError, UsageError
-from sparsehub.files import cache_root
-from sparsehub.hub.protocol import Hub, Resolved
+from sparsehub.errors import FormatError, HubError, IntegrityError, NotFoundError, TrustError, UsageError
+from sparsehub.files import new_folder
+from sparsehub.hub.cache import PackageCache
+from sparsehub.hub.lockfile import Lock
+from sparsehub.hub.protocol import Progress, Resolved
+from sparsehub.hub.reference import parse_reference
+from sparsehub.hub.settings import read_policy, read_settings
+from sparsehub.hub.verbs import PackageHub
 
 if TYPE_CHECKING:
-    from sparsehub.package import Package
+    from sparsehub.package import Manifest, Package
+    from sparsehub.package.trust import Policy
+
+T = TypeVar("T")
 
 
-def load_package(reference: str, hub: Hub | None) -> Package:
-    """Read and prove a package; raises `UsageError`, `NotFoundError` or `FormatError`."""
-    from sparsehub.package import MANIFEST_FILE, read_package  # lazy: the package floor imports torch
+@dataclass(frozen=True)
+class Pulled:
+    """A package that was fetched and proved. folder: `out`, or the copy in the cache; publisher: who signed it."""
+
+    resolved: Resolved
+    manifest: Manifest
+    folder: Path
+    publisher: str | None
+
+
+def load_package(
+    reference: str, hub: PackageHub | None, *, policy: Policy | None = None, lock: Lock | None = None
+) -> Package:
+    """Read and prove a package, and hold it against a policy: the user's own where none is given.
+
+    reference: a package folder, or a task in `hub`. Raises `UsageError`, `NotFoundError`, `FormatError`, or
+    `TrustError`; nothing of the package is used then.
+    """
+    from sparsehub.package import MANIFEST_FILE, read_package  # lazy: torch
 
     if (Path(reference) / MANIFEST_FILE).is_file():
-        return read_package(Path(reference))
+        package = read_package(Path(reference))
+        (policy or read_policy()).check(Path(reference), package.manifest)
+        return package
     if hub is None:
         raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
-    return load_resolved(hub.resolve(reference), hub)
+
+    def read(folder: Path, resolved: Resolved) -> Package:
+        package = read_package(folder)
+        _check_same(package.manifest, resolved)
+        return package
+
+    return use_package(reference, hub, read, policy=policy, lock=lock)
 
 
-def load_resolved(resolved: Resolved, hub: Hub) -> Package:
-    """The package of an exact reference; the hub is asked only where the cache has no sound copy."""
-    from sparsehub.package import read_package
+def pull(
+    reference: str,
+    hub: PackageHub,
+    *,
+    out: Path | None = None,
+    policy: Policy | None = None,
+    lock: Lock | None = None,
+    progress: Progress | None = None,
+) -> Pulled:
+    """Bring a package to this machine: into the cache, and into the new folder `out` where one is given.
 
-    folder = cache_root() / "packages" / resolved.digest.removeprefix("sha256:")
-    if folder.is_dir():
-        try:
-            return read_package(folder)
-        except FormatError:
-            _set_aside(folder)
+    Every byte is proved, whether it was here already or not. Raises what `load_package` raises.
+    """
+    from sparsehub.package import prove_package
+
+    policy = policy or read_policy()
+
+    def take(folder: Path, resolved: Resolved) -> Pulled:
+        manifest = prove_package(folder)
+        _check_same(manifest, resolved)
+        publisher = policy.check(folder, manifest)
+        if out is not None:
+            _copy(folder, manifest, out)
+        return Pulled(resolved, manifest, out or folder, publisher)
+
+    return _used(_resolve(reference, hub, lock), hub, take, progress)
+
+
+def use_package(
+    reference: str,
+    hub: PackageHub,
+    use: Callable[[Path, Resolved], T],
+    *,
+    policy: Policy | None = None,
+    lock: Lock | None = None,
+    progress: Progress | None = None,
+) -> T:
+    """What `use` makes of the folder of a package, which the policy allows and which stays there meanwhile.
+
+    `use` proves what it reads, and raises `FormatError` where that fails: then it is called again on a fresh copy.
+    """
+    from sparsehub.package import read_manifest
+
+    policy = policy or read_policy()
+
+    def allowed(folder: Path, resolved: Resolved) -> T:
+        manifest = read_manifest(folder)
+        _check_same(manifest, resolved)
+        policy.check(folder, manifest)
+        return use(folder, resolved)
+
+    return _used(_resolve(reference, hub, lock), hub, allowed, progress)
+
+
+def _resolve(reference: str, hub: PackageHub, lock: Lock | None) -> Resolved:
+    """What the reference means. Bytes that are pinned and here already are taken without asking the hub."""
+    if lock is not None:
+        return lock.resolve(reference, hub)
+    wanted = parse_reference(reference)
+    if wanted.digest is not None and PackageCache().holds(wanted.digest):
+        return Resolved(wanted.name, None, wanted.digest)
+    return hub.resolve(reference)
+
+
+def _used(
+    resolved: Resolved,
+    hub: PackageHub,
+    use: Callable[[Path, Resolved], T],
+    progress: Progress | None,
+) -> T:
+    """`use` on a package's folder in the cache.
+
+    A copy that was here and turns out to be damaged is fetched once more, and one that is not signed gets the signature
+    that the hub may have by now.
+    """
+    cache = PackageCache(limit=read_settings().cache_bytes)
+    here = cache.holds(resolved.digest)
+
+    def once() -> T:
+        with cache.package(resolved, lambda: hub, progress) as folder:
+            return use(folder, resolved)
+
     try:
-        hub.fetch(resolved, folder)
-    except UsageError:
-        if not folder.is_dir():
-            raise  # otherwise another process was faster, and its copy is as good
-    return read_package(folder)
+        return once()
+    except FormatError:
+        if not here:
+            raise
+        cache.set_aside(resolved.digest)
+    except TrustError:
+        if not here or not _add_signature(cache, resolved, hub):
+            raise
+    return once()
 
 
-def _set_aside(folder: Path) -> None:
-    """Move a damaged copy out of the way; it is kept for whoever wants to know what happened."""
-    folder.rename(folder.with_name(f"{folder.name}.damaged-{time.time_ns()}"))
+def _add_signature(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> bool:
+    """Bring a signature that was made after the package was fetched; whether there was one to bring."""
+    from sparsehub.package.manifest import SIGNATURE_FILE
+
+    with cache.package(resolved, lambda: hub) as folder:
+        if (folder / SIGNATURE_FILE).exists():
+            return False
+        with suppress(HubError):
+            signature = hub.home.read_signature(resolved.name, resolved.digest)
+            if signature is not None:
+                cache.add_signature(resolved.digest, signature)
+                return True
+    return False
+
+
+def _check_same(manifest: Manifest, resolved: Resolved) -> None:
+    """Raises unless a package of the cache is the one that was asked for."""
+    if manifest.digest != resolved.digest:
+        raise IntegrityError("the cached package is another one", found=manifest.digest, expected=resolved.digest)
+    if manifest.name != resolved.name:
+        problem = f"{resolved.digest} is a package of another task"
+        raise NotFoundError(problem, found=manifest.name, expected=resolved.name)
+
+
+def _copy(folder: Path, manifest: Manifest, out: Path) -> None:
+    """Write the same package elsewhere: the bytes that are written are those that are proved."""
+    from sparsehub.package.manifest import MANIFEST_FILE, SIGNATURE_FILE
+    from sparsehub.package.proof import read_file
+    from sparsehub.package.signing import read_signature
+
+    with new_folder(out) as temporary:
+        for name, record in manifest.files.items():
+            (temporary / name).write_bytes(read_file(folder, name, record))
+        (temporary / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+        if (signature := read_signature(folder)) is not None:
+            (temporary / SIGNATURE_FILE).write_bytes(signature)

@@ -1,147 +1,195 @@
-"""Write-once objects under paths: an obstore store, with what a folder needs on top."""
+"""Objects under paths, in any store that obstore knows."""
 
 from __future__ import annotations
 
-import os
-import re
-import stat
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, ObjectStore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    GenericError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import ObjectStore
 
-from sparsehub.errors import HubError, IntegrityError, NotFoundError
-from sparsehub.files import CHUNK, fsync
+from sparsehub.errors import HubError, IntegrityError, UnreachableError
+from sparsehub.files import CHUNK, sha256_bytes
+from sparsehub.hub.home import Token
 
-# obstore writes `path#1` and links it to `path`; a killed writer leaves the first behind.
-_STAGING = re.compile(r".*#\d+", re.DOTALL)
+if TYPE_CHECKING:
+    from sparsehub.hub.transfer import Meter
+
+PART = 8 << 20  # bytes of one request when a large file is sent
+PARTS = 4  # at once
 
 
 class Objects:
-    """Objects of an obstore store. Each is created whole, once, and never written again."""
+    """Objects of an obstore store. Each is created whole, once, and never written again, channels apart."""
 
-    def __init__(self, store: Callable[[], ObjectStore]):
-        self._store = store
+    requests = 16  # that may run at once
+    remote = True  # so that what fails for no reason that is told may succeed another time
+
+    def __init__(self, store: Callable[[], ObjectStore], where: str):
+        self._store, self.where = store, where
+
+    def prepare(self) -> None:
+        """Make what must be there before the first write: nothing, in a bucket."""
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object; False where there is one already, which is left alone. Durable when it returns."""
-        with _hub_errors(path):
+        with self.errors_at(path):
             try:
                 obstore.put(self._store(), path, data, mode="create")
             except AlreadyExistsError:
                 return False
             return True
 
-    def stream(self, path: str) -> tuple[int, Iterator[bytes]] | None:
-        """Size as the store states it, and the bytes in chunks of about 1 MiB; None where there is no such object."""
-        with _hub_errors(path):
+    def send(self, path: str, file: Path, digest: str, meter: Meter) -> None:
+        """Write a file as an object of which only these bytes can come, in parts where it is large.
+
+        Raises `IntegrityError`, and leaves no object, where the file is not what `digest` says any more.
+        """
+        with self.errors_at(path):
+            if file.stat().st_size > PART:
+                parts = _hashed_parts(file, digest, meter)
+                obstore.put(self._store(), path, parts, use_multipart=True, chunk_size=PART, max_concurrency=PARTS)
+                return
+            data = file.read_bytes()
+            if sha256_bytes(data) != digest:
+                raise _changed(file)
+            obstore.put(self._store(), path, data, use_multipart=False)
+            meter.add(len(data))
+
+    def changed(self, path: str) -> datetime | None:
+        """When an object was last written; None where there is none."""
+        with self.errors_at(path):
+            try:
+                return obstore.head(self._store(), path)["last_modified"]
+            except FileNotFoundError:
+                return None
+
+    def stream(self, path: str, start: int = 0, stop: int | None = None) -> tuple[int, Iterator[bytes]] | None:
+        """Size as the store states it, and the bytes from `start` to `stop`, in chunks; None without such an object."""
+        options = {} if stop is None else {"range": (start, stop)}
+        with self.errors_at(path):
+            try:
+                answer = obstore.get(self._store(), path, options=options)  # type: ignore[arg-type]
+            except FileNotFoundError:
+                return None
+        return answer.meta["size"], self._chunks(path, answer.stream(min_chunk_size=CHUNK))
+
+    def read(self, path: str, limit: int) -> bytes | None:
+        """A small object whole; None where there is none; raises `IntegrityError` beyond `limit` bytes."""
+        found = self.read_versioned(path, limit)
+        return None if found is None else found[0]
+
+    def read_versioned(self, path: str, limit: int) -> tuple[bytes, Token] | None:
+        """A small object, and what `replace` knows this content by."""
+        with self.errors_at(path):
             try:
                 answer = obstore.get(self._store(), path)
             except FileNotFoundError:
                 return None
-        return answer.meta["size"], _chunks(path, answer.stream(min_chunk_size=CHUNK))
+            token = {name: value for name in ("e_tag", "version") if (value := answer.meta[name]) is not None}  # type: ignore[literal-required]
+            return _limited(path, answer.meta["size"], answer.stream(min_chunk_size=CHUNK), limit), token
 
-    def read(self, path: str, limit: int) -> bytes | None:
-        """A small object whole; None where there is none; raises `IntegrityError` beyond `limit` bytes."""
-        answer = self.stream(path)
-        if answer is None:
-            return None
-        size, data = answer[0], bytearray()
-        for chunk in answer[1] if size <= limit else ():
-            data += chunk
-            if len(data) > limit:
-                break
-        if max(size, len(data)) > limit:
-            raise IntegrityError(
-                f"{path} in the hub is too large", found=f"{max(size, len(data))} bytes", expected=f"at most {limit}"
-            )
-        return bytes(data)
+    def replace(self, path: str, data: bytes, token: Token | None) -> bool:
+        """Write an object where there is still what `token` stands for, None for nothing; False otherwise."""
+        if token is None:
+            return self.create(path, data)
+        with self.errors_at(path):
+            try:
+                obstore.put(self._store(), path, data, mode=token)
+            except PreconditionError:
+                return False
+            return True
 
     def folders(self, path: str) -> list[str]:
         """The names of the folders right under `path`, sorted; none where there is no such folder."""
-        with _hub_errors(path):
+        with self.errors_at(path):
             answer = obstore.list_with_delimiter(self._store(), path)
         return sorted(prefix.rpartition("/")[2] for prefix in answer["common_prefixes"])
 
     def files(self, path: str) -> list[str]:
         """The names of the objects right under `path`, sorted; none where there is no such folder."""
-        with _hub_errors(path):
+        with self.errors_at(path):
             answer = obstore.list_with_delimiter(self._store(), path)
         return sorted(entry["path"].rpartition("/")[2] for entry in answer["objects"])
 
+    def ages(self, path: str) -> Iterator[tuple[str, int, datetime]]:
+        """Path, bytes and last change of every object under `path`."""
+        with self.errors_at(path):
+            for batch in obstore.list(self._store(), path):
+                yield from ((entry["path"], entry["size"], entry["last_modified"]) for entry in batch)
 
-class FolderObjects(Objects):
-    """Objects in a folder, which anybody may have touched: no symbolic link is followed, no pipe is opened.
+    def refresh(self, path: str, data: bytes) -> None:
+        """Make an object young again by writing the bytes that it has."""
+        with self.errors_at(path):
+            obstore.put(self._store(), path, data)
 
-    The folder is made by the first write; reading where there is none raises `NotFoundError`.
-    """
+    def delete(self, path: str) -> None:
+        """Remove an object."""
+        with self.errors_at(path):
+            obstore.delete(self._store(), path)
 
-    def __init__(self, root: Path):
-        super().__init__(lambda: LocalStore(root))
-        self.root = root
+    @contextmanager
+    def errors_at(self, path: str) -> Iterator[None]:
+        """Turn what obstore and the system raise in a block into our own errors."""
+        try:
+            yield
+        except (BaseError, OSError, ValueError, NotImplementedError) as error:
+            raise _explained(error, path, self.where, self.remote) from error
 
-    def create(self, path: str, data: bytes) -> bool:
-        with _hub_errors(path):
-            if not self.root.is_dir():
-                self.root.mkdir(parents=True, exist_ok=True)
-                fsync(self.root.parent)
-            self._check(path)
-            created = super().create(path, data)
-            for part in (self.root, *self._parts(path)):  # obstore does not fsync; a writer before us may have died
-                fsync(part)
-            return created
-
-    def stream(self, path: str) -> tuple[int, Iterator[bytes]] | None:
-        self._check(path)
-        return super().stream(path)
-
-    def folders(self, path: str) -> list[str]:
-        return [entry.name for entry in self._scan(path) if entry.is_dir(follow_symlinks=False) or entry.is_symlink()]
-
-    def files(self, path: str) -> list[str]:
-        return [entry.name for entry in self._scan(path) if not entry.is_dir(follow_symlinks=False)]
-
-    def _scan(self, path: str) -> list[os.DirEntry[str]]:
-        """obstore refuses to list a folder that holds one odd file name, so it is read without it."""
-        self._check(path)
-        with _hub_errors(path):
-            try:
-                with os.scandir(self.root / path) as entries:
-                    return sorted((e for e in entries if not _STAGING.fullmatch(e.name)), key=lambda e: e.name)
-            except FileNotFoundError:
-                return []
-
-    def _check(self, path: str) -> None:
-        """Raises `NotFoundError` without a hub, and `HubError` where the way to `path` is not plain."""
-        if not self.root.is_dir():
-            raise NotFoundError(f"there is no hub at {self.root}", fix="check the path, or publish a package there")
-        with _hub_errors(path):
-            for part in self._parts(path):
-                mode = part.lstat().st_mode if os.path.lexists(part) else stat.S_IFREG
-                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                    found = "a symbolic link" if stat.S_ISLNK(mode) else "a special file"
-                    raise HubError(f"{part} is not a plain file", found=found, fix="remove it from the hub")
-
-    def _parts(self, path: str) -> list[Path]:
-        """The folders from the root's children down to the object, then the object."""
-        steps = path.split("/")
-        return [self.root.joinpath(*steps[: depth + 1]) for depth in range(len(steps))]
+    def _chunks(self, path: str, stream: Iterator[bytes]) -> Iterator[bytes]:
+        with self.errors_at(path):
+            yield from stream
 
 
-@contextmanager
-def _hub_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (BaseError, OSError) as error:
-        problem = str(error).partition("\n")[0]  # the lines after it are for obstore's developers
-        raise HubError(
-            f"the hub failed at {path}", found=problem, fix="check the hub's folder and permissions"
-        ) from error
+def _limited(path: str, size: int, stream: Iterator[bytes], limit: int) -> bytes:
+    data = bytearray()
+    for chunk in stream if size <= limit else ():
+        data += chunk
+        if len(data) > limit:
+            break
+    if max(size, len(data)) > limit:
+        found = f"{max(size, len(data))} bytes"
+        raise IntegrityError(f"{path} in the hub is too large", found=found, expected=f"at most {limit}")
+    return bytes(data)
 
 
-def _chunks(path: str, stream: Iterator[bytes]) -> Iterator[bytes]:
-    with _hub_errors(path):
-        yield from stream
+def _hashed_parts(path: Path, digest: str, meter: Meter) -> Iterator[bytes]:
+    """A large file in parts; an error in place of the last one where the bytes are not those of the digest."""
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        chunk = file.read(PART)
+        while chunk:
+            following = file.read(PART)
+            hashed.update(chunk)
+            if not following and "sha256:" + hashed.hexdigest() != digest:
+                raise _changed(path)
+            yield chunk
+            meter.add(len(chunk))
+            chunk = following
+
+
+def _changed(path: Path) -> IntegrityError:
+    return IntegrityError(f"{path.name} changed while it was published", fix="publish the package again")
+
+
+def _explained(error: Exception, path: str, where: str, remote: bool) -> HubError:
+    problem = str(error).partition("\n")[0][:500]  # the lines after it are for obstore's developers
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+        return HubError(
+            f"{where} does not let us at {path}", found=problem, fix="check your credentials or permissions"
+        )
+    if isinstance(error, GenericError) and remote:
+        return UnreachableError(f"{where} failed at {path}", found=problem, fix="check the network and the location")
+    return HubError(f"the hub failed at {path}", found=problem, fix="check the hub's folder and permissions")

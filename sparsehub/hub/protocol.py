@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     from sparsehub.package import Manifest
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that the hub holds so far and the bytes of the whole package."""
+"""Called with the bytes that are done and the bytes of all; from any thread, one call at a time."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A reference made exact. version: None where the reference named a digest."""
+    """A reference made exact. version: None where the reference named a digest; channel: where it named one."""
 
     name: str
     version: str | None
     digest: str
+    channel: str | None = field(default=None, compare=False)
 
     @property
     def pinned(self) -> str:
@@ -30,7 +31,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Entry:
-    """One version as a listing shows it. size: bytes of all the package's files.
+    """One version as a listing shows it. size: bytes of all the package's files; channels: those that point at it.
 
     A version that cannot be read is listed too: `error` then says why, and only name and version (and the digest,
     where its tag could be read) are meaningful.
@@ -41,11 +42,13 @@ class Entry:
     digest: str | None = None
     kind: str = ""
     backbone: str = ""
+    fingerprint: str = ""
     method: str = ""
     density: float = 0.0
     nnz: int = 0
     size: int = 0
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
     error: str | None = None
 
 
@@ -58,24 +61,34 @@ class Hub(Protocol):
     def resolve(self, reference: str) -> Resolved:
         """Make a task reference exact; raises `UsageError` for a malformed one and `NotFoundError`."""
 
-    def fetch(self, resolved: Resolved, folder: Path) -> Manifest:
-        """Write the package as the new folder `folder`, every byte proved.
+    def fetch(
+        self, resolved: Resolved, folder: Path, *, progress: Progress | None = None, scratch: Path | None = None
+    ) -> Manifest:
+        """Write the package as the new folder `folder`, every byte hashed as it comes and proved afterwards.
 
+        scratch: a folder on the same disk in which an interrupted fetch leaves what it has, for the next one.
         Raises `NotFoundError`, `FormatError` (`IntegrityError` for changed bytes), and `UsageError` where `folder`
-        exists already. Whatever it raises, nothing is left behind.
+        exists already. Whatever it raises, nothing is left behind but in `scratch`.
         """
 
     def publish(
         self, folder: Path, *, name: str | None = None, version: str | None = None, progress: Progress | None = None
     ) -> Resolved:
-        """Publish a package folder, under another name or version where these are given.
+        """Publish a package folder, under another name or version where these are given; `latest` follows.
 
         The same package again is fine; raises `VersionExistsError` where the version is another package's already,
         and `FormatError` for a folder that is not a sound package.
         """
 
-    def list(self) -> Entries:
-        """Every version of every task, by name and then from the lowest version to the highest."""
+    def list(self, name: str | None = None, *, newest: bool = False) -> Entries:
+        """Every version of every task, or of the task `name`, by name and then from the lowest version to the highest.
 
-    def tag(self, name: str, tag: str, digest: str) -> Resolved:
-        """Give a package of the task `name` one more version name; raises `NotFoundError`, `VersionExistsError`."""
+        newest: of each task only what its bare name means. The cost grows with the versions listed, no others.
+        """
+
+    def tag(self, name: str, tag: str, digest: str, *, expected: str | None = None) -> Resolved:
+        """Give a package of the task `name` one more version name, once; or move a channel to it.
+
+        A word without digits is a channel. expected: the digest that the channel must point at; raises
+        `ConflictError` otherwise. Raises `NotFoundError`, and `VersionExistsError` where the version is taken.
+        """

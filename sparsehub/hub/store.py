@@ -1,219 +1,160 @@
-"""The hub over a folder or an object store.
+"""Packages in a folder or an object store.
 
-blobs/sha256/<hex>       the files of packages
-manifests/sha256/<hex>   sparsehub.json; <hex> is the package digest
-signatures/sha256/<hex>  model.sig of the package of that digest, where it has one
-tags/<name>/<version>    {"digest": "sha256:<hex>"}: written last, once, so a version is whole or absent
+blobs/sha256/<hex>         the files of packages
+manifests/sha256/<hex>     sparsehub.json; <hex> is the package digest
+signatures/sha256/<hex>    model.sig of the package of that digest, where it has one
+tags/<name>/<version>      {"digest": "sha256:<hex>"}: written last, once, so a version is whole or absent
+channels/<name>/<channel>  where a channel points, and what it pointed at before: moved by compare-and-swap
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsehub.errors import IntegrityError, NotFoundError, SparsehubError, UsageError, VersionExistsError
-from sparsehub.files import MAX_JSON_BYTES, new_folder, sha256_bytes
+from sparsehub.errors import FormatError, HubError, IntegrityError, UsageError
+from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes, strict_json
+from sparsehub.hub.channels import MAX_CHANNEL_BYTES
+from sparsehub.hub.home import Token, Upload
 from sparsehub.hub.objects import Objects
-from sparsehub.hub.protocol import Entries, Entry, Progress, Resolved
-from sparsehub.hub.reference import check_digest, check_tag, check_task_name, parse_reference
-from sparsehub.hub.tags import Tags, is_safe
-from sparsehub.hub.versions import highest, version_order
+from sparsehub.hub.reference import check_digest
+from sparsehub.hub.retry import with_retries
+from sparsehub.hub.transfer import FILES, Meter, damaged
+from sparsehub.schema import build
 
 if TYPE_CHECKING:
-    from sparsehub.package import Manifest
     from sparsehub.package.manifest import FileRecord
 
+BLOBS, MANIFESTS, SIGNATURES, TAGS, CHANNELS = "blobs", "manifests", "signatures", "tags", "channels"
+MAX_TAG_BYTES = 1024
 MAX_SIGNATURE_BYTES = 1 << 20
+# What nobody's version needs may be collected a day after it was sent (`collect`); within half of it a publisher may
+# lean on what is there already, and beyond it makes it young again first.
+YOUNG = timedelta(hours=12)
 
 
-class StoreHub:
-    """The five verbs of `Hub` over write-once objects. It keeps no state: any number may work on one store."""
+@dataclass(frozen=True)
+class TagRecord:
+    """The content of a tag object."""
+
+    digest: str
+
+
+class StoreHome:
+    """A `Home` over objects. It keeps no state: any number may work on one store."""
+
+    hint: str | None = None
 
     def __init__(self, objects: Objects):
-        self._objects = objects
-        self._tags = Tags(objects)
+        self.objects, self.where, self.requests = objects, objects.where, objects.requests
 
-    def resolve(self, reference: str) -> Resolved:
-        """Make a task reference exact: see `Hub.resolve`."""
-        wanted = parse_reference(reference)
-        if wanted.digest is not None:
-            self._manifest(wanted.name, wanted.digest)
-            return Resolved(wanted.name, None, wanted.digest)
-        version = wanted.version or self._highest(wanted.name)
-        digest = self._tags.read(wanted.name, version)
-        if digest is None:
-            raise self._tags.unknown_version(wanted.name, version)
-        return Resolved(wanted.name, version, digest)
+    def names(self) -> list[str]:
+        return self.objects.folders(TAGS)
 
-    def fetch(self, resolved: Resolved, folder: Path) -> Manifest:
-        """Write a package as a new folder, every byte proved: see `Hub.fetch`."""
-        from sparsehub.package import MANIFEST_FILE, read_package  # lazy: the package floor imports torch
-        from sparsehub.package.manifest import SIGNATURE_FILE
+    def versions(self, name: str) -> list[str]:
+        return self.objects.files(f"{TAGS}/{name}")
 
-        manifest = self._manifest(resolved.name, resolved.digest)
-        signature = self._objects.read(_path("signatures", resolved.digest), MAX_SIGNATURE_BYTES)
-        with new_folder(folder) as temporary:
-            for name, record in manifest.files.items():  # the manifest's parser allowed each of these names
-                with (temporary / name).open("xb") as file:
-                    file.writelines(self._proved_bytes(name, record))
-            (temporary / MANIFEST_FILE).write_bytes(manifest.to_bytes())
-            if signature is not None:
-                (temporary / SIGNATURE_FILE).write_bytes(signature)
-            read_package(temporary)  # the promised bytes may still be no sound package: such a one gets no name
-        return manifest
-
-    def publish(
-        self, folder: Path, *, name: str | None = None, version: str | None = None, progress: Progress | None = None
-    ) -> Resolved:
-        """Prove a package, send its files, then its manifest, then its tag: see `Hub.publish`."""
-        manifest, signature = _prepare(folder, name, version)
-        resolved = Resolved(manifest.name, manifest.version, manifest.digest)
-        with suppress(NotFoundError):  # a taken version is refused early; no hub yet is fine
-            self._tags.holds(resolved)
-        self._send_files(folder, manifest, progress)
-        self._send_manifest(manifest)
-        if signature is not None:
-            self._send_signature(resolved, signature)
-        return self._tags.write(resolved)
-
-    def list(self) -> Entries:
-        """Every version of every task, damaged ones with their error: see `Hub.list`."""
-        entries = [entry for name in self._tags.names() for entry in self._entries(name)]
-        return sorted(entries, key=lambda entry: (entry.name, version_order(entry.version)))
-
-    def tag(self, name: str, tag: str, digest: str) -> Resolved:
-        """Give a package that is here one more version name: see `Hub.tag`."""
-        check_task_name(name)
-        check_tag(tag)
-        self._manifest(name, digest)
-        return self._tags.write(Resolved(name, tag, digest))
-
-    def _highest(self, name: str) -> str:
-        versions = [version for version in self._tags.versions(name) if is_safe(name, version)]
-        if not versions:
-            raise self._tags.unknown_task(name)
-        return highest(versions)
-
-    def _manifest(self, name: str, digest: str) -> Manifest:
-        """The manifest of a package of the task `name`, proved; raises `NotFoundError` and `FormatError`."""
-        from sparsehub.package.manifest import parse_manifest
-
-        check_digest(digest)
-        data = self._objects.read(_path("manifests", digest), MAX_JSON_BYTES)
+    def read_tag(self, name: str, version: str) -> str | None:
+        path = f"{TAGS}/{name}/{version}"
+        data = self.objects.read(path, MAX_TAG_BYTES)
         if data is None:
-            raise NotFoundError(f"the hub holds no package {name}@{digest}", fix="list the hub to see what it holds")
-        if sha256_bytes(data) != digest:
-            raise _damaged(f"the manifest of {name}", sha256_bytes(data), digest)
-        manifest = parse_manifest(data)
-        if manifest.name != name:
-            raise NotFoundError(f"{digest} is a package of another task", found=manifest.name, expected=name)
-        return manifest
+            return None
+        try:
+            record = build(TagRecord, strict_json(data, path), path, IntegrityError)
+            check_digest(record.digest)
+        except (FormatError, UsageError) as error:
+            fix = "remove it from the hub and tag the digest again"
+            raise IntegrityError(f"the tag {path} is damaged", found=str(error), fix=fix) from error
+        return record.digest
 
-    def _proved_bytes(self, name: str, record: FileRecord) -> Iterator[bytes]:
-        """A file's bytes, counted and hashed as they pass; raises `IntegrityError` before one byte too many."""
-        answer = self._objects.stream(_path("blobs", record.sha256))
+    def create_tag(self, name: str, version: str, digest: str) -> bool:
+        data = canonical_json({"digest": digest})
+        # Where an answer is lost, the next try finds a tag: that of our own digest is as good as a new one.
+        return with_retries(lambda: self.objects.create(f"{TAGS}/{name}/{version}", data))
+
+    def read_manifest(self, name: str, digest: str) -> bytes | None:
+        return self.objects.read(object_path(MANIFESTS, digest), MAX_PACKAGE_JSON_BYTES)
+
+    def open_file(
+        self, name: str, digest: str, file: str, record: FileRecord, start: int, stop: int
+    ) -> Iterator[bytes]:
+        whole = (start, stop) == (0, record.size)  # stores answer a range of an object that is empty with an error
+        answer = self.objects.stream(object_path(BLOBS, record.sha256), start, None if whole else stop)
         if answer is None:
-            raise IntegrityError(f"the hub has lost {name}", expected=record.sha256, fix="publish the package again")
-        count, chunks = answer
-        if count == record.size:  # as the store states it; now count what really comes
-            count, hashed = 0, hashlib.sha256()
-            for chunk in chunks:
-                count += len(chunk)
-                if count > record.size:
-                    break
-                hashed.update(chunk)
-                yield chunk
-        if count != record.size:
-            raise _damaged(name, f"{count} bytes", f"{record.size} bytes")
-        if "sha256:" + hashed.hexdigest() != record.sha256:
-            raise _damaged(name, "sha256:" + hashed.hexdigest(), record.sha256)
+            raise IntegrityError(f"the hub has lost {file}", expected=record.sha256, fix="publish the package again")
+        if answer[0] != record.size:
+            raise damaged(file, f"{answer[0]} bytes", f"{record.size} bytes")
+        return answer[1]
 
-    def _send_files(self, folder: Path, manifest: Manifest, progress: Progress | None) -> None:
-        total, sent = sum(record.size for record in manifest.files.values()), 0
-        for name, record in manifest.files.items():
-            data = (folder / name).read_bytes()
-            if sha256_bytes(data) != record.sha256:
-                raise IntegrityError(f"{name} changed while it was published", fix="publish the package again")
-            if not self._objects.create(_path("blobs", record.sha256), data):
-                for _ in self._proved_bytes(name, record):
-                    pass  # it was here already: the tag will vouch for it, so it is proved
-            sent += record.size
-            if progress is not None:
-                progress(sent, total)
+    def upload(self, upload: Upload, meter: Meter) -> None:
+        self.objects.prepare()
+        with ThreadPoolExecutor(FILES) as workers:
+            there = workers.map(lambda item: self._send(upload.folder / item[0], item[1], meter), upload.files.items())
+            leaned_on = [name for name, was_there in zip(upload.files, there, strict=True) if was_there]
+        self._store(object_path(MANIFESTS, upload.manifest.digest), upload.manifest.to_bytes(), "the manifest")
+        for name in leaned_on:  # the files that somebody may have collected before we made them young
+            record = upload.files[name]
+            if self.objects.changed(object_path(BLOBS, record.sha256)) is None:
+                self._send(upload.folder / name, record, Meter(record.size, None))
 
-    def _send_manifest(self, manifest: Manifest) -> None:
-        if not self._objects.create(_path("manifests", manifest.digest), manifest.to_bytes()):
-            self._manifest(manifest.name, manifest.digest)
+    def read_signature(self, name: str, digest: str) -> bytes | None:
+        return self.objects.read(object_path(SIGNATURES, digest), MAX_SIGNATURE_BYTES)
 
-    def _send_signature(self, resolved: Resolved, signature: bytes) -> None:
-        path = _path("signatures", resolved.digest)
-        if not self._objects.create(path, signature) and self._objects.read(path, MAX_SIGNATURE_BYTES) != signature:
-            fix = "publish it without model.sig, or sign a new version"
-            raise VersionExistsError(f"{resolved.pinned} has another signature already", fix=fix)
+    def write_signature(self, name: str, digest: str, data: bytes) -> bool:
+        path = object_path(SIGNATURES, digest)
+        if with_retries(lambda: self.objects.create(path, data)):
+            return True
+        if (found := self.objects.read(path, MAX_SIGNATURE_BYTES)) is not None:
+            self.objects.refresh(path, found)
+        return False
 
-    def _entries(self, name: str) -> Entries:
-        try:
-            versions = self._tags.versions(name)
-        except SparsehubError as error:
-            return [Entry(ascii(name)[1:-1], "", error=str(error))]
-        return [self._entry(name, version) for version in versions]
+    def channels(self, name: str) -> list[str]:
+        return self.objects.files(f"{CHANNELS}/{name}")
 
-    def _entry(self, name: str, version: str) -> Entry:
-        if not is_safe(name, version):
-            return Entry(ascii(name)[1:-1], ascii(version)[1:-1], error="this name or version is not one to publish")
-        digest = None
-        try:
-            digest = self._tags.read(name, version)
-            return _described(name, version, self._manifest(name, str(digest)))
-        except SparsehubError as error:
-            return Entry(name, version, digest, error=str(error))
+    def read_channel(self, name: str, channel: str) -> tuple[bytes, Token] | None:
+        return self.objects.read_versioned(f"{CHANNELS}/{name}/{channel}", MAX_CHANNEL_BYTES)
 
+    def write_channel(self, name: str, channel: str, data: bytes, token: Token | None) -> bool:
+        return self.objects.replace(f"{CHANNELS}/{name}/{channel}", data, token)
 
-def _prepare(folder: Path, name: str | None, version: str | None) -> tuple[Manifest, bytes | None]:
-    """Prove a package folder; its manifest under the name and version to publish, and its signature."""
-    from sparsehub.package import read_package, rename_package
-    from sparsehub.package.manifest import SIGNATURE_FILE
+    def _send(self, file: Path, record: FileRecord, meter: Meter) -> bool:
+        """Send a file; True where it was there already."""
+        path = object_path(BLOBS, record.sha256)
+        changed = self.objects.changed(path)
+        if changed is None:
+            self.objects.send(path, file, record.sha256, meter)
+            return False
+        self._prove(file.name, path, record)  # the version will vouch for it
+        if changed < datetime.now(UTC) - YOUNG:
+            self.objects.refresh(path, file.read_bytes())
+        meter.add(record.size)
+        return True
 
-    if name is not None:
-        check_task_name(name)
-    if version is not None:
-        check_tag(version)
-    original = read_package(folder).manifest
-    manifest = rename_package(original, name=name, version=version)
-    check_tag(manifest.version)
-    path = folder / SIGNATURE_FILE
-    if not path.exists():
-        return manifest, None
-    if manifest != original:
-        fix = f"publish it as {original.name}@{original.version}, or remove {SIGNATURE_FILE}"
-        raise UsageError("a signed package cannot be renamed: the signature would not fit", fix=fix)
-    if path.stat().st_size > MAX_SIGNATURE_BYTES:
-        raise UsageError(f"{SIGNATURE_FILE} is too large", found=path.stat().st_size, expected=MAX_SIGNATURE_BYTES)
-    return manifest, path.read_bytes()
+    def _store(self, path: str, data: bytes, what: str) -> None:
+        """Store small bytes that may be there already: then they must be the same."""
+        if not with_retries(lambda: self.objects.create(path, data)):
+            found = self.objects.read(path, len(data))
+            if found != data:
+                raise damaged(what, sha256_bytes(found or b""), sha256_bytes(data))
+            self.objects.refresh(path, data)
+
+    def _prove(self, name: str, path: str, record: FileRecord) -> None:
+        """Read what is stored already; raises `IntegrityError` unless it is what the record says."""
+        answer = self.objects.stream(path)
+        if answer is None:
+            raise HubError(f"{name} vanished from the hub while it was published", fix="publish the package again")
+        count, hashed = answer[0], hashlib.sha256()
+        for chunk in answer[1] if count == record.size else ():
+            hashed.update(chunk)
+        if count != record.size or "sha256:" + hashed.hexdigest() != record.sha256:
+            raise damaged(name, f"sha256:{hashed.hexdigest()} of {count} bytes", f"{record.sha256} of {record.size}")
 
 
-def _described(name: str, version: str, manifest: Manifest) -> Entry:
-    return Entry(
-        name,
-        version,
-        manifest.digest,
-        kind=manifest.task.kind,
-        backbone=manifest.backbone.id,
-        method=manifest.delta.method,
-        density=manifest.delta.density,
-        nnz=manifest.delta.nnz,
-        size=len(manifest.to_bytes()) + sum(record.size for record in manifest.files.values()),
-        metrics=manifest.metrics,
-    )
-
-
-def _path(folder: str, digest: str) -> str:
+def object_path(folder: str, digest: str) -> str:
+    """Where the object of a digest lies."""
     return f"{folder}/sha256/{digest.removeprefix('sha256:')}"
-
-
-def _damaged(what: str, found: str, expected: str) -> IntegrityError:
-    fix = "remove it from the hub and publish the package again"
-    return IntegrityError(f"{what} is damaged in the hub", found=found, expected=expected, fix=fix)

@@ -10,8 +10,7 @@ from typing import Any
 
 from sparsehub.errors import DataError, FormatError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, sha256_file, strict_json, write_file
-from sparsehub.package import Manifest, read_manifest, write_package
-from sparsehub.package.card import write_card
+from sparsehub.package import Manifest, read_manifest, write_carded_package
 from sparsehub.package.draft import backbone_ref, delta_record
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.fit import Fitted, Metrics, device_named, fit
@@ -68,7 +67,7 @@ def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda
     aside = out.with_name(f"{out.name}-{config.method}") if fitted.aside else None
     if processes.first:
         manifest = _manifest(config, fitted)
-        write_package(out, manifest, fitted.delta, fitted.head, write_card(manifest), {})
+        write_carded_package(out, manifest, fitted.delta, fitted.head)
         _keep_aside(fitted, aside)
         shutil.rmtree(run)
         report(f"wrote {out}")

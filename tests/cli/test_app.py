@@ -86,7 +86,7 @@ def test_wrong_usage_is_2_and_told_on_standard_error(run: Any, arguments: list[s
         (["ls", "nowhere"], "nowhere"),
         (["pull", "trec", "--hub", "nowhere", "--out", "out"], "nowhere"),
         (["pull", "TREC!", "--hub", "nowhere", "--out", "out"], "not a task reference"),
-        (["push", "nowhere", "s3://bucket"], "only folders are supported"),
+        (["push", "nowhere", "s3://bucket"], "nowhere is not a package"),
         (["materialize", "trec", "--backbone", "b", "--out", "out"], "no package folder, and no hub is given"),
         (["serve", "--backbone", "b"], "nothing to serve"),
         (["train", "--backbone", "b"], ""),

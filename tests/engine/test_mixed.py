@@ -226,7 +226,7 @@ def test_a_side_holds_no_more_than_it_says(load: Load) -> None:
 
 
 def test_a_compiled_forward_stays_what_it_was(load: Load) -> None:
-    """Storage never moves and nothing stays on the module, so a compiled plain forward sees swaps and outlives mixing."""
+    """Storage never moves and nothing stays on the module: a compiled plain forward sees swaps and outlives mixing."""
     backbone, sites = load("bert", "float32")
     patch = make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 1, 0.05))
     batch, traces = sample_batch(backbone, 2, 6), []

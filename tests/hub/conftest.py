@@ -1,30 +1,61 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import obstore
 import pytest
 import torch
-from obstore.store import LocalStore, MemoryStore, ObjectStore
+from huggingface_hub import HfApi
+from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from sparsehub.delta import Delta, ParameterDelta
-from sparsehub.hub.objects import FolderObjects, Objects
-from sparsehub.hub.store import StoreHub
+from sparsehub.hub import PackageHub, open_hub
+from sparsehub.hub.huggingface import HuggingFaceHome
+from sparsehub.hub.objects import Objects
+from sparsehub.hub.store import StoreHome
 from sparsehub.package import Manifest, TaskSpec, write_package
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
 
+sys.path.insert(0, str(Path(__file__).parent))  # the two servers, which more than one conftest needs
+
+import hf_server
+import s3_server
+
+HOMES = ("folder", "memory", "s3", "huggingface")
+CARD = "---\nlibrary_name: sparsehub\ntags: [sparsehub]\n---\n\n# A card\n"
 MakePackage = Callable[..., Path]
 
 
-@dataclass(frozen=True)
-class Home:
-    """A hub and the store under it, for those who damage what it holds."""
+class Home(Protocol):
+    """A hub, and what lies in its home, for those who look at it or spoil it."""
 
-    hub: StoreHub
+    hub: PackageHub
+
+    def everything(self) -> dict[str, Any]:
+        """All that the home holds: equal before and after, where nothing was written."""
+
+    def paths(self, prefix: str | None = None) -> list[str]:
+        """Every stored run of bytes."""
+
+    def read(self, path: str) -> bytes: ...
+
+    def overwrite(self, path: str, data: bytes) -> None: ...
+
+
+@dataclass
+class StoredHome:
+    """A folder, a bucket or memory."""
+
+    hub: PackageHub
     raw: ObjectStore
+
+    def everything(self) -> dict[str, Any]:
+        return {path: self.read(path) for path in self.paths()}
 
     def paths(self, prefix: str | None = None) -> list[str]:
         return sorted(entry["path"] for batch in obstore.list(self.raw, prefix) for entry in batch)
@@ -36,13 +67,110 @@ class Home:
         obstore.put(self.raw, path, data)
 
 
-@pytest.fixture(params=["folder", "memory"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    if request.param == "memory":
+@dataclass
+class HostedHome:
+    """An organisation of its own on our small Hugging Face Hub. Paths are <repository>/<commit>/<file>."""
+
+    hub: PackageHub
+    state: hf_server.State
+    owner: str
+    address: str
+
+    @property
+    def repos(self) -> dict[str, hf_server.Repo]:
+        return {n: repo for n, repo in self.state.repos.items() if n.startswith(f"{self.owner}/")}
+
+    def everything(self) -> dict[str, Any]:
+        return {n: (dict(r.branches), dict(r.tags), sorted(r.commits)) for n, r in self.repos.items()}
+
+    def paths(self, prefix: str | None = None) -> list[str]:
+        """The files of packages. prefix: of the file's name."""
+        found = (
+            f"{name}/{oid}/{file}"
+            for name, repo in self.repos.items()
+            for oid in set(repo.tags.values())
+            for file in repo.commits[oid].files
+            if file != ".gitattributes" and file.startswith(prefix or "")
+        )
+        return sorted(found)
+
+    def _blob(self, path: str) -> tuple[hf_server.Commit, str]:
+        owner, name, oid, file = path.split("/", 3)
+        return self.repos[f"{owner}/{name}"].commits[oid], file
+
+    def read(self, path: str) -> bytes:
+        commit, file = self._blob(path)
+        return self.state.blobs[commit.files[file]]
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        commit, file = self._blob(path)
+        commit.files[file] = self.state.store(data)
+
+
+@pytest.fixture(scope="session")
+def s3_address() -> Iterator[str]:
+    with s3_server.served() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def hf_hub() -> Iterator[tuple[str, hf_server.State]]:
+    state = hf_server.State()
+    with hf_server.served(state) as address:
+        yield address, state
+
+
+_numbers = itertools.count()
+
+
+def _s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StoredHome:
+    settings = {"ENDPOINT_URL": request.getfixturevalue("s3_address"), "ALLOW_HTTP": "true", "REGION": "us-east-1"}
+    for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    location = f"s3://{s3_server.BUCKET}/team/{next(_numbers)}"
+    return StoredHome(open_hub(location), from_url(location))
+
+
+def hosted(address: str, state: hf_server.State, token: str | bool = "hf_writer") -> HostedHome:
+    """A new organisation."""
+    state.fault, state.cdn_host, state.cdn_tokens = (lambda method, path: None), "", []
+    owner = f"org-{next(_numbers)}"
+    home = HuggingFaceHome(owner, api=HfApi(endpoint=address, token=token))
+    return HostedHome(PackageHub(home), state, owner, address)
+
+
+def _make(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    if kind == "folder":
+        return StoredHome(open_hub(tmp_path / "hub"), LocalStore(tmp_path / "hub", mkdir=True))
+    if kind == "memory":
         store = MemoryStore()
-        return Home(StoreHub(Objects(lambda: store)), store)
-    root = tmp_path / "hub"
-    return Home(StoreHub(FolderObjects(root)), LocalStore(root, mkdir=True))
+        return StoredHome(PackageHub(StoreHome(Objects(lambda: store, "memory"))), store)
+    if kind == "s3":
+        return _s3(request, monkeypatch)
+    return hosted(*request.getfixturevalue("hf_hub"))
+
+
+@pytest.fixture
+def make_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Home]:
+    """make_home("s3"): an empty home of that kind."""
+    return lambda kind: _make(kind, request, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=HOMES)
+def home(request: pytest.FixtureRequest, make_home: Callable[[str], Home]) -> Home:
+    """A home of each kind, empty."""
+    return make_home(request.param)
+
+
+@pytest.fixture(params=[kind for kind in HOMES if kind != "huggingface"])
+def store_home(request: pytest.FixtureRequest, make_home: Callable[[str], Home]) -> Home:
+    """A home of each kind that keeps objects, empty."""
+    return make_home(request.param)
+
+
+@pytest.fixture
+def hf_home(hf_hub: tuple[str, hf_server.State]) -> HostedHome:
+    return hosted(*hf_hub)
 
 
 @pytest.fixture
@@ -50,7 +178,7 @@ def make_package(tmp_path: Path) -> Iterator[MakePackage]:
     """Writes tiny packages of two parameters and a head; each call makes a new folder."""
     numbers = itertools.count()
 
-    def make(name: str = "trec", version: str = "1.0.0", card: str = "# A card\n", head: int = 4) -> Path:
+    def make(name: str = "trec", version: str = "1.0.0", card: str = CARD, head: int = 4) -> Path:
         folder = tmp_path / "packages" / str(next(numbers))
         write_package(folder, _draft(name, version), _delta(), {"classifier.weight": torch.ones(2, head)}, card, {})
         return folder

@@ -10,10 +10,40 @@ from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import memory_hub, open_hub
 
 
-@pytest.mark.parametrize("location", ["s3://bucket/hub", "hf://org/task", "https://example.org/hub", "gs://bucket"])
-def test_other_places_than_folders_are_refused(location) -> None:
-    with pytest.raises(UsageError, match="only folders are supported"):
+@pytest.mark.parametrize(
+    "location", ["https://example.org/hub", "ftp://host/x", "memory://x", "hf://org/task", "hf://", "s3://"]
+)
+def test_places_where_no_package_can_live_are_refused(location) -> None:
+    with pytest.raises(UsageError, match="expected:"):
         open_hub(location)
+
+
+@pytest.mark.parametrize(
+    "location", ["s3://key:secret@bucket/hub", "hf://user:hf_token@org", "s3://bucket?sig=1", "gs://bucket#x"]
+)
+def test_a_location_never_carries_credentials(location) -> None:
+    with pytest.raises(UsageError, match="never from the location"):
+        open_hub(location)
+
+
+def test_every_cloud_is_opened_without_asking_it(monkeypatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for location in ("s3://bucket/hub", "gs://bucket", "az://container/a/b", "hf://some-org"):
+        assert open_hub(location).where == location
+
+
+def test_a_cloud_that_lacks_its_settings_says_which(monkeypatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(UsageError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        open_hub("az://container/prefix")
+
+
+@pytest.mark.parametrize("location", ["hub", "s3://bucket/hub"])
+def test_only_the_hugging_face_hub_has_private_tasks(location) -> None:
+    with pytest.raises(UsageError, match="private"):
+        open_hub(location, private=True)
 
 
 @pytest.mark.parametrize("location", ["", "  ", "file://host/hub", "file://", "file:///hub?x=1"])

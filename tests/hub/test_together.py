@@ -1,73 +1,65 @@
-"""Publishers that race, and publishers that die."""
+"""Processes that race, and processes that die."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
+
+import pytest
 
 from sparsehub.errors import NotFoundError, VersionExistsError
 from sparsehub.hub import open_hub
-from sparsehub.package import read_package
+from sparsehub.hub.cache import PackageCache
+from sparsehub.hub.loading import pull
+from sparsehub.package import prove_package, read_package
 
-THREADS = 16
-WRITES = 5  # delta, head, card, manifest, tag
+PROCESSES = 16
+KILLS = int(os.environ.get("HUB_TEST_KILLS", "8"))  # `make soak` asks for 50
+WRITES = 5  # delta, head, card, manifest, tag; latest comes after
+CARD = "---\nlibrary_name: sparsehub\n---\n"
+PROGRAM = Path(__file__).with_name("children.py")
 
-# Each child of this program publishes one package into a hub of its own and is killed: at every write, before and
-# after it, and then at random times. It forks so that torch is imported once.
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-import sparsehub.package
-from sparsehub.hub.objects import FolderObjects
-from sparsehub.hub.store import StoreHub
 
-package, hubs, writes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def children(home: Any, *arguments: object, **environment: str) -> list[dict[str, Any]]:
+    """What each child of the program said. They reach the home through the environment alone, as users do."""
+    hosted = {"HF_ENDPOINT": home.address, "HF_TOKEN": "hf_writer"} if hasattr(home, "address") else {}
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **hosted, **environment}, timeout=570
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
-class Mortal(FolderObjects):
-    step, last = 0, None
 
-    def create(self, path, data):
-        self.beat()
-        created = super().create(path, data)
-        self.beat()
-        return created
+@pytest.fixture(params=["folder", "s3", "huggingface"])
+def reachable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_home: Any) -> Any:
+    """A home of each kind that other processes can reach."""
+    return make_home(request.param)
 
-    def beat(self):
-        if self.step == self.last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.step += 1
-        if self.last is None:
-            time.sleep(0.004)
 
-def run(name, last, wait):
-    child = os.fork()
-    if child == 0:
-        objects = Mortal(hubs / name)
-        objects.last = last
-        try:
-            StoreHub(objects).publish(package)
-        finally:
-            os._exit(0)
-    if last is None:
-        time.sleep(wait)
-        os.kill(child, signal.SIGKILL)
-    print(name, os.WTERMSIG(os.waitpid(child, 0)[1]))
-
-for step in range(2 * writes):
-    run(f"step-{step}", step, 0)
-random.seed(11)
-for turn in range(12):
-    run(f"time-{turn}", None, random.uniform(0, 0.15))
-"""
+def test_of_16_processes_with_one_version_exactly_one_wins(reachable, make_package, tmp_path) -> None:
+    folders = [make_package(card=f"{CARD}Card {number}\n") for number in range(PROCESSES)]
+    outcomes = children(reachable, "race", reachable.hub.where, *folders)
+    winners = [outcome["done"] for outcome in outcomes if "done" in outcome]
+    losers = [outcome for outcome in outcomes if "done" not in outcome]
+    assert len(winners) == 1, outcomes
+    assert {loser["error"] for loser in losers} == {"VersionExistsError"}, losers
+    assert all("was published before and is another package" in loser["message"] for loser in losers)
+    assert all(winners[0] in loser["message"] for loser in losers)
+    for reference in ("trec@1.0.0", "trec"):
+        fetched = reachable.hub.fetch(reachable.hub.resolve(reference), tmp_path / reference)
+        assert fetched.digest == winners[0]
 
 
 def test_of_many_packages_under_one_version_exactly_one_wins(home, make_package, tmp_path) -> None:
-    folders = [make_package(card=f"# Card {number}\n") for number in range(THREADS)]
-    barrier = Barrier(THREADS)
+    folders = [make_package(card=f"{CARD}Card {number}\n") for number in range(PROCESSES)]
+    barrier = Barrier(PROCESSES)
 
     def publish(folder: Path) -> str | None:
         barrier.wait()
@@ -76,22 +68,56 @@ def test_of_many_packages_under_one_version_exactly_one_wins(home, make_package,
         except VersionExistsError:
             return None
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    with ThreadPoolExecutor(PROCESSES) as pool:
         digests = [digest for digest in pool.map(publish, folders) if digest]
     assert len(digests) == 1
     assert home.hub.fetch(home.hub.resolve("trec@1.0.0"), tmp_path / "fetched").digest == digests[0]
 
 
 def test_of_many_publishers_of_one_package_all_succeed(home, make_package, tmp_path) -> None:
-    folder, barrier = make_package(), Barrier(THREADS)
+    folder, barrier = make_package(), Barrier(PROCESSES)
 
     def publish(_: int) -> str:
         barrier.wait()
         return home.hub.publish(folder).digest
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        assert set(pool.map(publish, range(THREADS))) == {read_package(folder).digest}
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        assert set(pool.map(publish, range(PROCESSES))) == {read_package(folder).digest}
     home.hub.fetch(home.hub.resolve("trec"), tmp_path / "fetched")
+
+
+def test_a_push_killed_anywhere_leaves_a_whole_version_or_none(reachable, make_package, tmp_path) -> None:
+    package, hub = make_package(head=1 << 18), reachable.hub
+    outcomes = children(reachable, "push", hub.where, package, KILLS, 11)
+    assert "done" in outcomes[0], outcomes[0]
+    assert sum("killed" in outcome for outcome in outcomes) == KILLS, outcomes
+    for number in range(1, len(outcomes)):
+        target = tmp_path / "fetched" / str(number)
+        try:
+            hub.fetch(hub.resolve(f"trec@1.0.{number}"), target / "first")
+        except NotFoundError:
+            assert not target.exists() or not any(target.iterdir())
+        published = hub.publish(package, version=f"1.0.{number}")
+        assert hub.fetch(published, target / "second").digest == published.digest
+    assert hub.resolve("trec").version == f"1.0.{len(outcomes) - 1}"
+    assert [entry.error for entry in hub.list()] == [None] * len(outcomes)
+
+
+def test_a_pull_killed_anywhere_leaves_a_sound_cache(reachable, make_package, tmp_path, monkeypatch) -> None:
+    published = reachable.hub.publish(make_package(head=1 << 19))
+    arguments = ("pull", reachable.hub.where, "trec@1.0.0", KILLS, 12)
+    outcomes = children(reachable, *arguments, CACHES=str(tmp_path))
+    assert "done" in outcomes[0], outcomes[0]
+    assert sum("killed" in outcome for outcome in outcomes) == KILLS, outcomes
+    for number in range(1, len(outcomes)):
+        cache = PackageCache(tmp_path / str(number))
+        if cache.holds(published.digest):
+            assert prove_package(cache.root / "packages" / published.digest[7:]).digest == published.digest
+        monkeypatch.setenv("SPARSEHUB_CACHE", str(cache.root))
+        pulled = pull("trec@1.0.0", reachable.hub)
+        assert pulled.manifest.digest == published.digest
+        assert prove_package(pulled.folder).digest == published.digest
+        assert not list((cache.root / "partial").glob("*/*"))
 
 
 def test_every_object_and_folder_is_on_disk_before_the_tag_that_promises_it(
@@ -113,21 +139,61 @@ def test_every_object_and_folder_is_on_disk_before_the_tag_that_promises_it(
     }
 
 
-def test_a_publisher_killed_anywhere_leaves_a_whole_version_or_none(make_package, tmp_path) -> None:
-    package, hubs = make_package(head=1 << 19), tmp_path / "hubs"
-    command = [sys.executable, "-c", KILLED, str(package), str(hubs), str(WRITES)]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    signals = dict(line.split() for line in lines)
-    assert len(signals) == 2 * WRITES + 12
-    assert all(signals[f"step-{step}"] == "9" for step in range(2 * WRITES))
+# Each child of this program publishes one package into a hub of its own and is killed at one write, before or after it.
+STEPS = """
+import os, signal, sys
+from pathlib import Path
+import sparsehub.package.proof
+from sparsehub.hub.folder import FolderObjects
+from sparsehub.hub.store import StoreHome
+from sparsehub.hub.verbs import PackageHub
+
+package, hubs = Path(sys.argv[1]), Path(sys.argv[2])
+
+class Mortal(FolderObjects):
+    step, last = 0, 0
+
+    def create(self, path, data):
+        self.beat()
+        created = super().create(path, data)
+        self.beat()
+        return created
+
+    def send(self, *arguments):
+        self.beat()
+        super().send(*arguments)
+        self.beat()
+
+    def beat(self):
+        if self.step == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.step += 1
+
+for step in range(int(sys.argv[3])):
+    child = os.fork()
+    if child == 0:
+        objects = Mortal(hubs / str(step))
+        objects.last = step
+        PackageHub(StoreHome(objects)).publish(package)
+        os._exit(0)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_publisher_killed_at_each_write_leaves_a_whole_version_or_none(make_package, tmp_path) -> None:
+    package, hubs = make_package(), tmp_path / "hubs"
+    command = [sys.executable, "-c", STEPS, str(package), str(hubs), str(2 * WRITES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["9"] * (2 * WRITES)
     present = []
-    for name in signals:
-        hub, target = open_hub(hubs / name), tmp_path / "fetched" / name
+    for step in range(2 * WRITES):
+        hub = open_hub(hubs / str(step))
         try:
-            hub.fetch(hub.resolve("trec@1.0.0"), target / "first")
-            present.append(name)
+            hub.fetch(hub.resolve("trec@1.0.0"), tmp_path / "fetched" / f"{step}-first")
+            present.append(step)
         except NotFoundError:
-            assert not target.exists() or not any(target.iterdir())
+            assert not (tmp_path / "fetched" / f"{step}-first").exists()
         published = hub.publish(package)
-        assert hub.fetch(published, target / "second").digest == published.digest
-    assert [name for name in present if name.startswith("step")] == [f"step-{2 * WRITES - 1}"]
+        assert hub.fetch(published, tmp_path / "fetched" / f"{step}-second").digest == published.digest
+        assert hub.resolve("trec") == published
+    assert present == [2 * WRITES - 1]

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sparsehub.package import Manifest, read_manifest
 from sparsehub.package.card import write_card
-from sparsehub.package.manifest import KINDS, TaskSpec
+from sparsehub.package.manifest import Lineage, Parent, TaskSpec
+from sparsehub.package.proof import prove_attachment
 
+DIGEST = "sha256:" + "a" * 64
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 MakeTask = Callable[..., TaskSpec]
 
@@ -23,42 +25,11 @@ def manifest(make_task: MakeTask) -> Manifest:
     return dataclasses.replace(read_manifest(GOLDEN), task=make_task("text-classification"))
 
 
-def metadata(card: str) -> dict[str, Any]:
-    start, text, _ = card.split("---\n", 2)
-    assert start == ""
-    return dict(yaml.safe_load(text))
-
-
 def posted(card: str) -> Any:
     """What the shell line of the card would send."""
     (line,) = (line for line in card.splitlines() if line.startswith("curl "))
     words = shlex.split(line)
     return json.loads(words[words.index("-d") + 1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_metadata_is_what_the_hub_reads(manifest: Manifest, make_task: MakeTask, kind: str) -> None:
-    card = write_card(dataclasses.replace(manifest, task=make_task(kind), license="apache-2.0"))
-    assert metadata(card) == {
-        "library_name": "sparsehub",
-        "base_model": manifest.backbone.id,
-        "base_model_relation": "adapter",
-        "pipeline_tag": "text-classification" if kind == "regression" else kind,
-        "license": "apache-2.0",
-    }
-
-
-@pytest.mark.parametrize(
-    "text", ["a: b", "# none", "no", "1.0", "[x]", 'with "quotes"', "two\nlines", "@x", "ünï", "-"]
-)
-def test_the_metadata_survives_any_text(manifest: Manifest, text: str) -> None:
-    backbone = dataclasses.replace(manifest.backbone, id=text)
-    found = metadata(write_card(dataclasses.replace(manifest, license=text, backbone=backbone)))
-    assert (found["license"], found["base_model"]) == (text, text)
-
-
-def test_without_a_licence_none_is_claimed(manifest: Manifest) -> None:
-    assert "license" not in metadata(write_card(dataclasses.replace(manifest, license="")))
 
 
 @pytest.mark.parametrize(
@@ -92,8 +63,8 @@ def test_the_metrics_are_a_table_with_gaps(manifest: Manifest, make_task: MakeTa
     task = make_task("text-classification", metrics=("accuracy", "macro_f1", "unused"))
     metrics = {"validation": {"accuracy": 0.5, "macro_f1": 0.25}, "test": {"accuracy": 1.0}}
     card = write_card(dataclasses.replace(manifest, task=task, metrics=metrics))
-    assert "| split | accuracy | macro_f1 |\n|---|---|---|\n" in card
-    assert "| validation | 0.5000 | 0.2500 |\n| test | 1.0000 |  |" in card
+    assert "| split | data | accuracy | macro_f1 |\n|---|---|---|---|\n" in card
+    assert "| validation |  | 0.5000 | 0.2500 |\n| test |  | 1.0000 |  |" in card
     assert "## Metrics" not in write_card(dataclasses.replace(manifest, metrics={}))
 
 
@@ -119,3 +90,57 @@ def test_how_it_was_made_is_told_without_the_seconds(manifest: Manifest) -> None
 def test_the_card_needs_the_manifest_alone_and_is_always_the_same(manifest: Manifest) -> None:
     assert write_card(manifest) == write_card(dataclasses.replace(manifest))
     assert write_card(manifest).endswith("\n")
+
+
+def test_the_card_shows_its_pictures_where_it_has_them(manifest: Manifest) -> None:
+    card = write_card(manifest, ["density.png", "values.png"])
+    assert "](density.png)" in card and "](values.png)" in card
+    assert "](" not in write_card(manifest)
+
+
+def test_sizes_stand_beside_the_backbone_and_lora(manifest: Manifest) -> None:
+    card = write_card(manifest)
+    assert f"| delta | {manifest.files['delta.safetensors'].size} B |" in card
+    assert "the whole backbone | 781.3 KiB" in card
+    assert "## Size" not in write_card(dataclasses.replace(manifest, files={}))
+
+
+def test_metrics_name_their_data_and_rows(manifest: Manifest) -> None:
+    data = {"validation": {"source": "dev.jsonl", "rows": 1200}}
+    task = dataclasses.replace(manifest.task, metrics=("accuracy",))
+    card = write_card(dataclasses.replace(manifest, task=task, training={"data": data}))
+    assert "| validation | dev.jsonl, 1,200 rows | 0.8750 |" in card
+
+
+def test_lineage_is_told(manifest: Manifest) -> None:
+    lineage = Lineage((Parent("topic", "1.0.0", DIGEST, 0.5),), "owner/tuned", DIGEST)
+    card = write_card(dataclasses.replace(manifest, lineage=lineage))
+    assert f"- merged from: `topic@1.0.0` times 0.5 (`{DIGEST}`)" in card
+    assert f"- extracted from: `owner/tuned` (`{DIGEST}`)" in card
+
+
+def test_limits_and_licence_are_stated_and_never_made_up(manifest: Manifest) -> None:
+    card = write_card(dataclasses.replace(manifest, license=""))
+    assert "None is stated: ask whoever published it." in card
+    assert "was measured on validation alone" in card
+    assert "was not measured" in write_card(dataclasses.replace(manifest, metrics={}))
+
+
+@pytest.mark.parametrize("text", ["a|b", "<script>alert(1)</script>", "two\nlines", "\x1b[31mred", "`code`", "\x9b"])
+def test_text_from_elsewhere_breaks_neither_the_card_nor_a_terminal(
+    manifest: Manifest, make_task: MakeTask, text: str
+) -> None:
+    spoilt = dataclasses.replace(
+        manifest,
+        task=make_task("text-classification", labels=(text, "other"), text_fields=(text,)),
+        backbone=dataclasses.replace(manifest.backbone, id=text, architecture=text),
+        license=text,
+        training={text: text, "data": {"validation": {"source": text}}},
+        metrics={"validation": {"accuracy": 0.5}, text: {"accuracy": 0.5}},
+    )
+    card = write_card(spoilt)
+    prove_attachment("README.md", card.encode())
+    body = card.split("---\n", 2)[2]
+    assert "<script>" not in re.sub(r"```.*?```|`[^`\n]*`", "", body, flags=re.DOTALL)
+    rows = [line for line in card.splitlines() if line.startswith("|") and ("0.5000" in line or "split" in line)]
+    assert len({line.count("|") for line in rows}) == 1

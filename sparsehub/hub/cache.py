@@ -1,0 +1,194 @@
+"""Packages on this machine, shared by all processes of a user, bounded in size.
+
+packages/<hex>   whole packages by their digest: a folder appears when everything in it is proved
+partial/<hex>    what an interrupted fetch has already
+locks/<hex>      held while a package is read (shared) or fetched and removed (alone); a lock dies with its process
+damaged/         copies that were found changed, for whoever wants to know what happened
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsehub.errors import FormatError, HubError
+from sparsehub.files import TEMPORARY_PREFIX, cache_root, write_file
+from sparsehub.hub.protocol import Progress, Resolved
+from sparsehub.hub.verbs import PackageHub
+
+LIMIT = 10 << 30  # bytes, where the settings do not say otherwise
+ATTEMPTS = 5
+ABANDONED = 3600.0  # seconds; what a killed process left half-renamed is younger only while it may still live
+PACKAGES, PARTIAL, LOCKS, DAMAGED = "packages", "partial", "locks", "damaged"
+log = logging.getLogger("sparsehub")
+Open = Callable[[], PackageHub]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Something in the cache. used: when it was last read, in seconds since the epoch."""
+
+    path: Path
+    size: int
+    used: float
+
+
+class PackageCache:
+    """The cache in one folder. limit: of bytes; the least recently used go first, never one that is being read."""
+
+    def __init__(self, root: Path | None = None, limit: int = LIMIT):
+        self.root, self.limit = root or cache_root(), limit
+
+    def holds(self, digest: str) -> bool:
+        """Whether a package is here, sound or not."""
+        return self._folder(digest).is_dir()
+
+    @contextmanager
+    def package(self, resolved: Resolved, open_hub: Open, progress: Progress | None = None) -> Iterator[Path]:
+        """The folder of a package, which stays there for the length of the block; fetched where it is not here.
+
+        It was whole when it was fetched; who reads it proves it again, and calls `set_aside` where that fails.
+        """
+        lock = self._ready(resolved, open_hub, progress)
+        try:
+            folder = self._folder(resolved.digest)
+            os.utime(folder)
+            yield folder
+        finally:
+            os.close(lock)
+
+    def add_signature(self, digest: str, data: bytes) -> None:
+        """Put a signature into a package's folder, all at once: others read there meanwhile."""
+        temporary = self.root / PARTIAL / f"{_hex(digest)}.sig"
+        write_file(temporary, data)
+        temporary.replace(self._folder(digest) / "model.sig")
+
+    def set_aside(self, digest: str) -> None:
+        """Move a damaged copy out of the way, where it is still there."""
+        lock = self._lock_for(digest, fcntl.LOCK_EX)
+        try:
+            (self.root / DAMAGED).mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                self._folder(digest).rename(self.root / DAMAGED / f"{_hex(digest)}-{time.time_ns()}")
+        finally:
+            os.close(lock)
+
+    def size(self) -> int:
+        """Bytes of everything in the cache."""
+        return sum(kept.size for kept in self._everything())
+
+    def shrink(self, limit: int | None = None) -> list[Kept]:
+        """Remove the least recently used until no more than `limit` bytes are left; what was removed."""
+        everything = sorted(self._everything(), key=lambda kept: (kept.path.parent.name == PACKAGES, kept.used))
+        total, most = sum(kept.size for kept in everything), self.limit if limit is None else limit
+        removed: list[Kept] = []
+        for kept in everything:
+            abandoned = kept.path.name.startswith(TEMPORARY_PREFIX)
+            if (abandoned or total > most) and self._remove(kept):
+                removed.append(kept)
+                total -= kept.size
+        return removed
+
+    def _ready(self, resolved: Resolved, open_hub: Open, progress: Progress | None) -> int:
+        """A shared lock on a package that is here; it is fetched as often as others remove it before we hold it."""
+        for _ in range(ATTEMPTS):
+            lock = self._lock_for(resolved.digest, fcntl.LOCK_SH)
+            if self.holds(resolved.digest):
+                return lock
+            os.close(lock)
+            lock = self._lock_for(resolved.digest, fcntl.LOCK_EX)
+            try:
+                if not self.holds(resolved.digest):  # somebody else may have been faster
+                    self._fetch(resolved, open_hub(), progress)
+            finally:
+                os.close(lock)
+        raise HubError(
+            f"{resolved.pinned} is removed from the cache as often as it is fetched",
+            found=f"a limit of {self.limit} bytes for {self.root}",
+            fix="raise cache_bytes in the settings",
+        )
+
+    def _fetch(self, resolved: Resolved, hub: PackageHub, progress: Progress | None) -> None:
+        folder, scratch = self._folder(resolved.digest), self.root / PARTIAL / _hex(resolved.digest)
+        try:
+            manifest = hub.fetch(resolved, folder, progress=progress, scratch=scratch)
+        except FormatError:
+            shutil.rmtree(scratch, ignore_errors=True)  # nothing of it can be trusted
+            raise
+        shutil.rmtree(scratch, ignore_errors=True)
+        self.shrink()
+        log.debug("cached %s@%s", manifest.name, manifest.version)
+
+    def _remove(self, kept: Kept) -> bool:
+        """Remove something that nobody reads or fetches; whether it went."""
+        if kept.path.parent.name not in (PACKAGES, PARTIAL) or kept.path.name.startswith(TEMPORARY_PREFIX):
+            shutil.rmtree(kept.path, ignore_errors=True)
+            return True
+        lock_path = self.root / LOCKS / kept.path.name
+        try:
+            lock = _lock(lock_path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        try:
+            gone = kept.path.with_name(f"{TEMPORARY_PREFIX}{kept.path.name}-{time.time_ns()}")
+            kept.path.rename(gone)  # at once, so that no reader ever finds half of it
+            shutil.rmtree(gone, ignore_errors=True)
+            lock_path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return False
+        finally:
+            os.close(lock)
+        return True
+
+    def _everything(self) -> Iterator[Kept]:
+        now = time.time()
+        for part in (DAMAGED, PARTIAL, PACKAGES):
+            with suppress(FileNotFoundError):
+                for entry in os.scandir(self.root / part):
+                    used = entry.stat(follow_symlinks=False).st_mtime
+                    if not entry.name.startswith(TEMPORARY_PREFIX) or now - used > ABANDONED:
+                        yield Kept(Path(entry.path), _bytes(entry), used)
+
+    def _folder(self, digest: str) -> Path:
+        return self.root / PACKAGES / _hex(digest)
+
+    def _lock_for(self, digest: str, mode: int) -> int:
+        path = self.root / LOCKS / _hex(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _lock(path, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that fetches %s", digest)
+            return _lock(path, mode)
+
+
+def _lock(path: Path, mode: int) -> int:
+    """An open, locked file. A lock file that was removed while we waited for it locks nothing, so we look again."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, mode)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")
+
+
+def _bytes(entry: os.DirEntry[str]) -> int:
+    if not entry.is_dir(follow_symlinks=False):
+        return entry.stat(follow_symlinks=False).st_size
+    return sum(file.stat(follow_symlinks=False).st_size for file in os.scandir(entry.path))

@@ -1,0 +1,46 @@
+"""Packages from one hub to another, byte for byte: the digest stays, and with it the signature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsehub.errors import IntegrityError
+from sparsehub.hub.loading import use_package
+from sparsehub.hub.lockfile import Lock
+from sparsehub.hub.protocol import Progress, Resolved
+from sparsehub.hub.verbs import PackageHub
+from sparsehub.package.trust import Policy
+
+
+def copy_package(
+    reference: str,
+    source: PackageHub,
+    target: PackageHub,
+    *,
+    policy: Policy | None = None,
+    lock: Lock | None = None,
+    progress: Progress | None = None,
+) -> Resolved:
+    """Publish in `target` what a reference means in `source`, through the cache, under its own version.
+
+    Where the reference named a channel, the channel of that name in `target` follows. A version name that was given to
+    the package later (`tag`) is given to the copy too. Raises what reading, the policy and publishing raise.
+    """
+
+    def publish(folder: Path, found: Resolved) -> Resolved:
+        copied = target.publish(folder, progress=progress)
+        if copied.digest != found.digest:
+            raise IntegrityError("the copy is another package", found=copied.digest, expected=found.digest)
+        if found.version not in (None, copied.version):
+            target.tag(found.name, str(found.version), found.digest)
+        if found.channel is not None and "@" in reference:
+            target.tag(found.name, found.channel, found.digest)
+        return Resolved(found.name, found.version or copied.version, found.digest, found.channel)
+
+    return use_package(reference, source, publish, policy=policy, lock=lock)
+
+
+def versions_of(name: str, hub: PackageHub) -> list[str]:
+    """References of every version of a task, from the lowest to the highest, and of its channels."""
+    versions = [f"{name}@{entry.version}" for entry in hub.list(name)]
+    return [*versions, *(f"{name}@{channel}" for channel in sorted(hub.channels(name)))]

@@ -1,0 +1,112 @@
+"""sparsehub.lock: which bytes a project means by its task references, written down once and checked for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsehub.errors import FormatError, IntegrityError, NotFoundError, UnreachableError, UsageError
+from sparsehub.files import strict_json, write_file
+from sparsehub.hub.protocol import Resolved
+from sparsehub.hub.reference import check_digest, check_tag, check_task_name, parse_reference
+from sparsehub.hub.verbs import PackageHub
+from sparsehub.schema import build
+
+LOCK_FILE = "sparsehub.lock"
+LOCK_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A task at one version, and what its bytes are."""
+
+    name: str
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The contents of a lock file: at most one pin a task, by name. hub: where the references were looked up."""
+
+    hub: str
+    tasks: tuple[Pin, ...] = ()
+    lock_version: int = LOCK_VERSION
+
+    def pin(self, name: str) -> Pin:
+        """The pin of a task; raises `NotFoundError`."""
+        for pin in self.tasks:
+            if pin.name == name:
+                return pin
+        fix = f"sparsehub lock {name} --hub {self.hub}"
+        raise NotFoundError(f"{name} is not in the lock file", found=", ".join(p.name for p in self.tasks), fix=fix)
+
+    def resolve(self, reference: str, hub: PackageHub) -> Resolved:
+        """What a reference means by this lock. The hub must agree, where it can be reached: pinned bytes are safe.
+
+        Raises `UsageError` where the reference asks for something else than the lock pins, and `IntegrityError`, with
+        both digests, where the hub has other bytes under that version by now.
+        """
+        wanted = parse_reference(reference)
+        pin = self.pin(wanted.name)
+        if wanted.version not in (None, pin.version) or wanted.digest not in (None, pin.digest):
+            fix = f"sparsehub lock {reference} --hub {self.hub}"
+            raise UsageError(f"{reference} is locked otherwise", found=f"{pin.version} {pin.digest}", fix=fix)
+        with suppress(UnreachableError):
+            check_pin(pin, hub)
+        return Resolved(pin.name, pin.version, pin.digest)
+
+
+def check_pin(pin: Pin, hub: PackageHub) -> None:
+    """Raises `IntegrityError` where a hub has other bytes under a pinned version, `NotFoundError` where it has none."""
+    found = hub.resolve_version(pin.name, pin.version).digest
+    if found != pin.digest:
+        raise IntegrityError(
+            f"{pin.name}@{pin.version} is not what it was when it was locked",
+            found=found,
+            expected=pin.digest,
+            fix="find out who changed a published version; if it is meant, remove it from the lock file and lock again",
+        )
+
+
+def lock_references(references: Sequence[str], hub: PackageHub, before: Lock | None) -> Lock:
+    """A lock with these references added or moved. A pinned version whose bytes have changed is refused."""
+    pins = {pin.name: pin for pin in (before.tasks if before else ())}
+    for reference in references:
+        resolved = hub.resolve(reference)
+        version = resolved.version or hub.manifest(resolved.name, resolved.digest).version
+        there = pins.get(resolved.name)
+        if there is not None and there.version == version:
+            check_pin(there, hub)
+        pins[resolved.name] = Pin(resolved.name, version, resolved.digest)
+    return Lock(hub.where, tuple(pins[name] for name in sorted(pins)))
+
+
+def write_lock(path: Path, lock: Lock) -> None:
+    """Write a lock file, atomically, one line a value: it is made to be compared and kept in a repository."""
+    write_file(path, (json.dumps(dataclasses.asdict(lock), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_lock(path: Path) -> Lock:
+    """Read and prove a lock file; raises `UsageError` where it is absent or malformed."""
+    if not path.is_file():
+        fix = "write one: sparsehub lock NAME ... --hub HUB"
+        raise UsageError(f"there is no lock file {path}", fix=fix)
+    try:
+        table = strict_json(path.read_bytes(), str(path))
+        lock = build(Lock, table, str(path), UsageError)
+        for pin in lock.tasks:
+            check_task_name(pin.name)
+            check_tag(pin.version)
+            check_digest(pin.digest)
+    except FormatError as error:
+        raise UsageError(f"{path} is malformed", found=str(error)) from error
+    names = [pin.name for pin in lock.tasks]
+    if lock.lock_version != LOCK_VERSION or len(set(names)) != len(names):
+        found = f"version {lock.lock_version}, tasks {', '.join(names)}"
+        raise UsageError(f"{path} is malformed", found=found[:300], expected=f"version {LOCK_VERSION}, a task once")
+    return lock

@@ -1,0 +1,86 @@
+"""Which of a hub's packages fit a question."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sparsehub.errors import UsageError
+from sparsehub.hub.protocol import Entry
+
+SPLITS = ("test", "validation")  # the one that counts, where a condition does not name one
+_CONDITION = re.compile(r"(?:(?P<split>[^<>=:]+):)?(?P<metric>[^<>=:]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[-+.\deE]+)")
+_SIGNS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A bound on a metric. split: of the data; None for the first of test and validation that was measured."""
+
+    split: str | None
+    metric: str
+    sign: str
+    value: float
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether an entry was measured so; one that was not measured at all does not fit."""
+        row = entry.metrics.get(self.split or measured_split(entry), {})
+        return self.metric in row and _SIGNS[self.sign](row[self.metric], self.value)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to look for; everything that is given must fit.
+
+    text: a part of the task's name; backbone: a part of its id, or the beginning of its fingerprint;
+    tag: a version or a channel.
+    """
+
+    text: str = ""
+    backbone: str | None = None
+    kind: str | None = None
+    tag: str | None = None
+    conditions: tuple[Condition, ...] = ()
+
+    def fits(self, entry: Entry) -> bool:
+        backbone, fingerprint = entry.backbone.lower(), entry.fingerprint.removeprefix("sha256:")
+        wanted = (self.backbone or "").lower()
+        return (
+            entry.error is None
+            and self.text.lower() in entry.name
+            and (wanted in backbone or fingerprint.startswith(wanted.removeprefix("sha256:")))
+            and self.kind in (None, entry.kind)
+            and (self.tag is None or self.tag == entry.version or self.tag in entry.channels)
+            and all(condition.holds(entry) for condition in self.conditions)
+        )
+
+
+def parse_condition(text: str) -> Condition:
+    """`accuracy>=0.9`, or `validation:f1>0.5`; raises `UsageError`."""
+    found = _CONDITION.fullmatch(text.strip())
+    try:
+        if found is not None:
+            split = found["split"]
+            return Condition(
+                split.strip() if split else None, found["metric"].strip(), found["sign"], float(found["value"])
+            )
+    except ValueError:
+        pass
+    raise UsageError("not a condition on a metric", found=text[:200], expected="accuracy>=0.9 or validation:f1>0.5")
+
+
+def search(entries: Iterable[Entry], query: Query) -> list[Entry]:
+    """The entries that fit, in their order."""
+    return [entry for entry in entries if query.fits(entry)]
+
+
+def measured_split(entry: Entry) -> str:
+    """The split whose metrics count: test before validation."""
+    return next((split for split in SPLITS if entry.metrics.get(split)), SPLITS[0])

@@ -1,0 +1,136 @@
+"""Bytes out of a hub: many files at once, large ones in pieces side by side, hashed in order, resumed after a stop."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from sparsehub.errors import IntegrityError, UnreachableError
+from sparsehub.files import CHUNK, sha256_bytes
+from sparsehub.hub.protocol import Progress
+from sparsehub.hub.retry import with_retries
+
+if TYPE_CHECKING:
+    from sparsehub.package.manifest import FileRecord
+
+PIECE = 4 << 20  # bytes of one request
+AHEAD = 4  # pieces of one file that are on their way before the oldest is written
+FILES = 3  # at once
+REQUESTS = 8  # at once, over all files
+
+
+class Meter:
+    """Adds up what many threads move, and tells whoever wants to know."""
+
+    def __init__(self, total: int, progress: Progress | None):
+        self._total, self._progress = total, progress
+        self._done, self._lock = 0, Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file to fetch. open: its bytes from one position up to another, in chunks; more or fewer may come."""
+
+    name: str
+    record: FileRecord
+    open: Callable[[int, int], Iterator[bytes]]
+
+
+def download_all(files: Sequence[Download], folder: Path, meter: Meter) -> None:
+    """Write the files into `folder`, every byte counted and hashed before it is written.
+
+    What an earlier attempt left there is hashed and kept. Raises `IntegrityError` for other bytes than promised.
+    """
+    with ThreadPoolExecutor(REQUESTS) as requests, ThreadPoolExecutor(FILES) as workers:
+        running = [workers.submit(_download, file, folder / file.name, requests, meter) for file in files]
+        try:
+            for finished in as_completed(running):
+                finished.result()
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            requests.shutdown(wait=False, cancel_futures=True)  # threads that wait for a piece end with an error
+            raise
+
+
+def download_bytes(file: Download) -> bytes:
+    """A small file in memory; raises `IntegrityError` for other bytes than promised."""
+    data = _piece(file, 0, file.record.size, Meter(file.record.size, None))
+    if (digest := sha256_bytes(data)) != file.record.sha256:
+        raise damaged(file.name, digest, file.record.sha256)
+    return bytes(data)
+
+
+def _download(file: Download, path: Path, requests: ThreadPoolExecutor, meter: Meter) -> None:
+    done, hashed = _kept(path, file.record.size)
+    meter.add(done)
+    with path.open("ab") as out:
+        for piece in _pieces(file, done, requests, meter):
+            hashed.update(piece)
+            out.write(piece)
+    digest = "sha256:" + hashed.hexdigest()
+    if digest == file.record.sha256:
+        return
+    path.unlink()
+    if not done:
+        raise damaged(file.name, digest, file.record.sha256)
+    meter.add(-file.record.size)
+    _download(file, path, requests, meter)  # the kept bytes may have been the wrong ones
+
+
+def _kept(path: Path, size: int) -> tuple[int, hashlib._Hash]:
+    """What an earlier attempt left: its bytes and their hash; a file that is too long is dropped."""
+    hashed, done = hashlib.sha256(), 0
+    if path.exists() and path.stat().st_size <= size:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                hashed.update(chunk)
+                done += len(chunk)
+        return done, hashed
+    path.unlink(missing_ok=True)
+    return 0, hashed
+
+
+def _pieces(file: Download, start: int, requests: ThreadPoolExecutor, meter: Meter) -> Iterator[bytearray]:
+    """The pieces of a file from `start` on, in order; a few are on their way at a time."""
+    size, waiting = file.record.size, deque[Future[bytearray]]()
+    for begin in range(start, size, PIECE):
+        waiting.append(requests.submit(_piece, file, begin, min(begin + PIECE, size), meter))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _piece(file: Download, start: int, stop: int, meter: Meter) -> bytearray:
+    """Exactly the bytes from `start` to `stop`; what broke off is asked for again from where it stopped."""
+    data = bytearray()
+
+    def rest() -> None:
+        for chunk in file.open(start + len(data), stop):
+            if len(data) + len(chunk) > stop - start:
+                raise damaged(file.name, "more bytes than there can be", f"{file.record.size} bytes")
+            data.extend(chunk)
+            meter.add(len(chunk))
+        if len(data) < stop - start:
+            raise UnreachableError(f"{file.name} broke off", found=f"{start + len(data)} bytes", expected=stop)
+
+    with_retries(rest)
+    return data
+
+
+def damaged(what: str, found: object, expected: object) -> IntegrityError:
+    """The error for bytes of a hub that are not what was promised."""
+    fix = "remove it from the hub and publish the package again"
+    return IntegrityError(f"{what} is damaged in the hub", found=found, expected=expected, fix=fix)
