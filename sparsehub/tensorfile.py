@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,35 @@ def _entry(name: str, value: object, data_start: int, what: str) -> Entry:
 
 def _are_counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+_FLOATING = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_pieces(path: Path, entry: Entry, size: int) -> Iterator[Tensor]:
+    """A floating tensor of a proved file, flat and on the CPU, in pieces of `size` entries; raises `FormatError`.
+
+    Nothing is mapped: what is held at a time is one piece.
+    """
+    if entry.dtype not in _FLOATING:
+        raise FormatError(
+            f"{path.name} holds a tensor that is not floating", found=entry.dtype, expected="F32, F16, BF16"
+        )
+    dtype, left = _FLOATING[entry.dtype], math.prod(entry.shape)
+    with path.open("rb") as file:
+        file.seek(entry.start)
+        while left > 0:
+            data = bytearray(min(size, left) * dtype.itemsize)
+            if file.readinto(data) != len(data):
+                raise FormatError(f"{path.name} was cut while it was read")
+            yield torch.frombuffer(data, dtype=dtype)
+            left -= size
+
+
+def read_tensor(path: Path, entry: Entry) -> Tensor:
+    """A whole floating tensor of a proved file, on the CPU; raises `FormatError`."""
+    pieces = list(read_pieces(path, entry, max(1, math.prod(entry.shape))))
+    return (pieces[0] if pieces else torch.empty(0, dtype=_FLOATING[entry.dtype])).view(entry.shape)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

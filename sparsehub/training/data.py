@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsehub.errors import DataError, SparsehubError
 from sparsehub.extras import require
+from sparsehub.package.draft import metric_names
 from sparsehub.package.encoding import text_of, words_of
 from sparsehub.package.manifest import (
     MULTIPLE_CHOICE,
@@ -20,7 +21,6 @@ from sparsehub.package.manifest import (
     TaskSpec,
 )
 from sparsehub.training.config import TrainConfig
-from sparsehub.training.metrics import metric_names
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")

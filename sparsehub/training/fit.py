@@ -18,6 +18,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
 from sparsehub.errors import UsageError
 from sparsehub.files import write_file
+from sparsehub.memory import return_freed_memory
 from sparsehub.package.model import TaskModel, load_task_model
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.selection import by_layer
@@ -27,7 +28,6 @@ from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.job import Job, Prepared, Report
 from sparsehub.training.loop import evaluate, make_trainer, quiet_libraries, resume_from
-from sparsehub.training.memory import return_freed_memory
 from sparsehub.training.method import method_named
 from sparsehub.training.metrics import best_metric, majority
 from sparsehub.training.processes import join_processes
