@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from sparsehub.delta import DELTA_FILE
-from sparsehub.files import sha256_file
+from sparsehub.files import new_folder, sha256_file
 from sparsehub.package.card import write_card
-from sparsehub.package.io import check_files, read_package
-from sparsehub.package.manifest import CARD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
+from sparsehub.package.io import check_files, read_manifest, read_package
+from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
 from sparsehub.tensorfile import read_header
 
 WHOLE_BYTES = 16 << 20  # deltas up to this size are read back whole
@@ -32,3 +33,14 @@ def seal_package(folder: Path, draft: Manifest) -> Manifest:
         check_files(folder, manifest)
         read_header(folder / DELTA_FILE)
     return manifest
+
+
+def sealed_again(package: Path, out: Path, metrics: dict[str, dict[str, float]], training: dict[str, Any]) -> Manifest:
+    """Move a package to the new folder `out`, with metrics and more to tell: another manifest, so another digest."""
+    manifest = read_manifest(package)
+    draft = dataclasses.replace(manifest, metrics=metrics, training={**manifest.training, **training})
+    with new_folder(out) as folder:
+        for name in (DELTA_FILE, HEAD_FILE):
+            if name in manifest.files:
+                (package / name).rename(folder / name)
+        return seal_package(folder, draft)
