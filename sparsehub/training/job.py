@@ -39,6 +39,11 @@ class Job:
             return self.config.nnz
         return budget_of(candidates(self.task_model), self.config.density or 0.0)
 
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one batch over all processes, before accumulation."""
+        return self.config.batch_size * self.processes.count
+
     def rows(self, split: Split) -> Any:
         """A split as a torch data set for the job's collator."""
         if self.config.preload:
