@@ -40,6 +40,12 @@ class Job:
         return budget_of(candidates(self.task_model), self.config.density or 0.0)
 
     @property
+    def sampled(self) -> bool:
+        """Whether Linear gradients come from sampled products: torch has those for a CPU and for float32 alone."""
+        config, cpu = self.config, self.task_model.backbone.device.type == "cpu"
+        return cpu and config.precision == "float32" and config.compile is None
+
+    @property
     def batch_rows(self) -> int:
         """Rows of one batch over all processes, before accumulation."""
         return self.config.batch_size * self.processes.count

@@ -29,7 +29,7 @@ def prepare(job: Job) -> Prepared:
     """A budget of zero trains the head alone; an interrupted run finds the mask that it began with."""
     mask = chosen_entries(job) if job.budget else {}
     return_freed_memory()  # what the selection left
-    return Prepared(SparseModel(job.task_model, mask), job.config.epochs, mask)
+    return Prepared(SparseModel(job.task_model, mask, sampled=job.sampled), job.config.epochs, mask)
 
 
 def chosen_entries(job: Job) -> dict[str, Tensor]:
