@@ -149,7 +149,7 @@ def full(folder: Path, passes: int) -> dict[str, Any]:
 
 def full_returning(folder: Path, passes: int) -> dict[str, Any]:
     """With the allocator set as `sparsehub train` sets it."""
-    from sparsehub.training.memory import return_freed_memory
+    from sparsehub.memory import return_freed_memory
 
     return_freed_memory()
     return full(folder, passes)
@@ -177,7 +177,7 @@ def _adamw(model: Any, passes: int) -> dict[str, Any]:
 
 
 def sparse(method: str, folder: Path, passes: int) -> dict[str, Any]:
-    from sparsehub.training.memory import return_freed_memory
+    from sparsehub.memory import return_freed_memory
     from sparsehub.training.sparse import SparseModel
 
     return_freed_memory()

@@ -140,14 +140,16 @@ def _stored_digest(module: nn.Module, checkpoint: Checkpoint, name: str) -> str 
     """The digest of the stored tensor behind a parameter: same name, with the base prefix, or in an old spelling."""
     prefix = getattr(module, "base_model_prefix", "")
     for stored in (name, f"{prefix}.{name}"):
-        for spelling in (stored, *_legacy_spellings(stored)):
+        for spelling in spellings(stored):
             if spelling in checkpoint.digests:
                 return checkpoint.digests[spelling]
     return None
 
 
-def _legacy_spellings(name: str) -> list[str]:
-    return [name.removesuffix(new) + old for old, new in _LEGACY.items() if name.endswith("LayerNorm" + new)]
+def spellings(name: str) -> list[str]:
+    """The names under which checkpoints store a parameter: its own, then the old ones of a LayerNorm."""
+    old = [name.removesuffix(new) + old for old, new in _LEGACY.items() if name.endswith("LayerNorm" + new)]
+    return [name, *old]
 
 
 def refuse_quantised(config: Any, name: str) -> None:

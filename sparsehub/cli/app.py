@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from sparsehub import __version__
-from sparsehub.cli import demo, hub, inspect, materialize, serve, train, verify
+from sparsehub.cli import demo, export, extract, hub, inspect, materialize, merge, serve, train, verify
 from sparsehub.cli.output import errors
 from sparsehub.errors import SparsehubError
 
@@ -27,6 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("extract")(extract.extract)
+app.command("merge")(merge.merge)
+app.command("diff")(merge.diff)
+app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("push")(hub.push)

@@ -145,13 +145,18 @@ def train(
     from sparsehub.training import train as run
     from sparsehub.training.config import load_config
     from sparsehub.training.method import method_named
+    from sparsehub.training.processes import speaks
 
     flags["options"] = _options(option)
     loaded = load_config(config, flags)
-    if method_named(loaded.method).packages:
-        _show(run(loaded, restart=restart, report=progress), as_json)
+    packages = method_named(loaded.method).packages
+    result = (run if packages else measure)(loaded, restart=restart, report=progress)
+    if not speaks():
+        return
+    if packages:
+        _show(result, as_json)
     else:
-        _show_measured(loaded.method, measure(loaded, restart=restart, report=progress), as_json)
+        _show_measured(loaded.method, result, as_json)
 
 
 def _options(given: list[str] | None) -> dict[str, str] | None:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta
-from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+from sparsehub.package.manifest import (
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    TOKEN_CLASSIFICATION,
+    BackboneRef,
+    DeltaRecord,
+    TouchedParameter,
+)
 
 
 def backbone_ref(backbone: Backbone) -> BackboneRef:
@@ -35,3 +42,14 @@ def delta_record(method: str, delta: Delta, total: int, digest_of: Callable[[str
         for name, part in delta.parameters.items()
     }
     return DeltaRecord(method, delta.nnz / total, delta.nnz, delta.value_kind, delta.value_dtype, parameters)
+
+
+def metric_names(kind: str, labels: int) -> tuple[str, ...]:
+    """The metrics of a kind; the first one decides which checkpoint is best."""
+    if kind == REGRESSION:
+        return ("pearson", "spearman", "mse")
+    if kind == MULTIPLE_CHOICE:
+        return ("accuracy",)
+    if kind == TOKEN_CLASSIFICATION:
+        return ("f1", "precision", "recall", "accuracy")
+    return ("accuracy", "macro_f1", "matthews", *(("f1",) if labels == 2 else ()))

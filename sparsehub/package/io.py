@@ -14,15 +14,12 @@ from sparsehub.delta import Delta, delta_bytes, parse_delta
 from sparsehub.deltafile import DELTA_FILE
 from sparsehub.errors import BackboneMismatchError, FormatError, ManifestError
 from sparsehub.files import new_folder, sha256_bytes
-from sparsehub.package.card import write_card
 from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
-from sparsehub.package.pictures import draw_pictures
 from sparsehub.package.proof import (
     check_files,
     check_nnz,
     prove_attachment,
     prove_package,
-    prove_stored_delta,
     read_file,
     read_manifest,
     rename_package,
@@ -35,7 +32,6 @@ __all__ = [
     "read_manifest",
     "read_package",
     "rename_package",
-    "write_carded_package",
     "write_package",
 ]
 
@@ -115,21 +111,13 @@ def write_package(
     folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor], card: str, pictures: Mapping[str, bytes]
 ) -> Manifest:
     """Write a package atomically and read it back; returns the manifest with its file records filled in."""
-    _check_values(draft, delta)
-    contents = {**_tensor_files(delta, head), CARD_FILE: card.encode(), **pictures}
+    check_values(draft, delta)
+    contents = {**tensor_files(delta, head), CARD_FILE: card.encode(), **pictures}
     return _write(folder, draft, contents)
 
 
-def write_carded_package(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor]) -> Manifest:
-    """Write a package with the card that is made from its manifest, and pictures where matplotlib is installed."""
-    _check_values(draft, delta)
-    files = _tensor_files(delta, head)
-    known = dataclasses.replace(draft, files=_records(files))
-    pictures = draw_pictures(known, prove_stored_delta(files[DELTA_FILE], known))
-    return _write(folder, draft, {**files, CARD_FILE: write_card(known, pictures).encode(), **pictures})
-
-
-def _check_values(draft: Manifest, delta: Delta) -> None:
+def check_values(draft: Manifest, delta: Delta) -> None:
+    """Raises `ManifestError` where the manifest states another kind of values than the delta has."""
     written, stated = (delta.value_kind, delta.value_dtype), (draft.delta.value_kind, draft.delta.value_dtype)
     if written != stated:  # the file does not say which kind its values are: only the manifest does
         raise ManifestError(
@@ -137,16 +125,14 @@ def _check_values(draft: Manifest, delta: Delta) -> None:
         )
 
 
-def _tensor_files(delta: Delta, head: Mapping[str, Tensor]) -> dict[str, bytes]:
+def tensor_files(delta: Delta, head: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """The contents of the tensor files, by name."""
     return {DELTA_FILE: delta_bytes(delta), **({HEAD_FILE: tensor_bytes(head)} if head else {})}
 
 
-def _records(contents: Mapping[str, bytes]) -> dict[str, FileRecord]:
-    return {name: FileRecord(len(data), sha256_bytes(data)) for name, data in contents.items()}
-
-
 def _write(folder: Path, draft: Manifest, contents: Mapping[str, bytes]) -> Manifest:
-    manifest = dataclasses.replace(draft, files=_records(contents))
+    records = {name: FileRecord(len(data), sha256_bytes(data)) for name, data in contents.items()}
+    manifest = dataclasses.replace(draft, files=records)
     check_manifest(manifest)
     with new_folder(folder) as temporary:
         for name, data in {**contents, MANIFEST_FILE: manifest.to_bytes()}.items():

@@ -10,13 +10,13 @@ from sparsehub.backbone import Checkpoint
 from sparsehub.errors import FormatError
 from sparsehub.files import new_folder
 from sparsehub.package.io import Package, check_backbone
-from sparsehub.package.model import load_task_model, save_checkpoint
+from sparsehub.package.model import TaskModel, load_task_model, save_checkpoint
 from sparsehub.patch import apply_patch, make_patch
 
 
 @torch.no_grad()
-def materialize(package: Package, checkpoint: Checkpoint, out: Path, *, dtype: str = "float32") -> None:
-    """Write the task's whole model and its tokenizer to the new folder `out`, atomically.
+def task_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "float32") -> TaskModel:
+    """The task's whole model: the backbone with the package's change and head in it.
 
     Raises `BackboneMismatchError` for another backbone, `FormatError` for a head that does not fit.
     """
@@ -30,5 +30,11 @@ def materialize(package: Package, checkpoint: Checkpoint, out: Path, *, dtype: s
     apply_patch(task_model.backbone.arena, make_patch(task_model.backbone, package.delta))
     for name in task_model.head:
         parameters[name].copy_(package.head[name])
+    return task_model
+
+
+def materialize(package: Package, checkpoint: Checkpoint, out: Path, *, dtype: str = "float32") -> None:
+    """Write the task's whole model and its tokenizer to the new folder `out`; raises like `task_model_of`."""
+    task_model = task_model_of(package, checkpoint, dtype=dtype)
     with new_folder(out) as folder:
         save_checkpoint(task_model, checkpoint, package.manifest.task.max_length, folder)

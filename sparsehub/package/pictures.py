@@ -17,16 +17,16 @@ _CELL = 0.42  # inches
 _MAX_LAYERS = 64  # a picture with more rows than this is cut into no more rows, so that it stays a page
 
 
-def draw_pictures(manifest: Manifest, delta: StoredDelta) -> dict[str, bytes]:
-    """PNG files by name; none where matplotlib is not installed."""
+def draw_pictures(manifest: Manifest, delta: StoredDelta | None) -> dict[str, bytes]:
+    """PNG files by name; none where matplotlib is not installed, none of values where the delta is not given."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - no window, whatever the machine
     except ImportError:
         return {}
-    return {
-        DENSITY_PICTURE: _density(heat_map(manifest), manifest),
-        VALUES_PICTURE: _values(histogram(delta), manifest),
-    }
+    pictures = {DENSITY_PICTURE: _density(heat_map(manifest), manifest)}
+    if delta is not None:
+        pictures[VALUES_PICTURE] = _values(histogram(delta), manifest)
+    return pictures
 
 
 def _density(map_: HeatMap, manifest: Manifest) -> bytes:

@@ -6,7 +6,7 @@ lower 16 of the bin that holds the k-th score), a third collects. Each pass comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,13 +17,16 @@ _BINS = 1 << 16
 _CHUNK = 1 << 20  # entries whose bit patterns are held at once: what a pass needs beside the scores stays small
 
 
-def top_k(names: Sequence[str], score_of: Callable[[str], Tensor], k: int) -> dict[str, Tensor]:
+ScoresOf = Callable[[str], Tensor | Iterable[Tensor]]  # flat scores, whole or in pieces
+
+
+def top_k(names: Sequence[str], score_of: ScoresOf, k: int) -> dict[str, Tensor]:
     """The k highest scores: by name, flat int64 positions, sorted.
 
     Ties go to the earlier name, then the lower position. Scores of -1 are never chosen, so fewer than k may come back.
     Raises `DataError` where a score is NaN.
     """
-    if k <= 0:
+    if k <= 0 or not names:
         return {}
     threshold, ties = _threshold(names, score_of, k)
     chosen: dict[str, Tensor] = {}
@@ -42,7 +45,7 @@ def top_k(names: Sequence[str], score_of: Callable[[str], Tensor], k: int) -> di
     return chosen
 
 
-def _threshold(names: Sequence[str], score_of: Callable[[str], Tensor], k: int) -> tuple[int, int]:
+def _threshold(names: Sequence[str], score_of: ScoresOf, k: int) -> tuple[int, int]:
     """The k-th highest bit pattern, and how many entries that equal it belong to the top k."""
     upper = sum(_counts(bits >> 16) for name in names for bits in _bits(name, score_of))
     top, k = _kth_bin(torch.as_tensor(upper), k)
@@ -67,9 +70,10 @@ def _counts(keys: Tensor) -> Tensor:
     return torch.bincount(keys[keys >= 0], minlength=_BINS).cpu()
 
 
-def _bits(name: str, score_of: Callable[[str], Tensor]) -> Iterator[Tensor]:
+def _bits(name: str, score_of: ScoresOf) -> Iterator[Tensor]:
     """Scores as sortable int32, a chunk at a time; -1 (and only it) becomes negative."""
-    for scores in score_of(name).split(_CHUNK):
+    found = score_of(name)
+    for scores in found.split(_CHUNK) if isinstance(found, Tensor) else found:
         if bool(torch.isnan(scores).any()):
             raise DataError(
                 f"the scores of {name!r} are not numbers", fix="check the calibration data and the learning rate"

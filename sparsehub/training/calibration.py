@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from sparsehub.package.model import TaskModel
 from sparsehub.selection import rule_named, rule_names
-from sparsehub.training.config import TrainConfig
 from sparsehub.training.gradients import (
     Batch,
     OnBatch,
@@ -61,16 +60,16 @@ def collectors(model: TaskModel, options: Mapping[str, Any], seed: int) -> dict[
     }
 
 
-def calibration_batches(config: TrainConfig, rows: int) -> int:
+def calibration_batches(job: Job) -> int:
     """Batches that the method's rule really looks at: each row once at most, and none where it needs none."""
-    looks = config.method in rule_names() and rule_named(config.method).needs
-    return min(config.calibration_batches or 0, -(-rows // config.batch_size)) if looks else 0
+    looks = job.budget and job.config.method in rule_names() and rule_named(job.config.method).needs
+    return min(job.config.calibration_batches or 0, -(-len(job.data.train.rows) // job.batch_rows)) if looks else 0
 
 
 def _loader(job: Job, seed: int) -> DataLoader[Batch]:
     return DataLoader(
         job.rows(job.data.train),
-        batch_size=job.config.batch_size,
+        batch_size=job.batch_rows,
         shuffle=True,
         collate_fn=job.collator,
         generator=torch.Generator().manual_seed(seed),
@@ -78,7 +77,7 @@ def _loader(job: Job, seed: int) -> DataLoader[Batch]:
 
 
 def _batches(job: Job) -> list[Batch]:
-    wanted = calibration_batches(job.config, len(job.data.train.rows))
+    wanted = calibration_batches(job)
     return [batch for _, batch in zip(range(wanted), _loader(job, job.config.seed), strict=False)]
 
 

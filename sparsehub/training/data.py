@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsehub.errors import DataError, SparsehubError
 from sparsehub.extras import require
+from sparsehub.package.draft import metric_names
 from sparsehub.package.encoding import text_of, words_of
 from sparsehub.package.manifest import (
     MULTIPLE_CHOICE,
@@ -20,7 +21,6 @@ from sparsehub.package.manifest import (
     TaskSpec,
 )
 from sparsehub.training.config import TrainConfig
-from sparsehub.training.metrics import metric_names
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
@@ -49,7 +49,7 @@ def load_data(config: TrainConfig) -> TaskData:
     sources = {n: source for n in ("train", "validation", "test") if (source := getattr(config, n)) is not None}
     tables = {name: _read(source) for name, source in sources.items()}
     for name, table in tables.items():
-        _check_table(sources[name], table, config)
+        _check_table(sources[name], table, config.label)
     labels = config.choices or config.labels or _find_labels(config, tables["train"])
     if config.kind != REGRESSION and not 2 <= len(labels) == len(set(labels)):
         raise DataError("a task needs at least two labels, each of them once", found=", ".join(labels)[:300] or "none")
@@ -101,12 +101,19 @@ def _read_file(datasets: Any, path: Path) -> Any:
     return datasets.load_dataset(_READERS[path.suffix], data_files=str(path.resolve()), split="train", **options)
 
 
-def _check_table(source: str, table: Any, config: TrainConfig) -> None:
+def load_split(task: TaskSpec, source: str) -> Split:
+    """Rows of one source for a task that is known; raises `DataError`, which names the row."""
+    table = _read(source)
+    _check_table(source, table, task.label_field)
+    return _split(task, source, table)
+
+
+def _check_table(source: str, table: Any, label: str) -> None:
     if len(table) == 0:
         raise DataError(f"{source} has no rows")
-    if config.label not in table.column_names:
+    if label not in table.column_names:
         found = ", ".join(table.column_names)
-        raise DataError(f"{source} has no field {config.label!r}", found=f"fields {found}", fix="set --label")
+        raise DataError(f"{source} has no field {label!r}", found=f"fields {found}", fix="set --label")
 
 
 def _find_labels(config: TrainConfig, table: Any) -> Sequence[str]:

@@ -98,5 +98,6 @@ class DenseModel(Trainable):
         """The largest changes that the budget admits, and `kept`: what share of the squared norm they are."""
         changes = {name: finite(values) for name, values in self.changes().items()}
         shapes = {name: self._arena.slots[name].shape for name in changes}
-        delta, self.kept = cut(shapes, changes.__getitem__, self._budget, value_dtype)
-        return delta
+        found = cut(shapes, changes.__getitem__, self._budget, value_dtype)
+        self.kept = found.kept
+        return found.delta

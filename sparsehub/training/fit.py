@@ -18,6 +18,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
 from sparsehub.errors import UsageError
 from sparsehub.files import write_file
+from sparsehub.memory import return_freed_memory
 from sparsehub.package.model import TaskModel, load_task_model
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.selection import by_layer
@@ -27,7 +28,6 @@ from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.job import Job, Prepared, Report
 from sparsehub.training.loop import evaluate, make_trainer, quiet_libraries, resume_from
-from sparsehub.training.memory import return_freed_memory
 from sparsehub.training.method import method_named
 from sparsehub.training.metrics import best_metric, majority
 from sparsehub.training.processes import join_processes
@@ -192,13 +192,13 @@ def _record(job: Job, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
         "data": {name: {"source": Path(s.source).name, "rows": len(s.rows)} for name, s in splits.items()},
         "steps": steps,
         "epochs": config.epochs,
-        "batch_size": config.batch_size * config.accumulation * job.processes.count,
+        "batch_size": job.batch_rows * config.accumulation,
         "learning_rate": config.learning_rate,
         "head_learning_rate": config.head_learning_rate,
         "weight_decay": config.weight_decay,
         "schedule": config.schedule,
         "granularity": config.granularity,
-        "calibration_batches": calibration_batches(config, len(data.train.rows)) if job.budget else 0,
+        "calibration_batches": calibration_batches(job),
         "head_steps": config.head_steps,
         "options": config.options,
         "precision": config.precision,

@@ -39,6 +39,17 @@ class Job:
             return self.config.nnz
         return budget_of(candidates(self.task_model), self.config.density or 0.0)
 
+    @property
+    def sampled(self) -> bool:
+        """Whether Linear gradients come from sampled products: torch has those for a CPU and for float32 alone."""
+        config, cpu = self.config, self.task_model.backbone.device.type == "cpu"
+        return cpu and config.precision == "float32" and config.compile is None
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one batch over all processes, before accumulation."""
+        return self.config.batch_size * self.processes.count
+
     def rows(self, split: Split) -> Any:
         """A split as a torch data set for the job's collator."""
         if self.config.preload:

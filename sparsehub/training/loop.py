@@ -73,7 +73,7 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
     config, data = job.config, job.data
     when = "no" if not judged else "steps" if config.evaluation_steps else "epoch"
     metric = best_metric(data.task, config.metric)
-    rows_a_step = config.batch_size * config.accumulation * job.processes.count
+    rows_a_step = job.batch_rows * config.accumulation
     steps = math.ceil(math.ceil(len(data.train.rows) / rows_a_step) * epochs)
     cuda = job.task_model.backbone.device.type == "cuda"
     return TrainingArguments(

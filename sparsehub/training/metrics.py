@@ -13,21 +13,10 @@ from numpy.typing import NDArray
 
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.schema import unknown_name
 
 IGNORED = -100
-
-
-def metric_names(kind: str, labels: int) -> tuple[str, ...]:
-    """The metrics of a kind; the first one decides which checkpoint is best."""
-    if kind == REGRESSION:
-        return ("pearson", "spearman", "mse")
-    if kind == MULTIPLE_CHOICE:
-        return ("accuracy",)
-    if kind == TOKEN_CLASSIFICATION:
-        return ("f1", "precision", "recall", "accuracy")
-    return ("accuracy", "macro_f1", "matthews", *(("f1",) if labels == 2 else ()))
 
 
 def best_metric(task: TaskSpec, wanted: str | None) -> str:

@@ -37,6 +37,11 @@ def join_processes(device: str) -> Processes:
     return Processes(int(state.process_index), int(state.num_processes))
 
 
+def speaks() -> bool:
+    """Whether this process is the one that shows results."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     """Each tensor becomes its sum over all processes, in place."""
     if dist.is_available() and dist.is_initialized():

@@ -13,6 +13,7 @@ from sparsehub.errors import DataError
 from sparsehub.kernels import gather, scatter_copy_
 from sparsehub.package.model import TaskModel
 from sparsehub.selection.largest import survives
+from sparsehub.training.sampled import SampledLinears
 from sparsehub.training.trainable import Trainable
 
 
@@ -22,10 +23,17 @@ class SparseModel(Trainable):
     The arena always holds base + values.
 
     mask: by parameter name, sorted flat int64 positions; start: by parameter name, the values to begin with, all zero
-    where it is left out.
+    where it is left out; sampled: compute gradients of Linear weights at their positions alone, on a CPU in float32.
     """
 
-    def __init__(self, task_model: TaskModel, mask: Mapping[str, Tensor], start: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        task_model: TaskModel,
+        mask: Mapping[str, Tensor],
+        start: Mapping[str, Tensor] | None = None,
+        *,
+        sampled: bool = False,
+    ):
         super().__init__(task_model)
         device = task_model.backbone.device
         self._mask = {name: mask[name].to(device) for name in sorted(mask)}
@@ -35,6 +43,8 @@ class SparseModel(Trainable):
         self._hooks = Hooks(task_model)
         for name, positions in self._mask.items():
             self._hooks.add(name, self._gatherer(positions, self._slices[name]))
+        sinks = {name: self._adder(place) for name, place in self._slices.items()} if sampled else {}
+        self._sampled = SampledLinears(task_model.backbone.module, self._mask if sampled else {}, sinks, self.values)
         for module in task_model.backbone.module.modules():
             if isinstance(module, nn.Embedding):
                 module.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
@@ -52,14 +62,22 @@ class SparseModel(Trainable):
         self.write()
 
     def _gatherer(self, positions: Tensor, place: slice) -> Any:
+        add = self._adder(place)
+
         def gather_and_free(parameter: Tensor) -> None:
-            if self.values.grad is None:
-                self.values.grad = torch.zeros_like(self.values)
-            assert parameter.grad is not None  # torch calls this hook only after it has accumulated one
-            self.values.grad[place] += gradient_at(parameter.grad, positions)
-            parameter.grad = None
+            if parameter.grad is not None:  # a sampled layer leaves none: torch calls the hook all the same
+                add(gradient_at(parameter.grad, positions))
+                parameter.grad = None
 
         return gather_and_free
+
+    def _adder(self, place: slice) -> Callable[[Tensor], None]:
+        def add(gradient: Tensor) -> None:
+            if self.values.grad is None:
+                self.values.grad = torch.zeros_like(self.values)
+            self.values.grad[place] += gradient
+
+        return add
 
     def own(self) -> dict[str, nn.Parameter]:
         return {"values": self.values}
@@ -81,6 +99,7 @@ class SparseModel(Trainable):
         self.values.zero_()
         self.write()
         self._hooks.remove()
+        self._sampled.remove()
 
     def delta(self, value_dtype: str) -> Delta:
         """The trained change, without the entries that ended where they began; raises `DataError` if it diverged."""

@@ -97,6 +97,10 @@ class Trainable(nn.Module):
         """Parameters (of this module) that DistributedDataParallel shall not touch."""
         self._ddp_params_and_buffers_to_ignore = names
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Trainable:  # noqa: ARG002
+        """Stay where the arena is: a moved copy of the weights (`to("cpu:0")` makes one) would no longer be in it."""
+        return self
+
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return {name: p.detach().clone() for name, p in (self.own() | self.head).items()}
 

@@ -14,7 +14,10 @@ import sparsehub.cli.app
 from sparsehub import __version__
 from sparsehub.errors import UsageError
 
-VERBS = ["train", "inspect", "verify", "push", "pull", "ls", "materialize", "serve", "demo"]
+VERBS = [
+    *("train", "extract", "merge", "diff", "export", "inspect", "verify"),
+    *("push", "pull", "ls", "materialize", "serve", "demo"),
+]
 HEAVY = ("torch", "transformers", "datasets", "bentoml", "fastapi", "obstore", "numpy")
 
 
@@ -90,6 +93,11 @@ def test_wrong_usage_is_2_and_told_on_standard_error(run: Any, arguments: list[s
         (["materialize", "trec", "--backbone", "b", "--out", "out"], "no package folder, and no hub is given"),
         (["serve", "--backbone", "b"], "nothing to serve"),
         (["train", "--backbone", "b"], ""),
+        (["extract", "./tuned", "--backbone", "./base", "--out", "out", "--name", "n"], "there is no backbone folder"),
+        (["merge", "a", "b", "--out", "out", "--name", "n"], "no package folder, and no hub is given"),
+        (["diff", "a", "b"], "no package folder, and no hub is given"),
+        (["diff", "a", "b", "--out", "out"], "give --out and --name"),
+        (["export", "a", "--backbone", "b", "--out", "out", "--to", "lora"], "unknown format 'lora'"),
     ],
 )
 def test_what_a_user_can_cause_is_one_line(

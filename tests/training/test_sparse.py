@@ -243,3 +243,13 @@ def test_candidates_are_the_arena_and_not_the_head(task_model: TaskModel, tiny_c
     found = candidates(task_model)
     assert sum(tensor.numel() for tensor in found.values()) == task_model.backbone.arena.numel
     assert set(found) == set(load_backbone(str(tiny_checkpoint("bert"))).arena.slots)
+
+
+def test_moving_the_wrapper_leaves_the_weights_in_the_arena(random_mask: MakeMask, task_model: TaskModel) -> None:
+    """accelerate moves a model to `cpu:0`, which copies what lies on `cpu`."""
+    model = SparseModel(task_model, random_mask(task_model)).to("cpu:0")
+    with torch.no_grad():
+        model.values.fill_(1.0)
+    model.write()
+    for name, parameter in task_model.backbone.module.named_parameters():
+        assert parameter.data_ptr() == task_model.backbone.arena.view(name).data_ptr()

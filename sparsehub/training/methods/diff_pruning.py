@@ -108,6 +108,6 @@ def prepare(job: Job) -> Prepared:
         )
 
     found = find_by_training(job, gated)
-    model = SparseModel(job.task_model, found.mask, found.start)
+    model = SparseModel(job.task_model, found.mask, found.start, sampled=job.sampled)
     set_head(model.head, found.head)
     return Prepared(model, job.config.epochs * (1 - share(job)), found.mask, found.steps)

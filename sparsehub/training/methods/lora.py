@@ -62,8 +62,9 @@ class LoraModel(Trainable):
     def delta(self, value_dtype: str) -> Delta:
         """The largest entries of the products, and `kept`: what share of the squared norm they are."""
         shapes = {name: self._arena.slots[name].shape for name in self._layers}
-        delta, self.kept = cut(shapes, self._change_of, self._budget, value_dtype)
-        return delta
+        found = cut(shapes, self._change_of, self._budget, value_dtype)
+        self.kept = found.kept
+        return found.delta
 
     def _change_of(self, name: str) -> Tensor:
         layer: Any = self._layers[name]

@@ -29,4 +29,4 @@ def prepare(job: Job) -> Prepared:
     names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
     found = find_by_training(job, lambda: DenseModel(job.task_model, names, job.budget))
     epochs = job.config.epochs * (1 - share(job))
-    return Prepared(SparseModel(job.task_model, found.mask), epochs, found.mask, found.steps)
+    return Prepared(SparseModel(job.task_model, found.mask, sampled=job.sampled), epochs, found.mask, found.steps)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from sparsehub.files import write_file
+from sparsehub.memory import return_freed_memory
 from sparsehub.selection import SelectionRequest, in_scope, select
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 from sparsehub.training.calibration import collect_statistics, warm_up_head
 from sparsehub.training.config import DEFAULTS
 from sparsehub.training.gradients import head_of
 from sparsehub.training.job import Job, Prepared
-from sparsehub.training.memory import return_freed_memory
 from sparsehub.training.methods.phases import set_head
 from sparsehub.training.processes import from_the_first
 from sparsehub.training.sparse import SparseModel
@@ -29,7 +29,7 @@ def prepare(job: Job) -> Prepared:
     """A budget of zero trains the head alone; an interrupted run finds the mask that it began with."""
     mask = chosen_entries(job) if job.budget else {}
     return_freed_memory()  # what the selection left
-    return Prepared(SparseModel(job.task_model, mask), job.config.epochs, mask)
+    return Prepared(SparseModel(job.task_model, mask, sampled=job.sampled), job.config.epochs, mask)
 
 
 def chosen_entries(job: Job) -> dict[str, Tensor]:

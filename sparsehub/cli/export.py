@@ -1,0 +1,44 @@
+"""sparsehub export: a package for another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehub.cli.output import show_fields, show_json
+from sparsehub.errors import UsageError
+from sparsehub.schema import unknown_name
+
+FORMATS = ("shira",)
+
+
+def export(
+    reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
+    backbone: Annotated[str, typer.Option(help="A folder or an id of the Hugging Face Hub.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[str, typer.Option(help="shira: a PEFT adapter of sparse changes of Linear weights.")] = "shira",
+    hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Write a package as a SHiRA adapter, which PEFT loads. The way back is `sparsehub extract`, and exact."""
+    from sparsehub.backbone import open_checkpoint
+    from sparsehub.convert.names import layout_of
+    from sparsehub.convert.shira import export_shira
+    from sparsehub.hub import open_hub
+    from sparsehub.hub.loading import load_package
+
+    if to not in FORMATS:
+        raise UsageError(unknown_name("format", to, list(FORMATS)))
+    package = load_package(reference, open_hub(hub) if hub else None)
+    found = export_shira(package, layout_of(open_checkpoint(backbone, revision), package.manifest.task), out)
+    if as_json:
+        show_json({"adapter": str(out), "r": found.rank, "entries": found.entries, "stored": found.stored})
+        return
+    padding = f"{found.stored - found.entries:,} zeros beside them, since PEFT gives every matrix r (rows + columns)"
+    show_fields(
+        f"{package.manifest.name}@{package.manifest.version} as SHiRA",
+        {"adapter": out, "r": found.rank, "entries": f"{found.entries:,}; {padding}"},
+    )

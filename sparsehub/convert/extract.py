@@ -1,0 +1,245 @@
+"""A package from a backbone and what was fine-tuned from it: a checkpoint or a PEFT adapter.
+
+A checkpoint in two ways: lossless, every weight whose bits differ, as `set` values; or the largest changes that a
+budget admits, as `add` values. Both read the checkpoints tensor by tensor, a piece of each at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sparsehub import __version__
+from sparsehub.backbone import Checkpoint
+from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter, change_of
+from sparsehub.convert.names import layout_of
+from sparsehub.convert.pair import BackboneTensors, Pair, backbone_tensors, pair_up
+from sparsehub.delta import DELTA_FILE, Delta
+from sparsehub.delta.algebra import with_value_dtype
+from sparsehub.delta.stream import DeltaWriter
+from sparsehub.errors import UsageError
+from sparsehub.files import new_folder
+from sparsehub.memory import return_freed_memory
+from sparsehub.package.draft import public_name
+from sparsehub.package.manifest import (
+    FORMAT_VERSION,
+    HEAD_FILE,
+    DeltaRecord,
+    Lineage,
+    Manifest,
+    TaskSpec,
+    TouchedParameter,
+)
+from sparsehub.package.seal import seal_package, write_carded_package
+from sparsehub.selection.largest import cut
+from sparsehub.selection.report import layer_of
+from sparsehub.tensorfile import load_tensors, tensor_bytes
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What to make. task: of the package; out: its folder; drop: shell patterns of tensors that may be left out."""
+
+    base: Checkpoint
+    task: TaskSpec
+    out: Path
+    name: str
+    version: str = "0.1.0"
+    license: str = ""
+    drop: tuple[str, ...] = ()
+
+
+Budget = Callable[[int], int]  # entries of the whole backbone to entries that may change
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One part of the backbone: its entries, how many the package changes, the share of the squared norm they hold."""
+
+    part: str
+    entries: int
+    changed: int
+    kept: float
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What an extraction found.
+
+    kept: share of the change's squared norm that the package holds; sparse_bytes, dense_bytes: of the delta, and of
+    what it came from: the same weights stored whole, or the adapter's file; unused: tensors left out as was asked.
+    """
+
+    folder: Path
+    manifest: Manifest
+    layers: tuple[Layer, ...]
+    kept: float
+    sparse_bytes: int
+    dense_bytes: int
+    unused: tuple[str, ...] = ()
+
+    @property
+    def pays(self) -> bool:
+        """Whether the sparse file is the smaller one."""
+        return self.sparse_bytes < self.dense_bytes
+
+
+def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
+    """Every weight that differs, bit for bit, in the memory of a piece of two tensors and the head.
+
+    Raises `BackboneError` where a tensor has no place or several dtypes meet, `DeltaError` where nothing differs.
+    """
+    return_freed_memory()
+    backbone = backbone_tensors(layout_of(wanted.base, wanted.task), wanted.base)
+    pair = pair_up(backbone, tuned, wanted.drop)
+    with new_folder(wanted.out) as folder:
+        with DeltaWriter(folder / DELTA_FILE, pair.value_dtype) as writer:
+            for name, both in sorted(pair.parameters.items()):
+                writer.add(name, math.prod(both.shape), both.differing())
+            writer.finish()
+        record = _record("extracted", "set", pair.value_dtype, backbone, writer.nnz)
+        if head := _head(pair):
+            (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
+        lineage = _lineage(tuned.id, tuned.fingerprint)
+        manifest = seal_package(folder, _draft(wanted, backbone, record, lineage))
+    return _of_pair(wanted, manifest, pair, dict.fromkeys(pair.parameters, (1.0, 1.0)))
+
+
+def extract_largest(wanted: Extraction, tuned: Checkpoint, budget: Budget, value_dtype: str) -> Extracted:
+    """The largest changes; holds those in memory beside a piece of two tensors and the head.
+
+    Raises like `extract_lossless`.
+    """
+    return_freed_memory()
+    backbone = backbone_tensors(layout_of(wanted.base, wanted.task), wanted.base)
+    pair = pair_up(backbone, tuned, wanted.drop)
+    shapes = {name: both.shape for name, both in pair.parameters.items()}
+    found = cut(
+        shapes, lambda name: pair.parameters[name].changes(), budget(backbone.reference.parameters), value_dtype
+    )
+    lineage = _lineage(tuned.id, tuned.fingerprint)
+    manifest = _write(wanted, "extracted, largest", found.delta, _head(pair), backbone, lineage)
+    return _of_pair(wanted, manifest, pair, found.norms)
+
+
+def extract_adapter(
+    wanted: Extraction, adapter: Adapter, budget: Budget | None, value_dtype: str | None = None
+) -> Extracted:
+    """A package from a PEFT adapter: a sparse one without loss unless there is a budget, a LoRA's largest entries.
+
+    value_dtype: float16 for a LoRA and the adapter's own for a sparse one, where nothing else is said.
+    Raises `UsageError` for a LoRA without a budget and for an adapter without the task's head.
+    """
+    backbone = backbone_tensors(layout_of(wanted.base, wanted.task), wanted.base)
+    change = change_of(adapter, backbone.layout)
+    total = backbone.reference.parameters
+    if change.sparse is not None and budget is None:
+        delta = with_value_dtype(change.sparse, value_dtype) if value_dtype else change.sparse
+        norms = dict.fromkeys(change.shapes, (1.0, 1.0))
+    elif budget is not None:
+        found = cut(change.shapes, change.change_of, budget(total), value_dtype or "float16")
+        delta, norms = found.delta, dict(found.norms)
+    else:
+        raise UsageError("a LoRA changes every entry of its matrices", fix="say how many to keep: --density or --nnz")
+    head = _complete(change.head, backbone, adapter)
+    lineage = _lineage(str(adapter.folder), adapter.digest)
+    manifest = _write(wanted, f"extracted, {adapter.kind.lower()}", delta, head, backbone, lineage)
+    kept, whole = (sum(column) for column in zip(*norms.values(), strict=True))
+    return Extracted(
+        wanted.out,
+        manifest,
+        layers(manifest.delta, change.shapes, norms),
+        kept / whole if whole else 1.0,
+        manifest.files[DELTA_FILE].size,
+        (adapter.folder / WEIGHTS_FILE).stat().st_size,
+    )
+
+
+def _complete(head: Mapping[str, Tensor], backbone: BackboneTensors, adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter's own head, or the one that `sparsehub train` has put beside it."""
+    beside = adapter.folder / HEAD_FILE
+    found = {**(load_tensors(beside) if beside.is_file() else {}), **head}
+    missing = sorted(set(backbone.head) - set(found))
+    if missing:
+        raise UsageError(
+            f"{adapter.folder} lacks the task's head",
+            found=f"no {', '.join(missing)}",
+            fix="train it with modules_to_save naming the head, or put head.safetensors beside it",
+        )
+    return {name: found[name] for name in backbone.head}
+
+
+def _head(pair: Pair) -> dict[str, Tensor]:
+    return {name: stored.read() for name, stored in pair.head.items()}
+
+
+def _lineage(source: str, digest: str) -> Lineage:
+    return Lineage((), public_name(source), digest)
+
+
+def _record(
+    method: str, value_kind: str, value_dtype: str, backbone: BackboneTensors, nnz: Mapping[str, int]
+) -> DeltaRecord:
+    shapes, total = backbone.layout.base, sum(nnz.values())
+    touched = {name: TouchedParameter(shapes[name], backbone.digest_of(name), n) for name, n in nnz.items()}
+    return DeltaRecord(method, total / backbone.reference.parameters, total, value_kind, value_dtype, touched)
+
+
+def _write(
+    wanted: Extraction,
+    method: str,
+    delta: Delta,
+    head: Mapping[str, Tensor],
+    backbone: BackboneTensors,
+    lineage: Lineage,
+) -> Manifest:
+    nnz = {name: len(part.indices) for name, part in delta.parameters.items()}
+    record = _record(method, delta.value_kind, delta.value_dtype, backbone, nnz)
+    return write_carded_package(wanted.out, _draft(wanted, backbone, record, lineage), delta, head)
+
+
+def _draft(wanted: Extraction, backbone: BackboneTensors, record: DeltaRecord, lineage: Lineage) -> Manifest:
+    return Manifest(
+        FORMAT_VERSION,
+        wanted.name,
+        wanted.version,
+        wanted.task,
+        backbone.reference,
+        record,
+        files={},
+        training={"versions": {"sparsehub": __version__}},
+        license=wanted.license,
+        lineage=lineage,
+    )
+
+
+def _of_pair(wanted: Extraction, manifest: Manifest, pair: Pair, norms: Mapping[str, tuple[float, float]]) -> Extracted:
+    kept, whole = (sum(column) for column in zip(*norms.values(), strict=True))
+    return Extracted(
+        wanted.out,
+        manifest,
+        layers(manifest.delta, {name: both.shape for name, both in pair.parameters.items()}, norms),
+        kept / whole if whole else 1.0,
+        manifest.files[DELTA_FILE].size,
+        sum(both.tuned.entry.stop - both.tuned.entry.start for both in pair.parameters.values()),
+        pair.unused,
+    )
+
+
+def layers(
+    record: DeltaRecord, shapes: Mapping[str, tuple[int, ...]], norms: Mapping[str, tuple[float, float]]
+) -> tuple[Layer, ...]:
+    """What a package changes, layer by layer. norms: by parameter, squared norm kept and whole."""
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(layer_of(name), []).append(name)
+    found = []
+    for part, names in groups.items():
+        kept, whole = (sum(column) for column in zip(*(norms[name] for name in names), strict=True))
+        changed = sum(record.parameters[name].nnz for name in names if name in record.parameters)
+        found.append(Layer(part, sum(math.prod(shapes[n]) for n in names), changed, kept / whole if whole else 1.0))
+    return tuple(found)

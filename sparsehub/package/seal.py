@@ -1,0 +1,69 @@
+"""Making a package of a folder whose delta and head are already written, however large they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparsehub.delta import Delta
+from sparsehub.deltafile import DELTA_FILE
+from sparsehub.files import new_folder, sha256_file
+from sparsehub.package.card import write_card
+from sparsehub.package.io import check_values, tensor_files
+from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
+from sparsehub.package.pictures import draw_pictures
+from sparsehub.package.proof import check_files, prove_package, prove_stored_delta, read_file, read_manifest
+from sparsehub.tensorfile import read_header
+
+WHOLE_BYTES = 16 << 20  # deltas up to this size are read back whole
+
+
+def write_carded_package(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor]) -> Manifest:
+    """Write a package with the card that is made from its manifest, and pictures where matplotlib is installed."""
+    check_values(draft, delta)
+    with new_folder(folder) as temporary:
+        for name, data in tensor_files(delta, head).items():
+            (temporary / name).write_bytes(data)
+        return seal_package(temporary, draft)
+
+
+def seal_package(folder: Path, draft: Manifest) -> Manifest:
+    """Write pictures, card and manifest beside what is in `folder`, and prove the package; raises `FormatError`.
+
+    A delta over `WHOLE_BYTES` is proved by its header and its digests, and gets no picture of its values: reading it
+    back would take the memory that was saved by streaming it. Every reader proves it again.
+    """
+    known = dataclasses.replace(draft, files=_records(folder))
+    small = known.files[DELTA_FILE].size <= WHOLE_BYTES
+    delta = prove_stored_delta(read_file(folder, DELTA_FILE, known.files[DELTA_FILE]), known) if small else None
+    pictures = draw_pictures(known, delta)
+    for name, data in {**pictures, CARD_FILE: write_card(known, pictures).encode()}.items():
+        (folder / name).write_bytes(data)
+    manifest = dataclasses.replace(draft, files=_records(folder))
+    check_manifest(manifest)
+    (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+    if small:
+        prove_package(folder)  # what cannot be read back is never given a name
+    else:
+        check_files(folder, manifest)
+        read_header(folder / DELTA_FILE)
+    return manifest
+
+
+def sealed_again(package: Path, out: Path, metrics: dict[str, dict[str, float]], training: dict[str, Any]) -> Manifest:
+    """Move a package to the new folder `out`, with metrics and more to tell: another manifest, so another digest."""
+    manifest = read_manifest(package)
+    draft = dataclasses.replace(manifest, metrics=metrics, training={**manifest.training, **training})
+    with new_folder(out) as folder:
+        for name in (DELTA_FILE, HEAD_FILE):
+            if name in manifest.files:
+                (package / name).rename(folder / name)
+        return seal_package(folder, draft)
+
+
+def _records(folder: Path) -> dict[str, FileRecord]:
+    return {path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())}
