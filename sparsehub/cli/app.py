@@ -11,7 +11,23 @@ import typer
 from rich.markup import escape
 
 from sparsehub import __version__
-from sparsehub.cli import demo, hub, inspect, materialize, serve, train, verify
+from sparsehub.cli import (
+    compare,
+    copy,
+    demo,
+    gc,
+    hub,
+    inspect,
+    lock,
+    materialize,
+    search,
+    serve,
+    show,
+    sign,
+    tag,
+    train,
+    verify,
+)
 from sparsehub.cli.output import errors
 from sparsehub.errors import SparsehubError
 
@@ -32,6 +48,15 @@ app.command("verify")(verify.verify)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.command("ls")(hub.ls)
+app.command("search")(search.search)
+app.command("show")(show.show)
+app.command("tag")(tag.tag)
+app.command("rollback")(tag.rollback)
+app.command("lock")(lock.lock)
+app.command("sign")(sign.sign)
+app.command("copy")(copy.copy)
+app.command("gc")(gc.gc)
+app.command("compare")(compare.compare)
 app.command("materialize")(materialize.materialize)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
