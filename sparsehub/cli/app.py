@@ -11,7 +11,26 @@ import typer
 from rich.markup import escape
 
 from sparsehub import __version__
-from sparsehub.cli import demo, export, extract, hub, inspect, materialize, merge, serve, train, verify
+from sparsehub.cli import (
+    compare,
+    copy,
+    demo,
+    export,
+    extract,
+    gc,
+    hub,
+    inspect,
+    lock,
+    materialize,
+    merge,
+    search,
+    serve,
+    show,
+    sign,
+    tag,
+    train,
+    verify,
+)
 from sparsehub.cli.output import errors
 from sparsehub.errors import SparsehubError
 
@@ -36,6 +55,15 @@ app.command("verify")(verify.verify)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.command("ls")(hub.ls)
+app.command("search")(search.search)
+app.command("show")(show.show)
+app.command("tag")(tag.tag)
+app.command("rollback")(tag.rollback)
+app.command("lock")(lock.lock)
+app.command("sign")(sign.sign)
+app.command("copy")(copy.copy)
+app.command("gc")(gc.gc)
+app.command("compare")(compare.compare)
 app.command("materialize")(materialize.materialize)
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from sparsehub.cli.output import console, errors, progress, show_fields, show_json, show_table, size
+from sparsehub.cli.output import console, errors, show_fields, show_json, show_table, size
+from sparsehub.cli.packages import POLICY
+from sparsehub.errors import UsageError
 from sparsehub.hub.protocol import Entry
 
+if TYPE_CHECKING:
+    from sparsehub.hub.loading import Pulled
+
 _METRICS = {"regression": "pearson", "token-classification": "f1"}  # the one that a listing shows; else accuracy
+WHERE = "The hub: a folder, s3://, gs://, az:// or hf://name."
 
 
 def push(
     package: Annotated[Path, typer.Argument(help="A package folder.")],
-    hub: Annotated[str, typer.Argument(help="The hub: a folder.")],
+    hub: Annotated[str, typer.Argument(help=WHERE)],
     version: Annotated[
         str | None, typer.Option(help="Publish under this version (default: the package's own).")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Publish under this name (default: the package's own).")] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Who may see a task that is new on the Hugging Face Hub.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Publish a package. A version is published once and never changes."""
+    from sparsehub.cli.transfers import transfer
     from sparsehub.hub import open_hub
 
-    resolved = open_hub(hub).publish(package, name=name, version=version)
+    home = open_hub(hub, private=private)
+    with transfer(f"publishing {package}") as report:
+        resolved = home.publish(package, name=name, version=version, progress=report)
     if as_json:
         show_json({"name": resolved.name, "version": resolved.version, "digest": resolved.digest, "hub": hub})
         return
@@ -35,52 +48,93 @@ def push(
 
 
 def pull(
-    reference: Annotated[str, typer.Argument(help="name, name@version or name@sha256:...")],
-    hub: Annotated[str, typer.Option(help="The hub: a folder.")],
-    out: Annotated[Path, typer.Option(help="The package folder to write.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    references: Annotated[
+        list[str] | None, typer.Argument(help="name, name@version, name@channel or name@sha256:...; several are fine.")
+    ] = None,
+    hub: Annotated[str | None, typer.Option(help=f"{WHERE} With --lock: the lock file's by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the package as this new folder.")] = None,
+    lock: Annotated[Path | None, typer.Option(help="Take what this lock file pins (all of it by default).")] = None,
+    policy: Annotated[Path | None, typer.Option(help=POLICY)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object (a list for several).")] = False,
 ) -> None:
-    """Fetch a package; every byte is hashed on its way."""
-    from sparsehub.hub import open_hub
+    """Fetch packages into the cache; every byte is hashed on its way, and proved again where it was here already."""
+    from sparsehub.cli.packages import open_location, policy_of
+    from sparsehub.cli.transfers import transfer
+    from sparsehub.hub.loading import pull as fetch
+    from sparsehub.hub.lockfile import read_lock
 
-    home = open_hub(hub)
-    resolved = home.resolve(reference)
-    progress(f"fetching {resolved.name}@{resolved.version or resolved.digest}")
-    manifest = home.fetch(resolved, out)
+    locked = None if lock is None else read_lock(lock)
+    wanted = references or ([pin.name for pin in locked.tasks] if locked else [])
+    where = hub or (locked.hub if locked else None)
+    if not wanted or where is None:
+        raise UsageError("nothing to fetch", expected="a reference and --hub, or --lock sparsehub.lock")
+    if out is not None and len(wanted) != 1:
+        raise UsageError("--out is one folder", found=f"{len(wanted)} references", fix="pull them one by one")
+    home, allowed, found = open_location(where), policy_of(policy), []
+    for reference in wanted:
+        with transfer(f"fetching {reference}") as report:
+            found.append(fetch(reference, home, out=out, policy=allowed, lock=locked, progress=report))
+    _show_pulled(found, as_json)
+
+
+def _show_pulled(found: Sequence[Pulled], as_json: bool) -> None:
+    lines = [
+        {
+            "name": pulled.manifest.name,
+            "version": pulled.manifest.version,
+            "digest": pulled.resolved.digest,
+            "package": str(pulled.folder),
+            "publisher": pulled.publisher,
+        }
+        for pulled in found
+    ]
     if as_json:
-        show_json({"name": manifest.name, "version": manifest.version, "digest": resolved.digest, "package": str(out)})
+        show_json(lines[0] if len(lines) == 1 else lines)
         return
-    show_fields(f"{manifest.name}@{manifest.version}", {"package": out, "digest": resolved.digest})
+    for line in lines:
+        signed = {"publisher": line["publisher"]} if line["publisher"] else {}
+        fields = {"package": line["package"], "digest": line["digest"], **signed}
+        show_fields(f"{line['name']}@{line['version']}", fields)
 
 
 def ls(
-    hub: Annotated[str, typer.Argument(help="The hub: a folder.")],
+    hub: Annotated[str, typer.Argument(help=WHERE)],
+    task: Annotated[str | None, typer.Argument(help="List all versions of this task.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="List all versions of all tasks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """List what a hub holds."""
-    from sparsehub.hub import open_hub
+    """List what a hub holds: of each task the version that its bare name means."""
+    from sparsehub.cli.packages import open_location
 
-    entries = open_hub(hub).list()
+    entries = open_location(hub).list(task, newest=task is None and not everything)
+    show_entries(entries, as_json, f"{hub} holds no tasks yet; publish one: sparsehub push PACKAGE {hub}")
+
+
+def show_entries(entries: Sequence[Entry], as_json: bool, nothing: str) -> None:
+    """A listing; damaged versions are told on standard error."""
     if as_json:
         show_json([dataclasses.asdict(entry) for entry in entries])
         return
     if not entries:
-        console.print(f"{hub} holds no tasks yet; publish one: sparsehub push PACKAGE {hub} --version 1.0.0")
+        console.print(escape(nothing), highlight=False)
         return
-    columns = ["task", "kind", "entries", "size", "measured"]
-    show_table(columns, [_line(entry) for entry in entries])
-    console.print(f"[dim]on {escape(', '.join(sorted({entry.backbone for entry in entries if not entry.error})))}[/]")
+    channels = any(entry.channels for entry in entries)
+    columns = ["task", *(["channels"] if channels else []), "kind", "entries", "size", "measured"]
+    show_table(columns, [_line(entry, channels) for entry in entries])
+    backbones = sorted({entry.backbone for entry in entries if not entry.error})
+    if backbones:
+        console.print(f"[dim]on {escape(', '.join(backbones))}[/]", highlight=False)
     for entry in entries:
         if entry.error:
             errors.print(f"[red]damaged:[/] {escape(f'{entry.name}@{entry.version}: {entry.error}')}")
 
 
-def _line(entry: Entry) -> list[object]:
-    name = f"{entry.name}@{entry.version}"
+def _line(entry: Entry, channels: bool) -> list[object]:
+    shown = [f"{entry.name}@{entry.version}", *([", ".join(entry.channels)] if channels else [])]
     if entry.error:
-        return [name, "(damaged)", "", "", ""]
+        return [*shown, "(damaged)", "", "", ""]
     split = next((name for name in ("test", "validation") if entry.metrics.get(name)), "")
     metric = _METRICS.get(entry.kind, "accuracy")
     value = entry.metrics.get(split, {}).get(metric)
     measured = f"{split} {metric} {value:.3f}" if value is not None else ""
-    return [name, entry.kind, f"{entry.nnz:,} ({entry.density:.2%})", size(entry.size), measured]
+    return [*shown, entry.kind, f"{entry.nnz:,} ({entry.density:.2%})", size(entry.size), measured]

@@ -8,66 +8,62 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsehub.cli.output import show_fields, show_json, show_table, size
+from sparsehub.cli.output import progress, show_json, show_table
 
 
 def inspect(
-    package: Annotated[Path, typer.Argument(help="A package folder.")],
+    package: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
+    hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
     parameters: Annotated[bool, typer.Option("--parameters", help="List every changed parameter.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the same as one self-contained page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Show what a package is, what it changes and how good it is. Its bytes are proved first."""
-    from sparsehub.package import read_package
+    from sparsehub.cli.packages import with_package
 
-    manifest = read_package(package).manifest
-    total = len(manifest.to_bytes()) + sum(record.size for record in manifest.files.values())
-    if as_json:
-        show_json({"digest": manifest.digest, "bytes": total, "manifest": dataclasses.asdict(manifest)})
+    with_package(package, hub, lambda folder: _inspect(folder, parameters, html, as_json))
+
+
+def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -> None:
+    from sparsehub.cli import present
+    from sparsehub.deltafile import DELTA_FILE
+    from sparsehub.package import prove_package
+    from sparsehub.package.anatomy import heat_map, histogram, sizes
+    from sparsehub.package.proof import prove_stored_delta, read_file
+
+    manifest = prove_package(folder)
+    if as_json and html is None:
+        package = {"digest": manifest.digest, "bytes": sizes(manifest).package}
+        show_json({**package, "manifest": dataclasses.asdict(manifest)})
         return
-    task, delta, backbone = manifest.task, manifest.delta, manifest.backbone
-    show_fields(
-        f"{manifest.name}@{manifest.version}",
-        {
-            "digest": manifest.digest,
-            "kind": task.kind,
-            "fields": ", ".join((*task.text_fields, *task.choice_fields)),
-            "labels": f"{len(task.labels)}: {', '.join(task.labels[:12])}{' ...' if len(task.labels) > 12 else ''}",
-            "backbone": f"{backbone.id} ({backbone.architecture}, {backbone.parameters:,} parameters)",
-            "fingerprint": backbone.fingerprint,
-            "changes": f"{delta.nnz:,} entries ({delta.density:.3%}), chosen by {delta.method}",
-            "values": f"{delta.value_dtype}, {delta.value_kind}",
-            "size": f"{size(total)} ({total / delta.nnz:.2f} bytes an entry, head and card included)",
-            "files": ", ".join(f"{name} {size(record.size)}" for name, record in sorted(manifest.files.items())),
-            **{split: "  ".join(f"{k} {v:.4f}" for k, v in row.items()) for split, row in manifest.metrics.items()},
-        },
-    )
-    show_table(*(_by_parameter if parameters else _by_group)(delta.parameters))
+    map_ = heat_map(manifest)
+    spread = histogram(prove_stored_delta(read_file(folder, DELTA_FILE, manifest.files[DELTA_FILE]), manifest))
+    if html is not None:
+        _write_page(html, manifest, map_, spread, as_json)
+        return
+    present.show_package(manifest)
+    present.show_metrics(manifest)
+    present.show_training(manifest)
+    if parameters:
+        show_table(*_by_parameter(manifest.delta.parameters))
+    else:
+        present.show_heat_map(map_)
+    present.show_histogram(spread)
+
+
+def _write_page(html: Path, manifest: Any, map_: Any, spread: Any, as_json: bool) -> None:
+    from sparsehub.files import write_file
+    from sparsehub.package.page import html_page
+
+    write_file(html, html_page(manifest, map_, spread).encode())
+    if as_json:
+        show_json({"digest": manifest.digest, "page": str(html)})
+    else:
+        progress(f"wrote {html}")
 
 
 def _by_parameter(parameters: dict[str, Any]) -> tuple[list[str], list[list[Any]], str]:
-    rows = [[name, touched.nnz, _share(touched.nnz, touched.shape)] for name, touched in parameters.items()]
-    return ["parameter", "entries", "density"], rows, "\nwhat changes, by parameter"
-
-
-def _by_group(parameters: dict[str, Any]) -> tuple[list[str], list[list[Any]], str]:
-    """Layers of a stack are one line each; everything else is under its first name."""
-    groups: dict[str, list[Any]] = {}
-    for name, touched in parameters.items():
-        groups.setdefault(_group(name), []).append(touched)
-    rows = [
-        [group, sum(t.nnz for t in touched), _share(sum(t.nnz for t in touched), *(t.shape for t in touched))]
-        for group, touched in groups.items()
-    ]
-    return ["part", "entries", "density"], rows, "\nwhat changes, by layer (of the touched parameters)"
-
-
-def _group(name: str) -> str:
-    parts = name.split(".")
-    place = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
-    return ".".join(parts[: place + 1])
-
-
-def _share(nnz: int, *shapes: tuple[int, ...]) -> str:
     import math
 
-    return f"{nnz / sum(math.prod(shape) for shape in shapes):.3%}"
+    rows = [[name, t.nnz, f"{t.nnz / math.prod(t.shape):.3%}"] for name, t in parameters.items()]
+    return ["parameter", "entries", "density"], rows, "\nwhat changes, by parameter"

@@ -1,4 +1,4 @@
-"""sparsehub verify: prove every byte of a package, and that it fits a backbone."""
+"""sparsehub verify: prove every byte of a package, who signed it, and that it fits a backbone."""
 
 from __future__ import annotations
 
@@ -8,25 +8,47 @@ from typing import Annotated
 import typer
 
 from sparsehub.cli.output import console, progress, show_json
+from sparsehub.cli.packages import POLICY
 
 
 def verify(
-    package: Annotated[Path, typer.Argument(help="A package folder.")],
+    package: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
+    hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Also prove that it was made for these weights.")] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
+    policy: Annotated[Path | None, typer.Option(help=POLICY)] = None,
+    key: Annotated[Path | None, typer.Option(help="Also demand a signature by this public key (PEM).")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="Also demand one under this root certificate (PEM).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Prove sizes, hashes, indices, values and names of a package; exit code 2 where anything is wrong."""
-    from sparsehub.package import read_package
+    """Prove sizes, hashes, indices, values, names and signature of a package; exit code 2 where anything is wrong."""
+    from sparsehub.cli.packages import policy_of, with_package
+    from sparsehub.package import prove_package
+    from sparsehub.package.trust import Policy
+
+    allowed = policy_of(policy, key, certificate)
+
+    def prove(folder: Path) -> tuple[str, str | None]:
+        manifest = prove_package(folder)
+        publisher = allowed.check(folder, manifest)
+        if backbone is not None:
+            _check_backbone(folder, backbone, revision)
+        return manifest.digest, publisher
+
+    # What is damaged is told as that, and not as badly signed: the policy has its turn after the proof.
+    digest, publisher = with_package(package, hub, prove, Policy())
+    if as_json:
+        show_json({"valid": True, "digest": digest, "publisher": publisher, "backbone": backbone})
+        return
+    signed = f", signed by {publisher}" if publisher else ""
+    made = f", and made for {backbone}" if backbone else ""
+    console.print(f"[green]valid[/] {digest}{signed}{made}")
+
+
+def _check_backbone(folder: Path, backbone: str, revision: str | None) -> None:
+    from sparsehub.backbone import load_backbone
+    from sparsehub.package import read_manifest
     from sparsehub.package.io import check_backbone
 
-    read = read_package(package)
-    if backbone is not None:
-        from sparsehub.backbone import load_backbone
-
-        progress(f"loading {backbone}")
-        check_backbone(read.manifest, load_backbone(backbone, revision=revision))
-    if as_json:
-        show_json({"valid": True, "digest": read.digest, "backbone": backbone})
-        return
-    console.print(f"[green]valid[/] {read.digest}" + (f", and made for {backbone}" if backbone else ""))
+    progress(f"loading {backbone}")
+    check_backbone(read_manifest(folder), load_backbone(backbone, revision=revision))

@@ -73,8 +73,13 @@ def check_pin(pin: Pin, hub: PackageHub) -> None:
         )
 
 
-def lock_references(references: Sequence[str], hub: PackageHub, before: Lock | None) -> Lock:
-    """A lock with these references added or moved. A pinned version whose bytes have changed is refused."""
+def lock_references(
+    references: Sequence[str], hub: PackageHub, before: Lock | None, location: str | None = None
+) -> Lock:
+    """A lock with these references added or moved. A pinned version whose bytes have changed is refused.
+
+    location: of the hub, as it shall stand in the file: a path may be relative to the project.
+    """
     pins = {pin.name: pin for pin in (before.tasks if before else ())}
     for reference in references:
         resolved = hub.resolve(reference)
@@ -83,7 +88,7 @@ def lock_references(references: Sequence[str], hub: PackageHub, before: Lock | N
         if there is not None and there.version == version:
             check_pin(there, hub)
         pins[resolved.name] = Pin(resolved.name, version, resolved.digest)
-    return Lock(hub.where, tuple(pins[name] for name in sorted(pins)))
+    return Lock(location or hub.where, tuple(pins[name] for name in sorted(pins)))
 
 
 def write_lock(path: Path, lock: Lock) -> None:

@@ -139,8 +139,10 @@ def sizes(manifest: Manifest) -> Sizes:
 
 
 def percent(share: float) -> str:
-    """A share for people: three digits at most, 0.00042 -> 0.04%."""
+    """A share for people: two or three digits, 0.0051 -> 0.51%; what is not nothing never looks like nothing."""
     value = 100 * share
+    if 0 < value < 0.005:
+        return "<0.01%"
     return f"{value:.0f}%" if value >= 10 else f"{value:.1f}%" if value >= 1 else f"{value:.2f}%"
 
 

@@ -15,8 +15,8 @@ from sparsehub import __version__
 from sparsehub.errors import UsageError
 
 VERBS = [
-    *("train", "extract", "merge", "diff", "export", "inspect", "verify"),
-    *("push", "pull", "ls", "materialize", "serve", "demo"),
+    *("train", "extract", "merge", "diff", "export", "inspect", "verify", "push", "pull", "ls", "search", "show"),
+    *("tag", "rollback", "lock", "sign", "copy", "gc", "compare", "materialize", "serve", "demo"),
 ]
 HEAVY = ("torch", "transformers", "datasets", "bentoml", "fastapi", "obstore", "numpy")
 
@@ -69,7 +69,7 @@ def test_version(run: Any) -> None:
         ["nonsense"],
         ["ls", "--nonsense"],
         ["ls"],
-        ["pull", "a"],
+        ["show", "a"],
         ["serve", "--backbone", "b", "--port", "x"],
     ],
 )
@@ -89,7 +89,25 @@ def test_wrong_usage_is_2_and_told_on_standard_error(run: Any, arguments: list[s
         (["ls", "nowhere"], "nowhere"),
         (["pull", "trec", "--hub", "nowhere", "--out", "out"], "nowhere"),
         (["pull", "TREC!", "--hub", "nowhere", "--out", "out"], "not a task reference"),
-        (["push", "nowhere", "s3://bucket"], "nowhere is not a package"),
+        (["push", "nowhere", "ftp://bucket"], "packages cannot live there"),
+        (["push", "nowhere", "hub", "--private"], "only the Hugging Face Hub knows private tasks"),
+        (["pull"], "nothing to fetch"),
+        (["pull", "trec"], "nothing to fetch"),
+        (["pull", "a", "b", "--hub", "hub", "--out", "out"], "--out is one folder"),
+        (["pull", "--lock", "sparsehub.lock"], "there is no lock file"),
+        (["lock"], "there is no lock file"),
+        (["lock", "trec"], "no hub is given"),
+        (["show", "trec", "--hub", "nowhere"], "nowhere"),
+        (["tag", "trec@1.0", "stable", "--hub", "nowhere"], "nowhere"),
+        (["rollback", "trec@1.0", "stable", "--hub", "nowhere"], "a task is named here"),
+        (["search", "nowhere", "--metric", "accuracy"], "not a condition on a metric"),
+        (["sign", "nowhere"], "sign with a key or through sigstore"),
+        (["sign", "nowhere", "--key", "k.pem"], "nowhere is not a package"),
+        (["gc", "hub", "--keep-bytes", "5"], "--keep-bytes is for the cache"),
+        (["copy", "trec", "--from", "nowhere", "--to", "hub"], "nowhere"),
+        (["compare", "nowhere"], "one package alone"),
+        (["verify", "nowhere", "--key", "a", "--certificate", "b"], "three policies"),
+        (["verify", "nowhere", "--key", "a"], "trusts a file that is not there"),
         (["materialize", "trec", "--backbone", "b", "--out", "out"], "no package folder, and no hub is given"),
         (["serve", "--backbone", "b"], "nothing to serve"),
         (["train", "--backbone", "b"], ""),
@@ -119,7 +137,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(run: Any, place: int) -> N
 
 
 def test_what_nobody_expected_is_one_line_too(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("division by [red]zero")
 
     monkeypatch.setattr("sparsehub.hub.open_hub", broken)
@@ -129,7 +147,7 @@ def test_what_nobody_expected_is_one_line_too(run: Any, monkeypatch: pytest.Monk
 
 
 def test_an_error_message_of_many_lines_is_told_in_one(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise UsageError("first\nsecond\n\n  third")
 
     monkeypatch.setattr("sparsehub.hub.open_hub", broken)
@@ -137,7 +155,7 @@ def test_an_error_message_of_many_lines_is_told_in_one(run: Any, monkeypatch: py
 
 
 def test_an_interrupted_command_is_130(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sparsehub.hub.open_hub", interrupted)

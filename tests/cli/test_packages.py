@@ -12,6 +12,11 @@ import pytest
 from sparsehub.package import read_package
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEHUB_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def package(tiny_tasks: Any, tmp_path: Path) -> Path:
     """A package of its own, to be spoilt."""
@@ -45,7 +50,7 @@ def test_inspect(run: Any, package: Path) -> None:
     assert found["bytes"] == sum(path.stat().st_size for path in package.iterdir())
     assert found["manifest"] == json.loads(manifest.to_bytes())
     shown = run("inspect", package).out
-    for text in ("three@1.0.0", manifest.digest, "text-classification", "label0, label1, label2", "encoder.layer.0"):
+    for text in ("three@1.0.0", manifest.digest, "text-classification", "label0, label1, label2", "encoder.layer 0"):
         assert text in shown
     listed = run("inspect", package, "--parameters").out
     assert all(name in listed for name in manifest.delta.parameters)
@@ -53,7 +58,12 @@ def test_inspect(run: Any, package: Path) -> None:
 
 def test_verify(run: Any, package: Path, tiny_tasks: Any) -> None:
     digest = read_package(package).digest
-    assert as_json(run("verify", package, "--json")) == {"valid": True, "digest": digest, "backbone": None}
+    assert as_json(run("verify", package, "--json")) == {
+        "valid": True,
+        "digest": digest,
+        "publisher": None,
+        "backbone": None,
+    }
     shown = run("verify", package, "--backbone", tiny_tasks.folder)
     assert shown.code == 0 and f"valid {digest}" in shown.out and str(tiny_tasks.folder) in shown.out
     found = as_json(run("verify", package, "--backbone", tiny_tasks.folder, "--json"))
@@ -99,7 +109,7 @@ def test_push_and_ls(run: Any, package: Path, tmp_path: Path) -> None:
     }
     renamed = as_json(run("push", package, hub, "--name", "drei", "--version", "2.0.0", "--json"))
     assert renamed["digest"] != digest
-    entries = as_json(run("ls", hub, "--json"))
+    entries = as_json(run("ls", hub, "--all", "--json"))
     assert [(entry["name"], entry["version"]) for entry in entries] == [("drei", "2.0.0"), ("three", "1.0.0")]
     assert entries[1]["digest"] == digest and entries[1]["nnz"] == read_package(package).delta.nnz
     shown = run("ls", hub).out
@@ -117,7 +127,13 @@ def test_pull(run: Any, package: Path, hub: Path, tmp_path: Path) -> None:
     for place, reference in enumerate(("three", "three@1.0.0", f"three@{digest}")):
         out = tmp_path / f"out{place}"
         found = as_json(run("pull", reference, "--hub", hub, "--out", out, "--json"))
-        assert found == {"name": "three", "version": "1.0.0", "digest": digest, "package": str(out)}
+        assert found == {
+            "name": "three",
+            "version": "1.0.0",
+            "digest": digest,
+            "package": str(out),
+            "publisher": None,
+        }
         assert {path.name: path.read_bytes() for path in out.iterdir()} == {
             path.name: path.read_bytes() for path in package.iterdir()
         }
@@ -139,9 +155,9 @@ def test_ls_shows_a_damaged_version_beside_the_sound_ones(run: Any, package: Pat
     run("push", package, hub, "--version", "2.0.0")
     (manifest,) = (hub / "manifests").rglob(read_package(package).digest.removeprefix("sha256:"))
     manifest.write_bytes(b"{}")
-    damaged, sound = as_json(run("ls", hub, "--json"))
+    damaged, sound = as_json(run("ls", hub, "--all", "--json"))
     assert damaged["error"] and sound["error"] is None
-    done = run("ls", hub)
+    done = run("ls", hub, "three")
     assert done.code == 0 and "damaged: three@1.0.0" in done.err and "three@2.0.0" in done.out
 
 

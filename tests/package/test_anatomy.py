@@ -155,6 +155,8 @@ def test_a_carded_package_has_the_card_of_its_manifest(tmp_path: Path) -> None:
     assert read_package(tmp_path / "carded").digest == found.digest
 
 
-@pytest.mark.parametrize(("share", "text"), [(0.5, "50%"), (0.0512, "5.1%"), (0.00512, "0.51%"), (0, "0.00%")])
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.5, "50%"), (0.0512, "5.1%"), (0.00512, "0.51%"), (0, "0.00%"), (1e-6, "<0.01%")]
+)
 def test_shares_for_people(share: float, text: str) -> None:
     assert percent(share) == text

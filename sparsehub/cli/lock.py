@@ -1,0 +1,48 @@
+"""sparsehub lock: pin task references to digests, in a file that is kept with a project."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparsehub.cli.hub import WHERE
+from sparsehub.cli.output import show_json, show_table
+from sparsehub.errors import UsageError
+from sparsehub.hub.lockfile import LOCK_FILE, Lock
+
+
+def lock(
+    references: Annotated[list[str] | None, typer.Argument(help="References to pin, or to pin anew.")] = None,
+    hub: Annotated[str | None, typer.Option(help=f"{WHERE} The lock file's by default.")] = None,
+    file: Annotated[Path, typer.Option(help="The lock file.")] = Path(LOCK_FILE),
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; prove that the hub still agrees.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Write down which bytes references mean. A version whose bytes have changed since is refused with both digests."""
+    from sparsehub.cli.packages import open_location
+    from sparsehub.hub.lockfile import check_pin, lock_references, read_lock, write_lock
+
+    before = read_lock(file) if file.exists() or check or not references else None
+    where = hub or (before.hub if before else None)
+    if where is None:
+        raise UsageError("no hub is given", fix="give --hub")
+    home = open_location(where)
+    if check or not references:
+        assert before is not None, "it was read above"
+        for pin in before.tasks:
+            check_pin(pin, home)
+        _show(before, as_json)
+        return
+    locked = lock_references(references, home, before, where)
+    write_lock(file, locked)
+    _show(locked, as_json)
+
+
+def _show(locked: Lock, as_json: bool) -> None:
+    if as_json:
+        show_json(dataclasses.asdict(locked))
+        return
+    show_table(["task", "digest"], [[f"{pin.name}@{pin.version}", pin.digest] for pin in locked.tasks])

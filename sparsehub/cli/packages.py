@@ -1,0 +1,62 @@
+"""Packages on the command line: a folder, or a reference in a hub; a policy and a lock file where they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from sparsehub.cli.transfers import transfer
+from sparsehub.errors import UsageError
+
+if TYPE_CHECKING:
+    from sparsehub.hub import PackageHub
+    from sparsehub.package.trust import Policy
+
+T = TypeVar("T")
+POLICY = "A policy file; the user's own settings by default."
+
+
+def with_package(reference: str, hub: str | None, use: Callable[[Path], T], policy: Policy | None = None) -> T:
+    """What `use` makes of a package's folder, which the policy allows."""
+    from sparsehub.hub.loading import use_package
+    from sparsehub.hub.settings import read_policy
+    from sparsehub.package import read_manifest
+
+    if hub is None:
+        folder = Path(reference)
+        (policy or read_policy()).check(folder, read_manifest(folder))
+        return use(folder)
+    with transfer(f"fetching {reference}") as report:
+        return use_package(reference, open_location(hub), lambda folder, _: use(folder), policy=policy, progress=report)
+
+
+def open_location(location: str) -> PackageHub:
+    """The hub at a location."""
+    from sparsehub.hub import open_hub
+
+    return open_hub(location)
+
+
+def policy_of(path: Path | None, key: Path | None = None, root: Path | None = None) -> Policy:
+    """The policy of a file, or one that demands a signature by one key or under one root, or the user's own."""
+    from sparsehub.hub.settings import read_policy
+    from sparsehub.package.trust import Policy
+
+    if sum(option is not None for option in (path, key, root)) > 1:
+        raise UsageError("a policy, a key and a certificate are three policies", fix="give one of them")
+    if key is not None:
+        return Policy(True, trusted_keys={key.stem: key})
+    if root is not None:
+        return Policy(True, trusted_certificates=(root,))
+    return read_policy(path)
+
+
+def task_of(reference: str) -> str:
+    """The name of a task; raises `UsageError` where more than that is given."""
+    from sparsehub.hub import parse_reference
+
+    parsed = parse_reference(reference)
+    if str(parsed) != parsed.name:
+        raise UsageError("a task is named here, and none of its versions", found=reference, expected=parsed.name)
+    return parsed.name

@@ -1,0 +1,140 @@
+"""How a package is shown on a terminal: what the card says, with the pictures drawn in characters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from sparsehub.cli.output import console, show_fields, show_table, size
+
+if TYPE_CHECKING:
+    from sparsehub.package import Manifest
+    from sparsehub.package.anatomy import HeatMap, Histogram
+
+_SHADES = ("#eaf3f6", "#c3dfe8", "#93c6d6", "#5aa7bf", "#2c86a3", "#12607d", "#073b50")
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_BARS = 6  # lines of a histogram
+SHOWN_LABELS = 12
+
+
+def show_package(manifest: Manifest, **more: object) -> None:
+    """What a package is, where it came from, how large and how good it is. more: lines to add to the first block."""
+    from sparsehub.package.anatomy import sizes
+
+    task, delta, backbone, found = manifest.task, manifest.delta, manifest.backbone, sizes(manifest)
+    labels = f"{len(task.labels)}: {', '.join(task.labels[:SHOWN_LABELS])}"
+    fields: dict[str, object] = {
+        "digest": manifest.digest,
+        **more,
+        "kind": task.kind,
+        "fields": ", ".join((*task.text_fields, *task.choice_fields)),
+        **({"labels": labels + (" ..." if len(task.labels) > SHOWN_LABELS else "")} if task.labels else {}),
+        "backbone": f"{backbone.id} ({backbone.architecture}, {backbone.parameters:,} parameters)",
+        "fingerprint": backbone.fingerprint,
+        "changes": f"{delta.nnz:,} entries ({delta.density:.3%}), chosen by {delta.method}",
+        "values": f"{delta.value_dtype}, {delta.value_kind}",
+        "size": f"{size(found.package)} ({found.package / delta.nnz:.2f} bytes an entry, head and card included)",
+        "beside": _beside(manifest),
+        "files": ", ".join(f"{name} {size(record.size)}" for name, record in sorted(manifest.files.items())),
+        "licence": manifest.license or "none stated",
+        **_lineage(manifest),
+    }
+    show_fields(f"{manifest.name}@{manifest.version}", {key: _visible(value) for key, value in fields.items()})
+
+
+def show_metrics(manifest: Manifest) -> None:
+    """The metrics, one line a split, with data and rows."""
+    from sparsehub.package.metadata import dataset_of
+
+    names = list(dict.fromkeys(name for row in manifest.metrics.values() for name in row))
+    rows = [
+        [_visible(split), _visible(dataset_of(manifest, split).source), *(_number(row.get(name)) for name in names)]
+        for split, row in manifest.metrics.items()
+    ]
+    if rows:
+        show_table(["split", "data", *map(_visible, names)], rows, "\nhow good it is, as written")
+
+
+def show_training(manifest: Manifest) -> None:
+    """What the manifest says about how the package was made."""
+    fields = {_visible(key): _visible(value) for key, value in manifest.training.items()}
+    if fields:
+        console.print()
+        show_fields("how it was made", fields)
+
+
+def show_heat_map(found: HeatMap) -> None:
+    """The density by layer and kind of matrix, in shades; then what lies outside the layers."""
+    from sparsehub.package.anatomy import percent
+
+    highest = max((cell.density for cell in found.cells.values()), default=0.0)
+    title = "\nwhat changes, by layer and kind (share of the entries of touched parameters)"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", no_wrap=True)
+    for kind in found.kinds:
+        table.add_column(escape(_visible(kind)), justify="center", no_wrap=True)
+    for layer in found.layers:
+        cells = [found.cells.get((layer, kind)) for kind in found.kinds]
+        shown = [Text("") if cell is None else shaded(percent(cell.density), cell.density, highest) for cell in cells]
+        table.add_row(escape(_visible(layer)), *shown)
+    if found.layers:
+        console.print(table)
+    if found.outside:
+        rows = [[_visible(name), cell.nnz, percent(cell.density)] for name, cell in found.outside.items()]
+        console.print()
+        show_table(["outside the layers", "entries", "density"], rows)
+
+
+def show_histogram(found: Histogram) -> None:
+    """The spread of the values, as a few lines of blocks."""
+    highest = max(found.counts)
+    lines = ["\n[bold]how much: the values[/]"]
+    for line in range(_BARS, 0, -1):
+        heights = (count / highest * _BARS - (line - 1) for count in found.counts)
+        lines.append("  " + "".join(_BLOCKS[round(8 * min(1.0, max(0.0, height)))] * 2 for height in heights))
+    width = 2 * len(found.counts)
+    left, right = f"{found.edges[0]:.2g}", f"{found.edges[-1]:.2g}"
+    lines.append("  " + left + "0".center(width - len(left) - len(right)) + right)
+    beyond = f", {found.beyond:,} beyond this range" if found.beyond else ""
+    lines.append(f"  mean size {found.mean_size:.2g}, largest {found.largest:.2g}{beyond}")
+    console.print("\n".join(lines), highlight=False)
+
+
+def shaded(text: str, value: float, highest: float) -> Text:
+    """A cell of a heat map: text on a shade between nothing and the highest value."""
+    step = round((len(_SHADES) - 1) * value / highest) if highest else 0
+    colour = "white" if step > len(_SHADES) // 2 else "black"
+    return Text(f" {text:>5} ", style=f"{colour} on {_SHADES[step]}")
+
+
+def _lineage(manifest: Manifest) -> dict[str, str]:
+    lineage, found = manifest.lineage, {}
+    for number, parent in enumerate(lineage.parents):
+        label = "merged from" if not number else " " * number  # one line each: names of fields differ
+        found[label] = f"{parent.name}@{parent.version} times {parent.weight:g}, {parent.digest}"
+    if lineage.checkpoint:
+        found["extracted from"] = f"{lineage.checkpoint}, {lineage.checkpoint_digest}"
+    return found
+
+
+def _beside(manifest: Manifest) -> str:
+    from sparsehub.package.anatomy import sizes
+
+    found = sizes(manifest)
+    times = found.full / max(found.delta + found.head, 1)
+    lora = f"; LoRA r=8 {size(found.lora_8)}, as large at rank {found.lora_rank:.1f}" if found.lora_8 else ""
+    return f"the backbone {size(found.full)}, {times:.0f} times delta and head{lora}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _visible(value: Any) -> str:
+    """Text from elsewhere, without what would move the cursor or colour the screen."""
+    if isinstance(value, dict):
+        return "; ".join(f"{_visible(name)} {_visible(item)}" for name, item in value.items())
+    return "".join(character if character.isprintable() else "�" for character in str(value))

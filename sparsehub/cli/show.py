@@ -1,0 +1,53 @@
+"""sparsehub show: a version of a hub, without its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from sparsehub.cli.hub import WHERE
+from sparsehub.cli.output import console, show_json
+
+
+def show(
+    reference: Annotated[str, typer.Argument(help="name, name@version, name@channel or name@sha256:...")],
+    hub: Annotated[str, typer.Option(help=WHERE)],
+    card: Annotated[bool, typer.Option("--card", help="Show the card, as its publisher wrote it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Show what a version is: metrics, size, lineage, channels, card. No weight is fetched."""
+    from sparsehub.cli import present
+    from sparsehub.cli.packages import open_location
+    from sparsehub.package.anatomy import heat_map
+
+    home = open_location(hub)
+    resolved = home.resolve(reference)
+    peek, channels = home.peek(resolved), home.channels(resolved.name)
+    pointing = sorted(name for name, found in channels.items() if found.target.digest == resolved.digest)
+    if as_json:
+        shown = {"digest": resolved.digest, "channels": pointing, "signed": peek.signature is not None}
+        show_json({**shown, "manifest": dataclasses.asdict(peek.manifest), "card": peek.card})
+        return
+    if card:
+        _show_card(peek.card)
+        return
+    present.show_package(
+        peek.manifest, channels=", ".join(pointing) or "none", signature="signed" if peek.signature else "none"
+    )
+    present.show_metrics(peek.manifest)
+    present.show_training(peek.manifest)
+    present.show_heat_map(heat_map(peek.manifest))
+    console.print(f"\n[dim]the card: sparsehub show {reference} --hub {hub} --card[/]", highlight=False)
+
+
+def _show_card(card: str | None) -> None:
+    from rich.markdown import Markdown
+
+    from sparsehub.errors import NotFoundError
+
+    if card is None:
+        raise NotFoundError("the package has no card")
+    text = card.split("---\n", 2)[2] if card.startswith("---\n") and card.count("---\n") > 1 else card
+    console.print(Markdown(text, hyperlinks=False))

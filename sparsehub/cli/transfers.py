@@ -1,0 +1,65 @@
+"""How a transfer is shown: on a terminal a bar with bytes, rate and time left; elsewhere one line afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from sparsehub.cli.output import errors, size
+
+Report = Callable[[int, int], None]
+
+
+@contextmanager
+def transfer(what: str) -> Iterator[Report]:
+    """Gives the function to call with the bytes that are done and the bytes of all. Nothing moved, nothing shown."""
+    if not errors.is_terminal:
+        yield from _line(what)
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+    )
+    tasks: list[TaskID] = []
+
+    def report(done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bar.add_task(escape(what), total=total))
+            bar.start()
+        bar.update(tasks[0], completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        if tasks:
+            bar.stop()
+
+
+def _line(what: str) -> Iterator[Report]:
+    start, moved = time.monotonic(), 0
+
+    def report(done: int, _: int) -> None:
+        nonlocal moved
+        moved = done
+
+    yield report
+    if moved:
+        seconds = max(time.monotonic() - start, 1e-3)
+        line = f"{what}: {size(moved)} in {seconds:.2f} s, {size(moved / seconds)}/s"
+        errors.print(escape(line), highlight=False)
