@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,30 @@ def draw_stability(found: Stability, title: str, path: Path) -> None:
     left.set_xticks(range(len(groups)), [name for name, _ in groups])
     left.set_xlim(-0.5, len(groups) - 0.5)
     left.set_ylabel("test score")
-    bars = {"rows left out": found.removed, "one row left out": found.one_out, "Theorem 1": found.bound}
-    shown = {name: value for name, value in bars.items() if value}
-    colours = [_PALE if name == "Theorem 1" else _ACCENT for name in shown]
-    right.bar(list(shown), list(shown.values()), color=colours, width=0.5)
-    right.set_yscale("log")
-    right.set_ylabel("change of the loss on those rows")
+    changes = {"rows left out": found.removed, "one row left out": found.one_out, "Theorem 1": found.bound}
+    _draw_changes(right, {name: value for name, value in changes.items() if value})
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
+
+
+def _draw_changes(ax: Any, changes: Mapping[str, float]) -> None:
+    """Dots with their values on whole decades: a bar on a logarithmic axis would have no honest length."""
+    for place, (name, value) in enumerate(changes.items()):
+        ax.scatter(place, value, color=_PALE if name == "Theorem 1" else _ACCENT, s=48)
+        ax.annotate(f"{value:.3g}", (place, value), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_xticks(range(len(changes)), list(changes))
+    ax.set_xlim(-0.5, len(changes) - 0.3)
+    _decades(ax, list(changes.values()))
+    ax.set_ylabel("change of the loss on those rows")
+
+
+def _decades(ax: Any, values: Sequence[float]) -> None:
+    """A logarithmic y axis from the decade below the least value to the one above the greatest."""
+    ax.set_yscale("log")
+    if values:
+        ax.set_ylim(10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)) + 0.02))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
 
 
 def draw_sweep(found: Sequence[Stability], title: str, path: Path) -> None:
@@ -52,6 +69,7 @@ def draw_sweep(found: Sequence[Stability], title: str, path: Path) -> None:
     means = [sum(p.scores or (p.score,)) / len(p.scores or (p.score,)) for p in found]
     left.errorbar(densities, means, yerr=[p.spread for p in found], color=_ACCENT, marker="o", ms=4, capsize=3)
     left.set_ylabel("test score (mean, deviation)")
+    shown: list[float] = []
     for values, name, colour in (
         ([p.removed for p in found], "rows left out", _ACCENT),
         ([p.one_out for p in found], "one row left out", _INK),
@@ -60,13 +78,17 @@ def draw_sweep(found: Sequence[Stability], title: str, path: Path) -> None:
         points = [(x, y) for x, y in zip(densities, values, strict=True) if y]
         if points:
             middle.plot(*zip(*points, strict=True), marker="o", ms=4, color=colour, label=name)
-    middle.set_yscale("log")
+            shown += [y for _, y in points]
+    _decades(middle, shown)
     middle.set_ylabel("change of the loss on those rows")
-    middle.legend(frameon=False, fontsize=8)
+    if shown:
+        middle.legend(frameon=False, fontsize=8)
     right.plot(densities, [p.gap for p in found], marker="o", ms=4, color=_ACCENT)
     right.set_ylabel("test loss - training loss")
     for ax in (left, middle, right):
         ax.set_xscale("log")
-        ax.set_xlabel("density")
+        ax.set_xticks(densities, [f"{100 * density:.2g}%" for density in densities])
+        ax.minorticks_off()
+        ax.set_xlabel("share of the entries that may change")
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)

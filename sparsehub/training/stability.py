@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from sparsehub.errors import UsageError
+from sparsehub.files import write_file
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.fit import Fitted, fit
@@ -206,6 +207,8 @@ def _lines(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _append(folder: Path, line: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / RUNS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    """One more line, on a line of its own whatever a killed process left half."""
+    path = folder / RUNS_FILE
+    kept = path.read_text(encoding="utf-8") if path.is_file() else ""
+    whole = kept if kept.endswith("\n") or not kept else kept + "\n"
+    write_file(path, (whole + json.dumps(line) + "\n").encode())

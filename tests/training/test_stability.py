@@ -81,6 +81,10 @@ def test_refits_leave_rows_out_and_are_not_repeated(config: TrainConfig, tmp_pat
     (tmp_path / "out" / RUNS_FILE).open("a").write('{"kind": "half a li')
     assert measure_stability(config, plan, tmp_path / "out", report=said.append) == [found] and said == []
     assert not (tmp_path / "out" / "run").exists()
+    more = dataclasses.replace(plan, seeds=2)  # one refit more, after the half line
+    for _ in range(2):
+        measure_stability(config, more, tmp_path / "out", report=said.append)
+    assert sum(line.startswith("refit ") for line in said) == 1
 
 
 def test_a_sweep_goes_through_densities(config: TrainConfig, tmp_path: Path) -> None:
