@@ -27,6 +27,7 @@ from sparsehub.cli import (
     serve,
     show,
     sign,
+    stability,
     tag,
     train,
     verify,
@@ -46,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("stability")(stability.stability)
 app.command("extract")(extract.extract)
 app.command("merge")(merge.merge)
 app.command("diff")(merge.diff)

@@ -15,7 +15,21 @@ from sparsehub import __version__
 from sparsehub.errors import UsageError
 
 VERBS = [
-    *("train", "extract", "merge", "diff", "export", "inspect", "verify", "push", "pull", "ls", "search", "show"),
+    *(
+        "train",
+        "stability",
+        "extract",
+        "merge",
+        "diff",
+        "export",
+        "inspect",
+        "verify",
+        "push",
+        "pull",
+        "ls",
+        "search",
+        "show",
+    ),
     *("tag", "rollback", "lock", "sign", "copy", "gc", "compare", "materialize", "serve", "demo"),
 ]
 HEAVY = ("torch", "transformers", "datasets", "bentoml", "fastapi", "obstore", "numpy")
