@@ -166,7 +166,7 @@ def sparse(name: str, size: int) -> Change:
 
 
 _DIGEST = "sha256:" + "0" * 64
-_PARENT = {"name": "topic", "version": "1.0.0", "digest": _DIGEST, "weight": 1.0}
+PARENT = {"name": "topic", "version": "1.0.0", "digest": _DIGEST, "weight": 1.0}
 
 CASES = [
     # 1: files
@@ -281,10 +281,10 @@ CASES = [
         "3.4 more than there is", manifest("delta/parameters/embed.weight/shape", [2, 2]), "changes more entries than"
     ),
     Case(
-        "3.5 a parent without digest", manifest("lineage/parents", [{**_PARENT, "digest": "x"}]), "of the parent topic"
+        "3.5 a parent without digest", manifest("lineage/parents", [{**PARENT, "digest": "x"}]), "of the parent topic"
     ),
-    Case("3.5 a parent with a way out", manifest("lineage/parents", [{**_PARENT, "name": "../a"}]), r"found: '\.\./a'"),
-    Case("3.5 an army of parents", manifest("lineage/parents", [_PARENT] * 1025), "too many parents"),
+    Case("3.5 a parent with a way out", manifest("lineage/parents", [{**PARENT, "name": "../a"}]), r"found: '\.\./a'"),
+    Case("3.5 an army of parents", manifest("lineage/parents", [PARENT] * 1025), "too many parents"),
     Case("3.5 a checkpoint without digest", manifest("lineage/checkpoint", "x"), "needs a name and a digest"),
     # 4: safetensors
     Case(
