@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from serving.access import Access, KeyRing
+from serving.documents import FileDocument, Follower
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Budgets, Engine, Limits, Task
@@ -37,6 +39,17 @@ def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = la
     engine.start()
     log.info("%d tasks on %s in %.1f s", len(engine.tasks), settings.backbone, time.monotonic() - began)
     return engine
+
+
+def start_access(settings: Settings) -> tuple[Access, Follower | None]:
+    """Who may ask, and what follows the key file while the endpoint runs; raises `UsageError` for a wrong file."""
+    if settings.keys is None:
+        return Access(everybody=settings.open), None
+    access = Access(KeyRing())
+    follower = Follower(FileDocument(Path(settings.keys)), access.reload)
+    follower.look()
+    follower.start()
+    return access, follower
 
 
 def task_of(reference: str, hub: PackageHub | None) -> Task:

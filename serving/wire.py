@@ -11,15 +11,32 @@ from pydantic import BaseModel, ConfigDict, Field
 from sparsehub.engine import Ticket
 from sparsehub.errors import (
     CancelledError,
+    ForbiddenError,
     QueueFullError,
+    RateLimitError,
     RequestError,
     SparsehubError,
+    UnauthenticatedError,
     UnhealthyError,
     UnknownTaskError,
     UsageError,
 )
 
+
+class BodyTooLargeError(RequestError):
+    """More bytes than the endpoint reads."""
+
+
+class BodyTooSlowError(RequestError):
+    """The bytes did not come in time."""
+
+
 STATUS: dict[type[SparsehubError], int] = {
+    UnauthenticatedError: 401,
+    ForbiddenError: 403,
+    BodyTooSlowError: 408,
+    BodyTooLargeError: 413,
+    RateLimitError: 429,
     RequestError: 400,
     UsageError: 400,
     UnknownTaskError: 404,
@@ -27,7 +44,7 @@ STATUS: dict[type[SparsehubError], int] = {
     UnhealthyError: 503,
     CancelledError: 504,
 }
-_TYPES = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class Body(BaseModel):

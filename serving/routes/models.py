@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from serving.access.caller import BACKBONE
+from serving.call import current_call
 from sparsehub.engine import TaskStatus
 
 router = APIRouter()
@@ -13,12 +15,13 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
-    """Everything that can stand in `model`."""
-    service = request.app.state.service
+    """Everything that can stand in `model` for this caller."""
+    service, caller = request.app.state.service, current_call().caller
     backbone = service.settings.backbone
     plain = {"id": backbone, "object": "model", "created": service.started, "owned_by": "sparsehub", "parent": None}
-    tasks = [_entry(status, backbone, service.started) for status in service.engine.status()]
-    return {"object": "list", "data": [plain, *tasks]}
+    seen = [status for status in service.engine.status() if caller.may_ask(status.task.name)]
+    tasks = [_entry(status, backbone, service.started) for status in seen]
+    return {"object": "list", "data": [*([plain] if caller.may_ask(BACKBONE) else []), *tasks]}
 
 
 def _entry(status: TaskStatus, backbone: str, created: int) -> dict[str, Any]:

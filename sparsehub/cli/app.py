@@ -20,6 +20,7 @@ from sparsehub.cli import (
     gc,
     hub,
     inspect,
+    keys,
     lock,
     materialize,
     merge,
@@ -66,6 +67,7 @@ app.command("gc")(gc.gc)
 app.command("compare")(compare.compare)
 app.command("materialize")(materialize.materialize)
 app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
 app.command("demo")(demo.demo)
 
 

@@ -17,7 +17,8 @@ import httpx
 import pytest
 import uvicorn
 
-from serving.app import Service, create_app
+from serving.access import Access
+from serving.app import Service, create_app, gated
 from serving.metrics import Metrics
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone
@@ -49,12 +50,14 @@ class Server:
 
 
 @contextmanager
-def _listening(engine: Engine, settings: Settings, metrics: Metrics) -> Iterator[Server]:
+def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Access | None = None) -> Iterator[Server]:
     app = create_app()
-    app.state.service = Service(settings, engine, metrics)
+    app.state.service = Service(settings, engine, metrics, access or Access())
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(gated(app), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
@@ -67,17 +70,18 @@ def _listening(engine: Engine, settings: Settings, metrics: Metrics) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def _new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any]:
+def new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any]:
     @contextmanager
-    def new(start: bool, limits: Limits | None = None) -> Iterator[Server]:
+    def new(
+        start: bool, limits: Limits | None = None, access: Access | None = None, **settings: Any
+    ) -> Iterator[Server]:
         metrics = Metrics()
         engine = Engine(load_backbone(str(tiny_tasks.folder)), limits, metrics.observe)
         for package in suite.values():
             engine.add(read_package(package))
         if start:
             engine.start()
-        settings = Settings(backbone="tiny/bert", hub="hub")
-        with _listening(engine, settings, metrics) as server:
+        with listening(engine, Settings(backbone="tiny/bert", hub="hub", **settings), metrics, access) as server:
             yield server
         engine.stop(drain=5)
 
@@ -85,17 +89,17 @@ def _new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any
 
 
 @pytest.fixture(scope="module")
-def server(_new_server: Callable[..., Any]) -> Iterator[Server]:
+def server(new_server: Callable[..., Any]) -> Iterator[Server]:
     """Serves one task of every kind; its model thread runs."""
-    with _new_server(start=True) as server:
+    with new_server(start=True) as server:
         yield server
 
 
 @pytest.fixture
-def halted(_new_server: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
+def halted(new_server: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
     """halted(limits): a server whose batches run only when the test calls `engine.step()`."""
     with ExitStack() as stack:
-        yield lambda limits=None: stack.enter_context(_new_server(False, limits))
+        yield lambda limits=None: stack.enter_context(new_server(False, limits))
 
 
 @pytest.fixture(scope="session")
