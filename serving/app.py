@@ -19,6 +19,8 @@ from starlette.exceptions import HTTPException
 from serving.access import Access
 from serving.access.caller import BACKBONE
 from serving.call import Call, current_call
+from serving.catalog.keeper import Keeper
+from serving.catalog.router import Routed, Router
 from serving.failures import failure
 from serving.gate import Gate
 from serving.metrics import Metrics
@@ -41,6 +43,8 @@ class Service:
     engine: Engine
     metrics: Metrics
     access: Access = field(default_factory=Access)
+    router: Router = field(default_factory=Router)
+    keeper: Keeper | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
     def is_backbone(self, model: str) -> bool:
@@ -53,9 +57,9 @@ class Service:
         Raises `ForbiddenError` where it is not the caller's, and `UnknownTaskError`.
         """
         call = current_call()
-        check_reference(call, reference)
+        routed = self._route(call, reference)
         with _discreet(call, reference):
-            return await anyio.to_thread.run_sync(self.engine.info, reference, self.settings.timeout)
+            return await anyio.to_thread.run_sync(self.engine.info, routed.reference, self.settings.timeout)
 
     async def submit(
         self, verb: Callable[..., Ticket[Any]], reference: str | None, inputs: Sequence[Any], truncate: bool
@@ -65,19 +69,38 @@ class Service:
         reference: None for the plain backbone. Raises what `info` and the verb raise, and `RateLimitError`.
         """
         call = current_call()
-        check_reference(call, reference or BACKBONE)
         if len(inputs) > self.settings.max_items:
             limit = f"at most {self.settings.max_items}"
             raise RequestError("too many inputs in one request", found=len(inputs), expected=limit, fix="send fewer")
-        options = {"truncate": truncate, "timeout": self.settings.timeout, "admit": self._admit(call)}
+        routed = self._route(call, reference)
+        for route in routed.routes:
+            if route.items is not None:
+                route.items.take(len(inputs), f"the quota of items of the task {route.name}")
+        options = {"truncate": truncate, "timeout": self.settings.timeout, "admit": self._admit(call, routed)}
+        asked = None if reference is None else routed.reference
         with _discreet(call, reference or BACKBONE):
-            ticket: Ticket[Any] = await anyio.to_thread.run_sync(functools.partial(verb, reference, inputs, **options))
+            ticket: Ticket[Any] = await anyio.to_thread.run_sync(functools.partial(verb, asked, inputs, **options))
         call.items, call.tokens = len(ticket.futures), ticket.tokens
         if ticket.task is not None:
             call.task, call.digest = ticket.task.reference, ticket.task.digest
         return ticket
 
-    def _admit(self, call: Call) -> Callable[[int], None]:
+    def finish(self, call: Call) -> None:
+        """The answer is sent, or will never be: nothing is held for it any more."""
+        for routed in call.routed.values():
+            self.router.release(routed)
+
+    def _route(self, call: Call, reference: str | None) -> Routed:
+        """What a reference means for this request, once and for all; None is the plain backbone."""
+        check_reference(call, reference or BACKBONE)
+        if reference is None:
+            return Routed("")
+        if reference not in call.routed:
+            with _discreet(call, reference):
+                call.routed[reference] = self.router.hold(reference, call.sticky)
+        return call.routed[reference]
+
+    def _admit(self, call: Call, routed: Routed) -> Callable[[int], None]:
         """What the engine asks once it knows a request's tokens, before any of its rows waits."""
 
         def admit(tokens: int) -> None:
@@ -88,6 +111,9 @@ class Service:
                 )
             if call.caller.tokens is not None:
                 call.caller.tokens.take(tokens, f"the rate of tokens of the key {call.caller.name}")
+            for route in routed.routes:
+                if route.tokens is not None:
+                    route.tokens.take(tokens, f"the quota of tokens of the task {route.name}")
 
         return admit
 

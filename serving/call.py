@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from serving.access import Caller
+from serving.access import ANONYMOUS, Caller
+
+if TYPE_CHECKING:
+    from serving.catalog.router import Routed
 
 
 @dataclass
 class Call:
-    """The gate makes one for every request. client: the address that it came from; digest, task: of what answered."""
+    """The gate makes one for every request. client: the address that it came from; digest, task: of what answered;
+    routed: what references mean for all of this request, however the catalogue moves meanwhile."""
 
     id: str
     caller: Caller
@@ -21,6 +26,12 @@ class Call:
     digest: str = ""
     items: int = 0
     tokens: int = 0
+    routed: dict[str, Routed] = field(default_factory=dict)
+
+    @property
+    def sticky(self) -> str:
+        """Whom a canary's share is counted by: the key; the address where there are no keys."""
+        return self.client if self.caller is ANONYMOUS else self.caller.name
 
 
 _CURRENT: ContextVar[Call] = ContextVar("call")

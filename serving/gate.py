@@ -67,6 +67,7 @@ class Gate:
         finally:
             route = _route(scope)
             service.metrics.request(route, status)
+            service.finish(call)
             log_request(call, scope["method"], scope["path"], status, time.monotonic() - call.began)
 
 

@@ -9,11 +9,12 @@ import bentoml
 from starlette.types import Receive, Scope, Send
 
 from serving.app import Service, create_app
+from serving.catalog.router import Router
 from serving.gate import Gate
 from serving.logs import write_lines
 from serving.metrics import Metrics
 from serving.settings import read_settings
-from serving.start import start_access, start_engine
+from serving.start import start_access, start_catalog, start_engine
 
 OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
@@ -41,7 +42,9 @@ class SparsehubService:
         settings = read_settings(os.environ)
         metrics = Metrics()
         access, self._keys = start_access(settings)
-        self._service = Service(settings, start_engine(settings, metrics.observe), metrics, access)
+        engine, router = start_engine(settings, metrics.observe), Router()
+        keeper = start_catalog(settings, engine, router)
+        self._service = Service(settings, engine, metrics, access, router, keeper)
         app.state.service = self._service
 
     def __is_ready__(self) -> bool:
@@ -57,6 +60,8 @@ class SparsehubService:
         """Finish what runs, refuse what comes."""
         if self._keys is not None:
             self._keys.stop()
+        if self._service.keeper is not None:
+            self._service.keeper.stop()
         self._service.engine.stop()
 
 

@@ -30,6 +30,7 @@ class Settings:
     that the reason reaches the client.
 
     keys: the key file; without one the endpoint answers its own machine only, unless `open` lets everybody ask.
+    catalog: a file or HUB#NAME; what it says is served then, and `tasks` is empty.
     body_kib, max_items, max_tokens: of one request.
     """
 
@@ -47,6 +48,7 @@ class Settings:
     device_mib: int = 0
     host_mib: int = 0
     keys: str | None = None
+    catalog: str | None = None
     open: bool = False
     body_kib: int = 4096
     max_items: int = 1024
@@ -60,6 +62,8 @@ class Settings:
         for name in ("body_kib", "max_items", "max_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{PREFIX}{name.upper()} must be at least 1", found=getattr(self, name))
+        if self.catalog is not None and self.tasks:
+            raise UsageError("the catalogue says which tasks are served", found=", ".join(self.tasks), fix="name none")
         if self.keys is not None and self.open:
             raise UsageError("an endpoint with keys is not open", fix=f"leave out {PREFIX}OPEN, or {PREFIX}KEYS")
 
@@ -89,7 +93,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         raise UsageError(
             "no backbone is set", fix=f"set {PREFIX}BACKBONE, or start with: sparsehub serve --backbone ..."
         )
-    if not values.get("hub") and not values.get("tasks"):
+    if not any(values.get(source) for source in ("hub", "tasks", "catalog")):
         raise UsageError("nothing to serve", fix=f"set {PREFIX}HUB or {PREFIX}TASKS")
     return Settings(**values)
 

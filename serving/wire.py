@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sparsehub.engine import Ticket
 from sparsehub.errors import (
     CancelledError,
+    ConflictError,
     ForbiddenError,
+    NotFoundError,
     QueueFullError,
     RateLimitError,
     RequestError,
@@ -40,6 +42,8 @@ STATUS: dict[type[SparsehubError], int] = {
     RequestError: 400,
     UsageError: 400,
     UnknownTaskError: 404,
+    NotFoundError: 404,
+    ConflictError: 409,
     QueueFullError: 429,
     UnhealthyError: 503,
     CancelledError: 504,

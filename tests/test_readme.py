@@ -22,7 +22,7 @@ def commands(page: Path) -> list[list[str]]:
     for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("sparsehub "):
-                found.append(shlex.split(line, comments=True)[1:])
+                found.append(shlex.split(re.sub(r"\s#.*", "", line))[1:])
     return found
 
 

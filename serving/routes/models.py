@@ -19,7 +19,11 @@ async def models(request: Request) -> dict[str, Any]:
     service, caller = request.app.state.service, current_call().caller
     backbone = service.settings.backbone
     plain = {"id": backbone, "object": "model", "created": service.started, "owned_by": "sparsehub", "parent": None}
-    seen = [status for status in service.engine.status() if caller.may_ask(status.task.name)]
+    seen = [
+        status
+        for status in service.engine.status()
+        if caller.may_ask(status.task.name) and service.router.serves(status.task.name, status.task.digest)
+    ]
     tasks = [_entry(status, backbone, service.started) for status in seen]
     return {"object": "list", "data": [*([plain] if caller.may_ask(BACKBONE) else []), *tasks]}
 

@@ -32,6 +32,9 @@ def serve(
     mode: Annotated[str, typer.Option(help="auto (the cheapest way for each batch), swap or mixed.")] = "auto",
     device_mib: Annotated[int, typer.Option(help="Memory for tasks that are ready to run, 0: no bound.")] = 0,
     host_mib: Annotated[int, typer.Option(help="Host memory for tasks beside a GPU.")] = 0,
+    catalog: Annotated[
+        str | None, typer.Option(help="What to serve, in place of --task: a file or HUB#NAME (see: sparsehub catalog).")
+    ] = None,
     keys: Annotated[
         str | None, typer.Option(help="The key file (see: sparsehub keys); followed while it runs.")
     ] = None,
@@ -64,6 +67,7 @@ def serve(
         device_mib=device_mib,
         host_mib=host_mib,
         keys=keys,
+        catalog=catalog,
         open=everybody,
         body_kib=body_kib,
         max_items=max_items,

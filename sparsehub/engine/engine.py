@@ -103,10 +103,11 @@ class Engine:
             raise
         return resident.info
 
-    def register(self, task: Task, *, replace: bool = False) -> None:
+    def register(self, task: Task, *, replace: bool = False, beside: bool = False) -> None:
         """Serve a task that is read when it is wanted. `replace`: also where its version means other contents today;
-        rows that are queued still get the answers of what was served when they came."""
-        for replaced in self.tasks.add(task, replace=replace):
+        rows that are queued still get the answers of what was served when they came. `beside`: the other contents are
+        served on, by their digest."""
+        for replaced in self.tasks.add(task, replace=replace, beside=beside):
             self._residency.forget(replaced.digest)
 
     def remove(self, reference: str) -> None:
@@ -122,6 +123,10 @@ class Engine:
         finally:
             if not pin:
                 self._residency.release(holding)
+
+    def unpin(self, reference: str) -> None:
+        """Let a task make room for others again. Raises `UnknownTaskError`."""
+        self._residency.unpin(self.tasks.find(reference).digest)
 
     def status(self) -> list[TaskStatus]:
         """Where every task is."""

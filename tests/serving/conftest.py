@@ -19,8 +19,11 @@ import uvicorn
 
 from serving.access import Access
 from serving.app import Service, create_app, gated
+from serving.catalog.keeper import Keeper
+from serving.catalog.router import Router
 from serving.metrics import Metrics
 from serving.settings import Settings
+from serving.start import start_catalog
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine, Limits
 from sparsehub.package import read_package
@@ -37,6 +40,7 @@ class Server:
     port: int
     client: httpx.Client
     metrics: Metrics = field(repr=False, default_factory=Metrics)
+    keeper: Keeper | None = None
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -51,8 +55,9 @@ class Server:
 
 @contextmanager
 def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Access | None = None) -> Iterator[Server]:
-    app = create_app()
-    app.state.service = Service(settings, engine, metrics, access or Access())
+    app, router = create_app(), Router()
+    keeper = start_catalog(settings, engine, router)
+    app.state.service = Service(settings, engine, metrics, access or Access(), router, keeper)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = uvicorn.Server(
@@ -62,8 +67,10 @@ def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Acce
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            yield Server(engine, port, client, metrics)
+            yield Server(engine, port, client, metrics, keeper)
     finally:
+        if keeper is not None:
+            keeper.stop()
         server.should_exit = True
         thread.join(20)
         listener.close()
@@ -77,11 +84,13 @@ def new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any]
     ) -> Iterator[Server]:
         metrics = Metrics()
         engine = Engine(load_backbone(str(tiny_tasks.folder)), limits, metrics.observe)
-        for package in suite.values():
+        for package in () if "catalog" in settings else suite.values():
             engine.add(read_package(package))
         if start:
             engine.start()
-        with listening(engine, Settings(backbone="tiny/bert", hub="hub", **settings), metrics, access) as server:
+        with listening(
+            engine, Settings(**{"backbone": "tiny/bert", "hub": "hub", **settings}), metrics, access
+        ) as server:
             yield server
         engine.stop(drain=5)
 

@@ -36,6 +36,8 @@ LOOKS = {"none": 401, "wrong": 401, "predict": 200, "other": 200, "watch": 200, 
 ASKS = {"none": 401, "wrong": 401, "predict": 200, "other": 403, "watch": 403, "admin": 200}
 READS = {"none": 401, "wrong": 401, "predict": 403, "other": 403, "watch": 200, "admin": 200}
 PAGES = {"none": 401, "wrong": 401, "predict": 200, "other": 200, "watch": 403, "admin": 200}
+CHANGES = {"none": 401, "wrong": 401, "predict": 403, "other": 403, "watch": 403, "admin": 400}  # it has no catalogue
+ACTS = ("add", "canary", "promote", "remove", "rollback", "set")
 # Every route of the app has its line: with a body for the task that the key `other` is not for.
 ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
     ("GET", "/healthz"): (OPEN, None),
@@ -48,6 +50,8 @@ ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
     ("POST", "/v1/classify"): (ASKS, {"model": "three", "input": "the fox"}),
     ("POST", "/v1/score"): (ASKS, {"model": "rating", "input": "the fox"}),
     ("POST", "/v1/embeddings"): (ASKS, {"model": "three", "input": "the fox"}),
+    ("GET", "/v1/admin/catalog"): (CHANGES, None),
+    **{("POST", f"/v1/admin/catalog/{act}"): (CHANGES, {"task": "three"}) for act in ACTS},
 }
 
 
