@@ -55,7 +55,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", call.id.encode())]
+                message["headers"] = [*message.get("headers", ()), *_told_by(call)]
             await send(message)
 
         try:
@@ -136,6 +136,14 @@ def _request_id(given: bytes | None) -> str:
     """The caller's own, where it is one that may stand in a log."""
     text = (given or b"").decode("latin-1")
     return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
+
+
+def _told_by(call: Call) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer: which request it was, and which package gave it."""
+    told = [(b"x-request-id", call.id.encode())]
+    if call.digest:
+        told += [(b"x-sparsehub-task", call.task.encode()), (b"x-sparsehub-digest", call.digest.encode())]
+    return told
 
 
 def _host(scope: Scope, end: str) -> str | None:

@@ -14,7 +14,7 @@ from sparsehub.errors import ForbiddenError, UnauthenticatedError, UsageError
 log = logging.getLogger("sparsehub")
 PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 ADMIN_ROUTES = "/v1/admin"
-_LOOKING = frozenset({"/v1/models", "/v1/tasks", "/openapi.json", "/v2", "/v2/"})
+_LOOKING = frozenset({"/v1/models", "/v1/tasks", "/openapi.json", "/v2"})
 
 
 def needed_for(path: str) -> frozenset[str] | None:
@@ -25,7 +25,8 @@ def needed_for(path: str) -> frozenset[str] | None:
         return frozenset({ADMIN})
     if path == "/metrics":
         return frozenset({WATCH})
-    return frozenset({PREDICT, WATCH}) if path in _LOOKING else frozenset({PREDICT})
+    looking = path in _LOOKING or path.startswith("/v1/models/")
+    return frozenset({PREDICT, WATCH}) if looking else frozenset({PREDICT})
 
 
 class Access:

@@ -38,6 +38,9 @@ READS = {"none": 401, "wrong": 401, "predict": 403, "other": 403, "watch": 200, 
 PAGES = {"none": 401, "wrong": 401, "predict": 200, "other": 200, "watch": 403, "admin": 200}
 CHANGES = {"none": 401, "wrong": 401, "predict": 403, "other": 403, "watch": 403, "admin": 400}  # it has no catalogue
 ACTS = ("add", "canary", "promote", "remove", "rollback", "set")
+RANKED = {"model": "match", "query": "the fox", "documents": ["a dog"]}
+VERSION = "/versions/{version}"
+TENSORS = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["the fox"]}]}
 # Every route of the app has its line: with a body for the task that the key `other` is not for.
 ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
     ("GET", "/healthz"): (OPEN, None),
@@ -50,6 +53,15 @@ ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
     ("POST", "/v1/classify"): (ASKS, {"model": "three", "input": "the fox"}),
     ("POST", "/v1/score"): (ASKS, {"model": "rating", "input": "the fox"}),
     ("POST", "/v1/embeddings"): (ASKS, {"model": "three", "input": "the fox"}),
+    ("POST", "/classify"): (ASKS, {"model": "three", "input": "the fox"}),
+    ("POST", "/score"): (ASKS, {"model": "rating", "input": "the fox"}),
+    **{("POST", path): (ASKS, RANKED) for path in ("/rerank", "/v1/rerank", "/v2/rerank")},
+    ("GET", "/v1/models/{model}"): (LOOKS | {"other": 404}, None),
+    ("GET", "/v2"): (LOOKS, None),
+    ("GET", "/v2/health/live"): (OPEN, None),
+    ("GET", "/v2/health/ready"): (OPEN, None),
+    **{("GET", f"/v2/models/{{task}}{more}"): (ASKS, None) for more in ("", "/ready", VERSION, f"{VERSION}/ready")},
+    **{("POST", f"/v2/models/{{task}}{more}/infer"): (ASKS, TENSORS) for more in ("", VERSION)},
     ("GET", "/v1/admin/catalog"): (CHANGES, None),
     **{("POST", f"/v1/admin/catalog/{act}"): (CHANGES, {"task": "three"}) for act in ACTS},
 }
@@ -62,8 +74,9 @@ def header(kind: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def guarded(new_server: Callable[..., Any]) -> Iterator[Any]:
+def guarded(new_server: Callable[..., Any], tiny_tasks: Any) -> Iterator[Any]:
     with new_server(start=True, access=Access(RING)) as server:
+        server.engine.add(tiny_tasks.read("match", "regression", fields=("a", "b"), seed=9))
         yield server
 
 
@@ -77,6 +90,7 @@ def test_the_matrix_has_every_route() -> None:
 def test_every_route_with_every_kind_of_key(guarded: Any, route: tuple[str, str], kind: str) -> None:
     method, path = route
     expected, body = ROUTES[route]
+    path = path.format(task="three", version="1.0.0", model="three")
     response = guarded.client.request(method, path, json=body, headers=header(kind))
     assert response.status_code == expected[kind], response.text
     if response.status_code in (401, 403):
@@ -117,7 +131,7 @@ def test_a_key_sees_its_own_tasks_only(guarded: Any) -> None:
 
     assert seen("some") == ["three@1.0.0", "rating@1.0.0"]
     assert seen("other") == ["seven@1.0.0", "pair@1.0.0"]
-    assert len(seen("predict")) == 7
+    assert len(seen("predict")) == 8
 
 
 @pytest.mark.parametrize(
