@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from sparsehub import __version__
 from sparsehub.cli import (
+    catalog,
     compare,
     copy,
     demo,
@@ -20,6 +21,7 @@ from sparsehub.cli import (
     gc,
     hub,
     inspect,
+    keys,
     lock,
     materialize,
     merge,
@@ -68,6 +70,8 @@ app.command("gc")(gc.gc)
 app.command("compare")(compare.compare)
 app.command("materialize")(materialize.materialize)
 app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
+app.add_typer(catalog.app, name="catalog")
 app.command("demo")(demo.demo)
 
 
