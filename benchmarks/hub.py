@@ -43,8 +43,8 @@ CACHED_MS, ENTRY_BYTES, SLOWER = 5.0, 4.2, 1.5  # what was set out to hold
 PLAIN = {"push": "copy, flushed", "pull": "copy, flushed", "push to S3": "puts to S3", "pull from S3": "gets from S3"}
 NOTES = [
     "Interleaved rounds, medians. A push proves the package, hashes and flushes every byte, and makes the version. A "
-    "pull hashes what comes, proves the package, flushes it and renames it into the cache; a cached one proves what is "
-    "there. A plain copy does none of this; the flushed one is as durable. All files were in the page cache.",
+    "pull hashes what comes, proves the package, flushes it and renames it into the cache; a cached one hashes what "
+    "is there. A plain copy does none of this; the flushed one is as durable. All files were in the page cache.",
     "S3 is moto's server in a process of its own, one request after the other, so its milliseconds are moto's. The "
     "plain puts and gets send the same bytes through the same client to the same server.",
     f"Other tasks have {VERSIONS_A_TASK} versions each. `requests`: what one look asks the store.",

@@ -23,6 +23,8 @@ _BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": Fal
 class Settings:
     """backbone: a folder or an id; hub: a folder; tasks: references or package folders, empty for all of the hub.
 
+    policy: a file that says whose packages may run; the settings of the user who serves where there is none.
+
     mode: how batches run: `auto`, `swap` or `mixed`; device_mib, host_mib: memory for tasks; 0 is no bound on the
     device, and nothing on the host.
 
@@ -38,6 +40,7 @@ class Settings:
     revision: str | None = None
     hub: str | None = None
     tasks: tuple[str, ...] = ()
+    policy: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
     queue_rows: int = 4096

@@ -21,6 +21,9 @@ def serve(
     task: Annotated[
         list[str] | None, typer.Option(help="A task reference or a package folder; may be repeated (default: all).")
     ] = None,
+    policy: Annotated[
+        str | None, typer.Option(envvar="SPARSEHUB_POLICY", help="A policy file: whose packages may run.")
+    ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 3000,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
@@ -58,6 +61,7 @@ def serve(
         revision=revision,
         hub=hub,
         tasks=tuple(task or ()),
+        policy=policy,
         dtype=dtype,
         device=device,
         queue_rows=queue_rows,

@@ -182,6 +182,7 @@ def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkey
     monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments))
     monkeypatch.setenv("SPARSEHUB_QUEUE_ROWS", "5")
     monkeypatch.setenv("SPARSEHUB_CACHE", "/cache")
+    monkeypatch.setenv("SPARSEHUB_POLICY", "policy.yaml")
     done = run("serve", "--backbone", "b", "--task", "x", "--task", "y@1", "--batch-rows", "3", "--port", "81")
     assert (done.code, done.err) == (0, "")
     ((_, command, environment),) = started
@@ -189,6 +190,7 @@ def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkey
     own = {key: value for key, value in environment.items() if key.startswith("SPARSEHUB_")}
     assert own["SPARSEHUB_TASKS"] == "x,y@1" and own["SPARSEHUB_BATCH_ROWS"] == "3"
     assert own["SPARSEHUB_QUEUE_ROWS"] == "4096" and own["SPARSEHUB_CACHE"] == "/cache"
+    assert own["SPARSEHUB_POLICY"] == "policy.yaml", "whom to trust is no setting that a command forgets"
 
 
 def test_serving_the_network_needs_keys_or_a_word(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
