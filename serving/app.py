@@ -59,7 +59,9 @@ class Service:
         call = current_call()
         routed = self._route(call, reference)
         with _discreet(call, reference):
-            return await anyio.to_thread.run_sync(self.engine.info, routed.reference, self.settings.timeout)
+            info = await anyio.to_thread.run_sync(self.engine.info, routed.reference, self.settings.timeout)
+        call.task, call.digest = info.reference, info.digest
+        return info
 
     async def submit(
         self, verb: Callable[..., Ticket[Any]], reference: str | None, inputs: Sequence[Any], truncate: bool
