@@ -31,7 +31,7 @@ lint: $(INSTALLED)
 # The property tests of formats, selection, scheduler and references with fifty times as many examples.
 soak: $(INSTALLED)
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/delta/test_delta_io.py tests/engine/test_scheduler.py tests/engine/test_stress.py tests/engine/test_mixed.py \
-		tests/hub/test_reference.py tests/hub/test_versions.py tests/selection/test_threshold.py
+		tests/hub/test_reference.py tests/hub/test_versions.py tests/selection/test_threshold.py tests/serving/test_schema.py
 
 clean:
 	rm -rf $(VENV) demo-run build dist *.egg-info
