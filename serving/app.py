@@ -25,6 +25,7 @@ from serving.failures import failure
 from serving.gate import Gate
 from serving.metrics import Metrics
 from serving.routes import ROUTERS
+from serving.schema import ERROR_RESPONSES, describe_errors
 from serving.settings import Settings
 from serving.wire import error_body
 from sparsehub import __version__
@@ -59,7 +60,9 @@ class Service:
         call = current_call()
         routed = self._route(call, reference)
         with _discreet(call, reference):
-            return await anyio.to_thread.run_sync(self.engine.info, routed.reference, self.settings.timeout)
+            info = await anyio.to_thread.run_sync(self.engine.info, routed.reference, self.settings.timeout)
+        call.task, call.digest = info.reference, info.digest
+        return info
 
     async def submit(
         self, verb: Callable[..., Ticket[Any]], reference: str | None, inputs: Sequence[Any], truncate: bool
@@ -146,7 +149,8 @@ def create_app() -> FastAPI:
 
     It is to be served behind a `Gate` only, which makes the call that the routes answer.
     """
-    app = FastAPI(title="sparsehub", version=__version__, docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="sparsehub", version=__version__, docs_url="/docs", redoc_url=None, responses=ERROR_RESPONSES)
+    describe_errors(app)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(SparsehubError, _on_error)

@@ -21,6 +21,7 @@ from serving.answering import ClientLeft
 from serving.call import Call, enter
 from serving.failures import failure
 from serving.logs import log_request
+from serving.tracing import describe
 from serving.wire import BodyTooLargeError, BodyTooSlowError
 from sparsehub.errors import SparsehubError
 
@@ -56,6 +57,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *_told_by(call)]
+                describe(call)  # now: the span ends with the last byte
             await send(message)
 
         try:
@@ -65,10 +67,10 @@ class Gate:
         except SparsehubError as error:
             await failure(error)(scope, receive, told)
         finally:
-            route = _route(scope)
-            service.metrics.request(route, status)
+            seconds = time.monotonic() - call.began
+            service.metrics.request(_route(scope), status, call, seconds)
             service.finish(call)
-            log_request(call, scope["method"], scope["path"], status, time.monotonic() - call.began)
+            log_request(call, scope["method"], scope["path"], status, seconds)
 
 
 def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Caller:

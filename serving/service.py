@@ -53,7 +53,7 @@ class SparsehubService:
     def __metrics__(self, text: str) -> str:
         """BentoML's metrics with ours as they are now: its text was made before the engine's gauges were read."""
         theirs = [line for line in text.splitlines(keepends=True) if not line.startswith(OWN_METRICS)]
-        return "".join(theirs) + self._service.metrics.text(self._service.engine)
+        return "".join(theirs) + self._service.metrics.text(self._service.engine, self._service.keeper)
 
     @bentoml.on_shutdown
     def shutdown(self) -> None:

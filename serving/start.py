@@ -55,7 +55,8 @@ def start_catalog(settings: Settings, engine: Engine, router: Router) -> Keeper 
     hub = hub_beside(settings.catalog, settings.hub)
     policy = _policy(settings)
     source = Source(
-        lambda pinned: load_package(pinned, hub, policy=read_policy(policy)), lambda reference: target_of(reference, hub)
+        lambda pinned: load_package(pinned, hub, policy=read_policy(policy)),
+        lambda reference: target_of(reference, hub),
     )
     keeper = Keeper(open_catalog(settings.catalog), engine, router, source)
     keeper.start()

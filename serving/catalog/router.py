@@ -75,6 +75,17 @@ class Router:
             return True
         return name in routes and any(target.digest == digest for target in routes[name].entry.targets)
 
+    def role(self, name: str, digest: str) -> str | None:
+        """`stable`, `canary` or `draining`; None without a catalogue."""
+        routes = self._routes
+        if routes is None:
+            return None
+        entry = routes[name].entry if name in routes else None
+        roles = {} if entry is None else {target.digest: "canary" for target in entry.targets}
+        if entry is not None:
+            roles[entry.stable.digest] = "stable"
+        return roles.get(digest, "draining")
+
     def is_held(self, digest: str) -> bool:
         """Whether a request that has begun needs this package."""
         with self._lock:

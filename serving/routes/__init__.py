@@ -1,6 +1,6 @@
 """One file per route, all of one recipe: a body from `serving.wire`, rows to the engine, answers in an envelope."""
 
-from serving.routes import admin, classify, embeddings, health, inference, models, rerank, score
+from serving.routes import admin, classify, embeddings, health, inference, models, rerank, score, tasks
 
 ROUTERS = (
     classify.router,
@@ -8,6 +8,7 @@ ROUTERS = (
     rerank.router,
     embeddings.router,
     models.router,
+    tasks.router,
     inference.router,
     health.router,
     admin.router,

@@ -7,6 +7,7 @@ happens in threads of its own, beside the running batch.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -180,7 +181,7 @@ class Residency:
         self._loaded(holding)
 
     def _settle(self, holding: Holding, resident: Resident) -> None:
-        holding.resident, holding.loading = resident, False
+        holding.resident, holding.loading, holding.ready_at = resident, False, time.monotonic()
         self._device_bytes += resident.nbytes
         self._loads += 1
         self._infos[holding.task.digest] = resident.info

@@ -41,6 +41,7 @@ class Server:
     client: httpx.Client
     metrics: Metrics = field(repr=False, default_factory=Metrics)
     keeper: Keeper | None = None
+    gate: Any = field(repr=False, default=None)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -58,6 +59,7 @@ def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Acce
     app, router = create_app(), Router()
     keeper = start_catalog(settings, engine, router)
     app.state.service = Service(settings, engine, metrics, access or Access(), router, keeper)
+    gate = gated(app)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = uvicorn.Server(
@@ -67,7 +69,7 @@ def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Acce
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            yield Server(engine, port, client, metrics, keeper)
+            yield Server(engine, port, client, metrics, keeper, gate)
     finally:
         if keeper is not None:
             keeper.stop()

@@ -50,6 +50,7 @@ ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
     ("GET", "/docs"): (PAGES, None),
     ("GET", "/docs/oauth2-redirect"): (PAGES, None),
     ("GET", "/v1/models"): (LOOKS, None),
+    ("GET", "/v1/tasks"): (LOOKS, None),
     ("POST", "/v1/classify"): (ASKS, {"model": "three", "input": "the fox"}),
     ("POST", "/v1/score"): (ASKS, {"model": "rating", "input": "the fox"}),
     ("POST", "/v1/embeddings"): (ASKS, {"model": "three", "input": "the fox"}),
