@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparsehub.cli.output import errors
+from sparsehub.errors import UsageError
 from sparsehub.extras import require
 
 SERVICE = "serving.service:SparsehubService"
@@ -35,14 +35,27 @@ def serve(
     mode: Annotated[str, typer.Option(help="auto (the cheapest way for each batch), swap or mixed.")] = "auto",
     device_mib: Annotated[int, typer.Option(help="Memory for tasks that are ready to run, 0: no bound.")] = 0,
     host_mib: Annotated[int, typer.Option(help="Host memory for tasks beside a GPU.")] = 0,
+    catalog: Annotated[
+        str | None, typer.Option(help="What to serve, in place of --task: a file or HUB#NAME (see: sparsehub catalog).")
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="The key file (see: sparsehub keys); followed while it runs.")
+    ] = None,
+    everybody: Annotated[bool, typer.Option("--open", help="Answer everybody, without a key.")] = False,
+    body_kib: Annotated[int, typer.Option(help="Size of a request.")] = 4096,
+    max_items: Annotated[int, typer.Option(help="Inputs of a request.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a request.")] = 262_144,
 ) -> None:
     """Serve tasks on one copy of a backbone, until interrupted. It is `bentoml serve` with these settings."""
     require("bentoml", "serve")
     require("fastapi", "serve")
     from serving.settings import PREFIX, Settings, read_settings
 
-    if host not in LOOPBACK:
-        errors.print(f"[yellow]warning:[/] {host} is open to the network, and this endpoint asks nobody for a key")
+    if host not in LOOPBACK and keys is None and not everybody:
+        raise UsageError(
+            f"{host} is open to the network, and this endpoint would ask nobody for a key",
+            fix="give --keys FILE (make one: sparsehub keys add FILE NAME), or --open where something else guards it",
+        )
     settings = Settings(
         backbone=backbone,
         revision=revision,
@@ -57,6 +70,12 @@ def serve(
         mode=mode,
         device_mib=device_mib,
         host_mib=host_mib,
+        keys=keys,
+        catalog=catalog,
+        open=everybody,
+        body_kib=body_kib,
+        max_items=max_items,
+        max_tokens=max_tokens,
     )
     variables = settings.to_environment()
     read_settings(variables)

@@ -37,6 +37,7 @@ from sparsehub.package.outputs import Answer
 LOAD_SECONDS = 60.0  # that a request waits for a task which was never in memory, where it says nothing else
 MIXED_LANE = "mixed"
 T = TypeVar("T")
+Admit = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ class Engine:
             raise
         return resident.info
 
-    def register(self, task: Task, *, replace: bool = False) -> None:
+    def register(self, task: Task, *, replace: bool = False, beside: bool = False) -> None:
         """Serve a task that is read when it is wanted. `replace`: also where its version means other contents today;
-        rows that are queued still get the answers of what was served when they came."""
-        for replaced in self.tasks.add(task, replace=replace):
+        rows that are queued still get the answers of what was served when they came. `beside`: the other contents are
+        served on, by their digest."""
+        for replaced in self.tasks.add(task, replace=replace, beside=beside):
             self._residency.forget(replaced.digest)
 
     def remove(self, reference: str) -> None:
@@ -121,6 +123,10 @@ class Engine:
         finally:
             if not pin:
                 self._residency.release(holding)
+
+    def unpin(self, reference: str) -> None:
+        """Let a task make room for others again. Raises `UnknownTaskError`."""
+        self._residency.unpin(self.tasks.find(reference).digest)
 
     def status(self) -> list[TaskStatus]:
         """Where every task is."""
@@ -153,18 +159,34 @@ class Engine:
     # requests
 
     def classify(
-        self, reference: str, inputs: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
+        self,
+        reference: str,
+        inputs: Sequence[Any],
+        *,
+        truncate: bool = False,
+        timeout: float | None = None,
+        admit: Admit = lambda _: None,
     ) -> Ticket[Answer]:
-        """One future per input, for a task of any kind; raises `RequestError`, `UnknownTaskError`, `QueueFullError`."""
-        return self._ask(reference, inputs, truncate, timeout, embed=False)
+        """One future per input, for a task of any kind; raises `RequestError`, `UnknownTaskError`, `QueueFullError`.
+
+        admit: called with the tokens of all inputs before any of them waits; what it raises is raised.
+        """
+        return self._ask(reference, inputs, truncate, timeout, admit, embed=False)
 
     def embed(
-        self, reference: str | None, texts: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
+        self,
+        reference: str | None,
+        texts: Sequence[Any],
+        *,
+        truncate: bool = False,
+        timeout: float | None = None,
+        admit: Admit = lambda _: None,
     ) -> Ticket[list[float]]:
         """One future per text: a unit vector, from the task's weights or (None) from the plain backbone."""
-        if reference is None:
-            return self._submit(None, None, self._encode(_text_spec(self.max_tokens), texts, truncate), True, timeout)
-        return self._ask(reference, texts, truncate, timeout, embed=True)
+        if reference is not None:
+            return self._ask(reference, texts, truncate, timeout, admit, embed=True)
+        rows = self._encode(_text_spec(self.max_tokens), texts, truncate)
+        return self._submit(None, None, rows, True, timeout, admit)
 
     def info(self, reference: str, timeout: float | None = None) -> TaskInfo:
         """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
@@ -196,14 +218,21 @@ class Engine:
             return composite(parts, self.tasks.find)
 
     def _ask(
-        self, reference: str, inputs: Sequence[Any], truncate: bool, timeout: float | None, *, embed: bool
+        self,
+        reference: str,
+        inputs: Sequence[Any],
+        truncate: bool,
+        timeout: float | None,
+        admit: Admit,
+        *,
+        embed: bool,
     ) -> Ticket[Any]:
         task = self._find(reference)
         holding = self._residency.acquire(task)  # its weights come while its rows are tokenised
         try:
             info = self._residency.info(task.digest) or holding.wait(timeout or LOAD_SECONDS).info
             spec = _text_spec(info.spec.max_length) if embed else info.spec
-            return self._submit(info, holding, self._encode(spec, inputs, truncate), embed, timeout)
+            return self._submit(info, holding, self._encode(spec, inputs, truncate), embed, timeout, admit)
         finally:
             self._residency.release(holding)
 
@@ -219,10 +248,18 @@ class Engine:
         return encoded
 
     def _submit(
-        self, info: TaskInfo | None, holding: Holding | None, rows: list[Encoded], embed: bool, timeout: float | None
+        self,
+        info: TaskInfo | None,
+        holding: Holding | None,
+        rows: list[Encoded],
+        embed: bool,
+        timeout: float | None,
+        admit: Admit,
     ) -> Ticket[Any]:
         if not self.healthy:
             raise UnhealthyError("the engine takes no more work", fix="restart it")
+        tokens = sum(row.tokens for row in rows)
+        admit(tokens)
         deadline = None if timeout is None else time.monotonic() + timeout
         key = (info.digest if info is not None else None, embed)
         items = [Item(key, row.length, Work(row, holding, embed), len(row.sequences), deadline) for row in rows]
@@ -238,7 +275,7 @@ class Engine:
             raise
         if holding is not None and holding.error is not None:  # its load failed before its rows were in the queue
             self._loaded(holding)
-        return Ticket([item.future for item in items], info, sum(row.tokens for row in rows))
+        return Ticket([item.future for item in items], info, tokens)
 
     # the main loop
 

@@ -83,12 +83,20 @@ class Residency:
                 self._drop_composed()
             self._changed.notify_all()
 
-    def pin(self, task: Task, pinned: bool = True) -> Holding:
-        """Keep a task on the device whatever else is wanted, or no longer."""
+    def pin(self, task: Task) -> Holding:
+        """Keep a task on the device whatever else is wanted."""
         holding = self.acquire(task)
-        holding.pinned = pinned
+        holding.pinned = True
         self.release(holding)
         return holding
+
+    def unpin(self, digest: str) -> None:
+        """Let a task that is in memory go when others need its room."""
+        with self._changed:
+            holding = self._holdings.get(digest)
+            if holding is not None:
+                holding.pinned = False
+                self._changed.notify_all()
 
     def admit(self, task: Task, host: HostTask) -> Resident:
         """Put a task that was read elsewhere on the device now, pinned: there is nowhere to read it from again."""

@@ -45,9 +45,9 @@ class SparseModel(Trainable):
             self._hooks.add(name, self._gatherer(positions, self._slices[name]))
         sinks = {name: self._adder(place) for name, place in self._slices.items()} if sampled else {}
         self._sampled = SampledLinears(task_model.backbone.module, self._mask if sampled else {}, sinks, self.values)
-        for module in task_model.backbone.module.modules():
-            if isinstance(module, nn.Embedding):
-                module.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
+        self._embeddings = [m for m in task_model.backbone.module.modules() if isinstance(m, nn.Embedding)]
+        for embedding in self._embeddings:
+            embedding.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
         self.leave_to_us(not_the_head(self))
         if start is not None:
             self._begin_with(start)
@@ -100,6 +100,8 @@ class SparseModel(Trainable):
         self.write()
         self._hooks.remove()
         self._sampled.remove()
+        for embedding in self._embeddings:
+            embedding.sparse = False
 
     def delta(self, value_dtype: str) -> Delta:
         """The trained change, without the entries that ended where they began; raises `DataError` if it diverged."""
