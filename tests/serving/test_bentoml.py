@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.settings import Settings
@@ -163,12 +164,44 @@ def test_bentoml_serve_reads_the_same_settings_from_variables(
         check_end(process, port)
 
 
+def test_a_request_that_has_begun_outlives_sigterm(
+    hub: Path, environment: dict[str, str], tmp_path: Path, tiny_tasks: Any
+) -> None:
+    """Its head is there when the signal comes, its body only when nobody else is answered any more."""
+    port, body = free_port(), b'{"model": "three", "input": "the fox"}'
+    command = [sys.executable, "-m", "sparsehub", "serve", "--backbone", str(tiny_tasks.folder), "--hub", str(hub)]
+    head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with running([*command, "--port", str(port)], environment, tmp_path, port) as (process, _):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as begun:
+            begun.sendall(head.encode())
+            assert begun.recv(100).startswith(b"HTTP/1.1 100")
+            process.send_signal(signal.SIGTERM)
+            _wait_until_silent(port)
+            begun.sendall(body)
+            answer = b"".join(iter(lambda: begun.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200") and b'"digest"' in answer
+        process.wait(STOP_SECONDS)
+
+
+def _wait_until_silent(port: int) -> None:
+    end = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < end:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=1, trust_env=False)
+        except httpx.TransportError:
+            return
+        time.sleep(0.1)
+    pytest.fail("it still answers others")
+
+
 def test_bentoml_build_packs_the_service(environment: dict[str, str], tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     skipped: Callable[..., Any] = shutil.ignore_patterns("__pycache__")
     for name in ("sparsehub", "serving"):
         shutil.copytree(ROOT / name, project / name, ignore=skipped)
+    (project / "sparsehub" / "kernels" / "_native.abi3.so").write_bytes(b"built")
     for name in ("bentofile.yaml", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
     environment["PYTHONPATH"] = str(project)
@@ -181,3 +214,17 @@ def test_bentoml_build_packs_the_service(environment: dict[str, str], tmp_path: 
         str(path.relative_to(project)) for name in ("sparsehub", "serving") for path in (project / name).rglob("*.py")
     }
     assert packed == expected
+    assert (source / "sparsehub" / "kernels" / "_native.abi3.so").read_bytes() == b"built"
+    check_image(source.parent / "env")
+
+
+def check_image(env: Path) -> None:
+    """The image that `bentoml containerize` would build: our packages, no root, the service's port."""
+    dockerfile = (env / "docker" / "Dockerfile").read_text()
+    steps = [line.split(maxsplit=1) for line in dockerfile.splitlines() if line[:1].isupper()]
+    assert ["FROM", "python:3.11-slim AS base-container"] in steps
+    assert ["ARG", "BENTOML_DO_NOT_TRACK=True"] in steps
+    assert [rest for name, rest in steps if name == "USER"] == ["bentoml"] and ["EXPOSE", "3000"] in steps
+    wanted = yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]
+    installed = (env / "python" / "requirements.txt").read_text().splitlines()
+    assert set(wanted) <= set(installed) and any(line.startswith("bentoml==") for line in installed)

@@ -1,0 +1,112 @@
+"""What deploy/ holds is what it says: sound by the published schemas, and in step with the service itself."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving.access.access import PUBLIC
+from serving.settings import Settings, read_settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+KUBERNETES = [path for path in sorted(DEPLOY.glob("kubernetes/**/*.yaml")) if path.name != "kustomization.yaml"]
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [found for found in yaml.safe_load_all(path.read_text()) if found]
+
+
+def replica() -> dict[str, Any]:
+    (found,) = documents(DEPLOY / "kubernetes" / "statefulset.yaml")
+    return found
+
+
+def container() -> dict[str, Any]:
+    (found,) = replica()["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+def settings_of(variables: dict[str, str]) -> Settings:
+    """What the service itself makes of a manifest's variables."""
+    return read_settings({name: value for name, value in variables.items() if name.startswith("SPARSEHUB_")})
+
+
+@pytest.mark.parametrize("path", KUBERNETES, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_kubernetes_takes_it(path: Path) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate: pip install '.[deploy]'")
+    if path.parent.name == "gpu":
+        pytest.skip("a patch, which is no object by itself")
+    for document in documents(path):
+        validate.validate(document, "1.33", strict=True)
+
+
+def test_compose_takes_it() -> None:
+    pytest.importorskip("check_jsonschema", reason="needs check-jsonschema: pip install '.[deploy]'")
+    import jsonschema
+
+    vendored = importlib.resources.files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    jsonschema.validate(yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text()), json.loads(vendored.read_text()))
+
+
+def test_a_replica_asks_for_keys_and_follows_a_catalogue() -> None:
+    settings = settings_of({entry["name"]: entry["value"] for entry in container()["env"]})
+    assert settings.keys and not settings.open and settings.catalog and settings.hub
+    mounts = {mount["name"]: mount["mountPath"] for mount in container()["volumeMounts"]}
+    assert settings.keys.startswith(mounts["keys"])
+    variables = {entry["name"]: entry["value"] for entry in container()["env"]}
+    assert all(variables[name].startswith(mounts["cache"]) for name in ("SPARSEHUB_CACHE", "HF_HOME"))
+    claims = {claim["metadata"]["name"] for claim in replica()["spec"]["volumeClaimTemplates"]}
+    volumes = {volume["name"] for volume in replica()["spec"]["template"]["spec"]["volumes"]}
+    assert set(mounts) == claims | volumes
+
+
+def test_probes_ask_what_needs_no_key_and_a_drain_has_its_time() -> None:
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container()[probe]["httpGet"]["path"] in PUBLIC
+    grace = replica()["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    waited = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert grace > waited + settings_of({e["name"]: e["value"] for e in container()["env"]}).timeout
+
+
+def test_selectors_and_ports_meet() -> None:
+    labels = replica()["spec"]["template"]["metadata"]["labels"]
+    names = {port["name"] for port in container()["ports"]}
+    services = documents(DEPLOY / "kubernetes" / "service.yaml")
+    for service in services:
+        assert service["spec"]["selector"].items() <= labels.items()
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    assert replica()["spec"]["serviceName"] in {service["metadata"]["name"] for service in services}
+    for folder in (DEPLOY / "kubernetes", DEPLOY / "kubernetes" / "gpu"):
+        kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+        for resource in kustomization["resources"] + [patch["path"] for patch in kustomization.get("patches", [])]:
+            assert (folder / resource).exists()
+
+
+def test_a_gpu_replica_has_one_gpu_and_settings_that_the_service_knows() -> None:
+    (patch,) = documents(DEPLOY / "kubernetes" / "gpu" / "statefulset.yaml")
+    (one,) = patch["spec"]["template"]["spec"]["containers"]
+    assert one["resources"]["limits"]["nvidia.com/gpu"] == 1
+    merged = {entry["name"]: entry["value"] for entry in [*container()["env"], *one["env"]]}
+    assert settings_of(merged).device == "cuda"
+
+
+def test_compose_is_in_step_with_its_own_files() -> None:
+    compose = yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text())
+    services = compose["services"]
+    settings = settings_of(services["sparsehub"]["environment"])
+    assert settings.keys == "/run/secrets/keys" and settings.catalog == "/hub#production" and not settings.open
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in compose["volumes"] or source == "../hub" or (DEPLOY / source).exists(), source
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    prometheus = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    (job,) = prometheus["scrape_configs"]
+    assert job["static_configs"][0]["targets"] == ["sparsehub:3000"]
+    assert Path(job["authorization"]["credentials_file"]).name in services["prometheus"]["secrets"]
