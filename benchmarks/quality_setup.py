@@ -85,6 +85,7 @@ METHODS = {
         Entry("lora, equal bytes", {"method": "lora", "options": {"rank": 5, "alpha": 10.0}}, whole=True),
         _sam("sam, per tensor", granularity="tensor"),
         _sam("sam, per kind", granularity="kind"),
+        _sam("sam, without the pooler", exclude=("pooler.*",)),
         _sam("sam, warmed head", head_steps=30),
         _sam("sam, per tensor, warmed head", granularity="tensor", head_steps=30),
         Entry("sam-released", {"method": "sam-released"}),
