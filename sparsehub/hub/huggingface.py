@@ -21,6 +21,7 @@ from sparsehub.errors import FormatError, HubError, IntegrityError, UnreachableE
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, sha256_bytes
 from sparsehub.hub.channels import MAX_CHANNEL_BYTES
 from sparsehub.hub.hf_client import LOGIN, MISSING, Client, client_errors, no_repository, without_bars
+from sparsehub.hub.hf_commit import LIBRARY, additions, check_card
 from sparsehub.hub.home import Token, Upload, taken
 from sparsehub.hub.retry import wait_before
 from sparsehub.hub.transfer import Meter, damaged
@@ -28,12 +29,10 @@ from sparsehub.hub.transfer import Meter, damaged
 if TYPE_CHECKING:
     from sparsehub.package.manifest import FileRecord
 
-LIBRARY = "sparsehub"
 SIDE_BRANCH = "sparsehub"
 MAX_SIGNATURE_BYTES = 1 << 20
 ATTEMPTS = 12  # of a commit that others come before
 PATIENCE = 5.0  # seconds that a commit of another publisher may lack its tag, before we take it for abandoned
-SMALL = 4 << 20  # bytes of a file that is read before it is sent; larger ones are hashed by the client as they go
 _OWNER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9])?")
 _DIGEST_TAG = re.compile(r"sha256-[0-9a-f]{64}")
 _KEPT = ".gitattributes"  # the one file of a repository that is not ours
@@ -103,7 +102,7 @@ class HuggingFaceHome:
     def upload(self, upload: Upload, meter: Meter) -> None:
         manifest = upload.manifest
         if self._commit(manifest.name, manifest.digest) is None:
-            _check_card(upload)
+            check_card(upload)
             commit = self._commit_package(upload)
             self._tag(self._repo(manifest.name), digest_tag(manifest.digest), commit)
         meter.add(upload.size)
@@ -182,7 +181,7 @@ class HuggingFaceHome:
         for attempt in range(ATTEMPTS):
             head = self._main(repo)
             self._let_finish(upload, head)
-            operations = [*_additions(upload), *self._deletions(repo, head, upload)]
+            operations = [*additions(upload), *self._deletions(repo, head, upload)]
             title = f"{manifest.name} {manifest.version}"
             commit = self._try_commit(repo, operations, title, head, "main")
             data = None if commit is None else self._manifest_at(manifest.name, commit)
@@ -293,28 +292,3 @@ def _digest_of(tag: str) -> str | None:
 
 def _signature_path(digest: str) -> str:
     return f"signatures/{digest.removeprefix('sha256:')}.sig"
-
-
-def _additions(upload: Upload) -> list[CommitOperationAdd]:
-    from sparsehub.package.metadata import eval_results
-
-    manifest = upload.manifest
-    made = {"sparsehub.json": manifest.to_bytes(), "model.sig": upload.signature, **eval_results(manifest)}
-    additions = [CommitOperationAdd(path, data) for path, data in made.items() if data is not None]
-    for name, record in upload.files.items():
-        path = upload.folder / name
-        content: Any = path.read_bytes() if record.size <= SMALL else path
-        operation = CommitOperationAdd(name, content)
-        if "sha256:" + operation.upload_info.sha256.hex() != record.sha256:
-            raise IntegrityError(f"{name} changed while it was published", fix="publish the package again")
-        additions.append(operation)
-    return additions
-
-
-def _check_card(upload: Upload) -> None:
-    """Raises `UsageError` for a card without the line by which the Hugging Face Hub finds packages."""
-    card = (upload.folder / "README.md").read_text(encoding="utf-8") if "README.md" in upload.files else ""
-    head = card.partition("---\n")[2].partition("\n---")[0] if card.startswith("---\n") else ""
-    if f"library_name: {LIBRARY}" not in head.splitlines():
-        fix = f"begin README.md with a YAML block that holds `library_name: {LIBRARY}`, as sparsehub's own cards do"
-        raise UsageError("nobody would find this package on the Hugging Face Hub", found="no library_name", fix=fix)

@@ -1,0 +1,39 @@
+"""What a commit on the Hugging Face Hub holds, and what the Hub needs to find it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd
+
+from sparsehub.errors import IntegrityError, UsageError
+from sparsehub.hub.home import Upload
+
+LIBRARY = "sparsehub"
+SMALL = 4 << 20  # bytes of a file that is read before it is sent; larger ones are hashed by the client as they go
+
+
+def additions(upload: Upload) -> list[CommitOperationAdd]:
+    """The files of a commit that holds a package; raises `IntegrityError` where one is not what was proved."""
+    from sparsehub.package.metadata import eval_results
+
+    manifest = upload.manifest
+    made = {"sparsehub.json": manifest.to_bytes(), "model.sig": upload.signature, **eval_results(manifest)}
+    operations = [CommitOperationAdd(path, data) for path, data in made.items() if data is not None]
+    for name, record in upload.files.items():
+        path = upload.folder / name
+        content: Any = path.read_bytes() if record.size <= SMALL else path
+        operation = CommitOperationAdd(name, content)
+        if "sha256:" + operation.upload_info.sha256.hex() != record.sha256:
+            raise IntegrityError(f"{name} changed while it was published", fix="publish the package again")
+        operations.append(operation)
+    return operations
+
+
+def check_card(upload: Upload) -> None:
+    """Raises `UsageError` for a card without the line by which the Hugging Face Hub finds packages."""
+    card = (upload.folder / "README.md").read_text(encoding="utf-8") if "README.md" in upload.files else ""
+    head = card.partition("---\n")[2].partition("\n---")[0] if card.startswith("---\n") else ""
+    if f"library_name: {LIBRARY}" not in head.splitlines():
+        fix = f"begin README.md with a YAML block that holds `library_name: {LIBRARY}`, as sparsehub's own cards do"
+        raise UsageError("nobody would find this package on the Hugging Face Hub", found="no library_name", fix=fix)
