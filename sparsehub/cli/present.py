@@ -60,7 +60,7 @@ def show_metrics(manifest: Manifest) -> None:
 
 def show_training(manifest: Manifest) -> None:
     """What the manifest says about how the package was made."""
-    fields = {_visible(key): _visible(value) for key, value in manifest.training.items()}
+    fields = {_visible(key): _visible(value) for key, value in manifest.training_told.items()}
     if fields:
         console.print()
         show_fields("how it was made", fields)

@@ -17,7 +17,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+)
 
 from sparsehub.errors import HubError, IntegrityError, NotFoundError, UnreachableError, UsageError
 from sparsehub.files import CHUNK
@@ -32,6 +39,19 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 _TOTAL = re.compile(r"bytes \d+-\d+/(\d+)")
 # The client's HTTP library changes between its versions; what it raises is a base of the client's own error.
 _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of the client's own in a block: whoever called us shows what he likes."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 class Client:

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from sparsehub.errors import FormatError, HubError, IntegrityError, UnreachableError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, sha256_bytes
 from sparsehub.hub.channels import MAX_CHANNEL_BYTES
-from sparsehub.hub.hf_client import LOGIN, MISSING, Client, client_errors, no_repository
+from sparsehub.hub.hf_client import LOGIN, MISSING, Client, client_errors, no_repository, without_bars
 from sparsehub.hub.home import Token, Upload, taken
 from sparsehub.hub.retry import wait_before
 from sparsehub.hub.transfer import Meter, damaged
@@ -236,7 +236,7 @@ class HuggingFaceHome:
     def _try_commit(self, repo: str, operations: list[Any], title: str, parent: str, branch: str) -> str | None:
         """The commit; None where the branch has moved on, or where nobody knows whether it was made."""
         try:
-            with client_errors(repo):
+            with client_errors(repo), without_bars():
                 info = self._client.api.create_commit(
                     repo, operations, commit_message=title, revision=branch, parent_commit=parent
                 )

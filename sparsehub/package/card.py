@@ -165,7 +165,7 @@ def _sizes(manifest: Manifest) -> str:
 
 
 def _made(manifest: Manifest) -> str:
-    lines = [f"- {plain(name)}: {plain(value)}" for name, value in manifest.training.items() if name != "seconds"]
+    lines = [f"- {plain(name)}: {plain(value)}" for name, value in manifest.training_told.items() if name != "seconds"]
     lineage = manifest.lineage
     lines += [
         f"- merged from: `{parent.name}@{parent.version}` times {parent.weight:g} (`{parent.digest}`)"

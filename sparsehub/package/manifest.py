@@ -152,6 +152,11 @@ class Manifest:
         except FormatError as error:
             raise ManifestError(f"{MANIFEST_FILE} cannot be written", found=str(error)) from error
 
+    @property
+    def training_told(self) -> dict[str, Any]:
+        """`training` without what is empty."""
+        return {name: value for name, value in self.training.items() if value not in ("", None, [], {})}
+
     @functools.cached_property
     def digest(self) -> str:
         return sha256_bytes(self.to_bytes())

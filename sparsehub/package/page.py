@@ -73,7 +73,7 @@ def _head(manifest: Manifest) -> str:
         ("digest", f"<code>{manifest.digest}</code>"),
         (
             "backbone",
-            f"{escape(backbone.id)}, {escape(backbone.architecture)} <code>{escape(backbone.revision)}</code>",
+            f"{escape(backbone.id)}, {escape(backbone.architecture)} {_code(backbone.revision)}",
         ),
         ("fingerprint", f"<code>{backbone.fingerprint}</code>"),
     ]
@@ -178,7 +178,7 @@ def _sizes(manifest: Manifest) -> str:
 
 
 def _made(manifest: Manifest) -> str:
-    rows = [(escape(str(key)), escape(_flat(value))) for key, value in manifest.training.items()]
+    rows = [(escape(str(key)), escape(_flat(value))) for key, value in manifest.training_told.items()]
     for parent in manifest.lineage.parents:
         merged = f"{escape(parent.name)}@{escape(parent.version)} times {parent.weight:g} <code>{parent.digest}</code>"
         rows.append(("merged from", merged))
@@ -186,6 +186,10 @@ def _made(manifest: Manifest) -> str:
         lineage = manifest.lineage
         rows.append(("extracted from", f"{escape(lineage.checkpoint)} <code>{lineage.checkpoint_digest}</code>"))
     return _plain_table([], rows) if rows else "<p>The package does not say.</p>"
+
+
+def _code(text: str) -> str:
+    return f"<code>{escape(text)}</code>" if text else ""
 
 
 def _flat(value: object) -> str:

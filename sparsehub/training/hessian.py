@@ -20,7 +20,7 @@ from sparsehub.training.gradients import (
 )
 
 GROUP_BYTES = 64 << 20  # parameters that are probed at once: their gradients, with their graph, lie in memory
-PASS_TOKENS = {"cpu": 128, "cuda": 2048}  # a graph of second derivatives takes several times a pass's activations
+PASS_TOKENS = {"cpu": 64, "cuda": 2048}  # a graph of second derivatives takes several times a pass's activations
 
 
 def hessian_diagonal(
@@ -95,10 +95,12 @@ def _add_probe(
     """sums += share * z * Hz for one z of random signs."""
     signs = [torch.empty_like(p).bernoulli_(generator=generator).mul_(2).sub_(1) for p in parameters]
     # a linear last layer leaves gradients that do not depend on any parameter of the group: their Hz is zero
-    products = [(g * z).sum() for g, z in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
-    if not products:
+    pairs = [(g, z) for g, z in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
+    if not pairs:
         return
-    curved = torch.autograd.grad(torch.stack(products).sum(), parameters, retain_graph=not last, allow_unused=True)
+    # z as the outer gradient: the same as differentiating z * g summed up, without holding that product
+    outputs, outer = zip(*pairs, strict=True)
+    curved = torch.autograd.grad(outputs, parameters, outer, retain_graph=not last, allow_unused=True)
     for total, z, hz in zip(sums, signs, curved, strict=True):
         if hz is not None:
             total.addcmul_(z, hz.detach(), value=share)

@@ -8,6 +8,7 @@ import pytest
 
 from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import memory_hub, open_hub
+from sparsehub.hub.settings import read_policy, read_settings
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,17 @@ def test_an_empty_hub_says_so(tmp_path) -> None:
 def test_importing_the_hub_imports_neither_torch_nor_obstore() -> None:
     code = "import sys, sparsehub.hub; sys.exit(bool({'torch', 'obstore'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_settings_that_the_docs_show_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
+    folder = tmp_path / "sparsehub"
+    folder.mkdir()
+    (folder / "hub.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    for name in ("team.pub", "root.pem"):
+        (folder / name).write_text("anything")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert read_settings().cache_bytes == 20_000_000_000
+    policy = read_policy()
+    assert policy.require_signature and policy.publishers == ("team",) and list(policy.trusted_keys) == ["team"]
+    assert policy.trusted_identities[0].identity == "release@example.org"
