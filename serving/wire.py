@@ -12,6 +12,7 @@ from sparsehub.engine import Ticket
 from sparsehub.errors import (
     CancelledError,
     ConflictError,
+    EngineError,
     ForbiddenError,
     NotFoundError,
     QueueFullError,
@@ -47,6 +48,7 @@ STATUS: dict[type[SparsehubError], int] = {
     QueueFullError: 429,
     UnhealthyError: 503,
     CancelledError: 504,
+    EngineError: 503,  # a task that cannot be loaded, or has no room: another replica may do better
 }
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 

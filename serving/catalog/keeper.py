@@ -70,7 +70,10 @@ class Keeper:
             raise UsageError(f"the catalogue at {self.document.where} is gone", fix="put it back")
         catalog = Catalog() if data is None else parse_catalog(data)
         self._settle(catalog)
-        write_file(self._copy, catalog.to_bytes())
+        try:
+            write_file(self._copy, catalog.to_bytes())
+        except OSError as error:  # a full disk: what is served is right, only a restart would not know it
+            log.error("the catalogue's last good state cannot be kept at %s: %s", self._copy, error)
 
     def prove(self, name: str, target: Target) -> None:
         """Load a version that is to be in the catalogue, and keep it until the next look; raises what its load does."""

@@ -25,7 +25,7 @@ from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.start import start_catalog
 from sparsehub.backbone import load_backbone
-from sparsehub.engine import Engine, Limits
+from sparsehub.engine import Budgets, Engine, Limits
 from sparsehub.package import read_package
 
 _shared = runpy.run_path(str(Path(__file__).parents[1] / "engine" / "conftest.py"))
@@ -82,10 +82,14 @@ def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Acce
 def new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any]:
     @contextmanager
     def new(
-        start: bool, limits: Limits | None = None, access: Access | None = None, **settings: Any
+        start: bool,
+        limits: Limits | None = None,
+        access: Access | None = None,
+        budgets: Budgets | None = None,
+        **settings: Any,
     ) -> Iterator[Server]:
         metrics = Metrics()
-        engine = Engine(load_backbone(str(tiny_tasks.folder)), limits, metrics.observe)
+        engine = Engine(load_backbone(str(tiny_tasks.folder)), limits, metrics.observe, budgets=budgets)
         for package in () if "catalog" in settings else suite.values():
             engine.add(read_package(package))
         if start:

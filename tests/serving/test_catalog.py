@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
 import logging
@@ -354,6 +355,20 @@ def test_a_damaged_or_lost_catalogue_changes_nothing_not_even_after_a_restart(
     path.write_bytes(content)
     it.server.keeper.follower.look()
     assert it.server.keeper.follower.error is None
+
+
+def test_a_full_disk_keeps_nobody_from_following(
+    world: Callable[..., World], hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, targets, _ = hub
+    it = world(catalog_of(three=Entry(targets["three1"])))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("serving.catalog.keeper.write_file", full)
+    it.change(lambda c: changes.move(c, "three", targets["three2"]))
+    assert it.answered("three") == "three2" and it.server.keeper.follower.error is None
 
 
 def test_a_task_that_is_removed_answers_what_has_begun_and_then_goes(world: Callable[..., World], hub: Any) -> None:
