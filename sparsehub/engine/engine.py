@@ -7,9 +7,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
@@ -17,8 +15,12 @@ from sparsehub.engine.arena import ArenaKeeper
 from sparsehub.engine.calibrate import measure_points
 from sparsehub.engine.compose import composite, parse_composition
 from sparsehub.engine.cost import SWAP, CostModel
+from sparsehub.engine.generation.front import Prompt, ask, make_generator
+from sparsehub.engine.generation.generator import Listen
+from sparsehub.engine.generation.limits import GenerationLimits
+from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.holding import Budgets, Holding, Usage
-from sparsehub.engine.inputs import check_length, rows_of
+from sparsehub.engine.inputs import check_length, rows_of, text_spec
 from sparsehub.engine.loop import ModelLoop, Work
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.report import BatchReport, TaskStatus
@@ -28,31 +30,23 @@ from sparsehub.engine.runner import AUTO, MODES, Runner
 from sparsehub.engine.scheduler import Item, Limits, Scheduler
 from sparsehub.engine.selfcheck import checked_sites
 from sparsehub.engine.tasks import Task, TaskInfo, TaskTable
+from sparsehub.engine.ticket import Ticket
 from sparsehub.errors import DataError, RequestError, SparsehubError, UnhealthyError, UnknownTaskError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.encoding import Encoded, encode
-from sparsehub.package.manifest import PROBLEM_TYPES, TEXT_CLASSIFICATION, TaskSpec
+from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
 from sparsehub.package.outputs import Answer
 
 LOAD_SECONDS = 60.0  # that a request waits for a task which was never in memory, where it says nothing else
 MIXED_LANE = "mixed"
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Ticket(Generic[T]):
-    """What a request gets at once. futures: one per input, in order; task: the very package that will answer."""
-
-    futures: list[Future[T]]
-    task: TaskInfo | None
-    tokens: int
 
 
 class Engine:
     """Serves tasks from one backbone. Any thread may submit; one thread runs `step` (see `start`).
 
     observe: called after every batch, in the model thread; mode: `auto`, or `swap` or `mixed` wherever that is
-    possible; check_seconds: between two looks at a block of the base weights, 0 for none.
+    possible; check_seconds: between two looks at a block of the base weights, 0 for none; generation: what text
+    generation may use. generator: None where the backbone is no causal language model.
     """
 
     def __init__(
@@ -64,6 +58,7 @@ class Engine:
         budgets: Budgets | None = None,
         mode: str = AUTO,
         check_seconds: float = 1.0,
+        generation: GenerationLimits | None = None,
     ):
         self.backbone = backbone
         self.tokenizer = load_tokenizer(backbone.checkpoint)
@@ -83,6 +78,15 @@ class Engine:
         measure = functools.partial(measure_points, backbone, self._sites, self.max_tokens)
         self._loop = ModelLoop(self.arena, runner, self._scheduler, self._residency, measure, observe)
         self.mode = mode
+        self.generator = make_generator(
+            backbone,
+            self.arena,
+            self._residency,
+            self._sites,
+            generation or GenerationLimits(),
+            self._lane_of,
+            self._loop,
+        )
         self._tokenizer_lock = threading.Lock()  # fast tokenizers keep their truncation settings inside
 
     # tasks
@@ -138,6 +142,11 @@ class Engine:
         if holding.error is not None:
             self._scheduler.fail(holding.error, lambda key: key[0] == holding.task.digest)
         self._scheduler.wake()
+        if self.generator is not None:
+            self.generator.loaded(holding)
+
+    def _lane_of(self, digest: str | None) -> Hashable | None:
+        return self._lane((digest, False))
 
     def _lane(self, key: tuple[str | None, bool]) -> Hashable | None:
         """Where rows of a key may run: with all others that can be mixed, or with their own task's alone."""
@@ -163,8 +172,28 @@ class Engine:
     ) -> Ticket[list[float]]:
         """One future per text: a unit vector, from the task's weights or (None) from the plain backbone."""
         if reference is None:
-            return self._submit(None, None, self._encode(_text_spec(self.max_tokens), texts, truncate), True, timeout)
+            return self._submit(None, None, self._encode(text_spec(self.max_tokens), texts, truncate), True, timeout)
         return self._ask(reference, texts, truncate, timeout, embed=True)
+
+    def generate(
+        self, reference: str | None, prompt: Prompt, sampling: Sampling | None = None, timeout: float | None = None
+    ) -> Generation:
+        """One text: from a task's weights or (None) from the plain backbone. prompt: a text, token ids, or messages."""
+        return self.generate_many(reference, [prompt], [sampling or Sampling()], timeout)[0]
+
+    def generate_many(
+        self,
+        reference: str | None,
+        prompts: Sequence[Prompt],
+        samplings: Sequence[Sampling],
+        timeout: float | None = None,
+        listen: Callable[[int], Listen] = lambda _: lambda _: None,
+    ) -> list[Generation]:
+        """One text per prompt, all queued or none; see `Generator.submit`."""
+        if self.generator is None:
+            raise RequestError("the backbone generates no text", found=self.backbone.architecture)
+        task = None if reference is None else self._find(reference)
+        return ask(self.generator, task, prompts, samplings, timeout or LOAD_SECONDS, listen)
 
     def info(self, reference: str, timeout: float | None = None) -> TaskInfo:
         """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
@@ -183,7 +212,8 @@ class Engine:
     @property
     def healthy(self) -> bool:
         """Whether work is taken: the arena is known, nobody said stop, and a started model thread still runs."""
-        return self.arena.swap.healthy and self._loop.takes_work
+        generates = self.generator is None or self.generator.takes_work
+        return self.arena.swap.healthy and self._loop.takes_work and generates
 
     def _find(self, reference: str) -> Task:
         """A task that is served, or one that the reference composes of such (`trec+tone*0.5`)."""
@@ -202,7 +232,9 @@ class Engine:
         holding = self._residency.acquire(task)  # its weights come while its rows are tokenised
         try:
             info = self._residency.info(task.digest) or holding.wait(timeout or LOAD_SECONDS).info
-            spec = _text_spec(info.spec.max_length) if embed else info.spec
+            if info.spec.kind == TEXT_GENERATION and not embed:
+                raise RequestError(f"{info.reference} generates text", fix="post to /v1/completions")
+            spec = text_spec(info.spec.max_length) if embed else info.spec
             return self._submit(info, holding, self._encode(spec, inputs, truncate), embed, timeout)
         finally:
             self._residency.release(holding)
@@ -243,11 +275,15 @@ class Engine:
     # the main loop
 
     def start(self) -> None:
-        """Measure what batches cost here, then run `step` in a thread of its own until `stop`."""
+        """Measure what batches cost here, then run `step` in a thread of its own until `stop`; generate in another."""
         self._loop.start()
+        if self.generator is not None:
+            self.generator.start()
 
     def stop(self, drain: float = 30.0) -> None:
         """Take no more rows, finish what waits for up to `drain` seconds, and leave the base weights in the arena."""
+        if self.generator is not None:
+            self.generator.stop(drain)
         self._loop.stop(drain)
         self._residency.close()
         self.arena.empty(self._residency)
@@ -271,16 +307,3 @@ class Engine:
     def costs(self) -> CostModel:
         """What batches cost here: predictions by way of running, and what was learned since."""
         return self._loop.costs
-
-
-def _text_spec(max_length: int) -> TaskSpec:
-    """One text a row, for embeddings."""
-    return TaskSpec(
-        kind=TEXT_CLASSIFICATION,
-        labels=(),
-        problem_type=PROBLEM_TYPES[TEXT_CLASSIFICATION],
-        text_fields=("input",),
-        label_field="",
-        max_length=max_length,
-        metrics=(),
-    )

@@ -55,7 +55,8 @@ def _problem(backbone: Backbone, sites: Sites) -> str | None:
 
 
 def _states(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
-    states: Tensor = backbone.module(**batch).last_hidden_state
+    outputs = backbone.whole(**batch)  # of a language model the logits: its output layer is to be proved too
+    states: Tensor = outputs.last_hidden_state if backbone.language_model is None else outputs.logits
     return states.float()
 
 

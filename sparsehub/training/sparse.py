@@ -44,7 +44,10 @@ class SparseModel(Trainable):
         for name, positions in self._mask.items():
             self._hooks.add(name, self._gatherer(positions, self._slices[name]))
         sinks = {name: self._adder(place) for name, place in self._slices.items()} if sampled else {}
-        self._sampled = SampledLinears(task_model.backbone.module, self._mask if sampled else {}, sinks, self.values)
+        backbone = task_model.backbone
+        self._sampled = SampledLinears(
+            backbone.whole, backbone.parameters, self._mask if sampled else {}, sinks, self.values
+        )
         for module in task_model.backbone.module.modules():
             if isinstance(module, nn.Embedding):
                 module.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
@@ -117,7 +120,7 @@ class Hooks:
     """What looks at the gradients of a backbone's parameters; while it does, they have gradients."""
 
     def __init__(self, task_model: TaskModel):
-        self._parameters = dict(task_model.backbone.module.named_parameters(remove_duplicate=False))
+        self._parameters = task_model.backbone.parameters
         self._handles: list[tuple[nn.Parameter, Any]] = []
 
     def add(self, name: str, hook: Callable[[Tensor], None]) -> None:
