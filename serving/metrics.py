@@ -8,6 +8,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sparsehub.engine import BatchReport, Engine
+from sparsehub.engine.generation import GenerationUsage
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -49,6 +50,9 @@ class Metrics:
         self._loads = _gauge("task_loads", "Tasks loaded since the start", "livesum", registry)
         self._evictions = _gauge("task_evictions", "Tasks dropped for others since the start", "livesum", registry)
         self._checks = _gauge("arena_checks", "Looks at the base weights, by outcome", "livesum", registry, ["outcome"])
+        self._texts = _gauge("texts", "Texts that are generated, by state", "livesum", registry, ["state"])
+        self._said = _gauge("generated_tokens", "Tokens generated since the start", "livesum", registry)
+        self._pages = _gauge("cache_pages", "Pages of the generation cache, by state", "livesum", registry, ["state"])
         self._healthy = _gauge("healthy", "1 while the engine takes work", "livemin", registry)
 
     def observe(self, report: BatchReport) -> None:
@@ -88,6 +92,16 @@ class Metrics:
         self._evictions.set(usage.evictions)
         for outcome, count in (("made", arena.checks), ("failed", arena.failures), ("repaired", arena.repairs)):
             self._checks.labels(outcome).set(count)
+
+        if engine.generator is not None:
+            self._sample_texts(engine.generator.usage())
+
+    def _sample_texts(self, used: GenerationUsage) -> None:
+        self._texts.labels("running").set(used.running)
+        self._texts.labels("waiting").set(used.waiting)
+        self._said.set(used.tokens)
+        self._pages.labels("used").set(used.pages)
+        self._pages.labels("free").set(used.most - used.pages)
 
     def text(self, engine: Engine) -> str:
         """Everything, in Prometheus' text format."""

@@ -15,7 +15,7 @@ LIMITS = GenerationLimits(cache_tokens=160, page_tokens=16, sequences=4, waiting
 
 
 def generation(name: str, lane: str | None = "mixed", prompt: int = 8, tokens: int = 8, deadline=None) -> Generation:
-    made = Generation(name, (1,) * prompt, Sampling(max_tokens=tokens), None, None, deadline)
+    made = Generation(name, (1,) * prompt, tokens, Sampling(), None, None, deadline)
     made.lane = lane
     return made
 

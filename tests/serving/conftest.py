@@ -102,3 +102,19 @@ def halted(_new_server: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
 def reference_of(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[[str], Callable[[Any], list[float]]]:
     """By a task's name, what plain transformers answers to an input."""
     return functools.cache(lambda name: tiny_tasks.reference(suite[name]))
+
+
+speakers, says = (_shared[name] for name in ("speakers", "says"))
+
+
+@pytest.fixture(scope="module")
+def language_server(speakers: Any) -> Iterator[Server]:
+    """Serves the small language model with two ways to speak."""
+    metrics = Metrics()
+    engine = Engine(load_backbone(str(speakers.folder)), None, metrics.observe)
+    for seed, name in enumerate(("gruff", "meek")):
+        engine.add(read_package(speakers.write(name, "text-generation", seed=seed, scale=0.3)))
+    engine.start()
+    with _listening(engine, Settings(backbone="tiny/lm", hub="hub"), metrics) as server:
+        yield server
+    engine.stop(drain=5)

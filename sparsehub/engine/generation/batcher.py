@@ -59,7 +59,7 @@ class Batcher:
         state = RequestState(
             request_id=generation.id,
             initial_tokens=list(generation.prompt),
-            max_new_tokens=generation.sampling.max_tokens,
+            max_new_tokens=generation.max_tokens,
             eos_token_id=self.ends,
         )
         self._processor.scheduler.add_waiting_request(state)

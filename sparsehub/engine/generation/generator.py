@@ -69,14 +69,21 @@ class Generator:
         """
         if not self.takes_work:
             raise UnhealthyError("the engine generates no more", fix="restart it")
-        for prompt, sampling in zip(prompts, samplings, strict=True):
-            self._check(prompt, sampling)
+        lengths = [self._length(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
         deadline = None if timeout is None else time.monotonic() + timeout
         generations = [
             Generation(
-                f"g{next(self._numbers)}", tuple(p), s, task, holding, deadline, listen(i), wake=self._waiting.stir
+                f"g{next(self._numbers)}",
+                tuple(prompt),
+                length,
+                sampling,
+                task,
+                holding,
+                deadline,
+                listen(number),
+                wake=self._waiting.stir,
             )
-            for i, (p, s) in enumerate(zip(prompts, samplings, strict=True))
+            for number, (prompt, length, sampling) in enumerate(zip(prompts, lengths, samplings, strict=True))
         ]
         if holding is not None:
             self.residency.hold(holding, len(generations))
@@ -90,8 +97,8 @@ class Generator:
             self.loaded(holding)
         return generations
 
-    def _check(self, prompt: Sequence[int], sampling: Sampling) -> None:
-        """What transformers would fall over later; raises `RequestError`."""
+    def _length(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """How many tokens the text may get; raises `RequestError` for what transformers would fall over later."""
         if not prompt:
             raise RequestError("the prompt has no tokens", expected="some text")
         if min(prompt) < 0 or max(prompt) >= len(self.tokenizer):
@@ -100,15 +107,17 @@ class Generator:
                 found=f"{min(prompt)} to {max(prompt)}",
                 expected=f"0 to {len(self.tokenizer) - 1}",
             )
-        if sampling.max_tokens > self.limits.new_tokens:
-            raise RequestError("max_tokens is too large", found=sampling.max_tokens, expected=self.limits.new_tokens)
-        if len(prompt) + sampling.max_tokens > self.context:
+        room, wanted = self.context - len(prompt), sampling.max_tokens
+        if wanted is not None and wanted > self.limits.new_tokens:
+            raise RequestError("max_tokens is too large", found=wanted, expected=f"at most {self.limits.new_tokens}")
+        if room < (wanted or 1):
             raise RequestError(
                 "the prompt and max_tokens are longer than the model's context",
-                found=f"{len(prompt)} and {sampling.max_tokens} tokens",
+                found=f"{len(prompt)} and {wanted or 1} tokens",
                 expected=f"at most {self.context} together",
                 fix="shorten the prompt, or ask for fewer tokens",
             )
+        return wanted or min(room, self.limits.new_tokens)
 
     def loaded(self, holding: Holding) -> None:
         """A task was loaded, or could not be: those that wait for it run, or hear why not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from sparsehub.engine.holding import Holding
 from sparsehub.engine.tasks import TaskInfo
 from sparsehub.errors import RequestError
 
+log = logging.getLogger("sparsehub")
 STOP, LENGTH = "stop", "length"
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
@@ -21,12 +23,13 @@ MOST_LOGPROBS = 20
 class Sampling:
     """How text is chosen.
 
-    temperature 0: always the likeliest token; top_p: of the tokens that hold this share of the probability; seed: the
-    same one gives the same text again, whatever else runs; stop: texts before which it ends; logprobs: how many of the
-    likeliest tokens are told of each place, None for no probabilities at all.
+    max_tokens: None for as many as the context and the generator's limit allow; temperature 0: always the likeliest
+    token; top_p: of the tokens that hold this share of the probability; seed: the same one gives the same text again,
+    whatever else runs; stop: texts before which it ends; logprobs: how many of the likeliest tokens are told of each
+    place, None for no probabilities at all.
     """
 
-    max_tokens: int = 128
+    max_tokens: int | None = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
@@ -34,7 +37,7 @@ class Sampling:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _within("max_tokens", self.max_tokens, 1, 1 << 20)
+        _within("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1, 1 << 20)
         _within("temperature", self.temperature, 0.0, 2.0)
         _within("top_p", self.top_p, 0.0, 1.0)
         _within("seed", self.seed or 0, -(1 << 63), (1 << 63) - 1)
@@ -91,6 +94,7 @@ class Generation:
 
     id: str
     prompt: tuple[int, ...]
+    max_tokens: int
     sampling: Sampling
     task: TaskInfo | None
     holding: Holding | None
@@ -111,7 +115,10 @@ class Generation:
     @property
     def length(self) -> int:
         """Tokens that it may come to."""
-        return len(self.prompt) + self.sampling.max_tokens
+        return len(self.prompt) + self.max_tokens
+
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()  # it ends by `cancel` below: the future's own would not be heard
 
     def cancel(self) -> None:
         """Let go: what it has in the cache is freed before the next step; `result` raises `CancelledError`."""
@@ -133,4 +140,7 @@ class Generation:
     def say(self, piece: Piece | None) -> None:
         """For the generator: hand a piece to whoever listens."""
         self._pieces.put(piece)
-        self.listen(piece)
+        try:
+            self.listen(piece)
+        except Exception as error:  # whoever listens may be at fault; the texts of others go on
+            log.exception("a listener to generated text failed", exc_info=error)

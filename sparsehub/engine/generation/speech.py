@@ -32,7 +32,7 @@ class Speech:
             self._untold.append(self._log(token, chosen))
         if self._stream.stopped or token in self._ends:
             self.finish = STOP
-        elif len(generation.tokens) >= generation.sampling.max_tokens:
+        elif len(generation.tokens) >= generation.max_tokens:
             self.finish = LENGTH
         if self.finish is not None and not self._stream.stopped:
             text += self._stream.flush()
