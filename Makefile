@@ -30,7 +30,7 @@ lint: $(INSTALLED)
 
 # The property tests of formats, selection, scheduler and references with fifty times as many examples.
 soak: $(INSTALLED)
-	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/delta/test_delta_io.py tests/engine/test_scheduler.py tests/engine/test_stress.py tests/engine/test_mixed.py \
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/delta/test_delta_io.py tests/engine/test_scheduler.py tests/engine/test_stress.py tests/engine/test_mixed.py tests/engine/test_generation_soak.py \
 		tests/hub/test_reference.py tests/hub/test_versions.py tests/selection/test_threshold.py
 
 clean:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from datasets import disable_progress_bars
 from train import default_text, train_lm
 
 HELD_OUT = 0.15  # of each speaker's speeches, the last ones
@@ -72,7 +73,7 @@ def train_delta(backbone: Path, name: str, files: dict[str, str], out: Path, epo
         device="cpu",
         **files,
     )
-    train(config, report=print)
+    train(config)
 
 
 def perplexities(backbone: Path, package: Path | None, files: list[str]) -> list[float]:
@@ -96,7 +97,7 @@ def perplexities(backbone: Path, package: Path | None, files: list[str]) -> list
 def table(names: list[str], rows: dict[str, list[float]]) -> str:
     """Markdown: a line for each set of weights, the best of each column in bold."""
     best = [min(column) for column in zip(*rows.values(), strict=True)]
-    lines = ["| weights | " + " | ".join(f"{name.title()}'s" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = ["| weights | " + " | ".join(f"{name}'s" for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for who, row in rows.items():
         cells = [f"**{v:.2f}**" if v == low else f"{v:.2f}" for v, low in zip(row, best, strict=True)]
         lines.append(f"| {who} | " + " | ".join(cells) + " |")
@@ -123,9 +124,11 @@ def main() -> None:
         train = write_rows(out / f"{task}-train.jsonl", seen)
         files.append(write_rows(out / f"{task}-test.jsonl", unseen))
         packages[name] = out / task
+        print(f"{name}: {len(seen)} speeches, {len(unseen)} held out")
         train_delta(backbone, task, {"train": train}, packages[name], arguments.epochs)
+    disable_progress_bars()
     rows = {"backbone": perplexities(backbone, None, files)}
-    rows |= {f"{name.title()}'s delta": perplexities(backbone, package, files) for name, package in packages.items()}
+    rows |= {f"{name}'s delta": perplexities(backbone, package, files) for name, package in packages.items()}
     print(table(list(speeches), rows))
 
 

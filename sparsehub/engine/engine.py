@@ -193,7 +193,7 @@ class Engine:
         if self.generator is None:
             raise RequestError("the backbone generates no text", found=self.backbone.architecture)
         task = None if reference is None else self._find(reference)
-        return ask(self.generator, task, prompts, samplings, timeout or LOAD_SECONDS, listen)
+        return ask(self.generator, task, prompts, samplings, timeout, listen)
 
     def info(self, reference: str, timeout: float | None = None) -> TaskInfo:
         """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""

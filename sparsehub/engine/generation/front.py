@@ -25,6 +25,7 @@ from sparsehub.package.chat import check_messages, render
 from sparsehub.package.manifest import TEXT_GENERATION
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+LOAD_SECONDS = 60.0
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -54,11 +55,12 @@ def ask(
     task: Task | None,
     prompts: Sequence[Prompt],
     samplings: Sequence[Sampling],
-    timeout: float,
+    timeout: float | None,
     listen: Callable[[int], Listen],
 ) -> list[Generation]:
-    """Hold the task, tokenise, check, queue. timeout: seconds that a task may take to load, and a text to begin.
+    """Hold the task, tokenise, check, queue.
 
+    timeout: seconds that a task may take to load, and a text to begin; None for a minute and for ever.
     Raises `RequestError`, `QueueFullError`, and what the task's load raises.
     """
     if task is None:
@@ -67,7 +69,7 @@ def ask(
     holding = residency.acquire(task)  # it comes while its prompts are tokenised
     try:
         ids = _encoded(generator, prompts)
-        info = residency.info(task.digest) or holding.wait(timeout).info
+        info = residency.info(task.digest) or holding.wait(timeout or LOAD_SECONDS).info
         if info.spec.kind != TEXT_GENERATION:
             raise RequestError(f"{info.reference} generates no text", found=info.spec.kind)
         return generator.submit(ids, samplings, info, holding, timeout=timeout, listen=listen)
