@@ -47,11 +47,11 @@ def main() -> None:
 
 
 NOTES = (
-    f"{SEQUENCES} sequences at once, prompts of {PROMPT} random tokens, {TOKENS} new ones each, greedy, float32. The time "
-    "is that of prompts and new tokens, the tokens a second are the new ones. Interleaved rounds, medians.",
+    f"{SEQUENCES} sequences at once, prompts of {PROMPT} random tokens, {TOKENS} new ones each, greedy, float32. The "
+    "time is that of prompts and new tokens, the tokens a second are the new ones. Interleaved rounds, medians.",
     "Every task changes 0.5% of the whole model: matrices, embeddings (tied to the output layer) and norms, unevenly.",
     "`times one task`: against 16 sequences of one task, whose weights are in place; PEFT's against PEFT's own.",
-    "PEFT's cases: transformers' `generate` on a batch of equal lengths, with its plain cache; rank 8, all linear layers.",
+    "PEFT's cases: transformers' `generate` on a batch of equal lengths, its own cache; rank 8, all linear layers.",
     "Before anything is timed, mixed and swapped texts are compared: they are equal, token for token.",
     "Llama shapes of 1B and 8B in bfloat16 need a GPU: nothing here says how fast those are.",
 )

@@ -19,7 +19,7 @@ from sparsehub.engine.generation.front import Prompt, ask, make_generator
 from sparsehub.engine.generation.generator import Listen
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, Sampling
-from sparsehub.engine.holding import Budgets, Holding, Usage
+from sparsehub.engine.holding import LOAD_SECONDS, Budgets, Holding, Usage
 from sparsehub.engine.inputs import check_length, rows_of, text_spec
 from sparsehub.engine.loop import ModelLoop, Work
 from sparsehub.engine.pooling import pooling_of
@@ -37,7 +37,6 @@ from sparsehub.package.encoding import Encoded, encode
 from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
 from sparsehub.package.outputs import Answer
 
-LOAD_SECONDS = 60.0  # that a request waits for a task which was never in memory, where it says nothing else
 MIXED_LANE = "mixed"
 
 

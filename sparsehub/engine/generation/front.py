@@ -16,6 +16,7 @@ from sparsehub.engine.generation.packing import Packer
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.generation.speech import end_tokens
 from sparsehub.engine.generation.steps import Stepper
+from sparsehub.engine.holding import LOAD_SECONDS
 from sparsehub.engine.loop import ModelLoop
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.sites import Sites
@@ -25,7 +26,6 @@ from sparsehub.package.chat import check_messages, render
 from sparsehub.package.manifest import TEXT_GENERATION
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-LOAD_SECONDS = 60.0
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
