@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from benchmarks.quality_setup import BACKBONE, DENSITY, METHODS, PLANS, TASKS, Entry, Plan, Task
 
@@ -238,11 +238,19 @@ def commit() -> str:
 
 
 def _append(results: Path, line: Mapping[str, Any]) -> None:
-    """One whole line, whatever other processes append."""
+    """One whole line, whatever other processes append, and after whatever a killed one left half."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a", encoding="utf-8") as file:
+    with results.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.write(after_half_a_line(file) + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+
+def after_half_a_line(file: BinaryIO) -> bytes:
+    """What a new line has to begin with: a line feed where the last line has none."""
+    if not file.seek(0, os.SEEK_END):
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -134,6 +134,17 @@ PLANS = {
         calibration_batches=32,
         precision="bfloat16",
     ),
+    # what two busy cores can do in an afternoon: three rates instead of four, for every method
+    "short": Plan(
+        "short",
+        grid=(2e-4, 2e-3, 1e-2),
+        tasks=("cb", "copa", "wsc", "rte"),
+        epochs={"cb": 6, "copa": 5, "wsc": 3, "rte": 2},
+        rows={"rte": 1000},
+        max_length={"cb": 80, "copa": 32, "wsc": 64, "rte": 80},
+        calibration_batches=32,
+        precision="bfloat16",
+    ),
     "gpu": Plan(
         "gpu",
         grid=(1e-4, 5e-4, 2.5e-3, 1e-2),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +16,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from serving.answering import CLIENT_LEFT, ClientLeft
+from serving.access import Access
+from serving.access.caller import BACKBONE
+from serving.call import Call, current_call
+from serving.catalog.keeper import Keeper
+from serving.catalog.router import Routed, Router
+from serving.failures import failure
+from serving.gate import Gate
 from serving.metrics import Metrics
 from serving.routes import ROUTERS
+from serving.schema import ERROR_RESPONSES, describe_errors
 from serving.settings import Settings
-from serving.wire import error_body, status_of
+from serving.wire import error_body
 from sparsehub import __version__
 from sparsehub.engine import Engine, TaskInfo, Ticket
-from sparsehub.errors import QueueFullError, SparsehubError
+from sparsehub.engine.compose import parse_composition
+from sparsehub.errors import RequestError, SparsehubError, UnknownTaskError
 
 log = logging.getLogger("sparsehub")
 
@@ -34,6 +43,9 @@ class Service:
     settings: Settings
     engine: Engine
     metrics: Metrics
+    access: Access = field(default_factory=Access)
+    router: Router = field(default_factory=Router)
+    keeper: Keeper | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
     def is_backbone(self, model: str) -> bool:
@@ -41,47 +53,116 @@ class Service:
         return model in (self.settings.backbone, "backbone")
 
     async def info(self, reference: str) -> TaskInfo:
-        """What a task is; off the event loop, since its package may have to be read first."""
-        return await anyio.to_thread.run_sync(self.engine.info, reference, self.settings.timeout)
+        """What a task is; off the event loop, since its package may have to be read first.
+
+        Raises `ForbiddenError` where it is not the caller's, and `UnknownTaskError`.
+        """
+        call = current_call()
+        routed = self._route(call, reference)
+        with _discreet(call, reference):
+            info = await anyio.to_thread.run_sync(self.engine.info, routed.reference, self.settings.timeout)
+        call.task, call.digest = info.reference, info.digest
+        return info
 
     async def submit(
         self, verb: Callable[..., Ticket[Any]], reference: str | None, inputs: Sequence[Any], truncate: bool
     ) -> Ticket[Any]:
-        """Call an engine verb off the event loop: it tokenises, which takes a while for many rows."""
-        call = functools.partial(verb, reference, inputs, truncate=truncate, timeout=self.settings.timeout)
-        return await anyio.to_thread.run_sync(call)
+        """Call an engine verb off the event loop: it tokenises, which takes a while for many rows.
+
+        reference: None for the plain backbone. Raises what `info` and the verb raise, and `RateLimitError`.
+        """
+        call = current_call()
+        if len(inputs) > self.settings.max_items:
+            limit = f"at most {self.settings.max_items}"
+            raise RequestError("too many inputs in one request", found=len(inputs), expected=limit, fix="send fewer")
+        routed = self._route(call, reference)
+        for route in routed.routes:
+            if route.items is not None:
+                route.items.take(len(inputs), f"the quota of items of the task {route.name}")
+        options = {"truncate": truncate, "timeout": self.settings.timeout, "admit": self._admit(call, routed)}
+        asked = None if reference is None else routed.reference
+        with _discreet(call, reference or BACKBONE):
+            ticket: Ticket[Any] = await anyio.to_thread.run_sync(functools.partial(verb, asked, inputs, **options))
+        call.items, call.tokens = len(ticket.futures), ticket.tokens
+        if ticket.task is not None:
+            call.task, call.digest = ticket.task.reference, ticket.task.digest
+        return ticket
+
+    def finish(self, call: Call) -> None:
+        """The answer is sent, or will never be: nothing is held for it any more."""
+        for routed in call.routed.values():
+            self.router.release(routed)
+
+    def _route(self, call: Call, reference: str | None) -> Routed:
+        """What a reference means for this request, once and for all; None is the plain backbone."""
+        check_reference(call, reference or BACKBONE)
+        if reference is None:
+            return Routed("")
+        if reference not in call.routed:
+            with _discreet(call, reference):
+                call.routed[reference] = self.router.hold(reference, call.sticky)
+        return call.routed[reference]
+
+    def _admit(self, call: Call, routed: Routed) -> Callable[[int], None]:
+        """What the engine asks once it knows a request's tokens, before any of its rows waits."""
+
+        def admit(tokens: int) -> None:
+            if tokens > self.settings.max_tokens:
+                limit = f"at most {self.settings.max_tokens}"
+                raise RequestError(
+                    "too many tokens in one request", found=tokens, expected=limit, fix="send fewer inputs"
+                )
+            if call.caller.tokens is not None:
+                call.caller.tokens.take(tokens, f"the rate of tokens of the key {call.caller.name}")
+            for route in routed.routes:
+                if route.tokens is not None:
+                    route.tokens.take(tokens, f"the quota of tokens of the task {route.name}")
+
+        return admit
+
+
+def check_reference(call: Call, reference: str) -> None:
+    """Raises `ForbiddenError` unless every task that a reference or a composition names is the caller's."""
+    parts = [part.reference for part in parse_composition(reference) or ()] or [reference]
+    for part in parts:
+        call.caller.check_task(part.partition("@")[0])
+
+
+@contextmanager
+def _discreet(call: Call, reference: str) -> Iterator[None]:
+    """An unknown task's error names one like it: not to a caller who is not to know all of them."""
+    try:
+        yield
+    except UnknownTaskError as error:
+        if call.caller.sees_all:
+            raise
+        raise UnknownTaskError(f"unknown task {reference[:200]!r}") from error
+
+
+def gated(app: FastAPI) -> Gate:
+    """The app behind its gate, for a server that is not BentoML's."""
+    return Gate(app, lambda: app.state.service)
 
 
 def create_app() -> FastAPI:
-    """The app, without a service yet: whoever starts the engine sets `app.state.service`."""
-    app = FastAPI(title="sparsehub", version=__version__, docs_url="/docs", redoc_url=None)
+    """The app, without a service yet: whoever starts the engine sets `app.state.service`.
+
+    It is to be served behind a `Gate` only, which makes the call that the routes answer.
+    """
+    app = FastAPI(title="sparsehub", version=__version__, docs_url="/docs", redoc_url=None, responses=ERROR_RESPONSES)
+    describe_errors(app)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(SparsehubError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_unexpected)
-    app.middleware("http")(_count)
     return app
 
 
-async def _count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    status = 500  # of an error that no handler in here answers
-    try:
-        response = await call_next(request)
-        status = response.status_code
-        return response
-    finally:
-        route = getattr(request.scope.get("route"), "path", "(unknown)")
-        request.app.state.service.metrics.request(route, status)
-
-
 async def _on_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, ClientLeft):
-        return Response(status_code=CLIENT_LEFT)
-    status = status_of(error)
-    headers = {"Retry-After": str(max(1, round(error.retry_after)))} if isinstance(error, QueueFullError) else None
-    return JSONResponse(error_body(str(error), status, code=type(error).__name__), status, headers)
+    assert isinstance(error, SparsehubError)  # it is registered for nothing else
+    return failure(error)
 
 
 async def _on_malformed(request: Request, error: Exception) -> Response:

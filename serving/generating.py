@@ -10,14 +10,13 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from serving.answering import results
 from serving.prose import MOST_TEXTS, ProseBody, Shape, usage
 from serving.wire import error_body, status_of
-from sparsehub.engine import Generation, Piece, Sampling
+from sparsehub.engine import Completion, Generation, Piece, Sampling, Ticket
 from sparsehub.engine.generation.front import Prompt
 from sparsehub.errors import RequestError, SparsehubError
 
@@ -62,14 +61,19 @@ async def _submit(
     samplings: Sequence[Sampling],
     listen: Callable[[int], Callable[[Piece | None], None]],
 ) -> list[Generation]:
-    """Off the event loop: it tokenises, and a task may have to be loaded first."""
-    reference = None if service.is_backbone(model) else model
-    if reference is not None:
-        await service.info(reference)
-    timeout = service.settings.timeout
-    return await anyio.to_thread.run_sync(
-        lambda: service.engine.generate_many(reference, prompts, samplings, timeout, listen)
-    )
+    """The way of every request: whose task it is, what the caller may ask for, and then the engine's queue."""
+    generations: list[Generation] = []
+
+    def generate(
+        reference: str | None, inputs: Sequence[Prompt], *, truncate: bool, timeout: float, admit: Callable[[int], None]
+    ) -> Ticket[Completion]:
+        del truncate  # a prompt is never cut
+        generations.extend(service.engine.generate_many(reference, inputs, samplings, timeout, listen, admit))
+        futures = [generation.future for generation in generations]
+        return Ticket(futures, generations[0].task, sum(len(generation.prompt) for generation in generations))
+
+    await service.submit(generate, None if service.is_backbone(model) else model, prompts, False)
+    return generations
 
 
 def _nobody(_: int) -> Callable[[Piece | None], None]:

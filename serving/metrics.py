@@ -7,9 +7,14 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from serving.call import Call
+from serving.catalog.keeper import Keeper
+from serving.ledger import Ledger
 from sparsehub.engine import BatchReport, Engine
 from sparsehub.engine.generation import GenerationUsage
 
+BACKBONE, COMPOSED = "(backbone)", "(composed)"
+_WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -19,6 +24,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.ledger = Ledger()
         registry = self.registry
         self._rows = Counter(
             "sparsehub_rows", "Rows answered, by task and outcome", ["task", "outcome"], registry=registry
@@ -32,6 +38,32 @@ class Metrics:
         self._requests = Counter(
             "sparsehub_requests", "HTTP requests, by route and status", ["route", "status"], registry=registry
         )
+        self._route_seconds = Histogram(
+            "sparsehub_request_seconds", "What callers waited, by route", ["route"], buckets=_WAITS, registry=registry
+        )
+        self._task_requests = Counter(
+            "sparsehub_task_requests",
+            "Answered requests, by task, version and status",
+            ["task", "version", "status"],
+            registry=registry,
+        )
+        self._task_seconds = Histogram(
+            "sparsehub_task_request_seconds",
+            "What a task's callers waited",
+            ["task", "version"],
+            buckets=_WAITS,
+            registry=registry,
+        )
+        self._task_tokens = Counter(
+            "sparsehub_task_tokens", "Tokens run, without padding, by task", ["task"], registry=registry
+        )
+        self._task_phase = Counter(
+            "sparsehub_task_row_seconds",
+            "Where the time of a task's rows went, all rows together: queue, load, switch, forward, head",
+            ["task", "phase"],
+            registry=registry,
+        )
+        self._batch_tasks = Histogram("sparsehub_batch_tasks", "Tasks of a batch", buckets=_ROWS, registry=registry)
         self._batches = Counter("sparsehub_batches", "Batches, by how they ran", ["mode"], registry=registry)
         self._predicted = Counter(
             "sparsehub_predicted_seconds",
@@ -53,14 +85,24 @@ class Metrics:
         self._texts = _gauge("texts", "Texts that are generated, by state", "livesum", registry, ["state"])
         self._said = _gauge("generated_tokens", "Tokens generated since the start", "livesum", registry)
         self._pages = _gauge("cache_pages", "Pages of the generation cache, by state", "livesum", registry, ["state"])
+        self._revision = _gauge("catalog_revision", "The catalogue's revision", "livemax", registry)
+        self._refused = _gauge("catalog_refused", "Entries that could not be taken over", "livemax", registry)
+        self._draining = _gauge("catalog_draining", "Versions that only finish what has begun", "livemax", registry)
+        self._stale = _gauge("catalog_stale", "1 while the catalogue cannot be followed", "livemax", registry)
         self._healthy = _gauge("healthy", "1 while the engine takes work", "livemin", registry)
 
     def observe(self, report: BatchReport) -> None:
         """Count one batch."""
         for share in report.shares:
-            task = share.name or "(backbone)"
+            task = _label(share.name)
             self._rows.labels(task, "ok").inc(share.rows - share.failed)
             self._rows.labels(task, "error").inc(share.failed)
+            self._task_tokens.labels(task).inc(share.tokens)
+            self._task_phase.labels(task, "queue").inc(max(0.0, share.queued - share.loading))
+            self._task_phase.labels(task, "load").inc(share.loading)
+            for phase in ("switch", "forward", "head"):  # every row waits for all of its batch
+                self._task_phase.labels(task, phase).inc(getattr(report, phase) * share.rows)
+        self._batch_tasks.observe(len(report.shares))
         self._tokens.inc(report.tokens)
         self._switches.inc(report.switches)
         self._batch.observe(report.rows)
@@ -70,12 +112,25 @@ class Metrics:
         for phase in ("queued", "switch", "forward", "head"):
             self._phase.labels(phase).observe(getattr(report, phase))
 
-    def request(self, route: str, status: int) -> None:
+    def request(self, route: str, status: int, call: Call, seconds: float) -> None:
         """Count one HTTP request."""
         self._requests.labels(route, str(status)).inc()
+        self._route_seconds.labels(route).observe(seconds)
+        if call.digest:
+            name, _, version = call.task.rpartition("@")
+            task = _label(name)
+            version = "" if task == COMPOSED else version
+            self._task_requests.labels(task, version, str(status)).inc()
+            self._task_seconds.labels(task, version).observe(seconds)
+            self.ledger.note(call.digest, call.items, status >= 400, seconds)
 
-    def sample(self, engine: Engine) -> None:
-        """Read the gauges off the engine."""
+    def sample(self, engine: Engine, keeper: Keeper | None = None) -> None:
+        """Read the gauges off the engine, and off what keeps its catalogue."""
+        if keeper is not None:
+            self._revision.set(keeper.revision)
+            self._refused.set(len(keeper.refused))
+            self._draining.set(keeper.draining)
+            self._stale.set(keeper.follower.error is not None)
         usage, arena = engine.usage, engine.arena
         self._waiting.set(engine.waiting)
         self._tasks.set(len(engine.tasks))
@@ -103,10 +158,15 @@ class Metrics:
         self._pages.labels("used").set(used.pages)
         self._pages.labels("free").set(used.most - used.pages)
 
-    def text(self, engine: Engine) -> str:
+    def text(self, engine: Engine, keeper: Keeper | None = None) -> str:
         """Everything, in Prometheus' text format."""
-        self.sample(engine)
+        self.sample(engine, keeper)
         return generate_latest(self.registry).decode()
+
+
+def _label(name: str) -> str:
+    """A task's name as a label. Of what requests compose there is no end, so all of it has one."""
+    return (COMPOSED if "+" in name or "*" in name else name) or BACKBONE
 
 
 def _gauge(

@@ -9,9 +9,12 @@ import bentoml
 from starlette.types import Receive, Scope, Send
 
 from serving.app import Service, create_app
+from serving.catalog.router import Router
+from serving.gate import Gate
+from serving.logs import write_lines
 from serving.metrics import Metrics
 from serving.settings import read_settings
-from serving.start import start_engine
+from serving.start import start_access, start_catalog, start_engine
 
 OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
@@ -22,16 +25,26 @@ async def every_route(scope: Scope, receive: Receive, send: Send) -> None:
     await app(scope, receive, send)
 
 
-@bentoml.service(name="sparsehub", workers=1, traffic={"timeout": 60}, metrics={"enabled": True})
+@bentoml.service(
+    name="sparsehub",
+    workers=1,
+    traffic={"timeout": 60},
+    metrics={"enabled": True},
+    logging={"access": {"enabled": False}},  # ours says more
+)
 @bentoml.asgi_app(every_route, path="/")
 class SparsehubService:
     """One worker, one model thread, one backbone."""
 
     def __init__(self) -> None:
         logging.getLogger("sparsehub").setLevel(logging.INFO)
+        write_lines()
         settings = read_settings(os.environ)
         metrics = Metrics()
-        self._service = Service(settings, start_engine(settings, metrics.observe), metrics)
+        access, self._keys = start_access(settings)
+        engine, router = start_engine(settings, metrics.observe), Router()
+        keeper = start_catalog(settings, engine, router)
+        self._service = Service(settings, engine, metrics, access, router, keeper)
         app.state.service = self._service
 
     def __is_ready__(self) -> bool:
@@ -40,9 +53,17 @@ class SparsehubService:
     def __metrics__(self, text: str) -> str:
         """BentoML's metrics with ours as they are now: its text was made before the engine's gauges were read."""
         theirs = [line for line in text.splitlines(keepends=True) if not line.startswith(OWN_METRICS)]
-        return "".join(theirs) + self._service.metrics.text(self._service.engine)
+        return "".join(theirs) + self._service.metrics.text(self._service.engine, self._service.keeper)
 
     @bentoml.on_shutdown
     def shutdown(self) -> None:
         """Finish what runs, refuse what comes."""
+        if self._keys is not None:
+            self._keys.stop()
+        if self._service.keeper is not None:
+            self._service.keeper.stop()
         self._service.engine.stop()
+
+
+# BentoML makes the class a service object.
+SparsehubService.add_asgi_middleware(Gate, service=lambda: app.state.service)  # type: ignore[attr-defined]

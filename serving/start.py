@@ -7,6 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from serving.access import Access, KeyRing
+from serving.catalog import open_catalog
+from serving.catalog.keeper import Keeper, Source
+from serving.catalog.places import hub_beside, target_of
+from serving.catalog.router import Router
+from serving.documents import FileDocument, Follower
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Budgets, Engine, GenerationLimits, Limits, Task
@@ -14,7 +20,8 @@ from sparsehub.engine.holding import UNLIMITED
 from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import PackageHub, open_hub
 from sparsehub.hub.loading import load_package
-from sparsehub.package import MANIFEST_FILE, read_manifest, read_package
+from sparsehub.hub.settings import read_policy
+from sparsehub.package import MANIFEST_FILE, read_manifest
 
 log = logging.getLogger("sparsehub")
 
@@ -28,9 +35,11 @@ def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = la
     limits = Limits(settings.queue_rows, settings.batch_tokens, settings.batch_rows)
     texts = GenerationLimits(cache_tokens=settings.cache_tokens, new_tokens=settings.new_tokens)
     engine = Engine(backbone, limits, observe, budgets=_budgets(settings), mode=settings.mode, generation=texts)
+    policy = _policy(settings)
+    read_policy(policy)  # a policy that cannot be understood stops the endpoint here, and not its first request
     hub = open_hub(settings.hub) if settings.hub else None
-    for reference in settings.tasks or _everything(hub):
-        task = task_of(reference, hub)
+    for reference in () if settings.catalog else settings.tasks or _everything(hub):
+        task = task_of(reference, hub, policy)
         engine.register(task)
         if settings.tasks:  # what is named must be right; all of a hub is read as it is asked for
             engine.load(f"{task.name}@{task.digest}")
@@ -40,16 +49,51 @@ def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = la
     return engine
 
 
-def task_of(reference: str, hub: PackageHub | None) -> Task:
-    """The task that a package folder or a reference means; of its package no more than the manifest is read."""
+def start_catalog(settings: Settings, engine: Engine, router: Router) -> Keeper | None:
+    """What makes the engine serve the catalogue, where there is one; raises what a user can mend."""
+    if settings.catalog is None:
+        return None
+    hub = hub_beside(settings.catalog, settings.hub)
+    policy = _policy(settings)
+    source = Source(
+        lambda pinned: load_package(pinned, hub, policy=read_policy(policy)),
+        lambda reference: target_of(reference, hub),
+    )
+    keeper = Keeper(open_catalog(settings.catalog), engine, router, source)
+    keeper.start()
+    return keeper
+
+
+def start_access(settings: Settings) -> tuple[Access, Follower | None]:
+    """Who may ask, and what follows the key file while the endpoint runs; raises `UsageError` for a wrong file."""
+    if settings.keys is None:
+        return Access(everybody=settings.open), None
+    access = Access(KeyRing())
+    follower = Follower(FileDocument(Path(settings.keys)), access.reload)
+    follower.look()
+    follower.start()
+    return access, follower
+
+
+def task_of(reference: str, hub: PackageHub | None, policy: Path | None) -> Task:
+    """The task that a package folder or a reference means; of its package no more than the manifest is read.
+
+    policy: of `Settings`; it is read again, and must allow the package, whenever that is loaded.
+    """
     if (Path(reference) / MANIFEST_FILE).is_file():
         manifest = read_manifest(Path(reference))
-        return Task(manifest.name, manifest.version, manifest.digest, lambda: read_package(Path(reference)))
-    if hub is None:
+        name, version, digest, exact = manifest.name, manifest.version, manifest.digest, reference
+    elif hub is None:
         raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
-    resolved = hub.resolve(reference)
-    version = resolved.version or resolved.digest
-    return Task(resolved.name, version, resolved.digest, lambda: load_package(resolved.pinned, hub))
+    else:
+        resolved = hub.resolve(reference)
+        name, digest, exact = resolved.name, resolved.digest, resolved.pinned
+        version = resolved.version or digest
+    return Task(name, version, digest, lambda: load_package(exact, hub, policy=read_policy(policy)))
+
+
+def _policy(settings: Settings) -> Path | None:
+    return Path(settings.policy) if settings.policy else None
 
 
 def _budgets(settings: Settings) -> Budgets:

@@ -11,23 +11,44 @@ from pydantic import BaseModel, ConfigDict, Field
 from sparsehub.engine import Ticket
 from sparsehub.errors import (
     CancelledError,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
     QueueFullError,
+    RateLimitError,
     RequestError,
     SparsehubError,
+    UnauthenticatedError,
     UnhealthyError,
     UnknownTaskError,
     UsageError,
 )
 
+
+class BodyTooLargeError(RequestError):
+    """More bytes than the endpoint reads."""
+
+
+class BodyTooSlowError(RequestError):
+    """The bytes did not come in time."""
+
+
 STATUS: dict[type[SparsehubError], int] = {
+    UnauthenticatedError: 401,
+    ForbiddenError: 403,
+    BodyTooSlowError: 408,
+    BodyTooLargeError: 413,
+    RateLimitError: 429,
     RequestError: 400,
     UsageError: 400,
     UnknownTaskError: 404,
+    NotFoundError: 404,
+    ConflictError: 409,
     QueueFullError: 429,
     UnhealthyError: 503,
     CancelledError: 504,
 }
-_TYPES = {400: "invalid_request_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class Body(BaseModel):
@@ -57,6 +78,23 @@ class ScoreBody(Body):
     text_2: str | list[str] | None = None
 
 
+class Document(BaseModel):
+    """A text as an object, as Cohere's clients send it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+
+
+class RerankBody(Body):
+    """top_n: of the best, null for all."""
+
+    query: str
+    documents: list[str | Document] = Field(min_length=1)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = True
+
+
 class EmbeddingsBody(Body):
     input: str | list[str]
     encoding_format: Literal["float", "base64"] = "float"
@@ -67,9 +105,9 @@ def as_list(value: Any) -> list[Any]:
 
 
 def envelope(kind: str, body: Body, ticket: Ticket[Any], data: list[dict[str, Any]]) -> dict[str, Any]:
-    """What surrounds every list of answers. task and digest say exactly which package gave them."""
+    """What surrounds every list of answers. task, version and digest say exactly which package gave them."""
     task = ticket.task
-    served = {"task": task.reference, "digest": task.digest} if task else {}
+    served = {"task": task.reference, "version": task.version, "digest": task.digest} if task else {}
     return {
         "id": f"{kind}-{uuid.uuid4().hex}",
         "object": "list",

@@ -16,6 +16,10 @@ SparsehubError
 │   ├── ConflictError          somebody else moved a channel meanwhile
 │   └── UnreachableError       no answer, or one that broke off: worth another try
 ├── TrustError                 a package is not signed by anyone whom the policy trusts
+├── AccessError                an endpoint does not let this caller do that
+│   ├── UnauthenticatedError   no key, or one that nobody knows
+│   ├── ForbiddenError         the key is not for this
+│   └── RateLimitError         the key's or the task's rate is used up; carries `retry_after` in seconds
 └── EngineError                a running engine could not answer
     ├── RequestError           the request itself is at fault
     ├── UnknownTaskError       no such task is served here
@@ -114,6 +118,34 @@ class UnreachableError(HubError):
 
 class TrustError(SparsehubError):
     """A package is not signed as the policy demands, by anyone whom it trusts; nothing of it is used."""
+
+
+class AccessError(SparsehubError):
+    """An endpoint does not let this caller do that."""
+
+
+class UnauthenticatedError(AccessError):
+    """The request carries no key, or one that the endpoint does not know."""
+
+
+class ForbiddenError(AccessError):
+    """The key is good, but not for this."""
+
+
+class RateLimitError(AccessError):
+    """A rate is used up. `retry_after` is the suggested wait in seconds."""
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        retry_after: float = 1.0,
+        found: object = None,
+        expected: object = None,
+        fix: str | None = None,
+    ):
+        super().__init__(problem, found=found, expected=expected, fix=fix)
+        self.retry_after = retry_after
 
 
 class EngineError(SparsehubError):

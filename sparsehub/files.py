@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -44,15 +45,21 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """One value, one byte string: sorted keys, UTF-8, no spaces.
+    """One value, one byte string: sorted keys, UTF-8, no spaces. A dataclass is the object of its fields.
 
     Raises `FormatError` for what JSON or UTF-8 cannot hold: NaN, infinities, half of a surrogate pair.
     """
     try:
-        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(
+            value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_fields
+        )
         return text.encode("utf-8")
     except ValueError as error:
         raise FormatError("a value that JSON cannot hold", found=str(error)) from error
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sparsehub.errors import SparsehubError
 
 T = TypeVar("T")
+_PLAIN = frozenset({str, int, bool})
 
 
 def unknown_name(what: str, name: str, known: list[str]) -> str:
@@ -28,21 +29,31 @@ def build(kind: type[T], data: Any, where: str, error: type[SparsehubError]) -> 
     """Make the dataclass `kind` of the dictionary `data`; raises `error`, which names the place (`where`)."""
     if not isinstance(data, Mapping):
         raise error(f"{where} has the wrong type", found=type(data).__name__, expected="an object")
-    hints = _hints(typing.cast(Any, kind))
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
+    hints, required = _plan(typing.cast(Any, kind))
     for key in data:
-        if key not in fields:
-            raise error(f"{where}: {unknown_name('key', str(key), list(fields))}")
-    missing = [name for name, field in fields.items() if name not in data and _required(field)]
-    if missing:
+        if key not in hints:
+            raise error(f"{where}: {unknown_name('key', str(key), list(hints))}")
+    if missing := [name for name in required if name not in data]:
         raise error(f"{where} lacks {', '.join(missing)}")
-    return kind(**{key: _value(hints[key], value, f"{where}.{key}", error) for key, value in data.items()})
+    return kind(**{key: value if _is_plain(hints[key], value) else _value(hints[key], value, f"{where}.{key}", error)
+                   for key, value in data.items()})  # fmt: skip
 
 
 @functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    """Evaluating annotations takes far longer than checking a value against them."""
-    return typing.get_type_hints(kind)
+def _plan(kind: type[Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Types of a class's fields, and those that must be given: finding them takes longer than checking the values."""
+    types_of, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    return {field.name: types_of[field.name] for field in fields}, tuple(f.name for f in fields if _required(f))
+
+
+@functools.cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return typing.get_origin(hint), typing.get_args(hint)
+
+
+def _is_plain(hint: Any, value: object) -> bool:
+    """Whether a value can stay what it is: nearly all can, and naming the place of each would cost most of the time."""
+    return type(value) is hint and hint in _PLAIN
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
@@ -50,7 +61,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _value(hint: Any, value: Any, where: str, error: type[SparsehubError]) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = _parts(hint)
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
@@ -60,6 +71,8 @@ def _value(hint: Any, value: Any, where: str, error: type[SparsehubError]) -> An
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(Any, hint), value, where, error)
     if origin is tuple and isinstance(value, list | tuple):
+        if all(_is_plain(arguments[0], item) for item in value):
+            return tuple(value)
         return tuple(_value(arguments[0], item, f"{where}[{i}]", error) for i, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
         return {str(key): _value(arguments[1], item, f"{where}.{key}", error) for key, item in value.items()}

@@ -1,7 +1,9 @@
-"""POST /v1/classify: labels and probabilities; vLLM's shape, with one entry per word for token classification."""
+"""POST /v1/classify, /classify: labels and probabilities; vLLM's shape, with one entry per word for token
+classification, each with its place in the text."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,27 +15,43 @@ from sparsehub.package.manifest import REGRESSION
 from sparsehub.package.outputs import Answer
 
 router = APIRouter()
+_WORD = re.compile(r"\S+")
 
 
 @router.post("/v1/classify")
+@router.post("/classify")
 async def classify(body: ClassifyBody, request: Request) -> dict[str, Any]:
     """One answer per input, from the task that `model` names."""
     service = request.app.state.service
     if (await service.info(body.model)).spec.kind == REGRESSION:
         raise RequestError(f"{body.model} gives a number, not a label", fix="post to /v1/score")
-    ticket = await service.submit(service.engine.classify, body.model, as_list(body.input), body.truncate)
+    inputs = as_list(body.input)
+    ticket = await service.submit(service.engine.classify, body.model, inputs, body.truncate)
     answers = await results(request, ticket.futures)
-    data = [_entry(i, answer) for i, answer in enumerate(answers)]
+    data = [_entry(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]
     return {**envelope("classify", body, ticket, data), "labels": list(ticket.task.spec.labels)}
 
 
-def _entry(index: int, answer: Answer | SparsehubError) -> dict[str, Any]:
+def _entry(index: int, item: Any, answer: Answer | SparsehubError) -> dict[str, Any]:
     if isinstance(answer, SparsehubError):
         return failed_item(index, answer)
     if answer.words:
-        return {"index": index, "words": [_label(word) for word in answer.words]}
-    return {"index": index, **_label(answer)}
+        return {"index": index, "words": tagged_words(item, answer)}
+    return {"index": index, **label_of(answer)}
 
 
-def _label(answer: Answer) -> dict[str, Any]:
+def tagged_words(item: Any, answer: Answer) -> list[dict[str, Any]]:
+    """Every word with its label. start, end: characters of the text, where the input was a text and no list of words.
+
+    Words that were cut off, where the request lets inputs be cut, have no entry.
+    """
+    text = next(iter(item.values())) if isinstance(item, dict) else item
+    if isinstance(text, str):
+        places = [{"word": m[0], "start": m.start(), "end": m.end()} for m in _WORD.finditer(text)]
+    else:
+        places = [{"word": word} for word in text]
+    return [{**place, **label_of(word)} for place, word in zip(places, answer.words, strict=False)]
+
+
+def label_of(answer: Answer) -> dict[str, Any]:
     return {"label": answer.label, "probs": list(answer.scores), "num_classes": len(answer.scores)}

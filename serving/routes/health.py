@@ -9,21 +9,21 @@ from prometheus_client import CONTENT_TYPE_LATEST
 router = APIRouter()
 
 
-@router.get("/healthz")
+@router.get("/healthz", response_class=PlainTextResponse)
 async def healthz() -> PlainTextResponse:
     """The process answers."""
     return PlainTextResponse("ok\n")
 
 
-@router.get("/readyz")
+@router.get("/readyz", response_class=PlainTextResponse)
 async def readyz(request: Request) -> PlainTextResponse:
     """200 while the engine takes work, 503 otherwise."""
     healthy = request.app.state.service.engine.healthy
     return PlainTextResponse("ready\n" if healthy else "the engine is unhealthy\n", 200 if healthy else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> PlainTextResponse:
     """Prometheus' text format."""
     service = request.app.state.service
-    return PlainTextResponse(service.metrics.text(service.engine), media_type=CONTENT_TYPE_LATEST)
+    return PlainTextResponse(service.metrics.text(service.engine, service.keeper), media_type=CONTENT_TYPE_LATEST)

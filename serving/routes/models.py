@@ -1,4 +1,4 @@
-"""GET /v1/models: the backbone and every task on it; OpenAI's shape with what a task needs beside it."""
+"""GET /v1/models, /v1/models/{model}: the backbone and every task on it; OpenAI's shape, and what a task needs."""
 
 from __future__ import annotations
 
@@ -6,19 +6,41 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from serving.access.caller import BACKBONE
+from serving.call import current_call
 from sparsehub.engine import TaskStatus
+from sparsehub.errors import UnknownTaskError
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
-    """Everything that can stand in `model`."""
-    service = request.app.state.service
-    backbone = service.settings.backbone
-    plain = {"id": backbone, "object": "model", "created": service.started, "owned_by": "sparsehub", "parent": None}
-    tasks = [_entry(status, backbone, service.started) for status in service.engine.status()]
-    return {"object": "list", "data": [plain, *tasks]}
+    """Everything that can stand in `model` for this caller."""
+    return {"object": "list", "data": _seen(request)}
+
+
+@router.get("/v1/models/{model:path}")
+async def model(request: Request, model: str) -> dict[str, Any]:
+    """One of them, by its name, its version or its digest; the newest of a bare name."""
+    name, _, wanted = model.partition("@")
+    for entry in reversed(_seen(request)):
+        given, _, version = entry["id"].partition("@")
+        if model == entry["id"] or (given == name and wanted in ("", version, entry.get("digest"))):
+            return entry
+    raise UnknownTaskError(f"unknown task {model[:200]!r}")
+
+
+def _seen(request: Request) -> list[dict[str, Any]]:
+    service, caller = request.app.state.service, current_call().caller
+    backbone, started = service.settings.backbone, service.started
+    plain = {"id": backbone, "object": "model", "created": started, "owned_by": "sparsehub", "parent": None}
+    tasks = [
+        _entry(status, backbone, started)
+        for status in service.engine.status()
+        if caller.may_ask(status.task.name) and service.router.serves(status.task.name, status.task.digest)
+    ]
+    return [*([plain] if caller.may_ask(BACKBONE) else []), *tasks]
 
 
 def _entry(status: TaskStatus, backbone: str, created: int) -> dict[str, Any]:
@@ -40,6 +62,7 @@ def _entry(status: TaskStatus, backbone: str, created: int) -> dict[str, Any]:
         "created": created,
         "owned_by": "sparsehub",
         "parent": backbone,
+        "version": task.version,
         "digest": task.digest,
         "where": status.where,
         "bytes": status.nbytes,

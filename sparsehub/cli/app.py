@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from sparsehub import __version__
 from sparsehub.cli import (
+    catalog,
     compare,
     copy,
     demo,
@@ -20,6 +21,7 @@ from sparsehub.cli import (
     gc,
     hub,
     inspect,
+    keys,
     lock,
     materialize,
     merge,
@@ -27,6 +29,7 @@ from sparsehub.cli import (
     serve,
     show,
     sign,
+    stability,
     tag,
     train,
     verify,
@@ -46,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train")(train.train)
+app.command("stability")(stability.stability)
 app.command("extract")(extract.extract)
 app.command("merge")(merge.merge)
 app.command("diff")(merge.diff)
@@ -66,6 +70,8 @@ app.command("gc")(gc.gc)
 app.command("compare")(compare.compare)
 app.command("materialize")(materialize.materialize)
 app.command("serve")(serve.serve)
+app.add_typer(keys.app, name="keys")
+app.add_typer(catalog.app, name="catalog")
 app.command("demo")(demo.demo)
 
 

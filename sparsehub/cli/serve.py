@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sparsehub.cli.output import errors
+from sparsehub.errors import UsageError
 from sparsehub.extras import require
 
 SERVICE = "serving.service:SparsehubService"
@@ -20,6 +20,9 @@ def serve(
     hub: Annotated[str | None, typer.Option(help="The hub: a folder.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="A task reference or a package folder; may be repeated (default: all).")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(envvar="SPARSEHUB_POLICY", help="A policy file: whose packages may run.")
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 3000,
@@ -34,19 +37,33 @@ def serve(
     host_mib: Annotated[int, typer.Option(help="Host memory for tasks beside a GPU.")] = 0,
     cache_tokens: Annotated[int, typer.Option(help="Text generation: tokens that its cache holds.")] = 8192,
     new_tokens: Annotated[int, typer.Option(help="Text generation: the most tokens of one text.")] = 1024,
+    catalog: Annotated[
+        str | None, typer.Option(help="What to serve, in place of --task: a file or HUB#NAME (see: sparsehub catalog).")
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="The key file (see: sparsehub keys); followed while it runs.")
+    ] = None,
+    everybody: Annotated[bool, typer.Option("--open", help="Answer everybody, without a key.")] = False,
+    body_kib: Annotated[int, typer.Option(help="Size of a request.")] = 4096,
+    max_items: Annotated[int, typer.Option(help="Inputs of a request.")] = 1024,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a request.")] = 262_144,
 ) -> None:
     """Serve tasks on one copy of a backbone, until interrupted. It is `bentoml serve` with these settings."""
     require("bentoml", "serve")
     require("fastapi", "serve")
     from serving.settings import PREFIX, Settings, read_settings
 
-    if host not in LOOPBACK:
-        errors.print(f"[yellow]warning:[/] {host} is open to the network, and this endpoint asks nobody for a key")
+    if host not in LOOPBACK and keys is None and not everybody:
+        raise UsageError(
+            f"{host} is open to the network, and this endpoint would ask nobody for a key",
+            fix="give --keys FILE (make one: sparsehub keys add FILE NAME), or --open where something else guards it",
+        )
     settings = Settings(
         backbone=backbone,
         revision=revision,
         hub=hub,
         tasks=tuple(task or ()),
+        policy=policy,
         dtype=dtype,
         device=device,
         queue_rows=queue_rows,
@@ -57,6 +74,12 @@ def serve(
         host_mib=host_mib,
         cache_tokens=cache_tokens,
         new_tokens=new_tokens,
+        keys=keys,
+        catalog=catalog,
+        open=everybody,
+        body_kib=body_kib,
+        max_items=max_items,
+        max_tokens=max_tokens,
     )
     variables = settings.to_environment()
     read_settings(variables)

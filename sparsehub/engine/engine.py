@@ -30,7 +30,7 @@ from sparsehub.engine.runner import AUTO, MODES, Runner
 from sparsehub.engine.scheduler import Item, Limits, Scheduler
 from sparsehub.engine.selfcheck import checked_sites
 from sparsehub.engine.tasks import Task, TaskInfo, TaskTable
-from sparsehub.engine.ticket import Ticket
+from sparsehub.engine.ticket import Admit, Ticket
 from sparsehub.errors import DataError, RequestError, SparsehubError, UnhealthyError, UnknownTaskError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.encoding import Encoded, encode
@@ -105,10 +105,11 @@ class Engine:
             raise
         return resident.info
 
-    def register(self, task: Task, *, replace: bool = False) -> None:
+    def register(self, task: Task, *, replace: bool = False, beside: bool = False) -> None:
         """Serve a task that is read when it is wanted. `replace`: also where its version means other contents today;
-        rows that are queued still get the answers of what was served when they came."""
-        for replaced in self.tasks.add(task, replace=replace):
+        rows that are queued still get the answers of what was served when they came. `beside`: the other contents are
+        served on, by their digest."""
+        for replaced in self.tasks.add(task, replace=replace, beside=beside):
             self._residency.forget(replaced.digest)
 
     def remove(self, reference: str) -> None:
@@ -124,6 +125,10 @@ class Engine:
         finally:
             if not pin:
                 self._residency.release(holding)
+
+    def unpin(self, reference: str) -> None:
+        """Let a task make room for others again. Raises `UnknownTaskError`."""
+        self._residency.unpin(self.tasks.find(reference).digest)
 
     def status(self) -> list[TaskStatus]:
         """Where every task is."""
@@ -161,18 +166,34 @@ class Engine:
     # requests
 
     def classify(
-        self, reference: str, inputs: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
+        self,
+        reference: str,
+        inputs: Sequence[Any],
+        *,
+        truncate: bool = False,
+        timeout: float | None = None,
+        admit: Admit = lambda _: None,
     ) -> Ticket[Answer]:
-        """One future per input, for a task of any kind; raises `RequestError`, `UnknownTaskError`, `QueueFullError`."""
-        return self._ask(reference, inputs, truncate, timeout, embed=False)
+        """One future per input, for a task of any kind; raises `RequestError`, `UnknownTaskError`, `QueueFullError`.
+
+        admit: called with the tokens of all inputs before any of them waits; what it raises is raised.
+        """
+        return self._ask(reference, inputs, truncate, timeout, admit, embed=False)
 
     def embed(
-        self, reference: str | None, texts: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
+        self,
+        reference: str | None,
+        texts: Sequence[Any],
+        *,
+        truncate: bool = False,
+        timeout: float | None = None,
+        admit: Admit = lambda _: None,
     ) -> Ticket[list[float]]:
         """One future per text: a unit vector, from the task's weights or (None) from the plain backbone."""
-        if reference is None:
-            return self._submit(None, None, self._encode(text_spec(self.max_tokens), texts, truncate), True, timeout)
-        return self._ask(reference, texts, truncate, timeout, embed=True)
+        if reference is not None:
+            return self._ask(reference, texts, truncate, timeout, admit, embed=True)
+        rows = self._encode(text_spec(self.max_tokens), texts, truncate)
+        return self._submit(None, None, rows, True, timeout, admit)
 
     def generate(
         self, reference: str | None, prompt: Prompt, sampling: Sampling | None = None, timeout: float | None = None
@@ -187,12 +208,14 @@ class Engine:
         samplings: Sequence[Sampling],
         timeout: float | None = None,
         listen: Callable[[int], Listen] = lambda _: lambda _: None,
+        admit: Admit = lambda _: None,
     ) -> list[Generation]:
-        """One text per prompt, all queued or none; see `Generator.submit`."""
+        """One text per prompt, all queued or none; see `Generator.submit`. admit: as for `classify`, called with the
+        tokens of the prompts and the most that the texts may come to."""
         if self.generator is None:
             raise RequestError("the backbone generates no text", found=self.backbone.architecture)
         task = None if reference is None else self._find(reference)
-        return ask(self.generator, task, prompts, samplings, timeout, listen)
+        return ask(self.generator, task, prompts, samplings, timeout, listen, admit)
 
     def info(self, reference: str, timeout: float | None = None) -> TaskInfo:
         """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
@@ -225,7 +248,14 @@ class Engine:
             return composite(parts, self.tasks.find)
 
     def _ask(
-        self, reference: str, inputs: Sequence[Any], truncate: bool, timeout: float | None, *, embed: bool
+        self,
+        reference: str,
+        inputs: Sequence[Any],
+        truncate: bool,
+        timeout: float | None,
+        admit: Admit,
+        *,
+        embed: bool,
     ) -> Ticket[Any]:
         task = self._find(reference)
         holding = self._residency.acquire(task)  # its weights come while its rows are tokenised
@@ -234,7 +264,7 @@ class Engine:
             if info.spec.kind == TEXT_GENERATION and not embed:
                 raise RequestError(f"{info.reference} generates text", fix="post to /v1/completions")
             spec = text_spec(info.spec.max_length) if embed else info.spec
-            return self._submit(info, holding, self._encode(spec, inputs, truncate), embed, timeout)
+            return self._submit(info, holding, self._encode(spec, inputs, truncate), embed, timeout, admit)
         finally:
             self._residency.release(holding)
 
@@ -250,10 +280,18 @@ class Engine:
         return encoded
 
     def _submit(
-        self, info: TaskInfo | None, holding: Holding | None, rows: list[Encoded], embed: bool, timeout: float | None
+        self,
+        info: TaskInfo | None,
+        holding: Holding | None,
+        rows: list[Encoded],
+        embed: bool,
+        timeout: float | None,
+        admit: Admit,
     ) -> Ticket[Any]:
         if not self.healthy:
             raise UnhealthyError("the engine takes no more work", fix="restart it")
+        tokens = sum(row.tokens for row in rows)
+        admit(tokens)
         deadline = None if timeout is None else time.monotonic() + timeout
         key = (info.digest if info is not None else None, embed)
         items = [Item(key, row.length, Work(row, holding, embed), len(row.sequences), deadline) for row in rows]
@@ -269,7 +307,7 @@ class Engine:
             raise
         if holding is not None and holding.error is not None:  # its load failed before its rows were in the queue
             self._loaded(holding)
-        return Ticket([item.future for item in items], info, sum(row.tokens for row in rows))
+        return Ticket([item.future for item in items], info, tokens)
 
     # the main loop
 

@@ -54,6 +54,7 @@ class Holding:
     resident: Resident | None = None
     error: SparsehubError | None = None
     loading: bool = False
+    ready_at: float = 0.0  # when it came to the device, on the monotonic clock
     ready: threading.Event = field(default_factory=threading.Event)
 
     def wait(self, timeout: float | None = None) -> Resident:

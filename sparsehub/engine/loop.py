@@ -120,7 +120,7 @@ class ModelLoop:
             results = self._results(choice, parts, costs, clock)
             self._arena.note_inside(self._residency, [h for i in batch if (h := i.payload.holding) is not None])
             moves = self._arena.swap.moves - moves
-        shares = tuple(_share(part, answers) for part, answers in zip(parts, results, strict=True))
+        shares = tuple(_share(part, answers, clock.start) for part, answers in zip(parts, results, strict=True))
         tokens = sum(part.rows.group.tokens for part in parts)
         laps = clock.laps
         return BatchReport(
@@ -173,11 +173,20 @@ def _part(items: Sequence[Item]) -> _Part:
     return _Part(Rows([item.payload.row for item in items], task, embed), items)
 
 
-def _share(part: _Part, results: Sequence[Any]) -> Share:
-    """Hand each result to whoever waits, and count them."""
+def _share(part: _Part, results: Sequence[Any], start: float) -> Share:
+    """Hand each result to whoever waits, and count them. start: of the batch."""
     failed = sum(_answer(item, result) for item, result in zip(part.items, results, strict=True))
-    info = part.rows.task.info if part.rows.task is not None else None
-    return Share(info.name if info else "", info.digest if info else "", len(part.items), failed)
+    info, holding = part.rows.task.info if part.rows.task is not None else None, part.items[0].payload.holding
+    ready = holding.ready_at if holding is not None else 0.0
+    return Share(
+        info.name if info else "",
+        info.digest if info else "",
+        len(part.items),
+        failed,
+        sum(row.tokens for row in part.rows.rows),
+        sum(start - item.arrived for item in part.items),
+        sum(max(0.0, ready - item.arrived) for item in part.items),
+    )
 
 
 def _answer(item: Item, result: Any) -> bool:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsehub.engine.tasks import Task, TaskInfo
 
 
 @dataclass(frozen=True)
 class Share:
-    """One task's part of a batch; empty name and digest for the plain backbone."""
+    """One task's part of a batch; empty name and digest for the plain backbone.
+
+    tokens: without padding; queued: seconds that its rows waited, all rows together; loading: those of them in which
+    they waited for the task's weights.
+    """
 
     name: str
     digest: str
     rows: int
     failed: int
+    tokens: int = field(default=0, compare=False)
+    queued: float = field(default=0.0, compare=False)
+    loading: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

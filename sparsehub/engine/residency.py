@@ -7,6 +7,7 @@ happens in threads of its own, beside the running batch.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -83,12 +84,20 @@ class Residency:
                 self._drop_composed()
             self._changed.notify_all()
 
-    def pin(self, task: Task, pinned: bool = True) -> Holding:
-        """Keep a task on the device whatever else is wanted, or no longer."""
+    def pin(self, task: Task) -> Holding:
+        """Keep a task on the device whatever else is wanted."""
         holding = self.acquire(task)
-        holding.pinned = pinned
+        holding.pinned = True
         self.release(holding)
         return holding
+
+    def unpin(self, digest: str) -> None:
+        """Let a task that is in memory go when others need its room."""
+        with self._changed:
+            holding = self._holdings.get(digest)
+            if holding is not None:
+                holding.pinned = False
+                self._changed.notify_all()
 
     def admit(self, task: Task, host: HostTask) -> Resident:
         """Put a task that was read elsewhere on the device now, pinned: there is nowhere to read it from again."""
@@ -172,7 +181,7 @@ class Residency:
         self._loaded(holding)
 
     def _settle(self, holding: Holding, resident: Resident) -> None:
-        holding.resident, holding.loading = resident, False
+        holding.resident, holding.loading, holding.ready_at = resident, False, time.monotonic()
         self._device_bytes += resident.nbytes
         self._loads += 1
         self._infos[holding.task.digest] = resident.info

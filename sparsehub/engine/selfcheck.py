@@ -36,7 +36,7 @@ def checked_sites(backbone: Backbone) -> Sites:
 
 @torch.inference_mode()
 def _problem(backbone: Backbone, sites: Sites) -> str | None:
-    patch = make_patch(backbone, _loud_delta(backbone, sites))
+    patch = make_patch(backbone, loud_delta(backbone, sites))
     side = make_side(sites, backbone.arena, patch)
     assert isinstance(side, Side)  # it changes nothing but what can be mixed
     batch = sample_batch(backbone, ROWS, LENGTH)
@@ -60,7 +60,7 @@ def _states(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
     return states.float()
 
 
-def _loud_delta(backbone: Backbone, sites: Sites) -> Delta:
+def loud_delta(backbone: Backbone, sites: Sites) -> Delta:
     """A few large changes in every place that can be mixed."""
     generator, parts = torch.Generator().manual_seed(0), {}
     for slot, name in {slot: name for name, slot in backbone.arena.slots.items() if slot in sites.uses}.items():

@@ -61,26 +61,28 @@ class TaskTable:
         self._lock = threading.Lock()
         self._by_name: dict[str, dict[str, Task]] = {}  # name -> digest -> task, in the order of adding
 
-    def add(self, task: Task, *, replace: bool = False) -> list[Task]:
+    def add(self, task: Task, *, replace: bool = False, beside: bool = False) -> list[Task]:
         """Serve a task; returns those it took the place of.
 
-        Raises `UsageError` where its name and version already mean another digest, unless `replace` says so.
+        Raises `UsageError` where its name and version already mean another digest, unless it takes its place
+        (`replace`) or is served beside it, each to be asked for by its digest (`beside`).
         """
         with self._lock:
             family = self._by_name.setdefault(task.name, {})
             others = [t for t in family.values() if t.version == task.version and t.digest != task.digest]
-            if others and not replace:
+            if others and not replace and not beside:
                 raise UsageError(
                     f"{task.reference} is served already, with other contents",
                     found=task.digest,
                     expected=others[0].digest,
                     fix="remove the task first, or give the new one another version",
                 )
-            for other in others:
+            replaced = others if replace else []
+            for other in replaced:
                 del family[other.digest]
             family.pop(task.digest, None)
             family[task.digest] = task
-            return others
+            return replaced
 
     def remove(self, reference: str) -> Task:
         """Serve a task no longer; rows that are queued keep what they hold and are still answered."""

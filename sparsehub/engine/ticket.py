@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -9,6 +10,7 @@ from typing import Generic, TypeVar
 from sparsehub.engine.tasks import TaskInfo
 
 T = TypeVar("T")
+Admit = Callable[[int], None]
 
 
 @dataclass(frozen=True)

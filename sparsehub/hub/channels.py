@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,7 +51,7 @@ class Channel:
     move: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def to_bytes(self) -> bytes:
-        return canonical_json(dataclasses.asdict(self))
+        return canonical_json(self)
 
 
 Change = Callable[[Channel | None], Channel | None]

@@ -1,7 +1,8 @@
 """What a user has settled once for every hub: whom to trust, and how much the cache may hold.
 
 The file is $XDG_CONFIG_HOME/sparsehub/hub.yaml (~/.config/sparsehub/hub.yaml). Where it is absent, every sound package
-may be used and the cache holds ten gibibytes; where it cannot be understood, none may.
+may be used and the cache holds ten gibibytes; where it cannot be understood, none may. $SPARSEHUB_POLICY names a file
+with a policy alone, which then holds in place of the one in there.
 """
 
 from __future__ import annotations
@@ -64,9 +65,11 @@ def read_settings() -> Settings:
 
 
 def read_policy(path: Path | None = None) -> Policy:
-    """The policy in a file of its own, or the one of the user's settings; raises `UsageError`."""
+    """The policy in a file: the one given, else $SPARSEHUB_POLICY, else the user's settings; raises `UsageError`."""
     from sparsehub.package.trust import Identity, Policy
 
+    if path is None and (named := os.environ.get("SPARSEHUB_POLICY")):
+        path = Path(named)
     written = read_settings().policy if path is None else build(PolicyFile, _yaml(path), str(path), UsageError)
     folder = (path or settings_file()).parent
     return Policy(

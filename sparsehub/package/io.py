@@ -12,19 +12,20 @@ from torch import Tensor
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta, delta_bytes, parse_delta
 from sparsehub.deltafile import DELTA_FILE
-from sparsehub.errors import BackboneMismatchError, FormatError, ManifestError
+from sparsehub.errors import BackboneMismatchError, ManifestError
 from sparsehub.files import new_folder, sha256_bytes
 from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
 from sparsehub.package.proof import (
     check_files,
     check_nnz,
     prove_attachment,
+    prove_head,
     prove_package,
     read_file,
     read_manifest,
     rename_package,
 )
-from sparsehub.tensorfile import parse_tensors, require_finite, tensor_bytes
+from sparsehub.tensorfile import parse_tensors, tensor_bytes
 
 __all__ = [
     "Package",
@@ -71,10 +72,8 @@ def _read_delta(data: bytes, manifest: Manifest) -> Delta:
 
 
 def _read_head(data: bytes) -> dict[str, Tensor]:
-    head = parse_tensors(data, HEAD_FILE)
-    for name, tensor in head.items():
-        require_finite(name, tensor, FormatError)
-    return head
+    prove_head(data)
+    return parse_tensors(data, HEAD_FILE)
 
 
 def check_backbone(manifest: Manifest, backbone: Backbone) -> None:

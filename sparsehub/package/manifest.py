@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 import re
 from dataclasses import dataclass, field
@@ -153,11 +153,11 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The canonical bytes; their sha256 is the package digest. Raises `ManifestError` for NaN and infinities."""
         try:
-            return canonical_json(dataclasses.asdict(self))
+            return canonical_json(self)
         except FormatError as error:
             raise ManifestError(f"{MANIFEST_FILE} cannot be written", found=str(error)) from error
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         return sha256_bytes(self.to_bytes())
 
@@ -181,6 +181,7 @@ def parse_manifest(data: bytes) -> Manifest:
             f"{MANIFEST_FILE} is not in canonical form", fix="fetch the package again; never edit it by hand"
         )
     check_manifest(manifest)
+    vars(manifest)["digest"] = sha256_bytes(data)  # known already: these are its bytes
     return manifest
 
 

@@ -60,14 +60,15 @@ class Fitted:
     aside: Path | None = None
 
 
-def fit(config: TrainConfig, run: Path, *, report: Report = lambda _: None) -> Fitted:
+def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report: Report = lambda _: None) -> Fitted:
     """Choose entries, train them and the head, and evaluate what would be stored. density 0 trains the head alone.
 
-    Started by torchrun or `accelerate launch`, every process takes part, and each returns the same.
+    data: rows that are read already, instead of the configuration's. Started by torchrun or `accelerate launch`, every
+    process takes part, and each returns the same.
     """
     return_freed_memory()
     with quiet_libraries():
-        job = open_job(config, load_data(config), run, report)
+        job = open_job(config, data or load_data(config), run, report)
         start = time.monotonic()
         prepared = _prepare(job)
         chosen_in = time.monotonic() - start
@@ -161,6 +162,7 @@ def _finish(job: Job, prepared: Prepared, trainer: Any, seconds: dict[str, float
     metrics, losses = _judge_stored(job, trainer, delta)
     head = {name: parameter.detach().cpu().clone() for name, parameter in model.head.items()}
     record = _record(job, prepared.steps + trainer.state.global_step, seconds)
+    record["trained"] = sum(parameter.numel() for parameter in model.own().values())
     if prepared.mask:
         record["selection"] = {line.part: line.chosen for line in by_layer(prepared.mask, _shapes(job))}
     if model.kept < 1:  # what the budget has cost

@@ -48,9 +48,9 @@ class SparseModel(Trainable):
         self._sampled = SampledLinears(
             backbone.whole, backbone.parameters, self._mask if sampled else {}, sinks, self.values
         )
-        for module in task_model.backbone.module.modules():
-            if isinstance(module, nn.Embedding):
-                module.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
+        self._embeddings = [m for m in backbone.module.modules() if isinstance(m, nn.Embedding)]
+        for embedding in self._embeddings:
+            embedding.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
         self.leave_to_us(not_the_head(self))
         if start is not None:
             self._begin_with(start)
@@ -103,6 +103,8 @@ class SparseModel(Trainable):
         self.write()
         self._hooks.remove()
         self._sampled.remove()
+        for embedding in self._embeddings:
+            embedding.sparse = False
 
     def delta(self, value_dtype: str) -> Delta:
         """The trained change, without the entries that ended where they began; raises `DataError` if it diverged."""

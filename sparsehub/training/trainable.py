@@ -95,7 +95,8 @@ class Trainable(nn.Module):
 
     def leave_to_us(self, names: list[str]) -> None:
         """Parameters (of this module) that DistributedDataParallel shall not touch."""
-        self._ddp_params_and_buffers_to_ignore = names
+        # Its reducer looks for the parameters of the module itself under a name that begins with a dot.
+        self._ddp_params_and_buffers_to_ignore = [*names, *(f".{name}" for name in names if "." not in name)]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Trainable:  # noqa: ARG002
         """Stay where the arena is: a moved copy of the weights (`to("cpu:0")` makes one) would no longer be in it."""

@@ -15,7 +15,21 @@ from sparsehub import __version__
 from sparsehub.errors import UsageError
 
 VERBS = [
-    *("train", "extract", "merge", "diff", "export", "inspect", "verify", "push", "pull", "ls", "search", "show"),
+    *(
+        "train",
+        "stability",
+        "extract",
+        "merge",
+        "diff",
+        "export",
+        "inspect",
+        "verify",
+        "push",
+        "pull",
+        "ls",
+        "search",
+        "show",
+    ),
     *("tag", "rollback", "lock", "sign", "copy", "gc", "compare", "materialize", "serve", "demo"),
 ]
 HEAVY = ("torch", "transformers", "datasets", "bentoml", "fastapi", "obstore", "numpy")
@@ -168,6 +182,7 @@ def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkey
     monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments))
     monkeypatch.setenv("SPARSEHUB_QUEUE_ROWS", "5")
     monkeypatch.setenv("SPARSEHUB_CACHE", "/cache")
+    monkeypatch.setenv("SPARSEHUB_POLICY", "policy.yaml")
     done = run("serve", "--backbone", "b", "--task", "x", "--task", "y@1", "--batch-rows", "3", "--port", "81")
     assert (done.code, done.err) == (0, "")
     ((_, command, environment),) = started
@@ -175,12 +190,20 @@ def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkey
     own = {key: value for key, value in environment.items() if key.startswith("SPARSEHUB_")}
     assert own["SPARSEHUB_TASKS"] == "x,y@1" and own["SPARSEHUB_BATCH_ROWS"] == "3"
     assert own["SPARSEHUB_QUEUE_ROWS"] == "4096" and own["SPARSEHUB_CACHE"] == "/cache"
+    assert own["SPARSEHUB_POLICY"] == "policy.yaml", "whom to trust is no setting that a command forgets"
 
 
-def test_serving_the_network_warns(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.execve", lambda *_: None)
-    done = run("serve", "--backbone", "b", "--task", "x", "--host", "0.0.0.0")
-    assert "warning: 0.0.0.0 is open to the network" in done.err
+def test_serving_the_network_needs_keys_or_a_word(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments[2]))
+    serve = ("serve", "--backbone", "b", "--task", "x", "--host", "0.0.0.0")
+    done = run(*serve)
+    assert done.code == 2 and "0.0.0.0 is open to the network" in done.err and "--keys FILE" in done.err
+    assert run(*serve, "--keys", "keys.json").code == 0
+    assert run(*serve, "--open").code == 0
+    assert run(*serve, "--open", "--keys", "keys.json").code == 2
+    assert [environment.get("SPARSEHUB_KEYS") for environment in started] == ["keys.json", None]
+    assert [environment["SPARSEHUB_OPEN"] for environment in started] == ["False", "True"]
 
 
 def test_a_reader_that_has_read_enough_sees_no_traceback() -> None:

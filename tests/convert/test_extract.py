@@ -286,7 +286,7 @@ print(memory("VmHWM") - before, found.manifest.delta.nnz)
 
 @pytest.mark.parametrize("mode", ["lossless", "largest"])
 def test_a_pair_of_large_tensors_needs_less_memory_than_two_of_them(tmp_path: Path, mode: str) -> None:
-    """An embedding of 32 MiB in bfloat16, nine in ten of whose entries changed."""
+    """An embedding of 32 MiB in bfloat16, nine in ten of whose entries changed; both checkpoints are sharded."""
     from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
     words = {word: place for place, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"))}
@@ -295,14 +295,15 @@ def test_a_pair_of_large_tensors_needs_less_memory_than_two_of_them(tmp_path: Pa
     )
     torch.manual_seed(0)
     model = BertModel(config).bfloat16()
-    model.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "base", max_shard_size="30MB")
     BertTokenizer(vocab=words).save_pretrained(tmp_path / "base")
     tuned = BertForSequenceClassification(config).bfloat16()
     tuned.bert.load_state_dict(model.state_dict())
     with torch.no_grad():
         weight = tuned.bert.embeddings.word_embeddings.weight
         weight.mul_(torch.where(torch.rand_like(weight) < 0.9, 1.5, 1.0))
-    tuned.save_pretrained(tmp_path / "tuned")
+    tuned.save_pretrained(tmp_path / "tuned", max_shard_size="30MB")
+    assert all(len(list((tmp_path / name).glob("model-*.safetensors"))) == 2 for name in ("base", "tuned"))
     done = subprocess.run(
         [sys.executable, "-c", LARGE, str(tmp_path), mode], capture_output=True, text=True, check=True
     )

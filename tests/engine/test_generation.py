@@ -118,6 +118,24 @@ def test_a_task_that_cannot_be_mixed_waits_for_the_others_to_drain_and_then_runs
         assert list(generation.result().tokens) == says(owners[name], generation.prompt, 8)
 
 
+def test_where_packed_tokens_are_not_in_the_order_that_we_believe_nothing_is_mixed(
+    engine, speakers, says, monkeypatch, caplog
+):
+    """As if another release of transformers packed sequences the other way round."""
+    from sparsehub.engine.generation import packing
+
+    real = packing._mixed
+    monkeypatch.setattr(packing, "_mixed", lambda sites, parts: real(sites, parts[::-1]))
+    made, packages = engine(), [speakers.write(f"s{i}", "text-generation", seed=i, scale=0.3) for i in range(3)]
+    assert "by swap alone" in caplog.text
+    for package in packages:
+        made.add(read_package(package))
+    asked = [made.generate(f"s{i % 3}", PROMPTS[i], Sampling(max_tokens=8)) for i in range(5)]
+    run(made, asked)
+    for i, generation in enumerate(asked):
+        assert list(generation.result().tokens) == says(packages[i % 3], generation.prompt, 8)
+
+
 def test_a_task_reloaded_under_its_name_while_texts_run_is_never_mixed_with_what_it_was(engine, speakers, says):
     """The same prompts before and after: neither weights nor cached keys of one may reach the other."""
     made = engine()

@@ -121,7 +121,7 @@ def test_a_pinned_task_never_goes(world: Callable[..., World]) -> None:
     for number in (2, 3, 4):
         it.use(number)
     assert it.where(1) == "device" and it.residency.usage().device_bytes == 20
-    it.residency.pin(task_of(1), pinned=False)
+    it.residency.unpin(task_of(1).digest)
     it.use(5)
     it.use(6)
     assert it.where(1) == "disk"

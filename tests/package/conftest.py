@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from sparsehub.package import Package, read_package
 from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
+
+sys.path.insert(0, str(Path(__file__).parent))  # the malicious packages, which fuzzing starts from too
 
 MakeTask = Callable[..., TaskSpec]
 FIELDS: dict[str, dict[str, Any]] = {

@@ -17,9 +17,13 @@ import httpx
 import pytest
 import uvicorn
 
-from serving.app import Service, create_app
+from serving.access import Access
+from serving.app import Service, create_app, gated
+from serving.catalog.keeper import Keeper
+from serving.catalog.router import Router
 from serving.metrics import Metrics
 from serving.settings import Settings
+from serving.start import start_catalog
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine, Limits
 from sparsehub.package import read_package
@@ -36,6 +40,8 @@ class Server:
     port: int
     client: httpx.Client
     metrics: Metrics = field(repr=False, default_factory=Metrics)
+    keeper: Keeper | None = None
+    gate: Any = field(repr=False, default=None)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -49,35 +55,44 @@ class Server:
 
 
 @contextmanager
-def _listening(engine: Engine, settings: Settings, metrics: Metrics) -> Iterator[Server]:
-    app = create_app()
-    app.state.service = Service(settings, engine, metrics)
+def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Access | None = None) -> Iterator[Server]:
+    app, router = create_app(), Router()
+    keeper = start_catalog(settings, engine, router)
+    app.state.service = Service(settings, engine, metrics, access or Access(), router, keeper)
+    gate = gated(app)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(gated(app), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            yield Server(engine, port, client, metrics)
+            yield Server(engine, port, client, metrics, keeper, gate)
     finally:
+        if keeper is not None:
+            keeper.stop()
         server.should_exit = True
         thread.join(20)
         listener.close()
 
 
 @pytest.fixture(scope="session")
-def _new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any]:
+def new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any]:
     @contextmanager
-    def new(start: bool, limits: Limits | None = None) -> Iterator[Server]:
+    def new(
+        start: bool, limits: Limits | None = None, access: Access | None = None, **settings: Any
+    ) -> Iterator[Server]:
         metrics = Metrics()
         engine = Engine(load_backbone(str(tiny_tasks.folder)), limits, metrics.observe)
-        for package in suite.values():
+        for package in () if "catalog" in settings else suite.values():
             engine.add(read_package(package))
         if start:
             engine.start()
-        settings = Settings(backbone="tiny/bert", hub="hub")
-        with _listening(engine, settings, metrics) as server:
+        with listening(
+            engine, Settings(**{"backbone": "tiny/bert", "hub": "hub", **settings}), metrics, access
+        ) as server:
             yield server
         engine.stop(drain=5)
 
@@ -85,17 +100,17 @@ def _new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any
 
 
 @pytest.fixture(scope="module")
-def server(_new_server: Callable[..., Any]) -> Iterator[Server]:
+def server(new_server: Callable[..., Any]) -> Iterator[Server]:
     """Serves one task of every kind; its model thread runs."""
-    with _new_server(start=True) as server:
+    with new_server(start=True) as server:
         yield server
 
 
 @pytest.fixture
-def halted(_new_server: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
+def halted(new_server: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
     """halted(limits): a server whose batches run only when the test calls `engine.step()`."""
     with ExitStack() as stack:
-        yield lambda limits=None: stack.enter_context(_new_server(False, limits))
+        yield lambda limits=None: stack.enter_context(new_server(False, limits))
 
 
 @pytest.fixture(scope="session")
@@ -108,13 +123,25 @@ speakers, says = (_shared[name] for name in ("speakers", "says"))
 
 
 @pytest.fixture(scope="module")
-def language_server(speakers: Any) -> Iterator[Server]:
-    """Serves the small language model with two ways to speak."""
-    metrics = Metrics()
-    engine = Engine(load_backbone(str(speakers.folder)), None, metrics.observe)
-    for seed, name in enumerate(("gruff", "meek")):
-        engine.add(read_package(speakers.write(name, "text-generation", seed=seed, scale=0.3)))
-    engine.start()
-    with _listening(engine, Settings(backbone="tiny/lm", hub="hub"), metrics) as server:
+def new_language_server(speakers: Any) -> Callable[..., Any]:
+    """new_language_server(access): serves the small language model with two ways to speak."""
+
+    @contextmanager
+    def new(access: Access | None = None) -> Iterator[Server]:
+        metrics = Metrics()
+        engine = Engine(load_backbone(str(speakers.folder)), None, metrics.observe)
+        for seed, name in enumerate(("gruff", "meek")):
+            engine.add(read_package(speakers.write(name, "text-generation", seed=seed, scale=0.3)))
+        engine.start()
+        with listening(engine, Settings(backbone="tiny/lm", hub="hub"), metrics, access) as server:
+            yield server
+        engine.stop(drain=5)
+
+    return new
+
+
+@pytest.fixture(scope="module")
+def language_server(new_language_server: Callable[..., Any]) -> Iterator[Server]:
+    """It asks nobody for a key."""
+    with new_language_server() as server:
         yield server
-    engine.stop(drain=5)

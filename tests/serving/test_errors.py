@@ -98,7 +98,7 @@ def test_an_unknown_task_is_404(server: Any, path: str, model: str) -> None:
         ("/v1/embeddings", {"model": "three", "input": []}, "the input is empty"),
         ("/v1/embeddings", {"model": "three", "input": ["a", ""]}, "is empty"),
         ("/v1/embeddings", {"model": "backbone", "input": LONG}, "input 0 is too long"),
-        ("/v1/classify", {"model": "three", "input": ["a"] * 5000}, "more rows than the queue"),
+        ("/v1/classify", {"model": "three", "input": ["a"] * 1025}, "too many inputs in one request"),
     ],
 )
 def test_an_input_that_does_not_fit_is_400(server: Any, path: str, body: dict[str, Any], message: str) -> None:

@@ -10,6 +10,9 @@ import httpx
 import openai
 import pytest
 
+from serving.access import Access, Key, KeyRing
+from sparsehub.files import sha256_bytes
+
 MESSAGES = [{"role": "user", "content": "Who waits by the quay?"}]
 
 
@@ -215,3 +218,28 @@ def test_events_are_plain_lines_of_json_and_end_with_done(language_server):
         lines = [line for line in answer.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
     assert all(json.loads(line.removeprefix("data: "))["object"] == "text_completion" for line in lines[:-1])
+
+
+def test_a_key_opens_its_own_tasks_for_as_many_tokens_as_it_may_have(new_language_server):
+    """Tokens count before a text begins, prompt and all that it may come to."""
+    ring = KeyRing(
+        (
+            Key("one", sha256_bytes(b"secret-of-one-that-is-long"), tasks=("gruff",)),
+            Key("poor", sha256_bytes(b"secret-of-poor-that-is-long"), tokens_per_second=0.01),
+        )
+    )
+    with new_language_server(Access(ring)) as server:
+
+        def ask(secret: str, **body) -> tuple[int, str]:
+            options = {"prompt": "SAILOR:\n", "max_tokens": 4, "temperature": 0, **body}
+            headers = {"authorization": f"Bearer {secret}"}
+            found = server.client.post("/v1/completions", json=options, headers=headers)
+            return found.status_code, found.text
+
+        assert ask("secret-of-one-that-is-long", model="gruff")[0] == 200
+        assert ask("secret-of-one-that-is-long", model="meek")[0] == 403
+        assert ask("secret-of-one-that-is-long", model="tiny/lm")[0] == 403
+        assert ask("nonsense", model="gruff")[0] == 401
+        first, second = (ask("secret-of-poor-that-is-long", model="gruff", stream=True) for _ in range(2))
+        assert first[0] == 200 and first[1].endswith("data: [DONE]\n\n")
+        assert second[0] == 429 and "tokens" in second[1]

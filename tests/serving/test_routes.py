@@ -23,7 +23,7 @@ def test_classify_answers_in_vllms_shape_with_the_digest(server: Any, reference_
     response = server.post("/v1/classify", model="seven", input=TEXTS)
     assert response.status_code == 200
     body = response.json()
-    assert set(body) == ENVELOPE | {"task", "digest", "labels"}
+    assert set(body) == ENVELOPE | {"task", "version", "digest", "labels"}
     assert body["object"] == "list" and body["model"] == "seven" and body["id"].startswith("classify-")
     assert body["task"] == "seven@1.0.0" and body["digest"] == digest_of(server, "seven")
     assert body["labels"] == [f"label{i}" for i in range(7)]
@@ -65,7 +65,7 @@ def test_token_classification_answers_word_by_word(server: Any, reference_of: An
 @pytest.mark.parametrize("field", ["input", "text_1"])
 def test_score_gives_a_regressions_value(server: Any, reference_of: Any, field: str) -> None:
     body = server.post("/v1/score", model="rating@1.0.0", **{field: TEXTS}).json()
-    assert set(body) == ENVELOPE | {"task", "digest"}
+    assert set(body) == ENVELOPE | {"task", "version", "digest"}
     assert body["digest"] == digest_of(server, "rating")
     assert [entry["index"] for entry in body["data"]] == [0, 1, 2]
     assert all(entry["object"] == "score" for entry in body["data"])

@@ -9,7 +9,7 @@ ENOUGH = {"SPARSEHUB_BACKBONE": "tiny/bert", "SPARSEHUB_HUB": "hub"}
 
 
 def test_settings_come_back_from_their_own_variables() -> None:
-    settings = Settings("tiny/bert", "main", "hub", ("a@1", "b"), "bfloat16", "cuda", 7, 8, 9, 1.5)
+    settings = Settings("tiny/bert", "main", "hub", ("a@1", "b"), "policy.yaml", "bfloat16", "cuda", 7, 8, 9, 1.5)
     assert read_settings(settings.to_environment()) == settings
     assert read_settings(ENOUGH) == Settings("tiny/bert", hub="hub")
 

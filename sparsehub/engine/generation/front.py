@@ -14,17 +14,21 @@ from sparsehub.engine.generation.generator import Generator, Listen
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.packing import Packer
 from sparsehub.engine.generation.request import Generation, Sampling
+from sparsehub.engine.generation.selfcheck import mixes_well
 from sparsehub.engine.generation.speech import end_tokens
 from sparsehub.engine.generation.steps import Stepper
 from sparsehub.engine.holding import LOAD_SECONDS
 from sparsehub.engine.loop import ModelLoop
 from sparsehub.engine.residency import Residency
+from sparsehub.engine.runner import AUTO
 from sparsehub.engine.sites import Sites
 from sparsehub.engine.tasks import Task
+from sparsehub.engine.ticket import Admit
 from sparsehub.errors import DataError, RequestError
 from sparsehub.package.chat import check_messages, render
 from sparsehub.package.manifest import TEXT_GENERATION
 
+Lane = Callable[[str | None], Hashable | None]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -35,7 +39,7 @@ def make_generator(
     residency: Residency,
     sites: Sites,
     limits: GenerationLimits,
-    lane: Callable[[str | None], Hashable | None],
+    lane: Lane,
     loop: ModelLoop,
 ) -> Generator | None:
     """None for a backbone that is no causal language model; raises `BackboneError` where it cannot run in batches.
@@ -47,7 +51,16 @@ def make_generator(
     tokenizer = load_tokenizer(backbone.checkpoint)
     batcher = Batcher(backbone, limits, end_tokens(tokenizer, backbone.language_model))
     stepper = Stepper(arena, residency, batcher, Packer(sites), lambda: loop.mode)
+    judge = Stepper(arena, residency, batcher, Packer(sites), lambda: AUTO)
+    if not mixes_well(judge, backbone, sites, limits.pages):
+        lane = _alone(lane)
+    arena.empty(residency)
     return Generator(stepper, limits, lane, tokenizer, max_tokens(tokenizer, backbone.config))
+
+
+def _alone(lane: Lane) -> Lane:
+    """Every task in a lane of its own, as soon as it is in memory."""
+    return lambda digest: None if lane(digest) is None else (digest or "backbone")
 
 
 def ask(
@@ -57,6 +70,7 @@ def ask(
     samplings: Sequence[Sampling],
     timeout: float | None,
     listen: Callable[[int], Listen],
+    admit: Admit,
 ) -> list[Generation]:
     """Hold the task, tokenise, check, queue.
 
@@ -64,7 +78,8 @@ def ask(
     Raises `RequestError`, `QueueFullError`, and what the task's load raises.
     """
     if task is None:
-        return generator.submit(_encoded(generator, prompts), samplings, None, None, timeout=timeout, listen=listen)
+        ids = _encoded(generator, prompts)
+        return generator.submit(ids, samplings, None, None, timeout=timeout, listen=listen, admit=admit)
     residency = generator.residency
     holding = residency.acquire(task)  # it comes while its prompts are tokenised
     try:
@@ -72,7 +87,7 @@ def ask(
         info = residency.info(task.digest) or holding.wait(timeout or LOAD_SECONDS).info
         if info.spec.kind != TEXT_GENERATION:
             raise RequestError(f"{info.reference} generates no text", found=info.spec.kind)
-        return generator.submit(ids, samplings, info, holding, timeout=timeout, listen=listen)
+        return generator.submit(ids, samplings, info, holding, timeout=timeout, listen=listen, admit=admit)
     finally:
         residency.release(holding)
 

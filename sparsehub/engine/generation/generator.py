@@ -16,6 +16,7 @@ from sparsehub.engine.generation.steps import Stepper
 from sparsehub.engine.generation.waiting import WaitingRoom
 from sparsehub.engine.holding import Holding
 from sparsehub.engine.tasks import TaskInfo
+from sparsehub.engine.ticket import Admit
 from sparsehub.errors import CancelledError, RequestError, SparsehubError, UnhealthyError
 
 log = logging.getLogger("sparsehub")
@@ -61,15 +62,18 @@ class Generator:
         *,
         timeout: float | None = None,
         listen: Callable[[int], Listen] = lambda _: lambda _: None,
+        admit: Admit = lambda _: None,
     ) -> list[Generation]:
         """Queue sequences, all or none; the caller holds `holding` until this returns.
 
-        timeout: seconds that they may wait for a place; listen: what hears the pieces of each, by its number.
+        timeout: seconds that they may wait for a place; listen: what hears the pieces of each, by its number;
+        admit: called with the tokens of all that they may come to, before any of them waits; what it raises is raised.
         Raises `RequestError` for a prompt that the model or the cache could not take, `QueueFullError`.
         """
         if not self.takes_work:
             raise UnhealthyError("the engine generates no more", fix="restart it")
         lengths = [self._length(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
+        admit(sum(map(len, prompts)) + sum(lengths))
         deadline = None if timeout is None else time.monotonic() + timeout
         generations = [
             Generation(

@@ -1,0 +1,108 @@
+"""API keys. The file that holds them has their hashes only: whoever reads it can use none of them.
+
+A key is 256 random bits, so one round of SHA-256 is enough: there is nothing to guess that a slow hash would slow down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import re
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from sparsehub.errors import FormatError, UsageError
+from sparsehub.files import sha256_bytes, strict_json
+from sparsehub.schema import build
+
+PREDICT, WATCH, ADMIN = "predict", "watch", "admin"
+ROLES = {
+    PREDICT: frozenset({PREDICT}),
+    WATCH: frozenset({WATCH}),
+    ADMIN: frozenset({PREDICT, WATCH, ADMIN}),
+}
+"""What each role may do: ask tasks; read metrics and the state of tasks; both, and change what is served."""
+PREFIX = "sk-"
+MAX_KEY_FILE_BYTES = 4 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key as it is stored.
+
+    name: in logs and on the command line; sha256: of the key; tasks: names or patterns (`support-*`) that it may ask,
+    `backbone` for the plain backbone; the rates hold for each replica by itself, None is no bound.
+    """
+
+    name: str
+    sha256: str
+    role: str = PREDICT
+    tasks: tuple[str, ...] = ("*",)
+    requests_per_second: float | None = None
+    tokens_per_second: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(
+                "a key's name is a short word", found=repr(self.name)[:100], expected="letters, digits, ._-"
+            )
+        if not _HASH.fullmatch(self.sha256):
+            raise UsageError(f"the key {self.name} has no hash", expected="sha256:<64 hex digits>")
+        if self.role not in ROLES:
+            raise UsageError("unknown role", found=self.role[:100], expected=", ".join(ROLES))
+        for rate in (self.requests_per_second, self.tokens_per_second):
+            if rate is not None and rate <= 0:
+                raise UsageError(f"a rate of the key {self.name} is not above 0", found=rate)
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """All keys of an endpoint."""
+
+    keys: tuple[Key, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what in ("name", "sha256"):
+            (twice, count), *_ = Counter(getattr(key, what) for key in self.keys).most_common(1) or [("", 0)]
+            if count > 1:
+                raise UsageError(f"two keys have the same {what}", found=twice)
+
+    def find(self, secret: str) -> Key | None:
+        """The key that `secret` is. Every stored hash is compared, each in constant time: how long it takes tells
+        nothing about how near a guess was."""
+        presented = sha256_bytes(secret.encode(errors="surrogateescape"))
+        found = None
+        for key in self.keys:
+            if hmac.compare_digest(key.sha256, presented):
+                found = key
+        return found
+
+    def with_key(self, key: Key) -> KeyRing:
+        """Raises `UsageError` where the name is taken."""
+        return KeyRing((*self.keys, key))
+
+    def without(self, name: str) -> KeyRing:
+        """Raises `UsageError` where there is no such key."""
+        if all(key.name != name for key in self.keys):
+            raise UsageError("there is no such key", found=name[:100], expected=", ".join(k.name for k in self.keys))
+        return KeyRing(tuple(key for key in self.keys if key.name != name))
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def parse_keys(data: bytes) -> KeyRing:
+    """A key file's content; raises `UsageError` for anything that is not exactly one."""
+    try:
+        return build(KeyRing, strict_json(data, "the key file", MAX_KEY_FILE_BYTES), "the key file", UsageError)
+    except FormatError as error:
+        raise UsageError(str(error)) from error
+
+
+def new_secret() -> str:
+    """A key to hand out, once."""
+    return PREFIX + secrets.token_urlsafe(32)

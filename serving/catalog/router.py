@@ -1,0 +1,154 @@
+"""From what a request calls a task to the very package that answers it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from serving.access.bucket import Bucket
+from serving.catalog.catalog import Entry, Target
+from sparsehub.engine.compose import parse_composition
+from sparsehub.errors import UnknownTaskError
+
+
+@dataclass(frozen=True)
+class Route:
+    """An entry with what is left of its quotas."""
+
+    name: str
+    entry: Entry
+    items: Bucket | None
+    tokens: Bucket | None
+
+
+@dataclass(frozen=True)
+class Routed:
+    """reference: what the engine is asked for, by digests; digests: that are held until `release`."""
+
+    reference: str
+    digests: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+
+
+class Router:
+    """Thread-safe. Without a catalogue every reference goes to the engine as it is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._routes: Mapping[str, Route] | None = None
+        self._held: Counter[str] = Counter()
+
+    def use(self, entries: Mapping[str, Entry]) -> None:
+        """Route by these entries from now on. A quota that stays what it was keeps what is left of it."""
+        before = self._routes or {}
+        routes = {name: _route(name, entry, before.get(name)) for name, entry in entries.items()}
+        with self._lock:
+            self._routes = routes
+
+    def hold(self, reference: str, caller: str) -> Routed:
+        """What a reference means for a caller now; its packages stay until `release`. Raises `UnknownTaskError`.
+
+        caller: the same caller gets the same version, as long as the canary and its share are what they are.
+        """
+        with self._lock:
+            routes = self._routes
+            if routes is None:
+                return Routed(reference)
+            routed = _routed(routes, reference, caller)
+            self._held.update(routed.digests)
+            return routed
+
+    def release(self, routed: Routed) -> None:
+        """The request is over."""
+        with self._lock:
+            self._held.subtract(routed.digests)
+            self._held = +self._held
+
+    def serves(self, name: str, digest: str) -> bool:
+        """Whether new requests may still get this package."""
+        routes = self._routes
+        if routes is None:
+            return True
+        return name in routes and any(target.digest == digest for target in routes[name].entry.targets)
+
+    def role(self, name: str, digest: str) -> str | None:
+        """`stable`, `canary` or `draining`; None without a catalogue."""
+        routes = self._routes
+        if routes is None:
+            return None
+        entry = routes[name].entry if name in routes else None
+        roles = {} if entry is None else {target.digest: "canary" for target in entry.targets}
+        if entry is not None:
+            roles[entry.stable.digest] = "stable"
+        return roles.get(digest, "draining")
+
+    def is_held(self, digest: str) -> bool:
+        """Whether a request that has begun needs this package."""
+        with self._lock:
+            return self._held[digest] > 0
+
+
+def share_of(name: str, digest: str, caller: str) -> float:
+    """Where a caller stands between 0 and 100 for one canary: always the same place, another for the next canary."""
+    place = hashlib.sha256(f"{name}\0{digest}\0{caller}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(place[:8], "big") / (1 << 64) * 100
+
+
+def _routed(routes: Mapping[str, Route], reference: str, caller: str) -> Routed:
+    found = _one(routes, reference, caller)
+    if found is not None:
+        target, route = found
+        return Routed(f"{reference.partition('@')[0]}@{target.digest}", (target.digest,), (route,))
+    if parse_composition(reference) is None:
+        raise _unknown(routes, reference)
+    return _composed(routes, reference, caller)
+
+
+def _composed(routes: Mapping[str, Route], reference: str, caller: str) -> Routed:
+    """Every term by its digest, with the weight as it was written."""
+    terms, targets, used = [], [], []
+    for term in reference.split("+"):
+        part, star, weight = term.strip().partition("*")
+        found = _one(routes, part.strip(), caller)
+        if found is None:
+            raise _unknown(routes, part.strip())
+        terms.append(f"{part.strip().partition('@')[0]}@{found[0].digest}{star}{weight}")
+        targets.append(found[0].digest)
+        used.append(found[1])
+    return Routed("+".join(terms), tuple(targets), tuple(used))
+
+
+def _one(routes: Mapping[str, Route], reference: str, caller: str) -> tuple[Target, Route] | None:
+    name, _, wanted = reference.partition("@")
+    route = routes.get(name)
+    if route is None:
+        return None
+    entry = route.entry
+    if wanted:
+        named = [target for target in entry.targets if wanted in (target.version, target.digest)]
+        return (named[0], route) if named else None
+    if entry.canary is not None and share_of(name, entry.canary.digest, caller) < entry.canary_percent:
+        return entry.canary, route
+    return entry.stable, route
+
+
+def _route(name: str, entry: Entry, before: Route | None) -> Route:
+    items = _bucket(entry.items_per_second, before.items if before else None)
+    return Route(name, entry, items, _bucket(entry.tokens_per_second, before.tokens if before else None))
+
+
+def _bucket(rate: float | None, before: Bucket | None) -> Bucket | None:
+    if rate is None or (before is not None and before.rate == rate):
+        return before if rate is not None else None
+    return Bucket(rate)
+
+
+def _unknown(routes: Mapping[str, Route], reference: str) -> UnknownTaskError:
+    known: Sequence[str] = [*routes, *(f"{n}@{t.version}" for n, route in routes.items() for t in route.entry.targets)]
+    near = difflib.get_close_matches(reference[:200], known[:4000], n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the catalogue has {len(routes)} tasks"
+    return UnknownTaskError(f"unknown task {reference[:200]!r}, {hint}")

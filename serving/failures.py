@@ -1,0 +1,28 @@
+"""From our errors to answers in OpenAI's shape."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi import Response
+from fastapi.responses import JSONResponse
+
+from serving.answering import CLIENT_LEFT, ClientLeft
+from serving.wire import error_body, status_of
+from sparsehub.errors import QueueFullError, RateLimitError, SparsehubError, UnauthenticatedError
+
+
+def failure(error: SparsehubError) -> Response:
+    """The answer to a request that failed."""
+    if isinstance(error, ClientLeft):
+        return Response(status_code=CLIENT_LEFT)
+    status = status_of(error)
+    return JSONResponse(error_body(str(error), status, code=type(error).__name__), status, _headers(error))
+
+
+def _headers(error: SparsehubError) -> dict[str, str] | None:
+    if isinstance(error, QueueFullError | RateLimitError):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, UnauthenticatedError):
+        return {"WWW-Authenticate": "Bearer"}
+    return None

@@ -1,0 +1,160 @@
+"""Every request passes here first, BentoML's own routes included: who asks, how much comes, and what became of it.
+
+Plain ASGI: a middleware of Starlette's kind costs a task and two streams for every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.access.access import check_role, needed_for
+from serving.access.caller import ANONYMOUS, Caller
+from serving.access.keys import PREDICT
+from serving.answering import ClientLeft
+from serving.call import Call, enter
+from serving.failures import failure
+from serving.logs import log_request
+from serving.tracing import describe
+from serving.wire import BodyTooLargeError, BodyTooSlowError
+from sparsehub.errors import SparsehubError
+
+if TYPE_CHECKING:
+    from serving.app import Service
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KNOWN = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # that BentoML answers, with no route of ours
+
+
+class Gate:
+    """service: gives what the endpoint runs on; it is asked at every request, since it exists later than the app."""
+
+    def __init__(self, app: ASGIApp, service: Callable[[], Service]):
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})  # no route of ours speaks it
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service()
+        headers = dict(scope["headers"])
+        call = Call(_request_id(headers.get(b"x-request-id")), ANONYMOUS, _host(scope, "client") or "local")
+        status = 500  # of an error that nothing in here answers
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_told_by(call)]
+                describe(call)  # now: the span ends with the last byte
+            await send(message)
+
+        try:
+            call.caller = _admit(service, scope, headers)
+            enter(call)
+            await self._app(scope, await _whole_body(service, headers, receive), told)
+        except SparsehubError as error:
+            await failure(error)(scope, receive, told)
+        finally:
+            seconds = time.monotonic() - call.began
+            service.metrics.request(_route(scope), status, call, seconds)
+            service.finish(call)
+            log_request(call, scope["method"], scope["path"], status, seconds)
+
+
+def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
+    """The caller, who may ask on this path and has not asked too often; raises `AccessError`."""
+    needed = needed_for(scope["path"])
+    if needed is None:
+        return ANONYMOUS
+    given = headers.get(b"authorization")
+    caller = service.access.identify(
+        None if given is None else given.decode("latin-1"), _host(scope, "client"), _host(scope, "server")
+    )
+    check_role(caller, scope["path"])
+    if PREDICT in needed and caller.requests is not None:
+        caller.requests.take(1, f"the rate of requests of the key {caller.name}")
+    return caller
+
+
+async def _whole_body(service: Service, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+    """A `receive` that gives the body, which is here already: no slow client holds anything but his connection.
+
+    Raises `BodyTooLargeError` before anything too large is kept, `BodyTooSlowError`, and `ClientLeft`.
+    """
+    limit = service.settings.body_kib << 10
+    announced = headers.get(b"content-length", b"")
+    if announced.isdigit() and int(announced) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(service.settings.timeout):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft("the client left")
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > limit:
+                    raise _too_large(limit)
+    except TimeoutError as error:
+        found = f"{len(body)} bytes in {service.settings.timeout:g} s"
+        raise BodyTooSlowError("the request's body did not come in time", found=found) from error
+    return _replay(bytes(body), receive)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(
+        "the request's body is too large", expected=f"at most {limit} bytes", fix="send fewer inputs"
+    )
+
+
+def _request_id(given: bytes | None) -> str:
+    """The caller's own, where it is one that may stand in a log."""
+    text = (given or b"").decode("latin-1")
+    return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
+
+
+def _told_by(call: Call) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer: which request it was, and which package gave it."""
+    told = [(b"x-request-id", call.id.encode())]
+    if call.digest:
+        told += [(b"x-sparsehub-task", call.task.encode()), (b"x-sparsehub-digest", call.digest.encode())]
+    return told
+
+
+def _host(scope: Scope, end: str) -> str | None:
+    """The address at one end of the connection; None for a local socket."""
+    found = scope.get(end)
+    return None if found is None else found[0]
+
+
+def _route(scope: Scope) -> str:
+    """The path as it was declared: metrics by path itself would grow with every stranger's guess."""
+    declared = getattr(scope.get("route"), "path", None)
+    return declared or (scope["path"] if scope["path"] in _KNOWN else "(unknown)")

@@ -1,0 +1,61 @@
+"""What an endpoint writes down: one JSON line a request, and one for everything that an admin does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from serving.call import Call
+
+requests = logging.getLogger("sparsehub.requests")
+audit = logging.getLogger("sparsehub.audit")
+
+
+def write_lines() -> None:
+    """Send both to standard output, as they are: whatever collects logs parses them."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for logger in (requests, audit):
+        logger.setLevel(logging.INFO)
+        logger.handlers, logger.propagate = [handler], False
+
+
+def log_request(call: Call, method: str, path: str, status: int, seconds: float) -> None:
+    """One answered request. No input and no key is ever written down."""
+    if requests.isEnabledFor(logging.INFO):
+        _write(
+            requests,
+            event="request",
+            request_id=call.id,
+            key=call.caller.name,
+            client=call.client,
+            method=method,
+            path=path[:200],
+            status=status,
+            ms=round(seconds * 1e3, 2),
+            task=call.task,
+            digest=call.digest,
+            items=call.items,
+            tokens=call.tokens,
+        )
+
+
+def log_act(call: Call, act: str, outcome: str, **details: Any) -> None:
+    """Something that an admin did, or tried to."""
+    _write(
+        audit,
+        event="audit",
+        request_id=call.id,
+        key=call.caller.name,
+        client=call.client,
+        act=act,
+        outcome=outcome,
+        **details,
+    )
+
+
+def _write(logger: logging.Logger, **fields: Any) -> None:
+    logger.info("%s", json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}))

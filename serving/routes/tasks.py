@@ -1,0 +1,42 @@
+"""GET /v1/tasks: the state of every task: where it is, how large, who uses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from serving.call import current_call
+from sparsehub.engine import TaskStatus
+
+router = APIRouter()
+
+
+@router.get("/v1/tasks")
+async def tasks(request: Request) -> dict[str, Any]:
+    """Those that the caller may ask; a version that still drains is there too, and says so."""
+    service, caller = request.app.state.service, current_call().caller
+    seen = [status for status in service.engine.status() if caller.may_ask(status.task.name)]
+    return {"object": "list", "data": [_entry(status, service) for status in seen]}
+
+
+def _entry(status: TaskStatus, service: Any) -> dict[str, Any]:
+    """nnz is null until the package was read; bytes: on the device; references: rows that wait or run, and one for the
+    task that is in the arena; p50, p99: of the latest requests."""
+    task, info = status.task, status.info
+    return {
+        "id": task.reference,
+        "object": "task",
+        "name": task.name,
+        "version": task.version,
+        "digest": task.digest,
+        "role": service.router.role(task.name, task.digest),
+        "where": status.where,
+        "pinned": status.pinned,
+        "bytes": status.nbytes,
+        "nnz": info.nnz if info is not None else None,
+        "kind": info.spec.kind if info is not None else None,
+        "references": status.references,
+        "why_swap": status.why_swap,
+        **service.metrics.ledger.of(task.digest),
+    }

@@ -1,0 +1,146 @@
+"""sparsehub catalog: what endpoints serve, in one object that all of them follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsehub.cli.output import JSON, console, progress, show_json, show_table
+
+if TYPE_CHECKING:
+    from serving.catalog import Catalog, Entry
+
+app = typer.Typer(
+    help="What endpoints serve: add, remove, set, canary, promote, rollback, status.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+Where = Annotated[str, typer.Argument(help="The catalogue: a file, or HUB#NAME for an object in a hub.")]
+TaskName = Annotated[str, typer.Argument(help="A task in the catalogue.")]
+HubOption = Annotated[str | None, typer.Option(help="Where its packages are; by default the hub that it lives in.")]
+Expect = Annotated[int | None, typer.Option(help="Change it only where it is at this revision.")]
+Items = Annotated[float | None, typer.Option(help="Quota of one replica, of all callers together.")]
+
+
+@app.command("add")
+def add(
+    catalog: Where,
+    reference: Annotated[str, typer.Argument(help="The task: its exact version goes into the catalogue.")],
+    hub: HubOption = None,
+    pin: Annotated[bool, typer.Option(help="Keep it in memory.")] = False,
+    items_per_second: Items = None,
+    tokens_per_second: Items = None,
+    revision: Expect = None,
+) -> None:
+    """Serve one more task."""
+    from serving.catalog import Entry, changes
+    from serving.catalog.places import hub_beside, target_of
+
+    name, target = target_of(reference, hub_beside(catalog, hub))
+    entry = Entry(target, None, 0.0, pin, items_per_second, tokens_per_second)
+    _change(catalog, revision, lambda found: changes.add(found, name, entry))
+
+
+@app.command("remove")
+def remove(catalog: Where, task: TaskName, revision: Expect = None) -> None:
+    """Serve a task no longer; requests that have begun are answered."""
+    from serving.catalog import changes
+
+    _change(catalog, revision, lambda found: changes.remove(found, task))
+
+
+@app.command("set")
+def set_options(
+    catalog: Where,
+    task: TaskName,
+    hub: HubOption = None,
+    version: Annotated[str | None, typer.Option(help="Let everybody have this version at once.")] = None,
+    pin: Annotated[bool | None, typer.Option(help="Keep it in memory.")] = None,
+    items_per_second: Annotated[float | None, typer.Option(help="Quota of one replica; 0 takes it away.")] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(help="Quota of one replica; 0 takes it away.")] = None,
+    revision: Expect = None,
+) -> None:
+    """Change a task's version, pin or quotas."""
+    from serving.catalog import changes
+    from serving.catalog.places import hub_beside, target_of
+
+    quotas = {"items_per_second": items_per_second, "tokens_per_second": tokens_per_second}
+    options: dict[str, Any] = {name: quota or None for name, quota in quotas.items() if quota is not None}
+    options |= {} if pin is None else {"pinned": pin}
+    target = None if version is None else target_of(f"{task}@{version}", hub_beside(catalog, hub))[1]
+
+    def edit(found: Catalog) -> Catalog:
+        moved = found if target is None else changes.move(found, task, target)
+        return changes.set_options(moved, task, **options) if options or target is None else moved
+
+    _change(catalog, revision, edit)
+
+
+@app.command("canary")
+def canary(
+    catalog: Where,
+    reference: Annotated[str, typer.Argument(help="The version to try: name@version.")],
+    percent: Annotated[float, typer.Option(help="Of the callers; the same ones every time.")] = 5.0,
+    hub: HubOption = None,
+    revision: Expect = None,
+) -> None:
+    """Let some callers have another version, or another share of them."""
+    from serving.catalog import changes
+    from serving.catalog.places import hub_beside, target_of
+
+    name, target = target_of(reference, hub_beside(catalog, hub))
+    _change(catalog, revision, lambda found: changes.canary(found, name, target, percent))
+
+
+@app.command("promote")
+def promote(catalog: Where, task: TaskName, revision: Expect = None) -> None:
+    """Let everybody have the canary's version."""
+    from serving.catalog import changes
+
+    _change(catalog, revision, lambda found: changes.promote(found, task))
+
+
+@app.command("rollback")
+def rollback(catalog: Where, task: TaskName, revision: Expect = None) -> None:
+    """Take a canary back; where none runs, take the stable version to the one before it."""
+    from serving.catalog import changes
+
+    _change(catalog, revision, lambda found: changes.rollback(found, task))
+
+
+@app.command("status")
+def status(catalog: Where, as_json: bool = JSON) -> None:
+    """The catalogue as it is stored; an endpoint says at /v1/admin/catalog what it made of it."""
+    from serving.catalog import open_catalog, parse_catalog
+    from sparsehub.errors import NotFoundError
+
+    stored = open_catalog(catalog).read()
+    if stored is None:
+        raise NotFoundError(f"there is no catalogue at {catalog}", fix="begin one: sparsehub catalog add")
+    found = parse_catalog(stored[0])
+    if as_json:
+        show_json(found.to_json())
+        return
+    console.print(f"revision {found.revision}, {len(found.tasks)} tasks")
+    columns = ("task", "stable", "canary", "pinned", "items/s", "tokens/s", "before")
+    show_table(columns, [_row(name, entry) for name, entry in sorted(found.tasks.items())])
+
+
+def _row(name: str, entry: Entry) -> tuple[str, ...]:
+    canary = f"{entry.canary.version} to {entry.canary_percent:g}%" if entry.canary else "-"
+    quotas = (f"{quota:g}" if quota else "-" for quota in (entry.items_per_second, entry.tokens_per_second))
+    before = ", ".join(target.version for target in entry.before) or "-"
+    return (name, entry.stable.version, canary, "yes" if entry.pinned else "-", *quotas, before)
+
+
+def _change(where: str, revision: int | None, edit: Callable[[Catalog], Catalog]) -> None:
+    from serving.catalog import change_catalog, changes, open_catalog
+
+    def edited(found: Catalog) -> Catalog:
+        changes.expect(found, revision)
+        return edit(found)
+
+    now = change_catalog(open_catalog(where), edited)
+    progress(f"{where} is at revision {now.revision}; endpoints that follow it have it within seconds")

@@ -1,0 +1,128 @@
+"""The quality benchmark: what it runs, that it goes on, and that its table says what the lines say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import quality, quality_table
+from benchmarks.quality_setup import METHODS, PLANS, TASKS
+from sparsehub.training import TrainConfig
+
+GRID = PLANS["short"].grid
+
+
+def line(method: str, seed: int, rate: float, dev: float, test: float, task: str = "cb") -> dict[str, Any]:
+    return {
+        "plan": "short",
+        "grid": list(GRID),
+        "task": task,
+        "method": method,
+        "seed": seed,
+        "learning_rate": rate,
+        "dev": dev,
+        "dev_loss": 1 - dev,
+        "test": test,
+        "majority": 0.4,
+        "bytes": 480_000,
+        "peak_mib": 1000 + seed,
+        "device": "CPU, 1 thread",
+    }
+
+
+def cell(method: str, tests: tuple[float, ...], task: str = "cb") -> list[dict[str, Any]]:
+    """The middle rate is the best on dev; `tests` are its scores, a seed each."""
+    trials = [line(method, 1, rate, 0.9 if rate == GRID[1] else 0.5, tests[0], task) for rate in GRID]
+    return trials + [line(method, seed, GRID[1], 0.8, test, task) for seed, test in enumerate(tests[1:], 2)]
+
+
+def run(results: Path, *more: str) -> None:
+    flags = ["run", "--plan", "short", "--tasks", "cb", "--methods", "sam", "--results", str(results), *more]
+    quality.run_all(quality.parse(flags))
+
+
+def test_trials_choose_the_rate_of_the_other_seeds_and_no_run_is_repeated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def measured(cell: quality.Cell, seed: int, rate: float, folder: Path) -> dict[str, Any]:
+        assert folder.is_dir()
+        asked.append((seed, rate))
+        return line(cell.entry.name, seed, rate, 0.9 if rate == GRID[1] else 0.5, 0.7)
+
+    monkeypatch.setattr(quality, "_measured", measured)
+    results = tmp_path / "quality.jsonl"
+    run(results, "--seeds", "1")
+    assert asked == [(1, rate) for rate in GRID]
+    with results.open("a") as file:
+        file.write('{"half a li')
+    run(results, "--seeds", "3")
+    assert asked[len(GRID) :] == [(2, GRID[1]), (3, GRID[1])]
+    run(results, "--seeds", "3")
+    assert len(asked) == len(GRID) + 2
+
+
+def test_equal_dev_scores_are_told_apart_by_the_loss() -> None:
+    trials = [{"dev": 0.5, "dev_loss": 0.9, "learning_rate": 1}, {"dev": 0.5, "dev_loss": 0.8, "learning_rate": 2}]
+    assert quality.best_trial(trials)["learning_rate"] == 2
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_line_of_the_table_can_be_told_to_train(plan: str, method: str, tmp_path: Path) -> None:
+    for task in PLANS[plan].tasks:
+        folder = tmp_path / task
+        folder.mkdir()
+        (folder / "train.jsonl").write_text("{}\n")
+        entry = quality.Cell(PLANS[plan], TASKS[task], METHODS[method], 1, tmp_path, tmp_path / "r", "cpu")
+        settings = quality.settings_of(entry, 1, PLANS[plan].grid[0], tmp_path)
+        assert TrainConfig(**settings).resolved().method == METHODS[method].settings["method"]
+
+
+def test_a_cell_without_all_its_trials_is_not_run() -> None:
+    results = quality_table.results_of(cell("full", (0.8, 0.9)) + cell("sam", (0.7,))[:-1])
+    assert str(results["full", ("short", "cb")]) == "0.850 ± 0.071 (2)"
+    assert list(results) == [("full", ("short", "cb"))]
+    both = quality_table.results_of(cell("full", (0.8,)) + cell("sam", (0.7,)) + cell("sam", (0.9,), "copa"))
+    (full,) = [row for row in quality_table.table(both) if row.startswith("| full |")]
+    assert full.split(" | ")[1:5] == ["0.800 (1)", "not run", "-", "-"]
+
+
+def test_averages_ranks_and_differences() -> None:
+    lines = cell("full", (0.8, 0.6)) + cell("sam", (0.9, 0.7, 0.8)) + cell("random", (0.5,))
+    lines += cell("full", (0.6,), "copa") + cell("sam", (0.5,), "copa") + cell("random", (0.5,), "copa")
+    results = quality_table.results_of(lines)
+    columns = quality_table.columns_of(results)
+    assert columns == [("short", "cb"), ("short", "copa")]
+    ranks = {method: quality_table.average_rank(results, method, columns) for method in ("full", "sam", "random")}
+    assert ranks == {"full": 1.5, "sam": 1.75, "random": 2.75}
+    assert quality_table.differences(results, "sam", columns) == pytest.approx([0.1, 0.1, -0.1])
+    (sam,) = [row for row in quality_table.table(results) if row.startswith("| sam |")]
+    assert sam.split(" | ")[3:8] == ["0.650", "1.8", "+0.033 (3)", "-", "0.48 MB"]
+
+
+def test_sign_flips_are_exact() -> None:
+    assert quality_table.sign_flip_p([0.1] * 5) == pytest.approx(2 / 32)
+    assert quality_table.sign_flip_p([0.1, -0.1, 0.1, -0.1, 0.1, -0.1]) == 1.0
+    assert quality_table.sign_flip_p([0.1] * 4) is None
+
+
+def test_what_is_rendered_goes_between_the_marks(tmp_path: Path) -> None:
+    page = f"a\n{quality_table.BEGIN}\nold\n{quality_table.END}\nb\n"
+    assert quality_table.put_into(page, "new") == page.replace("old", "new")
+    results = tmp_path / "quality.jsonl"
+    results.write_text("\n".join(map(json.dumps, cell("full", (0.8, 0.9)))))
+    quality_table.render(results)
+    assert "0.850 ± 0.071 (2)" in results.with_suffix(".md").read_text()
+    assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_in_the_docs_is_that_of_the_lines() -> None:
+    assert quality.RESULTS.is_file()
+    text = "\n".join(quality_table.report(list(quality.lines(quality.RESULTS))))
+    page = quality_table.DOCS.read_text(encoding="utf-8")
+    assert page == quality_table.put_into(page, text)
