@@ -134,8 +134,8 @@ def main() -> None:
     draw(steps, given.density, given.out)
     farther = sum(step.projected > step.weights for step in steps)
     swapped = sum(step.swapped for step in steps) / len(steps)
-    print(f"the projection went farther than the weights in {farther} of {len(steps)} steps")  # noqa: T201
-    print(f"on average {swapped:.1%} of the kept entries were others after a step; picture: {given.out}")  # noqa: T201
+    print(f"the projection went farther than the weights in {farther} of {len(steps)} steps")
+    print(f"on average {swapped:.1%} of the kept entries were others after a step; picture: {given.out}")
 
 
 if __name__ == "__main__":

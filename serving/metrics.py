@@ -11,6 +11,7 @@ from serving.call import Call
 from serving.catalog.keeper import Keeper
 from serving.ledger import Ledger
 from sparsehub.engine import BatchReport, Engine
+from sparsehub.engine.generation import GenerationUsage
 
 BACKBONE, COMPOSED = "(backbone)", "(composed)"
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -81,6 +82,9 @@ class Metrics:
         self._loads = _gauge("task_loads", "Tasks loaded since the start", "livesum", registry)
         self._evictions = _gauge("task_evictions", "Tasks dropped for others since the start", "livesum", registry)
         self._checks = _gauge("arena_checks", "Looks at the base weights, by outcome", "livesum", registry, ["outcome"])
+        self._texts = _gauge("texts", "Texts that are generated, by state", "livesum", registry, ["state"])
+        self._said = _gauge("generated_tokens", "Tokens generated since the start", "livesum", registry)
+        self._pages = _gauge("cache_pages", "Pages of the generation cache, by state", "livesum", registry, ["state"])
         self._revision = _gauge("catalog_revision", "The catalogue's revision", "livemax", registry)
         self._refused = _gauge("catalog_refused", "Entries that could not be taken over", "livemax", registry)
         self._draining = _gauge("catalog_draining", "Versions that only finish what has begun", "livemax", registry)
@@ -143,6 +147,16 @@ class Metrics:
         self._evictions.set(usage.evictions)
         for outcome, count in (("made", arena.checks), ("failed", arena.failures), ("repaired", arena.repairs)):
             self._checks.labels(outcome).set(count)
+
+        if engine.generator is not None:
+            self._sample_texts(engine.generator.usage())
+
+    def _sample_texts(self, used: GenerationUsage) -> None:
+        self._texts.labels("running").set(used.running)
+        self._texts.labels("waiting").set(used.waiting)
+        self._said.set(used.tokens)
+        self._pages.labels("used").set(used.pages)
+        self._pages.labels("free").set(used.most - used.pages)
 
     def text(self, engine: Engine, keeper: Keeper | None = None) -> str:
         """Everything, in Prometheus' text format."""

@@ -28,6 +28,8 @@ class Settings:
     mode: how batches run: `auto`, `swap` or `mixed`; device_mib, host_mib: memory for tasks; 0 is no bound on the
     device, and nothing on the host.
 
+    cache_tokens, new_tokens: of text generation: tokens that its cache holds, and the most that one text may get.
+
     timeout: seconds until a waiting row is given up, or a body that does not come; below the server's own limit, so
     that the reason reaches the client.
 
@@ -50,6 +52,8 @@ class Settings:
     mode: str = "auto"
     device_mib: int = 0
     host_mib: int = 0
+    cache_tokens: int = 8192
+    new_tokens: int = 1024
     keys: str | None = None
     catalog: str | None = None
     open: bool = False

@@ -15,7 +15,7 @@ from serving.catalog.router import Router
 from serving.documents import FileDocument, Follower
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone
-from sparsehub.engine import BatchReport, Budgets, Engine, Limits, Task
+from sparsehub.engine import BatchReport, Budgets, Engine, GenerationLimits, Limits, Task
 from sparsehub.engine.holding import UNLIMITED
 from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import PackageHub, open_hub
@@ -33,7 +33,8 @@ def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = la
         settings.backbone, dtype=settings.dtype, device=settings.device, revision=settings.revision
     )
     limits = Limits(settings.queue_rows, settings.batch_tokens, settings.batch_rows)
-    engine = Engine(backbone, limits, observe, budgets=_budgets(settings), mode=settings.mode)
+    texts = GenerationLimits(cache_tokens=settings.cache_tokens, new_tokens=settings.new_tokens)
+    engine = Engine(backbone, limits, observe, budgets=_budgets(settings), mode=settings.mode, generation=texts)
     policy = _policy(settings)
     read_policy(policy)  # a policy that cannot be understood stops the endpoint here, and not its first request
     hub = open_hub(settings.hub) if settings.hub else None

@@ -19,6 +19,7 @@ from sparsehub.errors import (
     RateLimitError,
     RequestError,
     SparsehubError,
+    TrustError,
     UnauthenticatedError,
     UnhealthyError,
     UnknownTaskError,
@@ -37,6 +38,7 @@ class BodyTooSlowError(RequestError):
 STATUS: dict[type[SparsehubError], int] = {
     UnauthenticatedError: 401,
     ForbiddenError: 403,
+    TrustError: 403,
     BodyTooSlowError: 408,
     BodyTooLargeError: 413,
     RateLimitError: 429,

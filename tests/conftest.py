@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,38 @@ def _template(tokenizer: Any, first: str, last: str) -> Any:
         pair=f"{first} $A {last} $B:1 {last}:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
     )
+
+
+@dataclass(frozen=True)
+class TinyLanguage:
+    """A small language model that was trained, on a play of five voices. folder: its checkpoint; text: of the play."""
+
+    folder: Path
+    text: str
+
+    def speeches(self, voice: str) -> list[str]:
+        """What one voice says, in order."""
+        turns = (turn.partition(":\n") for turn in self.text.split("\n\n"))
+        return [said.strip() for name, _, said in turns if name.strip() == voice]
+
+
+@pytest.fixture(scope="session")
+def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> TinyLanguage:
+    """A language model of 150,000 parameters, trained for some seconds by the script of `examples/tiny_lm`."""
+    voices, training = _example("tiny_lm/voices.py"), _example("tiny_lm/train.py")
+    folder, text = tmp_path_factory.mktemp("language") / "tiny-lm", voices.play(3000)
+    perplexity = training.train_lm(
+        folder, text, steps=120, batch=8, length=96, vocabulary=400, context=160, shape=training.SMALL
+    )
+    assert perplexity < 20, perplexity  # of 400 by chance
+    return TinyLanguage(folder, text)
+
+
+def _example(path: str) -> Any:
+    """A script of `examples/` as a module."""
+    place = Path(__file__).parents[1] / "examples" / path
+    spec = importlib.util.spec_from_file_location(f"example_{place.stem}", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -41,4 +41,4 @@ def test_serve_without_its_extra_is_one_line_and_exit_code_2(tmp_path: Path) -> 
 
 def test_every_extra_that_the_code_names_is_declared() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(declared) == {"train", "serve", "console", "s3", "sign", "peft", "ray", "demo", "dev", "fuzz"}
+    assert set(declared) == {"train", "serve", "console", "s3", "sign", "peft", "ray", "demo", "deploy", "dev", "fuzz"}

@@ -1,12 +1,26 @@
 """One file per route, all of one recipe: a body from `serving.wire`, rows to the engine, answers in an envelope."""
 
-from serving.routes import admin, classify, embeddings, health, inference, models, rerank, score, tasks
+from serving.routes import (
+    admin,
+    chat,
+    classify,
+    completions,
+    embeddings,
+    health,
+    inference,
+    models,
+    rerank,
+    score,
+    tasks,
+)
 
 ROUTERS = (
     classify.router,
     score.router,
     rerank.router,
     embeddings.router,
+    completions.router,
+    chat.router,
     models.router,
     tasks.router,
     inference.router,

@@ -14,6 +14,8 @@ from sparsehub.backbone.checkpoint import Checkpoint, open_checkpoint
 from sparsehub.errors import BackboneError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# How transformers calls the classes of causal language models.
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
 _LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 
 
@@ -21,13 +23,26 @@ _LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 class Backbone:
     """module: the transformers base model, its parameters views of `arena`; checkpoint: which weights they are.
 
-    digests: per arena parameter the digest of the stored tensor it was loaded from.
+    digests: per arena parameter the digest of the stored tensor it was loaded from; language_model: the whole model
+    around `module`, where the checkpoint is of a causal language model: its output layer is in the arena too.
     """
 
     module: nn.Module
     arena: Arena
     checkpoint: Checkpoint
     digests: Mapping[str, str]
+    language_model: nn.Module | None = None
+
+    @property
+    def whole(self) -> nn.Module:
+        """The module that reads every place of the arena."""
+        return self.module if self.language_model is None else self.language_model
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by the name that the arena gives it, tied ones under each of their names."""
+        found = dict(self.module.named_parameters(remove_duplicate=False))
+        return found if self.language_model is None else {**found, **_around(self.language_model, self.module)}
 
     @property
     def config(self) -> Any:
@@ -64,19 +79,52 @@ def dtype_named(name: str) -> torch.dtype:
 def load_backbone(
     reference: str | Checkpoint, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
 ) -> Backbone:
-    """Load any transformers encoder or decoder through AutoModel into an arena; in evaluation mode."""
-    from transformers import AutoModel
+    """Load any transformers encoder or decoder into an arena; in evaluation mode.
+
+    A checkpoint of a causal language model keeps its output layer, so that it can generate.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
 
     checkpoint = reference if isinstance(reference, Checkpoint) else open_checkpoint(reference, revision)
-    module, missing = load_module(AutoModel, checkpoint, dtype=dtype, device=device)
-    return adopt(module, checkpoint, missing)
+    if not is_language_model(checkpoint):
+        module, missing = load_module(AutoModel, checkpoint, dtype=dtype, device=device)
+        return adopt(module, checkpoint, missing)
+    whole, missing = load_module(AutoModelForCausalLM, checkpoint, dtype=dtype, device=device)
+    return adopt_language_model(whole, checkpoint, missing)
+
+
+def read_config(checkpoint: Checkpoint) -> Any:
+    """transformers' configuration of a checkpoint; raises `BackboneError`."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(f"transformers cannot load {checkpoint.id}", found=str(error)) from error
+
+
+def is_language_model(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint says that it was saved as a causal language model."""
+    names = getattr(read_config(checkpoint), "architectures", None) or [""]
+    return str(names[0]).endswith(LANGUAGE_MODELS)
+
+
+def adopt_language_model(whole: nn.Module, checkpoint: Checkpoint, missing: set[str]) -> Backbone:
+    """Put a whole causal language model into an arena; raises `BackboneError` where its output layer is not stored."""
+    prefix = f"{whole.base_model_prefix}."
+    outside = sorted(name for name in missing if not name.startswith(prefix))
+    module = getattr(whole, prefix[:-1], None)
+    if outside or not isinstance(module, nn.Module):
+        raise BackboneError(
+            f"{checkpoint.id} is no causal language model", found=f"no {', '.join(outside) or 'base model'}"[:300]
+        )
+    return adopt(module, checkpoint, {name.removeprefix(prefix) for name in missing}, whole)
 
 
 def load_module(
     auto: Any, checkpoint: Checkpoint, *, dtype: str, device: str, config: Any = None
 ) -> tuple[nn.Module, set[str]]:
     """`auto.from_pretrained`, quietly; returns the module and the names that the checkpoint did not have."""
-    from transformers import AutoConfig
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -84,7 +132,7 @@ def load_module(
     progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        config = config or AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        config = config or read_config(checkpoint)
         refuse_quantised(config, checkpoint.id)
         model, info = auto.from_pretrained(
             checkpoint.folder,
@@ -107,29 +155,36 @@ def load_module(
 @torch.no_grad()
 def reload(backbone: Backbone) -> None:
     """Read the checkpoint again into the arena, after its memory was damaged. Storage stays where it is."""
-    from transformers import AutoModel
-
     dtype = next(name for name, value in _DTYPES.items() if value == backbone.dtype)
-    module, _ = load_module(AutoModel, backbone.checkpoint, dtype=dtype, device=str(backbone.device))
-    fresh = dict(module.named_parameters(remove_duplicate=False))
+    fresh = load_backbone(backbone.checkpoint, dtype=dtype, device=str(backbone.device)).parameters
     for name in backbone.arena.slots:
         backbone.arena.view(name).copy_(fresh[name])
 
 
-def adopt(module: nn.Module, checkpoint: Checkpoint, missing: set[str]) -> Backbone:
-    """Put a loaded base model's parameters into an arena.
+def adopt(
+    module: nn.Module, checkpoint: Checkpoint, missing: set[str], language_model: nn.Module | None = None
+) -> Backbone:
+    """Put a loaded base model's parameters into an arena, and those of the language model around it, if there is one.
 
     missing: parameters (of this module) that the checkpoint lacks; they belong to a head and stay outside.
     """
-    refuse_sharded(module, checkpoint.id)
+    refuse_sharded(language_model or module, checkpoint.id)
     found = {n: p for n, p in module.named_parameters(remove_duplicate=False) if n not in missing}
+    if language_model is not None:
+        found |= _around(language_model, module)
     digests = {name: digest for name in found if (digest := _stored_digest(module, checkpoint, name))}
     parameters = {name: p for name, p in found.items() if name in digests or _is_tied_to(p, found, digests)}
     if not parameters:
         raise BackboneError(f"no parameter of {checkpoint.id} matches its checkpoint's tensors by name")
     for parameter in parameters.values():
         parameter.requires_grad_(False)
-    return Backbone(module, build_arena(parameters), checkpoint, digests)
+    return Backbone(module, build_arena(parameters), checkpoint, digests, language_model)
+
+
+def _around(whole: nn.Module, module: nn.Module) -> dict[str, nn.Parameter]:
+    """What a language model has beside its base model: an output layer that is not tied to the embedding."""
+    inside = {id(parameter) for parameter in module.parameters()}
+    return {name: p for name, p in whole.named_parameters() if id(p) not in inside}
 
 
 def _is_tied_to(parameter: nn.Parameter, found: Mapping[str, nn.Parameter], digests: Mapping[str, str]) -> bool:

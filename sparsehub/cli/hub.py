@@ -18,7 +18,8 @@ from sparsehub.hub.protocol import Entry
 if TYPE_CHECKING:
     from sparsehub.hub.loading import Pulled
 
-_METRICS = {"regression": "pearson", "token-classification": "f1"}  # the one that a listing shows; else accuracy
+# The one that a listing shows; else accuracy.
+_METRICS = {"regression": "pearson", "token-classification": "f1", "text-generation": "perplexity"}
 WHERE = "The hub: a folder, s3://, gs://, az:// or hf://name."
 
 

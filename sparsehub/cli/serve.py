@@ -35,6 +35,8 @@ def serve(
     mode: Annotated[str, typer.Option(help="auto (the cheapest way for each batch), swap or mixed.")] = "auto",
     device_mib: Annotated[int, typer.Option(help="Memory for tasks that are ready to run, 0: no bound.")] = 0,
     host_mib: Annotated[int, typer.Option(help="Host memory for tasks beside a GPU.")] = 0,
+    cache_tokens: Annotated[int, typer.Option(help="Text generation: tokens that its cache holds.")] = 8192,
+    new_tokens: Annotated[int, typer.Option(help="Text generation: the most tokens of one text.")] = 1024,
     catalog: Annotated[
         str | None, typer.Option(help="What to serve, in place of --task: a file or HUB#NAME (see: sparsehub catalog).")
     ] = None,
@@ -70,6 +72,8 @@ def serve(
         mode=mode,
         device_mib=device_mib,
         host_mib=host_mib,
+        cache_tokens=cache_tokens,
+        new_tokens=new_tokens,
         keys=keys,
         catalog=catalog,
         open=everybody,

@@ -21,7 +21,7 @@ def train(
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
     kind: Annotated[
         str | None,
-        typer.Option(help="text-classification, regression, multiple-choice or token-classification."),
+        typer.Option(help="text-classification, regression, multiple-choice, token-classification or text-generation."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The task's name: a-z 0-9 . _ -")] = None,
     version: Annotated[str | None, typer.Option(help="The package's version (default 0.1.0).")] = None,
@@ -30,7 +30,7 @@ def train(
     train: Annotated[
         str | None,
         typer.Option(
-            help="A .jsonl .json .csv .tsv .parquet file, or data-set\\[:config]:split.", rich_help_panel=_DATA
+            help="A .jsonl .json .csv .tsv .parquet .txt file, or data-set\\[:config]:split.", rich_help_panel=_DATA
         ),
     ] = None,
     validation: Annotated[
@@ -50,6 +50,10 @@ def train(
         str | None, typer.Option(help="Label names in order: no,yes (default: found).", rich_help_panel=_DATA)
     ] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row (default 256).", rich_help_panel=_DATA)] = None,
+    packing: Annotated[
+        bool | None,
+        typer.Option("--packing", help="Training texts one after another in full rows.", rich_help_panel=_DATA),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsehub.convert.names import SHOWN, Layout, match_names
+from sparsehub.convert.names import SHOWN, Layout, match_layout
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, FormatError, UsageError
 from sparsehub.files import sha256_file, strict_json
@@ -100,7 +100,7 @@ def change_of(adapter: Adapter, layout: Layout) -> Change:
             rest[name] = tensor
     if not parts:
         raise FormatError(f"{adapter.folder} changes nothing", found=f"no tensor of {adapter.kind}")
-    places = match_names(layout.base, parts, str(adapter.folder))
+    places = match_layout(layout, parts, str(adapter.folder))
     owner = {stored: name for name, stored in places.names.items()}
     _refuse_unplaced(adapter, parts.keys() - owner.keys())
     mine = {owner[stored]: tensors for stored, tensors in parts.items()}

@@ -13,7 +13,7 @@ from sparsehub.backbone import Checkpoint
 from sparsehub.backbone.backbone import spellings
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
-from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
 from sparsehub.package.model import auto_class, base_prefix, task_config
 
 Shape = tuple[int, ...]
@@ -27,7 +27,8 @@ class Layout:
     architecture: of the base model; prefix: what its parameters' names begin with inside the task's model; base: their
     shapes, by name without the prefix, each tied group once; aliases: other names of a tied parameter; others: shapes
     of the task's own parameters, by their names in the task's model; linear: base weights of Linear layers; transposed:
-    of transformers' Conv1D, which stores them the other way round.
+    of transformers' Conv1D, which stores them the other way round; around: names in `base` that have no prefix: the
+    output layer of a language model, which belongs to its backbone.
     """
 
     architecture: str
@@ -37,6 +38,7 @@ class Layout:
     others: Mapping[str, Shape]
     linear: frozenset[str]
     transposed: frozenset[str]
+    around: frozenset[str] = frozenset()
 
 
 def layout_of(checkpoint: Checkpoint, task: TaskSpec) -> Layout:
@@ -56,15 +58,18 @@ def layout_of(checkpoint: Checkpoint, task: TaskSpec) -> Layout:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
         shapes[name] = tuple(parameter.shape)
-    base = {names[0]: names[1:] for names in groups.values() if names[0].startswith(prefix)}
+    generates = task.kind == TEXT_GENERATION
+    base = {names[0]: names[1:] for names in groups.values() if generates or names[0].startswith(prefix)}
+    around = frozenset(name for name in base if not name.startswith(prefix))
     return Layout(
         architecture=type(module).__name__,
         prefix=prefix,
         base={name.removeprefix(prefix): shapes[name] for name in base},
         aliases={n.removeprefix(prefix): tuple(a.removeprefix(prefix) for a in more) for n, more in base.items()},
-        others={n: shapes[n] for names in groups.values() for n in names[:1] if not n.startswith(prefix)},
-        linear=frozenset(f"{n}.weight" for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)),
+        others={n: shapes[n] for names in groups.values() for n in names[:1] if n not in base},
+        linear=around | {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)},
         transposed=frozenset(f"{n}.weight" for n, m in module.named_modules() if isinstance(m, Conv1D)),
+        around=around,
     )
 
 
@@ -74,6 +79,15 @@ class Matched:
 
     prefix: str
     names: Mapping[str, str]
+
+
+def match_layout(layout: Layout, stored: Iterable[str], what: str) -> Matched:
+    """`match_names` for a layout: what lies around its base model is looked for beside it."""
+    present = set(stored)
+    found = match_names([name for name in layout.base if name not in layout.around], present, what)
+    outside = found.prefix.removesuffix(layout.prefix)
+    beside = {name: outside + name for name in layout.around if outside + name in present}
+    return Matched(found.prefix, {**found.names, **beside})
 
 
 def match_names(wanted: Collection[str], stored: Iterable[str], what: str) -> Matched:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone import Checkpoint
-from sparsehub.convert.names import SHOWN, Layout, Matched, match_names
+from sparsehub.convert.names import SHOWN, Layout, Matched, match_layout
 from sparsehub.convert.stored import Stored, stored_tensors
 from sparsehub.errors import BackboneError, BackboneMismatchError
 from sparsehub.package.draft import public_name
@@ -88,7 +88,7 @@ class BackboneTensors:
 
 def backbone_tensors(layout: Layout, checkpoint: Checkpoint) -> BackboneTensors:
     """Find a layout's parameters in a backbone's checkpoint; raises `BackboneError` where there are none."""
-    matched = match_names(layout.base, checkpoint.digests, checkpoint.id)
+    matched = match_layout(layout, checkpoint.digests, checkpoint.id)
     names = {name: place for name in layout.base if (place := _place(layout, matched, name))}
     return BackboneTensors(
         checkpoint, layout, names, tuple(layout.prefix + name for name in layout.base if name not in names)
@@ -127,7 +127,7 @@ def pair_up(backbone: BackboneTensors, tuned: Checkpoint, drop: Sequence[str]) -
     """
     layout = backbone.layout
     here, there = stored_tensors(backbone.checkpoint.folder), stored_tensors(tuned.folder)
-    theirs = match_names(layout.base, there, tuned.id)
+    theirs = match_layout(layout, there, tuned.id)
     parameters = {}
     for name, place in backbone.names.items():
         other = _place(layout, theirs, name)
@@ -136,7 +136,8 @@ def pair_up(backbone: BackboneTensors, tuned: Checkpoint, drop: Sequence[str]) -
         parameters[name] = Both(here[place], there[other])
     places = _head_places(backbone, theirs, there, tuned)
     used = {*theirs.names.values(), *places.values()}
-    used |= {theirs.prefix + alias for aliases in layout.aliases.values() for alias in aliases}
+    outside = theirs.prefix.removesuffix(layout.prefix)
+    used |= {before + alias for a in layout.aliases.values() for alias in a for before in (theirs.prefix, outside)}
     head = {name: there[place] for name, place in places.items()}
     pair = Pair(parameters, head, _unused(there, used, drop, tuned))
     _check(pair, layout)

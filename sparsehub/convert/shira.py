@@ -22,9 +22,9 @@ from sparsehub.delta import ParameterDelta
 from sparsehub.errors import UsageError
 from sparsehub.files import canonical_json, new_folder
 from sparsehub.package import Package
-from sparsehub.package.manifest import MULTIPLE_CHOICE, TOKEN_CLASSIFICATION
+from sparsehub.package.manifest import MULTIPLE_CHOICE, TEXT_GENERATION, TOKEN_CLASSIFICATION
 
-_TASK_TYPES = {TOKEN_CLASSIFICATION: "TOKEN_CLS", MULTIPLE_CHOICE: None}
+_TASK_TYPES = {TOKEN_CLASSIFICATION: "TOKEN_CLS", MULTIPLE_CHOICE: None, TEXT_GENERATION: "CAUSAL_LM"}
 SHOWN = 3
 
 
@@ -50,7 +50,7 @@ def export_shira(package: Package, layout: Layout, out: Path) -> Exported:
     rank = max(-(-len(part.indices) // sum(part.shape)) for part in delta.parameters.values())
     tensors = {f"{INSIDE}{name}": tensor for name, tensor in package.head.items()}
     for name, part in delta.parameters.items():
-        module = f"{INSIDE}{layout.prefix}{name.removesuffix('.weight')}"
+        module = f"{INSIDE}{_whole(layout, name).removesuffix('.weight')}"
         positions, values = _padded(name, part, rank)
         columns = part.shape[1]
         tensors[f"{module}.shira_indices"] = torch.stack([positions // columns, positions % columns]).to(torch.int32)
@@ -93,8 +93,13 @@ def _padded(name: str, part: ParameterDelta, rank: int) -> tuple[Tensor, Tensor]
     return positions, torch.cat([part.values.float(), torch.zeros(len(padding))])
 
 
+def _whole(layout: Layout, name: str) -> str:
+    """A parameter's name in the task's model."""
+    return name if name in layout.around else layout.prefix + name
+
+
 def _config(package: Package, layout: Layout, rank: int) -> Mapping[str, object]:
-    modules = [layout.prefix + name.removesuffix(".weight") for name in package.delta.parameters]
+    modules = [_whole(layout, name).removesuffix(".weight") for name in package.delta.parameters]
     return {
         "peft_type": "SHIRA",
         "base_model_name_or_path": package.manifest.backbone.id,

@@ -15,6 +15,7 @@ from sparsehub.package.manifest import (
     PROBLEM_TYPES,
     REGRESSION,
     TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
     TOKEN_CLASSIFICATION,
     TaskSpec,
 )
@@ -24,6 +25,8 @@ _ENDS = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
     "ForTokenClassification": TOKEN_CLASSIFICATION,
     "ForMultipleChoice": MULTIPLE_CHOICE,
+    "ForCausalLM": TEXT_GENERATION,
+    "LMHeadModel": TEXT_GENERATION,
 }
 CONFIG_FILE = "config.json"
 
@@ -53,15 +56,16 @@ def task_of(told: Told, folder: Path | None) -> TaskSpec:
         raise UsageError(
             f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix="give --choices choice1,choice2"
         )
-    labels = told.choices or told.labels or _labels(config)
-    if kind != REGRESSION and len(labels) < 2:
+    unlabelled = kind in (REGRESSION, TEXT_GENERATION)
+    labels = () if unlabelled else told.choices or told.labels or _labels(config)
+    if not unlabelled and len(labels) < 2:
         raise UsageError("nothing says what the labels are", fix="give --labels, in the order of the head's outputs")
     return TaskSpec(
         kind=kind,
-        labels=() if kind == REGRESSION else tuple(labels),
+        labels=tuple(labels),
         problem_type=PROBLEM_TYPES[kind],
         text_fields=told.text,
-        label_field=told.label,
+        label_field="" if kind == TEXT_GENERATION and told.label == Told.label else told.label,
         max_length=told.max_length,
         metrics=metric_names(kind, len(labels)),
         choice_fields=told.choices,

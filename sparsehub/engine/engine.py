@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import threading
-import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
@@ -17,43 +12,35 @@ from sparsehub.engine.arena import ArenaKeeper
 from sparsehub.engine.calibrate import measure_points
 from sparsehub.engine.compose import composite, parse_composition
 from sparsehub.engine.cost import SWAP, CostModel
-from sparsehub.engine.holding import Budgets, Holding, Usage
-from sparsehub.engine.inputs import check_length, rows_of
-from sparsehub.engine.loop import ModelLoop, Work
+from sparsehub.engine.desk import Desk
+from sparsehub.engine.generation.front import Prompt, ask, make_generator
+from sparsehub.engine.generation.generator import Listen
+from sparsehub.engine.generation.limits import GenerationLimits
+from sparsehub.engine.generation.request import Generation, Sampling
+from sparsehub.engine.holding import LOAD_SECONDS, Budgets, Holding, Usage
+from sparsehub.engine.loop import ModelLoop
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.report import BatchReport, TaskStatus
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import HostTask, Resident, make_resident, read_host_task
 from sparsehub.engine.runner import AUTO, MODES, Runner
-from sparsehub.engine.scheduler import Item, Limits, Scheduler
+from sparsehub.engine.scheduler import Limits, Scheduler
 from sparsehub.engine.selfcheck import checked_sites
 from sparsehub.engine.tasks import Task, TaskInfo, TaskTable
-from sparsehub.errors import DataError, RequestError, SparsehubError, UnhealthyError, UnknownTaskError, UsageError
+from sparsehub.engine.ticket import Admit, Ticket
+from sparsehub.errors import RequestError, UnhealthyError, UnknownTaskError, UsageError
 from sparsehub.package import Package
-from sparsehub.package.encoding import Encoded, encode
-from sparsehub.package.manifest import PROBLEM_TYPES, TEXT_CLASSIFICATION, TaskSpec
 from sparsehub.package.outputs import Answer
 
-LOAD_SECONDS = 60.0  # that a request waits for a task which was never in memory, where it says nothing else
 MIXED_LANE = "mixed"
-T = TypeVar("T")
-Admit = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Ticket(Generic[T]):
-    """What a request gets at once. futures: one per input, in order; task: the very package that will answer."""
-
-    futures: list[Future[T]]
-    task: TaskInfo | None
-    tokens: int
 
 
 class Engine:
     """Serves tasks from one backbone. Any thread may submit; one thread runs `step` (see `start`).
 
     observe: called after every batch, in the model thread; mode: `auto`, or `swap` or `mixed` wherever that is
-    possible; check_seconds: between two looks at a block of the base weights, 0 for none.
+    possible; check_seconds: between two looks at a block of the base weights, 0 for none; generation: what text
+    generation may use. generator: None where the backbone is no causal language model.
     """
 
     def __init__(
@@ -65,6 +52,7 @@ class Engine:
         budgets: Budgets | None = None,
         mode: str = AUTO,
         check_seconds: float = 1.0,
+        generation: GenerationLimits | None = None,
     ):
         self.backbone = backbone
         self.tokenizer = load_tokenizer(backbone.checkpoint)
@@ -84,7 +72,16 @@ class Engine:
         measure = functools.partial(measure_points, backbone, self._sites, self.max_tokens)
         self._loop = ModelLoop(self.arena, runner, self._scheduler, self._residency, measure, observe)
         self.mode = mode
-        self._tokenizer_lock = threading.Lock()  # fast tokenizers keep their truncation settings inside
+        self.generator = make_generator(
+            backbone,
+            self.arena,
+            self._residency,
+            self._sites,
+            generation or GenerationLimits(),
+            self._lane_of,
+            self._loop,
+        )
+        self._desk = Desk(self._scheduler, self._residency, self.tokenizer, self.max_tokens, self._check, self._loaded)
 
     # tasks
 
@@ -144,6 +141,11 @@ class Engine:
         if holding.error is not None:
             self._scheduler.fail(holding.error, lambda key: key[0] == holding.task.digest)
         self._scheduler.wake()
+        if self.generator is not None:
+            self.generator.loaded(holding)
+
+    def _lane_of(self, digest: str | None) -> Hashable | None:
+        return self._lane((digest, False))
 
     def _lane(self, key: tuple[str | None, bool]) -> Hashable | None:
         """Where rows of a key may run: with all others that can be mixed, or with their own task's alone."""
@@ -171,7 +173,7 @@ class Engine:
 
         admit: called with the tokens of all inputs before any of them waits; what it raises is raised.
         """
-        return self._ask(reference, inputs, truncate, timeout, admit, embed=False)
+        return self._desk.ask(self._find(reference), inputs, truncate, timeout, admit, embed=False)
 
     def embed(
         self,
@@ -184,9 +186,30 @@ class Engine:
     ) -> Ticket[list[float]]:
         """One future per text: a unit vector, from the task's weights or (None) from the plain backbone."""
         if reference is not None:
-            return self._ask(reference, texts, truncate, timeout, admit, embed=True)
-        rows = self._encode(_text_spec(self.max_tokens), texts, truncate)
-        return self._submit(None, None, rows, True, timeout, admit)
+            return self._desk.ask(self._find(reference), texts, truncate, timeout, admit, embed=True)
+        return self._desk.embed(texts, truncate, timeout, admit)
+
+    def generate(
+        self, reference: str | None, prompt: Prompt, sampling: Sampling | None = None, timeout: float | None = None
+    ) -> Generation:
+        """One text: from a task's weights or (None) from the plain backbone. prompt: a text, token ids, or messages."""
+        return self.generate_many(reference, [prompt], [sampling or Sampling()], timeout)[0]
+
+    def generate_many(
+        self,
+        reference: str | None,
+        prompts: Sequence[Prompt],
+        samplings: Sequence[Sampling],
+        timeout: float | None = None,
+        listen: Callable[[int], Listen] = lambda _: lambda _: None,
+        admit: Admit = lambda _: None,
+    ) -> list[Generation]:
+        """One text per prompt, all queued or none; see `Generator.submit`. admit: as for `classify`, called with the
+        tokens of the prompts and the most that the texts may come to."""
+        if self.generator is None:
+            raise RequestError("the backbone generates no text", found=self.backbone.architecture)
+        task = None if reference is None else self._find(reference)
+        return ask(self.generator, task, prompts, samplings, timeout, listen, admit)
 
     def info(self, reference: str, timeout: float | None = None) -> TaskInfo:
         """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
@@ -205,7 +228,12 @@ class Engine:
     @property
     def healthy(self) -> bool:
         """Whether work is taken: the arena is known, nobody said stop, and a started model thread still runs."""
-        return self.arena.swap.healthy and self._loop.takes_work
+        generates = self.generator is None or self.generator.takes_work
+        return self.arena.swap.healthy and self._loop.takes_work and generates
+
+    def _check(self) -> None:
+        if not self.healthy:
+            raise UnhealthyError("the engine takes no more work", fix="restart it")
 
     def _find(self, reference: str) -> Task:
         """A task that is served, or one that the reference composes of such (`trec+tone*0.5`)."""
@@ -217,74 +245,18 @@ class Engine:
                 raise
             return composite(parts, self.tasks.find)
 
-    def _ask(
-        self,
-        reference: str,
-        inputs: Sequence[Any],
-        truncate: bool,
-        timeout: float | None,
-        admit: Admit,
-        *,
-        embed: bool,
-    ) -> Ticket[Any]:
-        task = self._find(reference)
-        holding = self._residency.acquire(task)  # its weights come while its rows are tokenised
-        try:
-            info = self._residency.info(task.digest) or holding.wait(timeout or LOAD_SECONDS).info
-            spec = _text_spec(info.spec.max_length) if embed else info.spec
-            return self._submit(info, holding, self._encode(spec, inputs, truncate), embed, timeout, admit)
-        finally:
-            self._residency.release(holding)
-
-    def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool) -> list[Encoded]:
-        rows = rows_of(task, inputs)
-        task = dataclasses.replace(task, max_length=min(task.max_length, self.max_tokens))
-        try:
-            with self._tokenizer_lock:
-                encoded = encode(task, self.tokenizer, rows, truncate=truncate)
-        except DataError as error:
-            raise RequestError(str(error)) from error
-        check_length(encoded, task.max_length)
-        return encoded
-
-    def _submit(
-        self,
-        info: TaskInfo | None,
-        holding: Holding | None,
-        rows: list[Encoded],
-        embed: bool,
-        timeout: float | None,
-        admit: Admit,
-    ) -> Ticket[Any]:
-        if not self.healthy:
-            raise UnhealthyError("the engine takes no more work", fix="restart it")
-        tokens = sum(row.tokens for row in rows)
-        admit(tokens)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        key = (info.digest if info is not None else None, embed)
-        items = [Item(key, row.length, Work(row, holding, embed), len(row.sequences), deadline) for row in rows]
-        if holding is not None:
-            self._residency.hold(holding, len(items))
-            for item in items:
-                item.future.add_done_callback(lambda _: self._residency.release(holding))
-        try:
-            self._scheduler.submit(items)
-        except SparsehubError:
-            for item in items:
-                item.future.cancel()  # gives back what they hold
-            raise
-        if holding is not None and holding.error is not None:  # its load failed before its rows were in the queue
-            self._loaded(holding)
-        return Ticket([item.future for item in items], info, tokens)
-
     # the main loop
 
     def start(self) -> None:
-        """Measure what batches cost here, then run `step` in a thread of its own until `stop`."""
+        """Measure what batches cost here, then run `step` in a thread of its own until `stop`; generate in another."""
         self._loop.start()
+        if self.generator is not None:
+            self.generator.start()
 
     def stop(self, drain: float = 30.0) -> None:
         """Take no more rows, finish what waits for up to `drain` seconds, and leave the base weights in the arena."""
+        if self.generator is not None:
+            self.generator.stop(drain)
         self._loop.stop(drain)
         self._residency.close()
         self.arena.empty(self._residency)
@@ -308,16 +280,3 @@ class Engine:
     def costs(self) -> CostModel:
         """What batches cost here: predictions by way of running, and what was learned since."""
         return self._loop.costs
-
-
-def _text_spec(max_length: int) -> TaskSpec:
-    """One text a row, for embeddings."""
-    return TaskSpec(
-        kind=TEXT_CLASSIFICATION,
-        labels=(),
-        problem_type=PROBLEM_TYPES[TEXT_CLASSIFICATION],
-        text_fields=("input",),
-        label_field="",
-        max_length=max_length,
-        metrics=(),
-    )

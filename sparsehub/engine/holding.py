@@ -10,6 +10,7 @@ from sparsehub.engine.tasks import Task
 from sparsehub.errors import CancelledError, SparsehubError, UsageError
 
 UNLIMITED = 1 << 62
+LOAD_SECONDS = 60.0  # that a request waits for a task which was never in memory, where it says nothing else
 
 
 @dataclass(frozen=True)

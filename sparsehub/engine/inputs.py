@@ -8,7 +8,13 @@ from typing import Any
 
 from sparsehub.errors import RequestError
 from sparsehub.package.encoding import Encoded
-from sparsehub.package.manifest import MULTIPLE_CHOICE, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.manifest import (
+    MULTIPLE_CHOICE,
+    PROBLEM_TYPES,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    TaskSpec,
+)
 
 Row = Mapping[str, Any]
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 and tokenizers cannot
@@ -70,3 +76,16 @@ def check_length(rows: Sequence[Encoded], limit: int) -> None:
             )
         if row.length == 0:
             raise RequestError(f"input {place} has no tokens", expected="some text")
+
+
+def text_spec(max_length: int) -> TaskSpec:
+    """One text a row, for embeddings."""
+    return TaskSpec(
+        kind=TEXT_CLASSIFICATION,
+        labels=(),
+        problem_type=PROBLEM_TYPES[TEXT_CLASSIFICATION],
+        text_fields=("input",),
+        label_field="",
+        max_length=max_length,
+        metrics=(),
+    )

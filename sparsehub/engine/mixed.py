@@ -26,14 +26,24 @@ class MixedBatch:
 
     sides: by slot, None for a task (or the plain backbone) that changes nothing, but not all None; bounds: (slot, first
     row, row after the last), in order, without gaps; packed: the rows are tokens of one long sequence [1, rows, width],
-    not sequences.
+    not sequences; outputs: whose are the rows that go on to the output layer, where those are fewer.
     """
 
-    def __init__(self, sites: Sites, sides: Sequence[Side | None], bounds: Bounds, *, packed: bool = False):
+    def __init__(
+        self,
+        sites: Sites,
+        sides: Sequence[Side | None],
+        bounds: Bounds,
+        *,
+        packed: bool = False,
+        outputs: Bounds | None = None,
+    ):
         self.sites, self.sides, self.packed = sites, sides, packed
         self.rows = bounds[-1][2]
         self._bounds = bounds
         self._segments: dict[int, kernels.Segments] = {}
+        if outputs and outputs[-1][2] < self.rows:
+            self._segments[outputs[-1][2]] = kernels.segments_of(outputs)
         self._tables = _tables(sites, sides)
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(sites.sites) else 0
         self._last: kernels.Packed | None = None
@@ -111,7 +121,7 @@ def _embedding(batch: MixedBatch, site: Site, ids: Tensor) -> Tensor:
     if not batch.packed and len(ids) == 1:
         ids = ids.expand(batch.rows, *ids.shape[1:])
     y: Tensor = type(site.module).forward(site.module, ids).contiguous()
-    flat = ids.reshape(-1).contiguous()
+    flat = ids.reshape(-1).long().contiguous()  # packed ones are of 32 bits
     kernels.sparse_lookup_(y.view(-1, y.shape[-1]), flat, batch.segments(flat.shape[0]), batch.changes(site))
     return y
 

@@ -15,6 +15,7 @@ from sparsehub.engine.sites import Sites
 from sparsehub.engine.tasks import TaskInfo, info_of
 from sparsehub.package import Package
 from sparsehub.package.io import check_backbone
+from sparsehub.package.manifest import TEXT_GENERATION
 from sparsehub.package.model import HeadModel, build_head
 from sparsehub.patch import Layout, Patch, Read, bind, lay_out
 
@@ -34,18 +35,19 @@ class HostTask:
 
 @dataclass(frozen=True)
 class Resident:
-    """A task ready to run. side: None where its rows cannot be mixed; `why_swap` then says why."""
+    """A task ready to run. side: None where its rows cannot be mixed; `why_swap` then says why; head: None for a text
+    generation, whose head is the backbone's."""
 
     info: TaskInfo
     patch: Patch
     side: Side | None
     why_swap: str | None
-    head: HeadModel
+    head: HeadModel | None
 
     @property
     def nbytes(self) -> int:
         """Memory that the task holds on the device."""
-        return self.patch.nbytes + self.head.nbytes + (0 if self.side is None else self.side.nbytes)
+        return sum(part.nbytes for part in (self.patch, self.head, self.side) if part is not None)
 
 
 def read_host_task(package: Package, backbone: Backbone) -> HostTask:
@@ -62,7 +64,8 @@ def read_host_task(package: Package, backbone: Backbone) -> HostTask:
 def make_resident(host: HostTask, backbone: Backbone, sites: Sites, pad_token_id: int, read: Read) -> Resident:
     """Copy a task to the device and make it ready for both ways of running; raises `FormatError` for a wrong head."""
     with _beside(backbone.device):
-        head = build_head(backbone, host.info.spec, host.head, pad_token_id)
+        generates = host.info.spec.kind == TEXT_GENERATION
+        head = None if generates else build_head(backbone, host.info.spec, host.head, pad_token_id)
         patch = bind(host.layout, backbone.arena, read)
         side = make_side(sites, backbone.arena, patch)
     if isinstance(side, str):

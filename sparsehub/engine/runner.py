@@ -139,6 +139,7 @@ class Runner:
         if rows.embed or rows.task is None:
             vectors: list[Any] = self._pool(outputs.last_hidden_state, inputs["attention_mask"]).tolist()
             return vectors
+        assert rows.task.head is not None  # a text generation has no rows here
         shaped = {name: by_choice(tensor, rows.rows) for name, tensor in inputs.items()}
         return list(answers(rows.task.info.spec, rows.rows, rows.task.head(shaped, outputs)))
 

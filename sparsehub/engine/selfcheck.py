@@ -36,7 +36,7 @@ def checked_sites(backbone: Backbone) -> Sites:
 
 @torch.inference_mode()
 def _problem(backbone: Backbone, sites: Sites) -> str | None:
-    patch = make_patch(backbone, _loud_delta(backbone, sites))
+    patch = make_patch(backbone, loud_delta(backbone, sites))
     side = make_side(sites, backbone.arena, patch)
     assert isinstance(side, Side)  # it changes nothing but what can be mixed
     batch = sample_batch(backbone, ROWS, LENGTH)
@@ -55,11 +55,12 @@ def _problem(backbone: Backbone, sites: Sites) -> str | None:
 
 
 def _states(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
-    states: Tensor = backbone.module(**batch).last_hidden_state
+    outputs = backbone.whole(**batch)  # of a language model the logits: its output layer is to be proved too
+    states: Tensor = outputs.last_hidden_state if backbone.language_model is None else outputs.logits
     return states.float()
 
 
-def _loud_delta(backbone: Backbone, sites: Sites) -> Delta:
+def loud_delta(backbone: Backbone, sites: Sites) -> Delta:
     """A few large changes in every place that can be mixed."""
     generator, parts = torch.Generator().manual_seed(0), {}
     for slot, name in {slot: name for name, slot in backbone.arena.slots.items() if slot in sites.uses}.items():

@@ -62,15 +62,16 @@ def find_sites(backbone: Backbone) -> Sites:
 
     The arena must hold the base weights.
     """
-    seen = _watch(backbone)
-    names = {id(module): name for name, module in backbone.module.named_modules()}
+    seen, whole = _watch(backbone), backbone.whole
+    names = {id(module): name for name, module in whole.named_modules()}
+    slots = {id(p): slot for name, p in backbone.parameters.items() if (slot := backbone.arena.slots.get(name))}
     sites: list[Site] = []
     uses: dict[Slot, tuple[tuple[Site, str], ...]] = {}
     others: dict[Slot, str] = {}
-    for module in backbone.module.modules():
+    for module in whole.modules():
         problem = _problem(module, seen.get(id(module), []))
         site = _site(len(sites), names[id(module)], module)
-        owned = _places(backbone, site)
+        owned = _places(slots, site)
         if problem is None and owned:
             sites.append(site)
         for slot, role in owned:
@@ -146,10 +147,10 @@ def _watch(backbone: Backbone) -> dict[int, list[tuple[int, ...]]]:
         if arguments and isinstance(arguments[0], Tensor):
             seen.setdefault(id(module), []).append(tuple(arguments[0].shape))
 
-    handles = [module.register_forward_pre_hook(watch) for module in backbone.module.modules()]
+    handles = [module.register_forward_pre_hook(watch) for module in backbone.whole.modules()]
     try:
         with torch.inference_mode():
-            backbone.module(**sample_batch(backbone, _ROWS, _LENGTH))
+            backbone.whole(**sample_batch(backbone, _ROWS, _LENGTH))
     finally:
         for handle in handles:
             handle.remove()
@@ -175,8 +176,8 @@ def _problem(module: nn.Module, shapes: list[tuple[int, ...]]) -> str | None:
     return "does not see its input row by row"
 
 
-def _places(backbone: Backbone, site: Site) -> list[tuple[Slot, str]]:
-    """The places of the arena that a module's own parameters have, with their roles."""
-    slots, prefix = backbone.arena.slots, f"{site.name}." if site.name else ""
-    own = [name for name, _ in site.module.named_parameters(recurse=False)]
-    return [(slots[prefix + name], name) for name in own if prefix + name in slots]
+def _places(slots: Mapping[int, Slot], site: Site) -> list[tuple[Slot, str]]:
+    """The places of the arena that a module's own parameters have, with their roles. slots: by the parameters' ids, so
+    that an output layer that is tied to the embedding has the embedding's."""
+    own = site.module.named_parameters(recurse=False)
+    return [(slots[id(parameter)], name) for name, parameter in own if id(parameter) in slots]

@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Collection
 
 from sparsehub.package.anatomy import heat_map, percent, sizes
-from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, Manifest
-from sparsehub.package.metadata import BASELINE, dataset_of, front_matter
+from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, Manifest
+from sparsehub.package.metadata import BASELINES, dataset_of, front_matter
 
 SHOWN_LABELS = 100
 DENSITY_PICTURE, VALUES_PICTURE = "density.png", "values.png"
@@ -59,7 +59,8 @@ def _title(manifest: Manifest) -> str:
         f"# {manifest.name} {manifest.version}\n\n"
         f"A sparse task delta for `{_code(manifest.backbone.id)}`: it changes {delta.nnz:,} of the backbone's "
         f"{manifest.backbone.parameters:,} parameters ({delta.density:.3%}), chosen by `{_code(delta.method)}`, "
-        f"and brings its own head. Kind: {manifest.task.kind}."
+        f"and brings {'no head: the backbone has it' if _generates(manifest) else 'its own head'}. "
+        f"Kind: {manifest.task.kind}."
     )
 
 
@@ -79,12 +80,24 @@ def _use(manifest: Manifest) -> str:
         f"engine = Engine(load_backbone({json.dumps(manifest.backbone.id)}))\n"
         f'engine.add(load_package("{name}@{version}", open_hub("HUB")))\n'
         "engine.start()\n"
-        f'answer = engine.classify("{name}", {_item(manifest)}).futures[0].result()\n```'
+        f"{_call(manifest)}\n```"
     )
+
+
+def _generates(manifest: Manifest) -> bool:
+    return manifest.task.kind == TEXT_GENERATION
+
+
+def _call(manifest: Manifest) -> str:
+    if _generates(manifest):
+        return f'answer = engine.generate("{manifest.name}", "...").result()'
+    return f'answer = engine.classify("{manifest.name}", {_item(manifest)}).futures[0].result()'
 
 
 def request(manifest: Manifest) -> tuple[str, str]:
     """The route that answers the task's rows, and the JSON body that asks it."""
+    if _generates(manifest):
+        return "completions", json.dumps({"model": manifest.name, "prompt": "...", "max_tokens": 64})
     route = "score" if manifest.task.kind == REGRESSION else "classify"
     return route, f'{{"model": "{manifest.name}", "input": {_item(manifest)}}}'
 
@@ -104,15 +117,16 @@ def _metrics(manifest: Manifest) -> str:
     for split, row in manifest.metrics.items():
         cells = [f"{row[name]:.4f}" if name in row else "" for name in names]
         lines.append(f"| {plain(split)} | {_data(manifest, split)} | " + " | ".join(cells) + " |")
-    note = (
-        "Of the package as written, rounding included. `majority` answers the commonest training label (or the mean)."
-    )
+    baseline = "`majority` answers the commonest training label (or the mean)."
+    if _generates(manifest):
+        baseline = "`backbone` is the backbone without it. An exact match is a whole completion, token for token."
+    note = f"Of the package as written, rounding included. {baseline}"
     return "## Metrics\n\n" + note + "\n\n" + "\n".join(lines)
 
 
 def _data(manifest: Manifest, split: str) -> str:
     """The data set of a split and its rows, as far as they are known."""
-    if split.endswith(BASELINE):
+    if split.endswith(BASELINES):
         return ""
     data = manifest.training.get("data")
     record = data.get(split) if isinstance(data, dict) else None
@@ -183,11 +197,13 @@ def _limits(manifest: Manifest) -> str:
     task = manifest.task
     lines = [
         "- It fits the backbone of this fingerprint and no other, not even a fine-tuned copy of it.",
-        f"- Text beyond {task.max_length} tokens is refused, or cut where the caller says so.",
+        f"- It was trained on texts of at most {task.max_length} tokens; longer ones it has not seen."
+        if _generates(manifest)
+        else f"- Text beyond {task.max_length} tokens is refused, or cut where the caller says so.",
     ]
     if task.labels and task.kind != MULTIPLE_CHOICE:
         lines.append("- It knows these labels only: text that fits none of them gets one of them all the same.")
-    splits = [split for split in manifest.metrics if not split.endswith(BASELINE)]
+    splits = [split for split in manifest.metrics if not split.endswith(BASELINES)]
     measured = f"was measured on {', '.join(map(plain, splits))} alone" if splits else "was not measured"
     lines.append(f"- It {measured}; on other data it may do worse.")
     return "## Limits\n\n" + "\n".join(lines)

@@ -10,6 +10,7 @@ from sparsehub.delta import Delta
 from sparsehub.package.manifest import (
     MULTIPLE_CHOICE,
     REGRESSION,
+    TEXT_GENERATION,
     TOKEN_CLASSIFICATION,
     BackboneRef,
     DeltaRecord,
@@ -52,4 +53,6 @@ def metric_names(kind: str, labels: int) -> tuple[str, ...]:
         return ("accuracy",)
     if kind == TOKEN_CLASSIFICATION:
         return ("f1", "precision", "recall", "accuracy")
+    if kind == TEXT_GENERATION:
+        return ("perplexity", "exact_match", "token_accuracy")
     return ("accuracy", "macro_f1", "matthews", *(("f1",) if labels == 2 else ()))

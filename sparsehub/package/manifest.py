@@ -36,22 +36,27 @@ TEXT_CLASSIFICATION = "text-classification"
 REGRESSION = "regression"
 MULTIPLE_CHOICE = "multiple-choice"
 TOKEN_CLASSIFICATION = "token-classification"
-KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE, TOKEN_CLASSIFICATION)
+TEXT_GENERATION = "text-generation"
+HEADED_KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE, TOKEN_CLASSIFICATION)
+KINDS = (*HEADED_KINDS, TEXT_GENERATION)
 PROBLEM_TYPES = {
     TEXT_CLASSIFICATION: "single_label_classification",
     REGRESSION: "regression",
     MULTIPLE_CHOICE: "single_label_classification",
     TOKEN_CLASSIFICATION: "single_label_classification",
+    TEXT_GENERATION: "next_token",
 }
+_UNLABELLED = (REGRESSION, TEXT_GENERATION)
 
 
 @dataclass(frozen=True)
 class TaskSpec:
     """What goes in and what comes out.
 
-    labels: in the order of the head's outputs; the choice fields for multiple choice; empty for regression.
-    text_fields: one or two columns; for multiple choice they are joined into the context of every choice.
-    max_length: tokens of one sequence, special tokens included.
+    labels: in the order of the head's outputs; the choice fields for multiple choice; empty for regression and text
+    generation. text_fields: one or two columns; for multiple choice they are joined into the context of every choice;
+    for text generation one, a text, a prompt or a list of messages. label_field: of a generation the completion, empty
+    where the whole text is learned. max_length: tokens of one sequence, special tokens included.
     """
 
     kind: str
@@ -232,10 +237,11 @@ def _check_task(task: TaskSpec) -> None:
     _require(task.kind in KINDS, f"unknown task kind {task.kind!r}, expected one of {', '.join(KINDS)}")
     _require(task.problem_type == PROBLEM_TYPES[task.kind], f"problem type {task.problem_type!r} does not fit the kind")
     _require(len(set(task.labels)) == len(task.labels) <= MAX_LABELS, "labels are repeated or too many")
-    fewest = {TEXT_CLASSIFICATION: 2, TOKEN_CLASSIFICATION: 2, MULTIPLE_CHOICE: 2, REGRESSION: 0}[task.kind]
-    _require(len(task.labels) >= fewest, f"a {task.kind} task needs at least {fewest} labels")
-    _require(not (task.kind == REGRESSION and task.labels), "a regression has no labels")
-    _require(1 <= len(task.text_fields) <= 2, "a task has one or two text fields")
+    unlabelled = task.kind in _UNLABELLED
+    _require(unlabelled or len(task.labels) >= 2, f"a {task.kind} task needs at least 2 labels")
+    _require(not (unlabelled and task.labels), f"a {task.kind} task has no labels")
+    most = 1 if task.kind == TEXT_GENERATION else 2
+    _require(1 <= len(task.text_fields) <= most, f"a {task.kind} task has 1 to {most} text fields")
     _require(1 <= task.max_length <= 1 << 20, f"max_length {task.max_length} is out of range")
     expected_choices = task.labels if task.kind == MULTIPLE_CHOICE else ()
     _require(task.choice_fields == expected_choices, "choice fields belong to multiple choice and are its labels")

@@ -11,7 +11,8 @@ import yaml
 from sparsehub.package.manifest import REGRESSION, Manifest
 
 EVAL_RESULTS = ".eval_results/sparsehub.yaml"
-BASELINE = " (majority)"  # of a split's name, where metrics are those of answering the commonest label
+# The end of a split's name, where metrics are those of answering the commonest label, or of the untouched backbone.
+BASELINES = (" (majority)", " (backbone)")
 PIPELINES = {REGRESSION: "text-classification"}  # kinds that the Hub calls otherwise
 # Names of metrics at huggingface.co/metrics, where they are others than ours.
 METRICS = {"macro_f1": "f1", "matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
@@ -98,7 +99,7 @@ def _result(manifest: Manifest, split: str) -> dict[str, Any]:
 
 
 def _measured(manifest: Manifest) -> list[str]:
-    return [split for split, row in manifest.metrics.items() if row and not split.endswith(BASELINE)]
+    return [split for split, row in manifest.metrics.items() if row and not split.endswith(BASELINES)]
 
 
 def _splits(manifest: Manifest) -> list[str]:

@@ -13,16 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone import Backbone, Checkpoint
-from sparsehub.backbone.backbone import adopt, load_module
+from sparsehub.backbone.backbone import adopt, adopt_language_model, load_module
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError, FormatError
-from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.manifest import (
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    TaskSpec,
+)
 
 _AUTO = {
     TEXT_CLASSIFICATION: "AutoModelForSequenceClassification",
     REGRESSION: "AutoModelForSequenceClassification",
     MULTIPLE_CHOICE: "AutoModelForMultipleChoice",
     TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
+    TEXT_GENERATION: "AutoModelForCausalLM",
 }
 
 
@@ -48,6 +56,8 @@ def auto_class(kind: str) -> Any:
 def task_config(config: Any, task: TaskSpec, pad_token_id: int | None) -> Any:
     """A copy of the backbone's configuration that carries the task's labels and problem type."""
     config = copy.deepcopy(config)
+    if task.kind == TEXT_GENERATION:
+        return config  # the checkpoint's own: nothing of it depends on the task
     labels = task.labels if task.kind in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) else ("score",)
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
@@ -68,6 +78,8 @@ def load_task_model(
     pad = load_tokenizer(checkpoint).pad_token_id
     config = task_config(AutoConfig.from_pretrained(checkpoint.folder), task, pad)
     model, missing = load_module(auto_class(task.kind), checkpoint, dtype=dtype, device=device, config=config)
+    if task.kind == TEXT_GENERATION:
+        return TaskModel(model, adopt_language_model(model, checkpoint, missing), ())
     prefix = base_prefix(model)
     inside = {name.removeprefix(prefix) for name in missing if name.startswith(prefix)}
     backbone = adopt(getattr(model, prefix[:-1]), checkpoint, inside)
@@ -167,7 +179,8 @@ def _own_pooler(base: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> 
 def save_checkpoint(task_model: TaskModel, checkpoint: Checkpoint, max_length: int, folder: Path) -> None:
     """Write a plain transformers checkpoint with its tokenizer."""
     tokenizer = load_tokenizer(checkpoint)
-    tokenizer.model_max_length = max_length
+    if task_model.backbone.language_model is None:  # a language model's texts may be longer than its training rows
+        tokenizer.model_max_length = max_length
     model: Any = task_model.model
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsehub.package.encoding import Encoded, collate, encode
-from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.training.data import Row, Split
+from sparsehub.training.language import TOKENS, collate_tokens
 from sparsehub.training.metrics import IGNORED
 
 Example = tuple[Row, Any]
@@ -46,7 +47,9 @@ class Collator:
         return self.batch(cast("Sequence[Example]", examples))
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Rows and targets as they were read."""
+        """Rows and targets as they were read; of a text generation as they were tokenised."""
+        if self.task.kind == TEXT_GENERATION:
+            return collate_tokens([row[TOKENS] for row, _ in examples], self.tokenizer)
         rows = encode(self.task, self.tokenizer, [row for row, _ in examples])
         batch = collate(self.tokenizer, rows)
         targets = [target for _, target in examples]
@@ -67,8 +70,8 @@ class TokenTable(Dataset["TableRow"]):
     def __init__(self, split: Split, collator: Collator, device: torch.device):
         whole = collator.batch(list(zip(split.rows, split.targets, strict=True)))
         self._columns = {name: tensor.to(device) for name, tensor in whole.items()}
-        self._left = collator.tokenizer.padding_side == "left"
-        seen = whole["attention_mask"]
+        self._left = collator.tokenizer.padding_side == "left" and collator.task.kind != TEXT_GENERATION
+        seen = whole.get("attention_mask", torch.ones_like(whole["input_ids"]))  # packed rows are full, or nearly
         self._length = seen.shape[-1]
         self._lengths = seen.view(len(seen), -1, self._length).sum(-1).amax(-1).tolist()
 
@@ -101,6 +104,6 @@ def _token_labels(rows: Sequence[Encoded], targets: Sequence[Sequence[int]], len
 
 def by_length(split: Split, task: TaskSpec) -> Split:
     """The same rows, the longest first: evaluation batches then hold rows of similar length and little padding."""
-    fields = (*task.text_fields, *task.choice_fields)
+    fields = (TOKENS,) if task.kind == TEXT_GENERATION else (*task.text_fields, *task.choice_fields)
     order = sorted(range(len(split.rows)), key=lambda i: -sum(len(split.rows[i][field]) for field in fields))
     return Split(split.source, [split.rows[i] for i in order], [split.targets[i] for i in order])

@@ -12,7 +12,7 @@ import yaml
 
 from sparsehub.delta import value_dtypes
 from sparsehub.errors import UsageError
-from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, check_name, check_version
+from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, TEXT_GENERATION, check_name, check_version
 from sparsehub.schema import build, unknown_name
 from sparsehub.selection.rule import GRANULARITIES
 from sparsehub.training.method import Method, method_named
@@ -52,7 +52,10 @@ class TrainConfig:
     before that; options: the method's own settings; precision: of the forward pass, by autocast; compile: a backend of
     torch.compile; preload: tokenise all rows once and keep them on the device; patience: evaluations without a better
     metric before training stops, 0 for never; evaluation_steps: evaluate and save every so many steps, 0 for every
-    epoch.
+    epoch; packing: training texts of a text generation one after another in full rows.
+
+    For a text generation, text is a field of texts, of prompts or of conversations, and label the prompts' completions;
+    where the rows have no such field, whole texts are learned.
 
     Where density, granularity or calibration_batches are None, the method decides: see `resolved`.
     """
@@ -98,6 +101,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     compile: str | None = None
     preload: bool = False
+    packing: bool = False
     device: str | None = None
     seed: int = 42
 
@@ -115,6 +119,7 @@ class TrainConfig:
             raise UsageError(
                 f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix="for example --choices choice1,choice2"
             )
+        self._check_generation()
         if self.granularity is not None:
             _one_of("granularity", self.granularity, GRANULARITIES)
         if self.density is not None and self.nnz is not None:
@@ -130,6 +135,13 @@ class TrainConfig:
         for name in ("patience", "metric"):
             if getattr(self, name) and self.validation is None:
                 raise UsageError(f"{name} needs a validation split", fix="give --validation")
+
+    def _check_generation(self) -> None:
+        generates = self.kind == TEXT_GENERATION
+        if generates and (len(self.text) > 1 or self.labels):
+            raise UsageError("a text generation has one text field and no labels", fix="leave --labels out")
+        if self.packing and not generates:
+            raise UsageError(f"packing belongs to {TEXT_GENERATION}", found=self.kind, fix="leave it out")
 
     def resolved(self) -> TrainConfig:
         """The same run with everything that was left open filled in by its method; raises `UsageError`."""

@@ -17,12 +17,13 @@ from sparsehub.package.manifest import (
     MULTIPLE_CHOICE,
     PROBLEM_TYPES,
     REGRESSION,
+    TEXT_GENERATION,
     TOKEN_CLASSIFICATION,
     TaskSpec,
 )
 from sparsehub.training.config import TrainConfig
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 Row = Mapping[str, Any]
 
@@ -48,23 +49,30 @@ def load_data(config: TrainConfig) -> TaskData:
     """Read the splits and make the task; raises `DataError`, which names the split and the row."""
     sources = {n: source for n in ("train", "validation", "test") if (source := getattr(config, n)) is not None}
     tables = {name: _read(source) for name, source in sources.items()}
+    label = _label_field(config, tables["train"])
     for name, table in tables.items():
-        _check_table(sources[name], table, config.label)
+        _check_table(sources[name], table, label)
     labels = config.choices or config.labels or _find_labels(config, tables["train"])
-    if config.kind != REGRESSION and not 2 <= len(labels) == len(set(labels)):
+    if config.kind not in (REGRESSION, TEXT_GENERATION) and not 2 <= len(labels) == len(set(labels)):
         raise DataError("a task needs at least two labels, each of them once", found=", ".join(labels)[:300] or "none")
     task = TaskSpec(
         kind=config.kind,
-        labels=() if config.kind == REGRESSION else tuple(labels),
+        labels=tuple(labels),
         problem_type=PROBLEM_TYPES[config.kind],
         text_fields=config.text,
-        label_field=config.label,
+        label_field=label,
         max_length=config.max_length,
         metrics=metric_names(config.kind, len(labels)),
         choice_fields=config.choices,
     )
     splits = {name: _split(task, sources[name], table) for name, table in tables.items()}
     return TaskData(task, splits["train"], splits.get("validation"), splits.get("test"))
+
+
+def _label_field(config: TrainConfig, table: Any) -> str:
+    """The field of the labels; none for a text generation whose rows have no completions."""
+    whole = config.kind == TEXT_GENERATION and config.label == TrainConfig.label
+    return "" if whole and config.label not in table.column_names else config.label
 
 
 def _read(source: str) -> Any:
@@ -98,6 +106,8 @@ def _read_file(datasets: Any, path: Path) -> Any:
     options: dict[str, Any] = {}
     if path.suffix in (".csv", ".tsv"):  # only an empty cell is missing: "None" and "NA" are texts like any other
         options = {"delimiter": "," if path.suffix == ".csv" else "\t", "keep_default_na": False, "na_values": [""]}
+    if path.suffix == ".txt":  # a text from one empty line to the next is a row
+        options = {"sample_by": "paragraph"}
     return datasets.load_dataset(_READERS[path.suffix], data_files=str(path.resolve()), split="train", **options)
 
 
@@ -111,14 +121,14 @@ def load_split(task: TaskSpec, source: str) -> Split:
 def _check_table(source: str, table: Any, label: str) -> None:
     if len(table) == 0:
         raise DataError(f"{source} has no rows")
-    if label not in table.column_names:
+    if label and label not in table.column_names:
         found = ", ".join(table.column_names)
         raise DataError(f"{source} has no field {label!r}", found=f"fields {found}", fix="set --label")
 
 
 def _find_labels(config: TrainConfig, table: Any) -> Sequence[str]:
     """The labels of the training rows: as declared by the data set, or sorted."""
-    if config.kind == REGRESSION:
+    if config.kind in (REGRESSION, TEXT_GENERATION):
         return ()
     names = _declared_labels(table, config.label)
     if names:
@@ -147,6 +157,8 @@ def _flatten(column: Iterable[Any]) -> list[Any]:
 
 
 def _split(task: TaskSpec, source: str, table: Any) -> Split:
+    if task.kind == TEXT_GENERATION:
+        return _texts(task, source, table)
     names = _declared_labels(table, task.label_field)
     if not set(names) & set(task.labels):
         names = []  # other names were given: the numbers then count along those
@@ -160,6 +172,15 @@ def _split(task: TaskSpec, source: str, table: Any) -> Split:
         except DataError as error:
             raise DataError(f"{source}, row {number}: {error}") from error
     return Split(source, rows, targets)
+
+
+def _texts(task: TaskSpec, source: str, table: Any) -> Split:
+    """Rows as they are: what is in them is looked at when they are tokenised."""
+    if task.text_fields[0] not in table.column_names:
+        found = ", ".join(table.column_names)
+        raise DataError(f"{source} has no field {task.text_fields[0]!r}", found=f"fields {found}", fix="set --text")
+    rows = table.to_list()
+    return Split(source, rows, [None] * len(rows))
 
 
 def _named(names: Sequence[str], value: Any) -> Any:

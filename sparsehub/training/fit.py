@@ -19,6 +19,7 @@ from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
 from sparsehub.errors import UsageError
 from sparsehub.files import write_file
 from sparsehub.memory import return_freed_memory
+from sparsehub.package.manifest import TEXT_GENERATION
 from sparsehub.package.model import TaskModel, load_task_model
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.selection import by_layer
@@ -27,6 +28,7 @@ from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.job import Job, Prepared, Report
+from sparsehub.training.language import tokenised
 from sparsehub.training.loop import evaluate, make_trainer, quiet_libraries, resume_from
 from sparsehub.training.method import method_named
 from sparsehub.training.metrics import best_metric, majority
@@ -91,7 +93,22 @@ def open_job(config: TrainConfig, data: TaskData, run: Path, report: Report) -> 
     task_model = load_task_model(checkpoint, data.task, device=device)
     tokenizer = load_tokenizer(checkpoint)
     data = _within(data, max_tokens(tokenizer, task_model.backbone.config), report)
+    if data.task.kind == TEXT_GENERATION:
+        keep_no_cache(task_model.model)
+        data = _as_tokens(data, tokenizer, config.packing)
     return Job(config, data, task_model, Collator(data.task, tokenizer), run, processes, report)
+
+
+def keep_no_cache(model: Any) -> None:
+    """With a cache transformers would let packed texts see each other: it looks at positions only without one."""
+    model.config.use_cache = False
+
+
+def _as_tokens(data: TaskData, tokenizer: Any, packing: bool) -> TaskData:
+    """The same data tokenised. Only training rows are packed: the others are judged one by one."""
+    judged = {name: tokenised(split, data.task, tokenizer) for name, split in _judged(data).items()}
+    train = tokenised(data.train, data.task, tokenizer, packed=packing)
+    return TaskData(data.task, train, judged.get("validation"), judged.get("test"))
 
 
 def _silent(_: str) -> None:
@@ -135,12 +152,13 @@ def _what_is_trained(model: Trainable) -> str:
 
 
 def _finish(job: Job, prepared: Prepared, trainer: Any, seconds: dict[str, float]) -> Fitted:
-    model = prepared.model
+    model, generates = prepared.model, job.data.task.kind == TEXT_GENERATION
     delta = model.delta(job.config.value_dtype) if job.budget and model.packages else None
     aside = job.run / ASIDE if model.save_aside(job.run / ASIDE, writes=job.processes.first) else None
     uncut, uncut_losses = _judge(trainer, job) if model.kept < 1 else ({}, {})
     if delta is not None:
         model.clear()
+    untouched = _judge(trainer, job)[0] if generates and delta is not None else {}
     metrics, losses = _judge_stored(job, trainer, delta)
     head = {name: parameter.detach().cpu().clone() for name, parameter in model.head.items()}
     record = _record(job, prepared.steps + trainer.state.global_step, seconds)
@@ -149,7 +167,9 @@ def _finish(job: Job, prepared: Prepared, trainer: Any, seconds: dict[str, float
         record["selection"] = {line.part: line.chosen for line in by_layer(prepared.mask, _shapes(job))}
     if model.kept < 1:  # what the budget has cost
         record["before_packaging"] = {"metrics": uncut, "share_of_squared_norm_kept": round(model.kept, 6)}
-    baseline = {f"{n} (majority)": _majority(job.data, split) for n, split in _judged(job.data).items()}
+    baseline = {f"{name} (backbone)": row for name, row in untouched.items()}
+    if not generates:
+        baseline = {f"{n} (majority)": _majority(job.data, split) for n, split in _judged(job.data).items()}
     return Fitted(job.task_model, job.data, delta, head, {**metrics, **baseline}, record, losses, uncut_losses, aside)
 
 

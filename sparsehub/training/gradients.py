@@ -127,7 +127,7 @@ def requires_grad(parameters: Iterable[nn.Parameter], wanted: bool) -> Iterator[
 
 
 def candidates_named(task_model: TaskModel, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    parameters = dict(task_model.backbone.module.named_parameters(remove_duplicate=False))
+    parameters = task_model.backbone.parameters
     return {name: parameters[name] for name in names}
 
 

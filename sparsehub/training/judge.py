@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
 from sparsehub.training.batches import Collator, Rows, by_length
 from sparsehub.training.data import Split
+from sparsehub.training.language import row_scores, tokenised
 from sparsehub.training.metrics import IGNORED, compute
 
 ROWS = 64  # of one batch
@@ -21,12 +22,16 @@ def judge(model: nn.Module, task: TaskSpec, tokenizer: Any, split: Split) -> dic
     """The task's metrics of a transformers model; its weights are as they are now."""
     device = next(model.parameters()).device
     logits, labels = [], []
+    generates = task.kind == TEXT_GENERATION
+    if generates:
+        split = tokenised(split, task, tokenizer)
     ordered, collate = Rows(by_length(split, task)), Collator(task, tokenizer)
     model.eval()
     for start in range(0, len(ordered), ROWS):
         batch = collate([ordered[i] for i in range(start, min(start + ROWS, len(ordered)))])
         output = model(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
-        logits.append(output.logits.float().cpu())
+        found = row_scores(output.logits, batch["labels"].to(device)) if generates else output.logits.float()
+        logits.append(found.cpu())
         labels.append(batch["labels"])
     return compute(task, _stacked(logits, 0.0).numpy(), _stacked(labels, IGNORED).numpy())
 

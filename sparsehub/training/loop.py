@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
+from sparsehub.package.manifest import TEXT_GENERATION
 from sparsehub.training.batches import by_length
 from sparsehub.training.data import Split
 from sparsehub.training.job import Job, Report
+from sparsehub.training.language import row_scores
 from sparsehub.training.memory import checkpoint_activations
-from sparsehub.training.metrics import best_metric, compute
+from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute
 from sparsehub.training.trainable import Trainable
 
 EVALUATION_ROWS = 64  # rows of one evaluation batch
@@ -46,6 +50,7 @@ def make_trainer(job: Job, model: Trainable, epochs: float, run: Path, *, judged
         eval_dataset=job.rows(by_length(validation, data.task)) if validation else None,
         optimizers=(optimizer, None),
         callbacks=[EarlyStoppingCallback(config.patience)] if config.patience and validation else [],
+        preprocess_logits_for_metrics=_scores if data.task.kind == TEXT_GENERATION else None,
         compute_metrics=lambda prediction: compute(data.task, _logits(prediction.predictions), prediction.label_ids),
     )
     trainer.remove_callback(ProgressCallback)
@@ -80,7 +85,7 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         output_dir=str(run),
         num_train_epochs=epochs,
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=EVALUATION_ROWS,
+        per_device_eval_batch_size=config.batch_size if data.task.kind == TEXT_GENERATION else EVALUATION_ROWS,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
@@ -101,12 +106,17 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         logging_strategy="epoch",
         load_best_model_at_end=judged,
         metric_for_best_model=metric,
-        greater_is_better=metric != "mse",
+        greater_is_better=metric not in LOWER_IS_BETTER,
         save_total_limit=2,
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
     )
+
+
+def _scores(logits: Any, labels: Tensor) -> Tensor:
+    """What is kept of a language model's logits: whole, those of a few rows would fill the memory."""
+    return row_scores(_logits(logits), labels)
 
 
 def _logits(predictions: Any) -> Any:

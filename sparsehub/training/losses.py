@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone.tokenizer import load_tokenizer
-from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TaskSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.training.batches import Collator
 from sparsehub.training.data import Split
@@ -52,7 +52,9 @@ def row_losses(fitted: Fitted, split: Split) -> Tensor:
 def _losses(task: TaskSpec, logits: Tensor, labels: Tensor) -> Tensor:
     if task.kind == REGRESSION:
         return (logits.view(-1) - labels.view(-1)).square()
-    if task.kind == TOKEN_CLASSIFICATION:  # the mean over a row's labelled tokens, as the model's own loss has it
+    if task.kind == TEXT_GENERATION:  # every token is judged at the one before it
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    if labels.ndim > 1:  # the mean over a row's labelled tokens, as the model's own loss has it
         each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
         return each.sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.schema import unknown_name
 
 IGNORED = -100
+LOWER_IS_BETTER = ("mse", "perplexity")
 
 
 def best_metric(task: TaskSpec, wanted: str | None) -> str:
@@ -27,7 +28,10 @@ def best_metric(task: TaskSpec, wanted: str | None) -> str:
 
 
 def compute(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-    """logits: as the model gives them; targets: indices or numbers, `IGNORED` where a token has no label."""
+    """logits: as the model gives them, of a text generation `language.row_scores`; targets: indices or numbers,
+    `IGNORED` where a token has no label."""
+    if task.kind == TEXT_GENERATION:
+        return _generation(logits)
     if task.kind == REGRESSION:
         return _regression(logits.reshape(-1), targets.reshape(-1))
     if task.kind == TOKEN_CLASSIFICATION:
@@ -69,6 +73,13 @@ def _regression(guesses: NDArray[Any], targets: NDArray[Any]) -> dict[str, float
             "mse": _squared_error(guesses, targets),
         }
     )
+
+
+def _generation(scores: NDArray[Any]) -> dict[str, float]:
+    """Perplexity per token; the shares of rows and of tokens that a model which takes the likeliest gets right."""
+    loss, tokens, right, _ = scores.sum(0)
+    perplexity = math.exp(min(float(loss / tokens), 700.0))  # what diverged is very bad, and still a number
+    return _rounded({"perplexity": perplexity, "exact_match": scores[:, 3].mean(), "token_accuracy": right / tokens})
 
 
 def _squared_error(guesses: NDArray[Any], targets: NDArray[Any]) -> float:

@@ -46,14 +46,20 @@ class _SampledLinear(torch.autograd.Function):
 class SampledLinears:
     """Puts the sampled product into the Linear layers of a backbone whose weights are chosen sparsely enough.
 
-    mask: positions by parameter name; sinks: what takes a parameter's gradient at its positions; anchor: a parameter.
+    parameters: of the model, by name; mask: positions by parameter name; sinks: what takes a parameter's gradient at
+    its positions; anchor: a parameter.
     """
 
     def __init__(
-        self, backbone: nn.Module, mask: Mapping[str, Tensor], sinks: Mapping[str, Sink], anchor: nn.Parameter
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        mask: Mapping[str, Tensor],
+        sinks: Mapping[str, Sink],
+        anchor: nn.Parameter,
     ):
         self._modules: list[nn.Linear] = []
-        for name, owners in _owners(backbone, mask).items():
+        for name, owners in _owners(model, parameters, mask).items():
             sample = _sampler(owners[0].weight, mask[name], sinks[name])
             for module in owners:
                 module.forward = _forward(module, anchor, sample)  # type: ignore[assignment, method-assign]
@@ -66,11 +72,12 @@ class SampledLinears:
         self._modules.clear()
 
 
-def _owners(backbone: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, list[nn.Linear]]:
+def _owners(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], mask: Mapping[str, Tensor]
+) -> dict[str, list[nn.Linear]]:
     """The Linear layers of each weight that pays; weights that anything else uses too are left out."""
-    parameters = dict(backbone.named_parameters(remove_duplicate=False))
     users: dict[int, list[nn.Module]] = {}
-    for module in backbone.modules():
+    for module in model.modules():
         for parameter in module.parameters(recurse=False):
             users.setdefault(id(parameter), []).append(module)
     found = {}

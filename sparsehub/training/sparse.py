@@ -44,8 +44,11 @@ class SparseModel(Trainable):
         for name, positions in self._mask.items():
             self._hooks.add(name, self._gatherer(positions, self._slices[name]))
         sinks = {name: self._adder(place) for name, place in self._slices.items()} if sampled else {}
-        self._sampled = SampledLinears(task_model.backbone.module, self._mask if sampled else {}, sinks, self.values)
-        self._embeddings = [m for m in task_model.backbone.module.modules() if isinstance(m, nn.Embedding)]
+        backbone = task_model.backbone
+        self._sampled = SampledLinears(
+            backbone.whole, backbone.parameters, self._mask if sampled else {}, sinks, self.values
+        )
+        self._embeddings = [m for m in backbone.module.modules() if isinstance(m, nn.Embedding)]
         for embedding in self._embeddings:
             embedding.sparse = True  # a gradient of the rows that were used, not of the whole vocabulary
         self.leave_to_us(not_the_head(self))
@@ -119,7 +122,7 @@ class Hooks:
     """What looks at the gradients of a backbone's parameters; while it does, they have gradients."""
 
     def __init__(self, task_model: TaskModel):
-        self._parameters = dict(task_model.backbone.module.named_parameters(remove_duplicate=False))
+        self._parameters = task_model.backbone.parameters
         self._handles: list[tuple[nn.Parameter, Any]] = []
 
     def add(self, name: str, hook: Callable[[Tensor], None]) -> None:

@@ -89,7 +89,7 @@ def _spec(kind: str, labels: int, fields: tuple[str, ...], max_length: int) -> A
     from sparsehub.package import TaskSpec
     from sparsehub.package.manifest import PROBLEM_TYPES
 
-    names = {"regression": (), "multiple-choice": ("choice1", "choice2")}.get(
+    names = {"regression": (), "text-generation": (), "multiple-choice": ("choice1", "choice2")}.get(
         kind, tuple(f"label{i}" for i in range(labels))
     )
     return TaskSpec(
@@ -162,6 +162,42 @@ def flat(answer: Any) -> list[float]:
 def tiny_tasks(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
     """A tiny checkpoint and a maker of packages for it."""
     return TinyTasks(tiny_checkpoint("bert"), tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="session")
+def speakers(tiny_language: Any, tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
+    """A maker of text generation packages for the small language model: tasks that each speak in another way."""
+    return TinyTasks(tiny_language.folder, tmp_path_factory.mktemp("speakers"))
+
+
+@pytest.fixture(scope="session")
+def says(speakers: TinyTasks) -> Callable[..., list[int]]:
+    """says(package or None, prompt ids, tokens): what plain transformers generates greedily, alone."""
+    models: dict[Path | None, Any] = {}
+
+    def generate(package: Path | None, prompt: Sequence[int], tokens: int) -> list[int]:
+        import torch
+        import transformers
+
+        if package not in models:
+            folder = speakers.folder if package is None else _materialised(package, speakers.folder)
+            models[package] = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        ids = torch.tensor([list(prompt)])
+        found = models[package].generate(ids, max_new_tokens=tokens, do_sample=False)
+        return found[0, len(prompt) :].tolist()
+
+    return generate
+
+
+def _materialised(package: Path, backbone: Path) -> Path:
+    from sparsehub.backbone import open_checkpoint
+    from sparsehub.package import read_package
+    from sparsehub.package.materialize import materialize
+
+    out = package.with_name(package.name + "-materialised")
+    if not out.exists():
+        materialize(read_package(package), open_checkpoint(str(backbone)), out)
+    return out
 
 
 @pytest.fixture(scope="session")

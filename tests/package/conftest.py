@@ -20,6 +20,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "text-classification": {"labels": ("bad", "so so", "good"), "text_fields": ("text",)},
     "regression": {"labels": (), "text_fields": ("text",)},
     "token-classification": {"labels": ("O", "B-NAME", "I-NAME"), "text_fields": ("words",)},
+    "text-generation": {"labels": (), "text_fields": ("text",), "label_field": ""},
     "multiple-choice": {"labels": ("first", "second"), "choice_fields": ("first", "second"), "text_fields": ("ask",)},
 }
 TEXTS = ["a good film", "the quick brown fox jumps over the lazy dog", "awful", "angela merkel met the king"]

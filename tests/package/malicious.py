@@ -257,7 +257,7 @@ CASES = [
     Case("3.2 a label twice", manifest("task/labels", ["a", "a"]), "labels are repeated"),
     Case("3.2 one label", manifest("task/labels", ["a"]), "needs at least 2 labels"),
     Case("3.2 choices without a choice", manifest("task/choice_fields", ["a", "b"]), "belong to multiple choice"),
-    Case("3.2 no text", manifest("task/text_fields", []), "one or two text fields"),
+    Case("3.2 no text", manifest("task/text_fields", []), "1 to 2 text fields"),
     Case("3.2 no room", manifest("task/max_length", 0), "max_length 0 is out of range"),
     Case("3.2 all room", manifest("task/max_length", 1 << 40), "max_length 1099511627776 is out of range"),
     Case("3.3 fewer parameters", manifest("backbone/parameters", 5), "more entries than the backbone has"),

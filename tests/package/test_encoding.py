@@ -11,7 +11,7 @@ from sparsehub.backbone import open_checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError, DataError
 from sparsehub.package.encoding import Encoded, collate, encode, text_of, words_of
-from sparsehub.package.manifest import KINDS, TaskSpec
+from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
 
 FAMILIES = ["bert", "roberta", "distilbert", "gpt2"]
 MakeTask = Callable[..., TaskSpec]
@@ -58,7 +58,7 @@ def test_the_context_meets_every_choice(bert: Any, make_task: MakeTask) -> None:
     assert row.tokens == sum(len(sequence["input_ids"]) for sequence in row.sequences)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADED_KINDS)
 def test_rows_are_cut_where_that_is_wanted(bert: Any, make_task: MakeTask, task_rows: TaskRows, kind: str) -> None:
     task = make_task(kind, max_length=6)
     cut, whole = encode(task, bert, task_rows[kind]), encode(task, bert, task_rows[kind], truncate=False)
@@ -68,7 +68,7 @@ def test_rows_are_cut_where_that_is_wanted(bert: Any, make_task: MakeTask, task_
 
 
 def test_no_rows_are_no_rows(bert: Any, make_task: MakeTask) -> None:
-    assert all(encode(make_task(kind), bert, []) == [] for kind in KINDS)
+    assert all(encode(make_task(kind), bert, []) == [] for kind in HEADED_KINDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,7 +15,7 @@ from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, FormatError, SparsehubError, UsageError
 from sparsehub.package import Package, read_package, write_package
 from sparsehub.package.encoding import collate, encode
-from sparsehub.package.manifest import KINDS, BackboneRef, DeltaRecord, Manifest, TaskSpec, TouchedParameter
+from sparsehub.package.manifest import HEADED_KINDS, BackboneRef, DeltaRecord, Manifest, TaskSpec, TouchedParameter
 from sparsehub.package.materialize import materialize
 from sparsehub.package.model import auto_class, base_prefix, load_task_model
 from sparsehub.patch import apply_patch, make_patch, restore_patch
@@ -95,7 +95,7 @@ def check(checkpoint: Checkpoint, package: Package, rows: list[dict[str, Any]], 
         assert model.config.label2id == {label: i for i, label in enumerate(task.labels)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADED_KINDS)
 def test_the_folder_answers_as_the_package_does(
     tiny_checkpoint: TinyCheckpoint,
     make_task: MakeTask,

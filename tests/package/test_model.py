@@ -17,7 +17,7 @@ from sparsehub.backbone import Backbone, Checkpoint, load_backbone, open_checkpo
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError, FormatError
 from sparsehub.package.encoding import collate, encode
-from sparsehub.package.manifest import KINDS, TaskSpec
+from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
 from sparsehub.package.model import TaskModel, auto_class, base_prefix, build_head, load_task_model, task_config
 
 FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "llama", "gpt2"]
@@ -31,12 +31,14 @@ def has_model(family: str, kind: str) -> bool:
     return transformers.CONFIG_MAPPING[family] in auto_class(kind)._model_mapping
 
 
-PAIRS = [(family, kind) for family in FAMILIES for kind in KINDS if has_model(family, kind)]
+PAIRS = [(family, kind) for family in FAMILIES for kind in HEADED_KINDS if has_model(family, kind)]
 
 
 def test_the_pairs_are_the_ones_that_transformers_knows() -> None:
-    assert {kind for family, kind in PAIRS if family == "llama"} == set(KINDS) - {"multiple-choice"}
-    assert all((family, kind) in PAIRS for family in ("bert", "roberta", "distilbert", "modernbert") for kind in KINDS)
+    assert {kind for family, kind in PAIRS if family == "llama"} == set(HEADED_KINDS) - {"multiple-choice"}
+    assert all(
+        (family, kind) in PAIRS for family in ("bert", "roberta", "distilbert", "modernbert") for kind in HEADED_KINDS
+    )
 
 
 def fresh(checkpoint: Checkpoint, task: TaskSpec, **options: Any) -> TaskModel:
@@ -137,7 +139,7 @@ def without_pooler(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoi
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADED_KINDS)
 def test_a_pooler_that_the_checkpoint_lacks_belongs_to_the_head(
     without_pooler: Path, make_task: MakeTask, task_rows: TaskRows, kind: str
 ) -> None:
@@ -244,7 +246,7 @@ def test_a_failing_head_lets_go_of_the_outputs(bert: Backbone, make_task: MakeTa
     assert head._stand_in.outputs is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADED_KINDS)
 def test_the_configuration_carries_labels_and_problem_type(bert: Backbone, make_task: MakeTask, kind: str) -> None:
     task = make_task(kind)
     config = task_config(bert.config, task, 5)

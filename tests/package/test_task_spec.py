@@ -7,6 +7,7 @@ import pytest
 
 from sparsehub.errors import ManifestError
 from sparsehub.package.manifest import (
+    HEADED_KINDS,
     KINDS,
     Manifest,
     TaskSpec,
@@ -65,7 +66,16 @@ def test_every_kind_of_task_has_its_width(manifest: Manifest, task: TaskSpec, ou
 
 
 def test_every_kind_is_tried_above() -> None:
-    assert set(KINDS) == {"text-classification", "regression", "multiple-choice", "token-classification"}
+    headed = {"text-classification", "regression", "multiple-choice", "token-classification"}
+    assert set(HEADED_KINDS) == headed and set(KINDS) == {*headed, "text-generation"}
+
+
+def test_a_text_generation_has_one_text_and_no_labels(manifest: Manifest) -> None:
+    task = dataclasses.replace(spec("text-generation", (), "next_token"), text_fields=("text",), label_field="")
+    check_manifest(dataclasses.replace(manifest, task=task))
+    for wrong in ({"labels": ("a", "b")}, {"text_fields": ("a", "b")}, {"problem_type": "regression"}):
+        with pytest.raises(ManifestError):
+            check_manifest(dataclasses.replace(manifest, task=dataclasses.replace(task, **wrong)))
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,31 @@ def halted(new_server: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
 def reference_of(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[[str], Callable[[Any], list[float]]]:
     """By a task's name, what plain transformers answers to an input."""
     return functools.cache(lambda name: tiny_tasks.reference(suite[name]))
+
+
+speakers, says = (_shared[name] for name in ("speakers", "says"))
+
+
+@pytest.fixture(scope="module")
+def new_language_server(speakers: Any) -> Callable[..., Any]:
+    """new_language_server(access): serves the small language model with two ways to speak."""
+
+    @contextmanager
+    def new(access: Access | None = None) -> Iterator[Server]:
+        metrics = Metrics()
+        engine = Engine(load_backbone(str(speakers.folder)), None, metrics.observe)
+        for seed, name in enumerate(("gruff", "meek")):
+            engine.add(read_package(speakers.write(name, "text-generation", seed=seed, scale=0.3)))
+        engine.start()
+        with listening(engine, Settings(backbone="tiny/lm", hub="hub"), metrics, access) as server:
+            yield server
+        engine.stop(drain=5)
+
+    return new
+
+
+@pytest.fixture(scope="module")
+def language_server(new_language_server: Callable[..., Any]) -> Iterator[Server]:
+    """It asks nobody for a key."""
+    with new_language_server() as server:
+        yield server

@@ -42,6 +42,8 @@ RANKED = {"model": "match", "query": "the fox", "documents": ["a dog"]}
 VERSION = "/versions/{version}"
 TENSORS = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["the fox"]}]}
 # Every route of the app has its line: with a body for the task that the key `other` is not for.
+# None of these tasks generates text: whoever may ask is told so.
+SPEAKS = {kind: 400 if status == 200 else status for kind, status in ASKS.items()}
 ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
     ("GET", "/healthz"): (OPEN, None),
     ("GET", "/readyz"): (OPEN, None),
@@ -54,6 +56,11 @@ ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
     ("POST", "/v1/classify"): (ASKS, {"model": "three", "input": "the fox"}),
     ("POST", "/v1/score"): (ASKS, {"model": "rating", "input": "the fox"}),
     ("POST", "/v1/embeddings"): (ASKS, {"model": "three", "input": "the fox"}),
+    ("POST", "/v1/completions"): (SPEAKS, {"model": "three", "prompt": "the fox"}),
+    ("POST", "/v1/chat/completions"): (
+        SPEAKS,
+        {"model": "three", "messages": [{"role": "user", "content": "the fox"}]},
+    ),
     ("POST", "/classify"): (ASKS, {"model": "three", "input": "the fox"}),
     ("POST", "/score"): (ASKS, {"model": "rating", "input": "the fox"}),
     **{("POST", path): (ASKS, RANKED) for path in ("/rerank", "/v1/rerank", "/v2/rerank")},

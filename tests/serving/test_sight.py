@@ -105,10 +105,11 @@ def test_a_percentile_is_one_of_the_numbers(percent: float, expected: float) -> 
     assert percentile([], percent) is None
 
 
-def test_the_dashboard_asks_for_metrics_and_labels_that_are_there(server: Any) -> None:
+def test_the_dashboard_asks_for_metrics_and_labels_that_are_there(server: Any, language_server: Any) -> None:
     server.post("/v1/classify", model="three", input="the fox")
     board = json.loads(DASHBOARD.read_text())
-    families = list(text_string_to_metric_families(server.client.get("/metrics").text))
+    told = [one.client.get("/metrics").text for one in (server, language_server)]
+    families = [family for text in told for family in text_string_to_metric_families(text)]
     labels: dict[str, set[str]] = {}
     for family in families:
         for sample in family.samples:

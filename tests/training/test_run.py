@@ -17,7 +17,7 @@ from sparsehub.errors import BackboneError, DataError, SparsehubError, UsageErro
 from sparsehub.package import Package, read_package
 from sparsehub.package.encoding import collate, encode
 from sparsehub.package.io import check_backbone
-from sparsehub.package.manifest import KINDS
+from sparsehub.package.manifest import HEADED_KINDS
 from sparsehub.package.model import load_task_model
 from sparsehub.patch import apply_patch, make_patch
 from sparsehub.training import TrainConfig, TrainResult, fit, train
@@ -38,7 +38,7 @@ def trained(
 
     def get(kind: str) -> tuple[TrainConfig, TrainResult]:
         if kind not in made:
-            dtype = dict(zip(KINDS, ("int8", "float16", "bfloat16", "float32"), strict=True))[kind]
+            dtype = dict(zip(HEADED_KINDS, ("int8", "float16", "bfloat16", "float32"), strict=True))[kind]
             out = tmp_path_factory.mktemp("trained") / "package"
             config = make_config(kind, out=str(out), value_dtype=dtype)
             made[kind] = config, train(config)
@@ -78,7 +78,7 @@ def evaluated(package: Package, config: TrainConfig, data: TaskData) -> dict[str
     return compute(task, padded.numpy(), wanted.numpy())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADED_KINDS)
 def test_every_kind_of_task_gives_a_package_that_reads_back(trained: Any, kind: str) -> None:
     config, result = trained(kind)
     package = read_package(result.folder)
@@ -91,7 +91,7 @@ def test_every_kind_of_task_gives_a_package_that_reads_back(trained: Any, kind: 
     assert result.package_bytes == sum(path.stat().st_size for path in result.folder.iterdir())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADED_KINDS)
 def test_the_metrics_are_those_of_the_package_as_written(trained: Any, kind: str) -> None:
     config, result = trained(kind)
     found = evaluated(read_package(result.folder), config, load_data(config))
@@ -99,7 +99,7 @@ def test_the_metrics_are_those_of_the_package_as_written(trained: Any, kind: str
     assert set(result.manifest.metrics) == {"validation", "validation (majority)"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADED_KINDS)
 def test_the_manifest_tells_how_it_came_to_be_without_paths(trained: Any, kind: str) -> None:
     config, result = trained(kind)
     told = result.manifest.training

@@ -80,7 +80,13 @@ def test_the_first_layer_of_a_frozen_input_learns_too(batch: Batch) -> None:
     anchor, found = nn.Parameter(torch.zeros(2)), []
     sampled.MOST, before = 0.5, sampled.MOST
     try:
-        sampled.SampledLinears(backbone, {"0.weight": torch.tensor([1, 11])}, {"0.weight": found.append}, anchor)
+        sampled.SampledLinears(
+            backbone,
+            dict(backbone.named_parameters()),
+            {"0.weight": torch.tensor([1, 11])},
+            {"0.weight": found.append},
+            anchor,
+        )
     finally:
         sampled.MOST = before
     x = torch.randn(5, 4)

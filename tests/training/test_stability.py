@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import UsageError
-from sparsehub.package.manifest import KINDS
+from sparsehub.package.manifest import HEADED_KINDS
 from sparsehub.training import TrainConfig, fit
+from sparsehub.training.batches import Collator
 from sparsehub.training.losses import lipschitz, row_losses, trained
 from sparsehub.training.stability import RUNS_FILE, Plan, Stability, measure_stability, theorem_1
 
@@ -27,7 +29,7 @@ def config(make_config: Configure) -> TrainConfig:
     return dataclasses.replace(base, test=base.train)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADED_KINDS)
 def test_losses_of_rows_average_to_the_loss_of_all(make_config: Configure, tmp_path: Path, kind: str) -> None:
     fitted = fit(make_config(kind, warmup=0.0), tmp_path / "run")
     arena = fitted.task_model.backbone.arena
@@ -47,9 +49,6 @@ def test_rho_is_the_largest_gradient_norm_of_a_row(config: TrainConfig, tmp_path
     with trained(fitted):
         found = lipschitz(fitted, fitted.data.train)
         parameters = dict(fitted.task_model.backbone.module.named_parameters())
-        from sparsehub.backbone.tokenizer import load_tokenizer
-        from sparsehub.training.batches import Collator
-
         collator = Collator(fitted.data.task, load_tokenizer(fitted.task_model.backbone.checkpoint))
         norms = []
         for row, target in zip(fitted.data.train.rows, fitted.data.train.targets, strict=True):
@@ -130,3 +129,19 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
     draw_sweep(points, "a title", tmp_path / "sweep.png")
     for name in ("one.png", "sweep.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_losses_of_texts_are_those_of_their_next_tokens(tiny_language: Any, tmp_path: Path) -> None:
+    texts = tmp_path / "rows.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"Why is the tide {word}?"}) + "\n" for word in ("in", "out", "late")))
+    config = TrainConfig(
+        backbone=str(tiny_language.folder), kind="text-generation", name="tide", train=str(texts), text=("text",),
+        out="unused", validation=str(texts), epochs=1, batch_size=1, max_length=32, device="cpu",
+    )  # fmt: skip
+    fitted = fit(config, tmp_path / "run")
+    with trained(fitted):
+        losses = row_losses(fitted, fitted.data.train)
+        collator = Collator(fitted.data.task, load_tokenizer(fitted.task_model.backbone.checkpoint))
+        rows = zip(fitted.data.train.rows, fitted.data.train.targets, strict=True)
+        alone = [float(fitted.task_model.model(**collator([row])).loss) for row in rows]
+    assert losses.tolist() == pytest.approx(alone, rel=1e-4)

@@ -1,0 +1,126 @@
+"""transformers' continuous batching, driven a step at a time: its paged cache, its scheduler, its packed batches.
+
+Its manager has a thread of its own, and dies with the first request that it does not like. Here the generator's thread
+makes the steps, so that a request is checked before it comes, the base weights are locked, and a cancelled sequence is
+out of the cache before the next step. No block is ever shared: a cached prefix does not know which weights made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
+from transformers.generation.continuous_batching.requests import RequestState
+
+from sparsehub.backbone import Backbone
+from sparsehub.engine.generation.limits import GenerationLimits
+from sparsehub.engine.generation.packing import Part
+from sparsehub.engine.generation.request import Generation
+from sparsehub.engine.generation.sampling import Chosen, Sampler
+from sparsehub.errors import BackboneError
+
+NO_END = -1
+
+
+class Batcher:
+    """Not thread-safe: the generator's thread alone steps."""
+
+    def __init__(self, backbone: Backbone, limits: GenerationLimits, end_tokens: Sequence[int]):
+        self.sampler = Sampler()
+        self._model, self.ends = backbone.whole, list(end_tokens)
+        self._running: dict[str, Generation] = {}
+        self._limits = limits
+        try:
+            manager = ContinuousBatchingManager(backbone.whole, _greedy(), _configuration(limits))
+            manager.logit_processor = self.sampler
+            self._processor = manager._create_batch_processor()
+        except (ValueError, AttributeError, NotImplementedError) as error:
+            raise BackboneError(
+                f"{backbone.checkpoint.id} cannot run in continuous batches", found=f"{type(error).__name__}: {error}"
+            ) from error
+        self._processor.output_router = _Nobody()
+
+    @property
+    def running(self) -> Sequence[Generation]:
+        return list(self._running.values())
+
+    @property
+    def pages(self) -> int:
+        """Of the cache, in use."""
+        cache = self._processor.cache
+        cache.pool.try_to_free_sectors()
+        return round((1 - cache.compute_free_capacity()) * self._limits.pages)
+
+    def add(self, generation: Generation) -> None:
+        """Let a sequence in; its prompt is run with the next steps."""
+        self._running[generation.id] = generation
+        state = RequestState(
+            request_id=generation.id,
+            initial_tokens=list(generation.prompt),
+            max_new_tokens=generation.max_tokens,
+            eos_token_id=self.ends,
+        )
+        self._processor.scheduler.add_waiting_request(state)
+
+    def drop(self, generation: Generation) -> None:
+        """Take a sequence out, wherever it is; its cache is free at once."""
+        scheduler = self._processor.scheduler
+        if self._running.pop(generation.id, None) is not None:
+            scheduler.set_request_cancellation(generation.id)
+            scheduler.clear_cancelled_requests()
+            self.sampler.forget(generation)
+
+    def prepare(self) -> list[Part]:
+        """The tokens of the next step, those of a task side by side; none where nothing can run."""
+        scheduler = self._processor.scheduler
+        by_task = sorted(scheduler.active_requests.items(), key=lambda item: str(self._running[item[0]].digest))
+        scheduler.active_requests = dict(by_task)  # in this order they are packed: a task's tokens are one segment
+        if not self._processor.prepare_next_batch():
+            return []
+        found = self._processor.inputs_and_outputs.requests_in_batch
+        return [Part(self._running[f.state.request_id], f.query_length, f.has_new_token) for f in found]
+
+    def run(self, parts: Sequence[Part]) -> list[tuple[Generation, int, Chosen | None]]:
+        """Run the step that was prepared, with the weights and modules as they are now; each speaker's next token."""
+        speakers = [part.generation for part in parts if part.speaks]
+        self.sampler.speakers = speakers
+        self._processor._generation_step(self._model)
+        states = [f.state for f in self._processor.inputs_and_outputs.requests_in_batch if f.has_new_token]
+        self._processor.update_batch()
+        tokens = [state.generated_tokens[-1] for state in states]
+        for state, speaker in zip(states, speakers, strict=True):
+            if state.status.name == "FINISHED":
+                self._running.pop(speaker.id, None)
+                self.sampler.forget(speaker)
+        return list(zip(speakers, tokens, self.sampler.chosen, strict=True))
+
+
+class _Nobody:
+    """Where transformers delivers outputs to: each token was read from its sequence's state already."""
+
+    def deliver(self, output: Any) -> None:
+        """Outputs go nowhere."""
+
+    def deliver_batch(self, outputs: Sequence[Any]) -> None:
+        """Outputs go nowhere."""
+
+
+def _greedy() -> GenerationConfig:
+    return GenerationConfig(do_sample=False, eos_token_id=NO_END, pad_token_id=0)
+
+
+def _configuration(limits: GenerationLimits) -> ContinuousBatchingConfig:
+    return ContinuousBatchingConfig(
+        page_size=limits.page_tokens,
+        num_blocks=limits.pages,
+        max_batch_tokens=limits.batch_tokens,
+        max_requests_per_batch=min(limits.sequences, limits.batch_tokens),
+        max_blocks_per_request=0,
+        allow_block_sharing=False,
+        use_async_batching=False,
+        use_cuda_graph=False,
+        auto_switch_to_flash=False,
+        safety_margin=0.0,
+    )

@@ -1,0 +1,250 @@
+"""The generator: text of many tasks from one language model, a token of each running sequence a step."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from sparsehub.engine.generation.limits import GenerationLimits, GenerationUsage
+from sparsehub.engine.generation.request import Generation, Piece, Sampling
+from sparsehub.engine.generation.speech import Speech
+from sparsehub.engine.generation.steps import Stepper
+from sparsehub.engine.generation.waiting import WaitingRoom
+from sparsehub.engine.holding import Holding
+from sparsehub.engine.tasks import TaskInfo
+from sparsehub.engine.ticket import Admit
+from sparsehub.errors import CancelledError, RequestError, SparsehubError, UnhealthyError
+
+log = logging.getLogger("sparsehub")
+IDLE_SECONDS = 0.5  # how often an idle generator looks whether it should end
+Listen = Callable[[Piece | None], None]
+
+
+class Generator:
+    """Any thread may submit and cancel; one thread runs `step` (see `start`).
+
+    lane: of a digest, None while its task is not in memory: what may run beside what; tokenizer: for this alone;
+    context: tokens of a prompt with its answer that the model takes.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        limits: GenerationLimits,
+        lane: Callable[[str | None], Hashable | None],
+        tokenizer: Any,
+        context: int,
+    ):
+        self.limits, self.context = limits, min(context, limits.pages * limits.page_tokens)
+        self.tokenizer, self.tokenizer_lock = tokenizer, threading.Lock()
+        self.residency = stepper.residency
+        self._stepper, self._batcher = stepper, stepper.batcher
+        self._waiting = WaitingRoom(limits, lambda generation: lane(generation.digest))
+        self._speeches: dict[str, Speech] = {}
+        self._lane: Hashable | None = None  # of what is running
+        self._numbers = itertools.count()
+        self._pages = self._steps = self._tokens = self._running = 0
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    # requests
+
+    def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+        task: TaskInfo | None,
+        holding: Holding | None,
+        *,
+        timeout: float | None = None,
+        listen: Callable[[int], Listen] = lambda _: lambda _: None,
+        admit: Admit = lambda _: None,
+    ) -> list[Generation]:
+        """Queue sequences, all or none; the caller holds `holding` until this returns.
+
+        timeout: seconds that they may wait for a place; listen: what hears the pieces of each, by its number;
+        admit: called with the tokens of all that they may come to, before any of them waits; what it raises is raised.
+        Raises `RequestError` for a prompt that the model or the cache could not take, `QueueFullError`.
+        """
+        if not self.takes_work:
+            raise UnhealthyError("the engine generates no more", fix="restart it")
+        lengths = [self._length(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
+        admit(sum(map(len, prompts)) + sum(lengths))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        generations = [
+            Generation(
+                f"g{next(self._numbers)}",
+                tuple(prompt),
+                length,
+                sampling,
+                task,
+                holding,
+                deadline,
+                listen(number),
+                wake=self._waiting.stir,
+            )
+            for number, (prompt, length, sampling) in enumerate(zip(prompts, lengths, samplings, strict=True))
+        ]
+        if holding is not None:
+            self.residency.hold(holding, len(generations))
+        try:
+            self._waiting.submit(generations)
+        except SparsehubError:
+            for generation in generations:
+                self._release(generation)
+            raise
+        if holding is not None and holding.error is not None:  # its load failed before they were in the queue
+            self.loaded(holding)
+        return generations
+
+    def _length(self, prompt: Sequence[int], sampling: Sampling) -> int:
+        """How many tokens the text may get; raises `RequestError` for what transformers would fall over later."""
+        if not prompt:
+            raise RequestError("the prompt has no tokens", expected="some text")
+        if min(prompt) < 0 or max(prompt) >= len(self.tokenizer):
+            raise RequestError(
+                "the prompt holds a token that the model does not have",
+                found=f"{min(prompt)} to {max(prompt)}",
+                expected=f"0 to {len(self.tokenizer) - 1}",
+            )
+        room, wanted = self.context - len(prompt), sampling.max_tokens
+        if wanted is not None and wanted > self.limits.new_tokens:
+            raise RequestError("max_tokens is too large", found=wanted, expected=f"at most {self.limits.new_tokens}")
+        if room < (wanted or 1):
+            raise RequestError(
+                "the prompt and max_tokens are longer than the model's context",
+                found=f"{len(prompt)} and {wanted or 1} tokens",
+                expected=f"at most {self.context} together",
+                fix="shorten the prompt, or ask for fewer tokens",
+            )
+        return wanted or min(room, self.limits.new_tokens)
+
+    def loaded(self, holding: Holding) -> None:
+        """A task was loaded, or could not be: those that wait for it run, or hear why not."""
+        if holding.error is not None:
+            for generation in self._waiting.take_all(lambda g: g.holding is holding):
+                self._end(generation, holding.error)
+        self._waiting.stir()
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether nobody said stop and a started thread still runs."""
+        return not self._stopping and (self._thread is None or self._thread.is_alive())
+
+    def usage(self) -> GenerationUsage:
+        """As it was after the last step."""
+        return GenerationUsage(
+            self._running, len(self._waiting), self._pages, self.limits.pages, self._steps, self._tokens
+        )
+
+    # the loop
+
+    def start(self) -> None:
+        """Run `step` in a thread of its own until `stop`."""
+        self._thread = threading.Thread(target=self._run_until_stopped, name="sparsehub-generate", daemon=True)
+        self._thread.start()
+
+    def stop(self, drain: float) -> None:
+        """Take no more requests, and finish what is there for up to `drain` seconds; the rest is cancelled."""
+        self._waiting.close()
+        self._stopping = True
+        if self._thread is not None:
+            self._thread.join(drain)
+            self._stop_now()
+            self._thread.join()
+        self._fail_all(CancelledError("the engine stopped before the text was whole"))
+
+    def _stop_now(self) -> None:
+        for generation in self._batcher.running:
+            generation.cancelled = True
+        self._waiting.stir()
+        for generation in self._waiting.take_all():
+            self._end(generation, CancelledError("the engine stopped before this request ran"))
+
+    def _run_until_stopped(self) -> None:
+        try:
+            while not (self._stopping and not self._batcher.running and not len(self._waiting)):
+                self.step(IDLE_SECONDS)
+        except BaseException as error:  # nobody would step for those that wait, nor for those that come
+            self._waiting.close()
+            self._stopping = True
+            self._fail_all(UnhealthyError("the generator's thread ended", found=repr(error)[:300], fix="restart it"))
+            raise
+
+    def step(self, timeout: float | None = 0.0) -> bool:
+        """Let go, let in, and run one step: a token of every sequence that is past its prompt. False where nothing
+        could run within `timeout` seconds."""
+        self._stepper.check_weights()
+        self._let_go()
+        chosen, self._lane = self._waiting.admit(self._batcher.running, self._lane)
+        for generation in chosen:
+            self._batcher.add(generation)
+            self._speeches[generation.id] = Speech(generation, self.tokenizer, self._batcher.ends)
+        if not self._batcher.running:
+            self._note_usage()
+            self._stepper.rest()
+            self._waiting.wait(timeout)
+            return False
+        self._run_step()
+        self._note_usage()
+        return True
+
+    def _run_step(self) -> None:
+        try:
+            spoken = self._stepper.step()
+        except Exception as error:  # prompts were checked: this is no request's fault, and the cache may hold anything
+            log.exception("a step of text generation failed", exc_info=error)
+            self._fail_all(_failed(error), waiting=isinstance(error, UnhealthyError))
+            return
+        self._steps += 1
+        for generation, token, chosen in spoken:
+            self._tokens += 1
+            speech = self._speeches[generation.id]
+            speech.hear(token, chosen)
+            if speech.finish is not None:
+                self._batcher.drop(generation)  # where a stop text ended it, transformers would go on
+                self._end(generation)
+
+    def _let_go(self) -> None:
+        """Whoever was cancelled leaves the queue or the cache; whoever waited too long leaves the queue."""
+        for generation, error in self._waiting.dead(time.monotonic()):
+            self._end(generation, error)
+        for generation in self._batcher.running:
+            if generation.cancelled:
+                self._batcher.drop(generation)
+                self._end(generation, CancelledError("the request was cancelled"))
+
+    def _fail_all(self, error: SparsehubError, *, waiting: bool = True) -> None:
+        for generation in self._batcher.running:
+            self._batcher.drop(generation)
+            self._end(generation, error)
+        for generation in self._waiting.take_all() if waiting else ():
+            self._end(generation, error)
+
+    def _end(self, generation: Generation, error: SparsehubError | None = None) -> None:
+        """Say what there is to say, once, and let go of the task."""
+        speech = self._speeches.pop(generation.id, None)
+        if error is not None:
+            generation.future.set_exception(error)
+        else:
+            assert speech is not None  # only what has run ends well
+            generation.future.set_result(speech.completion())
+        generation.say(None)
+        self._release(generation)
+
+    def _release(self, generation: Generation) -> None:
+        if generation.holding is not None:
+            self.residency.release(generation.holding)
+
+    def _note_usage(self) -> None:
+        self._running, self._pages = len(self._batcher.running), self._batcher.pages
+
+
+def _failed(error: Exception) -> SparsehubError:
+    if isinstance(error, SparsehubError):
+        return error
+    return UnhealthyError("a step of the model failed", found=f"{type(error).__name__}: {error}"[:300])

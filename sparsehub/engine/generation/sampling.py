@@ -1,0 +1,85 @@
+"""The next token of every sequence of a step, each chosen in its own way, and what the model says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+
+from sparsehub.engine.generation.request import Generation
+
+MASKED = float("-inf")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The log probability of a chosen token at temperature 1, and the likeliest tokens in its place with theirs."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
+    """Stands where transformers has its processors of logits; whatever it returns, the largest is taken.
+
+    A token is drawn by adding Gumbel noise to the logits, from a generator that the sequence has to itself: so its text
+    depends on its seed alone, not on what runs beside it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(LogitsProcessorList())
+        self.do_processing = True
+        self.speakers: Sequence[Generation] = ()  # whose rows the next logits are, in order
+        self.chosen: list[Chosen | None] = []  # what was asked to be told of each, after the step
+        self._draws: dict[str, torch.Generator] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:  # noqa: ARG002
+        """scores: [speakers, vocabulary] float32."""
+        shaped, self.chosen = scores, [None] * len(self.speakers)
+        for row, speaker in enumerate(self.speakers):
+            sampling = speaker.sampling
+            if sampling.temperature > 0:
+                shaped = shaped.clone() if shaped is scores else shaped
+                shaped[row] = self._shaped(scores[row], speaker)
+            if sampling.logprobs is not None:
+                self.chosen[row] = _told(scores[row], int(shaped[row].argmax()), sampling.logprobs)
+        return shaped
+
+    def forget(self, generation: Generation) -> None:
+        """The sequence is done."""
+        self._draws.pop(generation.id, None)
+
+    def _shaped(self, logits: Tensor, generation: Generation) -> Tensor:
+        sampling = generation.sampling
+        scaled = logits / sampling.temperature
+        if sampling.top_p < 1:
+            scaled = _nucleus(scaled, sampling.top_p)
+        return scaled + self._gumbel(len(logits), generation, logits.device)
+
+    def _gumbel(self, count: int, generation: Generation, device: torch.device) -> Tensor:
+        draw = self._draws.get(generation.id)
+        if draw is None:
+            draw = self._draws[generation.id] = torch.Generator(device)
+            if generation.sampling.seed is None:
+                draw.seed()
+            else:
+                draw.manual_seed(generation.sampling.seed)
+        return -torch.empty(count, device=device).exponential_(generator=draw).log()
+
+
+def _nucleus(logits: Tensor, share: float) -> Tensor:
+    """The likeliest tokens that together hold `share` of the probability; always one at least."""
+    ordered, places = logits.sort(descending=True)
+    before = ordered.softmax(-1).cumsum(-1).roll(1)
+    before[0] = 0.0
+    return logits.index_fill(0, places[before >= share], MASKED)
+
+
+def _told(logits: Tensor, token: int, count: int) -> Chosen:
+    logs = logits.log_softmax(-1)
+    values, places = logs.topk(min(count, len(logs)))
+    return Chosen(float(logs[token]), tuple(zip(places.tolist(), values.tolist(), strict=True)))
