@@ -59,9 +59,15 @@ def _checked(task: TaskSpec, row: Row, fields: Sequence[str], place: int) -> Row
             raise RequestError(f"input {place}: {field!r} is no text", found=type(value).__name__, expected="a string")
         if not strings or any(not text.strip() for text in strings):
             raise RequestError(f"input {place}: {field!r} is empty", expected="some text")
-        if any(_SURROGATE.search(text) for text in strings):
-            raise RequestError(f"input {place}: {field!r} is no text", found="half of a surrogate pair")
+        for text in strings:
+            check_text(f"input {place}: {field!r}", text)
     return row
+
+
+def check_text(what: str, text: str) -> None:
+    """Raises `RequestError` for a string that is no text: one that UTF-8 and tokenizers cannot take."""
+    if _SURROGATE.search(text):
+        raise RequestError(f"{what} is no text", found="half of a surrogate pair")
 
 
 def check_length(rows: Sequence[Encoded], limit: int) -> None:

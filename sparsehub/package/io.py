@@ -112,7 +112,14 @@ def write_package(
     """Write a package atomically and read it back; returns the manifest with its file records filled in."""
     check_values(draft, delta)
     contents = {**tensor_files(delta, head), CARD_FILE: card.encode(), **pictures}
-    return _write(folder, draft, contents)
+    records = {name: FileRecord(len(data), sha256_bytes(data)) for name, data in contents.items()}
+    manifest = dataclasses.replace(draft, files=records)
+    check_manifest(manifest)
+    with new_folder(folder) as temporary:
+        for name, data in {**contents, MANIFEST_FILE: manifest.to_bytes()}.items():
+            (temporary / name).write_bytes(data)
+        prove_package(temporary)  # what cannot be read back is never given a name
+    return manifest
 
 
 def check_values(draft: Manifest, delta: Delta) -> None:
@@ -127,14 +134,3 @@ def check_values(draft: Manifest, delta: Delta) -> None:
 def tensor_files(delta: Delta, head: Mapping[str, Tensor]) -> dict[str, bytes]:
     """The contents of the tensor files, by name."""
     return {DELTA_FILE: delta_bytes(delta), **({HEAD_FILE: tensor_bytes(head)} if head else {})}
-
-
-def _write(folder: Path, draft: Manifest, contents: Mapping[str, bytes]) -> Manifest:
-    records = {name: FileRecord(len(data), sha256_bytes(data)) for name, data in contents.items()}
-    manifest = dataclasses.replace(draft, files=records)
-    check_manifest(manifest)
-    with new_folder(folder) as temporary:
-        for name, data in {**contents, MANIFEST_FILE: manifest.to_bytes()}.items():
-            (temporary / name).write_bytes(data)
-        prove_package(temporary)  # what cannot be read back is never given a name
-    return manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,14 @@ def seal_package(folder: Path, draft: Manifest) -> Manifest:
     A delta over `WHOLE_BYTES` is proved by its header and its digests, and gets no picture of its values: reading it
     back would take the memory that was saved by streaming it. Every reader proves it again.
     """
-    known = dataclasses.replace(draft, files=_records(folder))
+    known = dataclasses.replace(draft, files=_records(folder.iterdir()))
     small = known.files[DELTA_FILE].size <= WHOLE_BYTES
     delta = prove_stored_delta(read_file(folder, DELTA_FILE, known.files[DELTA_FILE]), known) if small else None
     pictures = draw_pictures(known, delta)
-    for name, data in {**pictures, CARD_FILE: write_card(known, pictures).encode()}.items():
+    beside = {**pictures, CARD_FILE: write_card(known, pictures).encode()}
+    for name, data in beside.items():
         (folder / name).write_bytes(data)
-    manifest = dataclasses.replace(draft, files=_records(folder))
+    manifest = dataclasses.replace(draft, files={**known.files, **_records(folder / name for name in beside)})
     check_manifest(manifest)
     (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     if small:
@@ -65,5 +66,5 @@ def sealed_again(package: Path, out: Path, metrics: dict[str, dict[str, float]],
         return seal_package(folder, draft)
 
 
-def _records(folder: Path) -> dict[str, FileRecord]:
-    return {path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())}
+def _records(files: Iterable[Path]) -> dict[str, FileRecord]:
+    return {path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in files}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,14 @@ def _pieces(model: SparseModel, mask: Mapping[str, Tensor], flat: Tensor) -> dic
 def pieces() -> Callable[[SparseModel, Mapping[str, Tensor], Tensor], dict[str, Tensor]]:
     """pieces(model, mask, flat): the value vector, or its gradient, by parameter name."""
     return _pieces
+
+
+@pytest.fixture(scope="module")
+def still(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny BERT without dropout, which every process would draw for itself."""
+    folder = tmp_path_factory.mktemp("still") / "bert"
+    shutil.copytree(tiny_checkpoint("bert"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)

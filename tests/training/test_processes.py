@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from sparsehub.delta import Delta, read_delta
@@ -40,17 +38,6 @@ for number, table in enumerate(json.loads(sys.argv[1])):
     save_file({n: t.contiguous() for n, t in fitted.head.items()}, folder / f"head-{rank}")
     (folder / f"metrics-{rank}").write_text(json.dumps([fitted.metrics, fitted.training["batch_size"]]))
 """
-
-
-@pytest.fixture(scope="module")
-def still(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny BERT without dropout, which every process would draw for itself."""
-    folder = tmp_path_factory.mktemp("still") / "bert"
-    shutil.copytree(tiny_checkpoint("bert"), folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
 
 
 def launch(command: list[str], cwd: Path) -> str:

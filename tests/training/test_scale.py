@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,17 +22,6 @@ from sparsehub.training.data import load_data
 from sparsehub.training.method import method_named, method_names
 
 Configure = Callable[..., TrainConfig]
-
-
-@pytest.fixture(scope="module")
-def still(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny BERT without dropout."""
-    folder = tmp_path_factory.mktemp("still") / "bert"
-    shutil.copytree(tiny_checkpoint("bert"), folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from sparsehub.engine.generation.selfcheck import mixes_well
 from sparsehub.engine.generation.speech import end_tokens
 from sparsehub.engine.generation.steps import Stepper
 from sparsehub.engine.holding import LOAD_SECONDS
+from sparsehub.engine.inputs import check_text
 from sparsehub.engine.loop import ModelLoop
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.runner import AUTO
@@ -30,7 +30,6 @@ from sparsehub.package.manifest import TEXT_GENERATION
 
 Lane = Callable[[str | None], Hashable | None]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def make_generator(
@@ -116,7 +115,6 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
-    if _SURROGATE.search(text):
-        raise RequestError("the prompt is no text", found="half of a surrogate pair")
+    check_text("the prompt", text)
     ids: list[int] = tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
     return ids
