@@ -46,8 +46,6 @@ class MixedBatch:
             self._segments[outputs[-1][2]] = kernels.segments_of(outputs)
         self._tables = _tables(sites, sides)
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(sites.sites) else 0
-        self._last: kernels.Packed | None = None
-        self._last_input: Tensor | None = None
 
     def segments(self, tokens: int) -> kernels.Segments:
         """Of an input with so many tokens in all."""
@@ -57,13 +55,6 @@ class MixedBatch:
             assert rest == 0, (tokens, self.rows)
             known = self._segments[tokens] = kernels.segments_of(self._bounds, a_row)
         return known
-
-    def pack(self, x: Tensor) -> kernels.Packed:
-        """An input made ready; projections that share it come one after the other and find it done."""
-        if self._last is None or x is not self._last_input:
-            flat = x.reshape(-1, x.shape[-1]).contiguous()
-            self._last, self._last_input = kernels.pack(flat, self.segments(flat.shape[0])), x
-        return self._last
 
     def changes(self, site: Site) -> kernels.Changes[Any]:
         address = self._address + site.index * self._stride
@@ -83,7 +74,6 @@ class MixedBatch:
         finally:
             for module in modules:
                 module.__dict__.pop("forward", None)
-            self._last = self._last_input = None
 
 
 def _tables(sites: Sites, sides: Sequence[Side | None]) -> Tensor:
@@ -112,7 +102,8 @@ class _Parts(Sequence[Any]):
 def _matrix(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
     """Linear and Conv1D: the plain product for all rows, then what each row's task adds."""
     y: Tensor = type(site.module).forward(site.module, x).contiguous()
-    kernels.sparse_linear_(y.view(-1, y.shape[-1]), batch.pack(x), batch.changes(site))
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    kernels.sparse_linear_(y.view(-1, y.shape[-1]), flat, batch.segments(flat.shape[0]), batch.changes(site))
     return y
 
 
@@ -127,11 +118,11 @@ def _embedding(batch: MixedBatch, site: Site, ids: Tensor) -> Tensor:
 
 
 def _layer_norm(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
-    """Normalise all rows, then each task's own scale and shift; in float32 up to the one rounding."""
+    """Normalise all rows, each with its own task's scale and shift."""
     module: Any = site.module
-    y = torch.nn.functional.layer_norm(x.float(), module.normalized_shape, eps=module.eps).contiguous()
-    _scale(batch, site, y)
-    return y.to(x.dtype)
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    y = kernels.layer_norm(flat, batch.segments(flat.shape[0]), batch.changes(site), module.eps)
+    return y.view(x.shape)
 
 
 def _rms_norm(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
@@ -139,13 +130,9 @@ def _rms_norm(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
     assert site.neutral is not None  # every RMSNorm site has one
     with with_weight(site.module, site.neutral):
         y: Tensor = type(site.module).forward(site.module, x).contiguous()
-    _scale(batch, site, y)
-    return y
-
-
-def _scale(batch: MixedBatch, site: Site, y: Tensor) -> None:
     flat = y.view(-1, y.shape[-1])
     kernels.scale_shift_(flat, batch.segments(flat.shape[0]), batch.changes(site))
+    return y
 
 
 _FORWARDS: dict[str, Callable[[MixedBatch, Site, Tensor], Tensor]] = {

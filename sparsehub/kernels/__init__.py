@@ -17,18 +17,17 @@ import torch
 from torch import Tensor
 
 from sparsehub.kernels import native, torch_ops
-from sparsehub.kernels.sparse import Changes, Packed, ScaleShift, Segments, SparseChange, changes_of, segments_of
+from sparsehub.kernels.sparse import Changes, ScaleShift, Segments, SparseChange, changes_of, segments_of
 
 __all__ = [
     "Changes",
-    "Packed",
     "ScaleShift",
     "Segments",
     "SparseChange",
     "changes_of",
     "compress",
     "gather",
-    "pack",
+    "layer_norm",
     "position_dtype",
     "scale_shift_",
     "scatter_add_",
@@ -74,22 +73,13 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, *, transp
     return change
 
 
-def pack(x: Tensor, segments: Segments) -> Packed:
-    """Make x [tokens, in] ready for `sparse_linear_`: once for all maps that share it.
-
-    It stays ready until the same thread packs something else: the memory behind it is used again.
-    """
-    packed: Packed = _kernels(x, sparse=True).pack(x, segments)
-    return packed
-
-
-def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
+def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t for every token i of every segment, t its slot; summed in float32, rounded once.
 
     y: [tokens, out], x: [tokens, in], one dtype: float32, float16 or bfloat16. Tokens outside the segments and tasks
     without a change keep their y.
     """
-    _kernels(y, sparse=True).sparse_linear_(y, packed, changes)
+    _kernels(y, sparse=True).sparse_linear_(y, x, segments, changes)
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
@@ -106,6 +96,15 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
     y: [tokens, width] float32, float16 or bfloat16. Every slot of a segment has a part.
     """
     _kernels(y, sparse=True).scale_shift_(y, segments, changes)
+
+
+def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
+    """y[i] = (x[i] - mean(x[i])) / sqrt(variance(x[i]) + epsilon) * w_t + b_t; in float32, rounded once.
+
+    x: [tokens, width] float32, float16 or bfloat16. Every token is in a segment and every slot has a part.
+    """
+    result: Tensor = _kernels(x, sparse=True).layer_norm(x, segments, changes, epsilon)
+    return result
 
 
 def position_dtype(arena: Tensor) -> torch.dtype:

@@ -5,6 +5,7 @@
 #include <Python.h>
 
 #include "compress.hpp"
+#include "norms.hpp"
 #include "scatter.hpp"
 #include "sparse.hpp"
 
@@ -155,32 +156,19 @@ PyObject* py_compress(PyObject*, PyObject* arguments) {
     });
 }
 
-PyObject* py_pack(PyObject*, PyObject* arguments) {
-    Address x, blocks, packed;
-    int dtype, threads;
-    Py_ssize_t in, count;
-    if (!PyArg_ParseTuple(arguments, "KinKnKi", &x, &dtype, &in, &blocks, &count, &packed, &threads)) return nullptr;
-    return run([&] {
-        return by_matrix_dtype(dtype, [&](auto t) {
-            pack(at<const decltype(t)>(x), in, at<const Block>(blocks), count, at<float>(packed), threads);
-            return true;
-        });
-    });
-}
-
 PyObject* py_sparse_linear(PyObject*, PyObject* arguments) {
-    Address x, packed, y, blocks, table;
+    Address x, y, blocks, table;
     int dtype, column_bytes, threads;
     Py_ssize_t in, out, count;
-    if (!PyArg_ParseTuple(arguments, "KKKinniKnKi", &x, &packed, &y, &dtype, &in, &out, &column_bytes, &blocks, &count,
-                          &table, &threads))
+    if (!PyArg_ParseTuple(arguments, "KKinniKnKi", &x, &y, &dtype, &in, &out, &column_bytes, &blocks, &count, &table,
+                          &threads))
         return nullptr;
     return run([&] {
         return by_column(column_bytes, [&](auto c) {
             return by_matrix_dtype(dtype, [&](auto t) {
                 using T = decltype(t);
-                sparse_linear<T, decltype(c)>(at<const T>(x), at<const float>(packed), at<T>(y), in, out,
-                                              at<const Block>(blocks), count, at<const Matrix>(table), threads);
+                sparse_linear<T, decltype(c)>(at<const T>(x), at<T>(y), in, out, at<const Block>(blocks), count,
+                                              at<const Matrix>(table), threads);
                 return true;
             });
         });
@@ -219,6 +207,23 @@ PyObject* py_scale_shift(PyObject*, PyObject* arguments) {
     });
 }
 
+PyObject* py_layer_norm(PyObject*, PyObject* arguments) {
+    Address x, y, blocks, table;
+    int dtype, threads;
+    Py_ssize_t width, count;
+    float epsilon;
+    if (!PyArg_ParseTuple(arguments, "KKinKnKfi", &x, &y, &dtype, &width, &blocks, &count, &table, &epsilon, &threads))
+        return nullptr;
+    return run([&] {
+        return by_matrix_dtype(dtype, [&](auto t) {
+            using T = decltype(t);
+            layer_norm(at<const T>(x), at<T>(y), width, at<const Block>(blocks), count, at<const Scale>(table),
+                       epsilon, threads);
+            return true;
+        });
+    });
+}
+
 PyMethodDef methods[] = {
     {"gather", py_gather, METH_VARARGS, "(arena, positions, out, item_bytes, position_bytes, count, threads)"},
     {"scatter_copy", py_scatter_copy, METH_VARARGS,
@@ -226,12 +231,13 @@ PyMethodDef methods[] = {
     {"scatter_add", py_scatter_add, METH_VARARGS, "(arena, positions, values, dtype, position_bytes, count, threads)"},
     {"compress", py_compress, METH_VARARGS,
      "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values)"},
-    {"pack", py_pack, METH_VARARGS, "(x, dtype, in, blocks, block_count, packed, threads)"},
     {"sparse_linear", py_sparse_linear, METH_VARARGS,
-     "(x, packed, y, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
+     "(x, y, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
     {"sparse_lookup", py_sparse_lookup, METH_VARARGS,
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},
+    {"layer_norm", py_layer_norm, METH_VARARGS,
+     "(x, y, dtype, width, blocks, block_count, table, epsilon, threads)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

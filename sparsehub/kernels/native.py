@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import threading
 from types import ModuleType
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 from sparsehub.kernels.sparse import (
     MAX_SHORT_COLUMNS,
     Changes,
-    Packed,
     ScaleShift,
     Segments,
     SparseChange,
@@ -26,7 +24,6 @@ from sparsehub.kernels.sparse import (
 )
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_memory = threading.local()
 log = logging.getLogger("sparsehub")
 
 
@@ -110,31 +107,12 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
 # Called for every module of every mixed batch: what is looked at again costs less than a microsecond.
 
 
-def pack(x: Tensor, segments: Segments) -> Packed:
-    """x feature-major, block by block; a block of few tokens stays as it is."""
-    _, width = x.shape
-    assert x.is_contiguous()
-    buffer = _scratch(segments.packed * width)
-    _module().pack(
-        x.data_ptr(),
-        _DTYPES[x.dtype],
-        width,
-        segments.address,
-        segments.count,
-        buffer.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return Packed(x, segments, buffer)
-
-
-def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
+def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    x, segments, buffer = packed.x, packed.segments, packed.buffer
     (tokens, width), (outputs, out) = x.shape, y.shape
-    assert y.is_contiguous() and y.dtype == x.dtype and tokens == outputs and buffer is not None
+    assert y.is_contiguous() and x.is_contiguous() and y.dtype == x.dtype and tokens == outputs
     _module().sparse_linear(
         x.data_ptr(),
-        buffer.data_ptr(),
         y.data_ptr(),
         _DTYPES[y.dtype],
         width,
@@ -179,12 +157,23 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
     )
 
 
-def _scratch(size: int) -> Tensor:
-    """This thread's own memory of at least `size` float32: fresh pages for every pack would cost more than packing."""
-    held: Tensor | None = getattr(_memory, "scratch", None)
-    if held is None or held.numel() < size:
-        held = _memory.scratch = torch.empty(size)
-    return held
+def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
+    """y[i] = (x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t."""
+    _, width = x.shape
+    assert x.is_contiguous()
+    y = torch.empty_like(x)
+    _module().layer_norm(
+        x.data_ptr(),
+        y.data_ptr(),
+        _DTYPES[x.dtype],
+        width,
+        segments.address,
+        segments.count,
+        changes.address,
+        epsilon,
+        torch.get_num_threads(),
+    )
+    return y
 
 
 def _module() -> ModuleType:

@@ -77,3 +77,16 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
         for i in range(start, stop):
             bias = 0.0 if part.bias is None else part.bias.double()
             y[i] = (y[i].double() * part.weight.double() + bias).to(y.dtype)
+
+
+def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
+    """y[i] = round((x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t), in float64 up to the one rounding."""
+    y = torch.empty_like(x)
+    for slot, start, stop in segments.bounds:
+        part = changes.parts[slot]
+        assert part is not None
+        for i in range(start, stop):
+            row = x[i].double() - x[i].double().mean()
+            row = row / (row.square().mean() + epsilon).sqrt() * part.weight.double()
+            y[i] = (row if part.bias is None else row + part.bias.double()).to(x.dtype)
+    return y

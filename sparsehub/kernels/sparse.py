@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 WIDEST_BLOCK = 32  # tokens that the native kernel takes at once
-ALIGNED_BLOCK = 16  # blocks begin at multiples of so many tokens: vectors then lie aligned in packed memory
 MAX_SHORT_COLUMNS = 1 << 16
 ADDRESSES = 5  # of one part: starts, columns, values (or a norm's weight first), bias, order; 0 for what is absent
 Addresses = tuple[int, int, int, int, int]
@@ -114,8 +113,8 @@ def changes_of(parts: Sequence[Part | None], device: torch.device | str = "cpu")
 class Segments:
     """Which tokens are whose. bounds: (slot, start, stop) of contiguous tokens, not overlapping, start < stop.
 
-    blocks: [blocks, 4] int64 on the CPU (slot, first token, tokens, place in packed memory in tokens), at `address`, so
-    many of them (`count`), of `most` tokens at most; packed: length of the packed memory.
+    blocks: [blocks, 3] int64 on the CPU (slot, first token, tokens), at `address`, so many of them (`count`), of `most`
+    tokens at most.
     """
 
     bounds: tuple[tuple[int, int, int], ...]
@@ -123,7 +122,6 @@ class Segments:
     address: int
     count: int
     most: int
-    packed: int
 
     def blocks_on(self, device: torch.device) -> Tensor:
         """The blocks on a device; copied once."""
@@ -146,23 +144,11 @@ class Segments:
 def segments_of(bounds: Sequence[tuple[int, int, int]], tokens_a_row: int = 1) -> Segments:
     """Segments of rows that each have so many tokens."""
     scaled = tuple((slot, start * tokens_a_row, stop * tokens_a_row) for slot, start, stop in bounds)
-    blocks, place = [], 0
-    for slot, start, stop in scaled:
-        for token in range(start, stop, WIDEST_BLOCK):
-            count = min(WIDEST_BLOCK, stop - token)
-            blocks.append((slot, token, count, place))
-            place += -(-count // ALIGNED_BLOCK) * ALIGNED_BLOCK
-    table = torch.tensor(blocks, dtype=torch.int64).view(-1, 4)
-    most = max((count for _, _, count, _ in blocks), default=0)
-    return Segments(scaled, table, table.data_ptr(), len(blocks), most, place)
-
-
-class Packed(NamedTuple):
-    """The input of a sparse linear map, made ready once for all maps that share it.
-
-    x: [tokens, in]; buffer: [packed tokens * in] or longer, the kernel's own copy, where it makes one.
-    """
-
-    x: Tensor
-    segments: Segments
-    buffer: Tensor | None = None
+    blocks = [
+        (slot, token, min(WIDEST_BLOCK, stop - token))
+        for slot, start, stop in scaled
+        for token in range(start, stop, WIDEST_BLOCK)
+    ]
+    table = torch.tensor(blocks, dtype=torch.int64).view(-1, 3)
+    most = max((count for _, _, count in blocks), default=0)
+    return Segments(scaled, table, table.data_ptr(), len(blocks), most)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import Changes, Packed, ScaleShift, Segments, SparseChange, column_dtype
+from sparsehub.kernels.sparse import Changes, ScaleShift, Segments, SparseChange, column_dtype
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -41,20 +41,15 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
     return SparseChange((rows, width), starts, column.to(column_dtype(width)), values.clone())
 
 
-def pack(x: Tensor, segments: Segments) -> Packed:
-    """x as it is."""
-    return Packed(x, segments)
-
-
-def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
+def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    for slot, start, stop in packed.segments.bounds:
+    for slot, start, stop in segments.bounds:
         part, rows = changes.parts[slot], slice(start, stop)
         if part is None:
             continue
         total = y[rows].float()
         if part.values is not None:
-            total = total + (part.csr @ packed.x[rows].float().t()).t()
+            total = total + (part.csr @ x[rows].float().t()).t()
         if part.bias is not None:
             total = total + part.bias
         y[rows] = total.to(y.dtype)
@@ -82,3 +77,10 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
         assert part is not None  # every slot of a segment has one
         scaled = rows.float() * part.weight
         rows.copy_(scaled if part.bias is None else scaled + part.bias)
+
+
+def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
+    """y[i] = (x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t."""
+    y = torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=epsilon)
+    scale_shift_(y, segments, changes)
+    return y.to(x.dtype)

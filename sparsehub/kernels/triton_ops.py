@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsehub.kernels import torch_ops
-from sparsehub.kernels.sparse import ADDRESSES, MAX_SHORT_COLUMNS, Changes, Packed, ScaleShift, Segments, SparseChange
+from sparsehub.kernels.sparse import ADDRESSES, MAX_SHORT_COLUMNS, Changes, ScaleShift, Segments, SparseChange
 
 ENTRIES = 1024  # of a gather or scatter, for each program
 ROWS, WIDTH = 64, 1024  # rows of dW, and columns of y, for each program
@@ -62,7 +62,7 @@ def _sparse_linear(
     K: tl.constexpr,  # noqa: N803
 ):
     """R rows of dW for the T tokens of one block; K entries of each row at once (where T is 1)."""
-    block = blocks + tl.program_id(0) * 4
+    block = blocks + tl.program_id(0) * 3
     matrix = table + tl.load(block) * FIELDS
     starts_at, bias_at, order_at = tl.load(matrix), tl.load(matrix + 3), tl.load(matrix + 4)
     place = tl.program_id(1) * R + tl.arange(0, R)
@@ -167,14 +167,8 @@ def _over_entries(kernel: triton.JITFunction, arena: Tensor, positions: Tensor, 
         kernel[(triton.cdiv(count, ENTRIES),)](arena, positions, values, count, BLOCK=ENTRIES)
 
 
-def pack(x: Tensor, segments: Segments) -> Packed:
-    """x as it is."""
-    return Packed(x, segments)
-
-
-def sparse_linear_(y: Tensor, packed: Packed, changes: Changes[SparseChange]) -> None:
+def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    x, segments = packed.x, packed.segments
     if segments.count == 0:
         return
     tokens = triton.next_power_of_2(segments.most)
@@ -206,3 +200,10 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
     tokens, width = y.shape
     table, slots = changes.tables[changes.module], segments.slots_on(y.device, tokens)
     _scale_shift[(tokens, triton.cdiv(width, WIDTH))](y, table, slots, width, FIELDS=ADDRESSES, W=WIDTH)
+
+
+def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
+    """y[i] = (x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t."""
+    y = torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=epsilon)
+    scale_shift_(y, segments, changes)
+    return y.to(x.dtype)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsehub import kernels
-from sparsehub.kernels import ScaleShift, SparseChange, changes_of, native, pack, reference, segments_of, torch_ops
+from sparsehub.kernels import ScaleShift, SparseChange, changes_of, native, reference, segments_of, torch_ops
 from sparsehub.kernels.sparse import column_dtype
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -85,7 +85,7 @@ def test_sparse_linear_equals_the_reference(
     found = torch.randn(tokens, out, generator=generator).to(dtype)
     expected = found.clone()
     segments = segments_of(bounds)
-    ops.sparse_linear_(found, ops.pack(x, segments), changes)
+    ops.sparse_linear_(found, x, segments, changes)
     reference.sparse_linear_(expected, x, segments, changes)
     compare(found, expected)
     outside = torch.ones(tokens, dtype=torch.bool)
@@ -125,13 +125,19 @@ def test_scale_and_shift_equal_the_reference(ops: ModuleType, dtype: torch.dtype
     compare(found, expected)
 
 
-def test_packing_again_does_not_ask_for_memory_again() -> None:
-    if native.extension() is None:
-        pytest.skip("the native kernels are not built")
-    x, segments = torch.randn(40, 8), segments_of([(0, 0, 40)])
-    first, second = native.pack(x, segments), native.pack(x[:, :7].contiguous(), segments)
-    assert first.buffer is not None and second.buffer is not None
-    assert second.buffer.data_ptr() == first.buffer.data_ptr()
+@pytest.mark.parametrize("width", [1, 7, 16, 37, 384])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norm_equals_the_reference(ops: ModuleType, dtype: torch.dtype, width: int) -> None:
+    """Rows far from zero too, where a variance of sums of squares would lose its digits."""
+    skip_unless_taken(ops, dtype)
+    bounds, tokens = bounds_of(POPULARITY["zipf"])
+    generator = torch.Generator().manual_seed(6)
+    weights, biases = (torch.randn(7, width, generator=generator) for _ in range(2))
+    changes = changes_of([ScaleShift(weights[i], biases[i] if i % 2 else None) for i in range(7)])
+    x = (torch.randn(tokens, width, generator=generator) + 30 * (torch.arange(tokens) % 3)[:, None]).to(dtype)
+    found = ops.layer_norm(x, segments_of(bounds), changes, 1e-5)
+    assert found.dtype == dtype
+    compare(found, reference.layer_norm(x, segments_of(bounds), changes, 1e-5))
 
 
 ODD = [
@@ -151,7 +157,7 @@ def test_odd_changes(ops: ModuleType, tokens: int) -> None:
     bounds, total = bounds_of([(slot, tokens) for slot in range(len(parts))])
     x, found = torch.randn(total, 8), torch.zeros(total, 8)
     expected = found.clone()
-    ops.sparse_linear_(found, ops.pack(x, segments_of(bounds)), changes_of(parts))
+    ops.sparse_linear_(found, x, segments_of(bounds), changes_of(parts))
     reference.sparse_linear_(expected, x, segments_of(bounds), changes_of(parts))
     compare(found, expected)
     ids, found = torch.randint(8, (total,)), torch.zeros(total, 8)
@@ -169,7 +175,7 @@ def test_more_columns_than_two_bytes_can_number(ops: ModuleType) -> None:
     assert changes.parts[0] is not None and changes.parts[0].columns is not None
     assert changes.parts[0].columns.dtype == torch.int32
     x, found = torch.randn(5, inside), torch.zeros(5, 3)
-    ops.sparse_linear_(found, ops.pack(x, segments_of([(0, 0, 5)])), changes)
+    ops.sparse_linear_(found, x, segments_of([(0, 0, 5)]), changes)
     torch.testing.assert_close(found, 2 * x[:, [0, 65_536, 70_000]])
     wide = torch.zeros(2, inside)
     ops.sparse_lookup_(wide, torch.tensor([1, 2]), segments_of([(0, 0, 2)]), changes)
@@ -204,7 +210,7 @@ def test_threads_share_out_one_segment_without_changing_it(tokens: int) -> None:
         torch.set_num_threads(threads)
         try:
             y = torch.zeros(tokens, 1_000)
-            kernels.sparse_linear_(y, pack(x, segments), changes)
+            kernels.sparse_linear_(y, x, segments, changes)
         finally:
             torch.set_num_threads(before)
         outputs.append(y)
@@ -221,15 +227,14 @@ def test_threads_share_out_one_segment_without_changing_it(tokens: int) -> None:
 def test_any_batch_of_any_tasks(
     popularity: list[tuple[int, int]], inside: int, out: int, density: float, tokens_a_row: int
 ) -> None:
-    """One packed input for two maps, as the projections of an attention layer share it."""
+    """One input for two maps, as the projections of an attention layer share it."""
     bounds, rows = bounds_of(popularity)
     segments = segments_of(bounds, tokens_a_row)
     x = torch.randn(rows * tokens_a_row, inside)
-    packed = pack(x, segments)
     for width in (out, inside):
         parts = [random_change(inside, width, density, slot) if slot % 3 else None for slot in range(5)]
         found = torch.randn(rows * tokens_a_row, width)
         expected = found.clone()
-        kernels.sparse_linear_(found, packed, changes_of(parts))
+        kernels.sparse_linear_(found, x, segments, changes_of(parts))
         reference.sparse_linear_(expected, x, segments, changes_of(parts))
         compare(found, expected)

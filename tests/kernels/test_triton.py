@@ -82,7 +82,7 @@ def test_sparse_linear(ops: ModuleType, dtype: torch.dtype, popularity: str, siz
     reference.sparse_linear_(expected, x, segments_of(bounds), changes_of(parts))
     there = [None if part is None else moved(part) for part in parts]
     found = y.clone().to(DEVICE)
-    ops.sparse_linear_(found, ops.pack(x.to(DEVICE), segments_of(bounds)), changes_of(there, DEVICE))
+    ops.sparse_linear_(found, x.to(DEVICE), segments_of(bounds), changes_of(there, DEVICE))
     compare(found, expected)
     assert torch.equal(found[0].cpu(), y[0])
 
@@ -118,5 +118,5 @@ def test_more_columns_than_two_bytes_can_number(ops: ModuleType) -> None:
     change = for_gpu(torch_ops.compress(positions, torch.full((3,), 2.0), 3, 70_001), torch.float32)
     assert change.columns is not None and change.columns.dtype == torch.int32
     x, found = torch.randn(2, 70_001), torch.zeros(2, 3, device=DEVICE)
-    ops.sparse_linear_(found, ops.pack(x.to(DEVICE), segments_of([(0, 0, 2)])), changes_of([moved(change)], DEVICE))
+    ops.sparse_linear_(found, x.to(DEVICE), segments_of([(0, 0, 2)]), changes_of([moved(change)], DEVICE))
     torch.testing.assert_close(found.cpu(), 2 * x[:, [0, 65_536, 70_000]])
