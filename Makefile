@@ -19,8 +19,9 @@ demo: $(INSTALLED)
 	rm -rf demo-run
 	$(BIN)/sparsehub demo
 
+# A worker for each core: a test file stays with one worker, which has its fixtures.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@
 template <class T>
 BEST_OF_MACHINE void scale_shift(T* y, int64_t width, const Block* blocks, int64_t count, const Scale* scales,
                                  int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads_for(blocks, count, width, threads))
     for (int64_t i = 0; i < count; i++) {
         const Block& b = blocks[i];
         const float *weight = at<const float>(scales[b.task].weight), *bias = at<const float>(scales[b.task].bias);
@@ -57,7 +57,7 @@ INLINE void norm_row(const T* x, T* y, int64_t width, const float* weight, const
 template <class T>
 BEST_OF_MACHINE void layer_norm(const T* x, T* y, int64_t width, const Block* blocks, int64_t count,
                                 const Scale* scales, float epsilon, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads_for(blocks, count, width, threads))
     for (int64_t i = 0; i < count; i++) {
         const Block& b = blocks[i];
         const float *weight = at<const float>(scales[b.task].weight), *bias = at<const float>(scales[b.task].bias);

@@ -15,7 +15,13 @@
 
 typedef float V8 __attribute__((vector_size(32)));
 typedef float V16 __attribute__((vector_size(64)));
+typedef float V4 __attribute__((vector_size(16)));
+typedef int32_t I4 __attribute__((vector_size(16)));
+typedef float Unaligned4 __attribute__((vector_size(16), aligned(4)));
+typedef int32_t UnalignedI4 __attribute__((vector_size(16), aligned(4)));
 typedef float Unaligned8 __attribute__((vector_size(32), aligned(4)));
+
+constexpr int64_t FEW_NUMBERS = 1 << 16;  // numbers that one thread goes through alone
 
 struct Matrix {  // a row of the table: addresses, 0 where a task changes nothing
     int64_t starts, columns, values, bias, order;
@@ -28,6 +34,13 @@ struct Scale {  // likewise, of float32 vectors
 struct Block {  // `count` tokens from `token` on, all of one task
     int64_t task, token, count;
 };
+
+// How many threads for blocks of rows of so many numbers: waking one up costs as much as some ten thousand of them.
+inline int threads_for(const Block* blocks, int64_t count, int64_t width, int threads) {
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < count; i++) tokens += blocks[i].count;
+    return tokens * width < FEW_NUMBERS ? 1 : threads;
+}
 
 #ifdef __clang__
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)

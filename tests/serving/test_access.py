@@ -128,6 +128,7 @@ def test_where_nothing_is_nobody_learns_so_without_a_key(guarded: Any, path: str
         f"Bearer {sha256_bytes(SECRETS['admin'].encode())}",
         "Bearer \xff\xfe",
     ],
+    ids=["nothing", "basic", "key as basic", "bare key", "cut key", "longer key", "hash", "no text"],
 )
 def test_what_is_not_exactly_a_key_is_none(guarded: Any, value: str) -> None:
     assert guarded.client.get("/v1/models", headers={b"authorization": value.encode("latin-1")}).status_code == 401  # type: ignore[dict-item]
