@@ -157,8 +157,8 @@ class PackageCache:
             with suppress(FileNotFoundError):
                 for entry in os.scandir(self.root / part):
                     used = entry.stat(follow_symlinks=False).st_mtime
-                    abandoned = entry.name.startswith(TEMPORARY_PREFIX) and now - used > ABANDONED
-                    if abandoned or not entry.name.startswith(TEMPORARY_PREFIX) and part != PROVED:
+                    unfinished = entry.name.startswith(TEMPORARY_PREFIX)
+                    if now - used > ABANDONED if unfinished else part != PROVED:
                         yield Kept(Path(entry.path), _bytes(entry), used)
 
     def _folder(self, digest: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a cached package costs `pull`: a look where nothing was touched, a hash otherwise; and nobody else believes it."""
+"""What a cached package costs `pull`: a look where nothing was touched, a hash otherwise. Nobody else is spared."""
 
 from __future__ import annotations
 
