@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure_server import AZURE
 from obstore.exceptions import GenericError
 
 from sparsehub.errors import HubError, NotFoundError, UnreachableError, UsageError
@@ -107,11 +108,15 @@ def test_the_settings_that_the_docs_show_are_understood(tmp_path: Path, monkeypa
     assert policy.trusted_identities[0].identity == "release@example.org"
 
 
-def test_a_bucket_that_is_not_there_is_told_as_such(make_home, make_package) -> None:
-    make_home("s3")
-    hub = open_hub("s3://no-such-bucket/team")
+@pytest.mark.parametrize(
+    ("kind", "location"),
+    [("s3", "s3://no-such-bucket/team"), pytest.param(*AZURE.values, "az://none", marks=AZURE.marks)],
+)
+def test_a_bucket_that_is_not_there_is_told_as_such(make_home, make_package, kind, location) -> None:
+    make_home(kind)
+    hub = open_hub(location)
     for use in (hub.list, lambda: hub.resolve("trec"), lambda: hub.publish(make_package())):
-        with pytest.raises(HubError, match="there is no bucket for s3://no-such-bucket/team"):
+        with pytest.raises(HubError, match=f"there is no bucket for {location}"):
             use()
 
 
