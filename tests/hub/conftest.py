@@ -24,10 +24,11 @@ from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParamete
 sys.path.insert(0, str(Path(__file__).parent))  # the servers, which more than one conftest needs
 
 import azure_server
+import gcs_server
 import hf_server
 import s3_server
 
-STORES = ("folder", "memory", "s3", azure_server.AZURE)
+STORES = ("folder", "memory", "s3", "gcs", azure_server.AZURE)
 CARD = "---\nlibrary_name: sparsehub\ntags: [sparsehub]\n---\n\n# A card\n"
 MakePackage = Callable[..., Path]
 
@@ -115,6 +116,12 @@ def s3_address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def gcs_address() -> Iterator[str]:
+    with gcs_server.served() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
 def azure_address() -> Iterator[str]:
     with azure_server.served() as address:
         yield address
@@ -136,6 +143,14 @@ def _s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stor
         monkeypatch.setenv(f"AWS_{name}", value)
     location = f"s3://{s3_server.BUCKET}/team/{next(_numbers)}"
     return StoredHome(open_hub(location), from_url(location))
+
+
+def _gcs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredHome:
+    account = gcs_server.credentials(request.getfixturevalue("gcs_address"), tmp_path)
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
+    monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+    location = f"gs://{gcs_server.BUCKET}/team/{next(_numbers)}"
+    return StoredHome(open_hub(location), from_url(location, client_options={"allow_http": True}))
 
 
 def _azure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StoredHome:
@@ -163,6 +178,8 @@ def _make(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch
         return StoredHome(PackageHub(StoreHome(Objects(lambda: store, "memory"))), store)
     if kind == "s3":
         return _s3(request, monkeypatch)
+    if kind == "gcs":
+        return _gcs(request, tmp_path, monkeypatch)
     if kind == "azure":
         return _azure(request, monkeypatch)
     return hosted(*request.getfixturevalue("hf_hub"))
