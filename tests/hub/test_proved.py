@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from sparsehub.errors import FormatError, IntegrityError
+from sparsehub.errors import FormatError, IntegrityError, TrustError
 from sparsehub.files import canonical_json
 from sparsehub.hub import open_hub
 from sparsehub.hub.cache import PackageCache
@@ -17,6 +19,8 @@ from sparsehub.hub.loading import Pulled, load_package, pull, use_package
 from sparsehub.hub.proved import SETTLED, record_of
 from sparsehub.package import Manifest, proof, prove_package
 from sparsehub.package.materialize import materialize
+from sparsehub.package.signing import KeySigner, sign_package
+from sparsehub.package.trust import Policy
 
 
 @pytest.fixture
@@ -187,3 +191,37 @@ def test_a_record_goes_with_its_package_and_what_a_killed_process_left_goes_too(
     assert record_of(pulled.folder).is_file() and not left.exists()
     PackageCache().shrink(0)
     assert list(record_of(pulled.folder).parent.iterdir()) == []
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> tuple[Path, Path]:
+    """A private and a public key."""
+    pytest.importorskip("model_signing")
+    key, pem = ec.generate_private_key(ec.SECP256R1()), serialization.Encoding.PEM
+    private, public = tmp_path / "team.pem", tmp_path / "team.pub"
+    plain = serialization.NoEncryption()
+    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+def test_a_damaged_copy_of_a_signed_package_is_mended(hub, make_package, team) -> None:
+    """Where the policy comes first, flipped bytes look like a signature that does not hold."""
+    folder, policy = make_package(version="2.0.0", head=1000), Policy(True, {"team": team[1]})
+    sign_package(folder, KeySigner(team[0]))
+    hub.publish(folder)
+    pulled = pull("trec@2.0.0", hub, policy=policy)
+    good = (pulled.folder / "head.safetensors").read_bytes()
+    for use in (load_package, pull):
+        settle()
+        pull("trec@2.0.0", hub)
+        flip(pulled.folder / "head.safetensors", -1)
+        forge(pulled.folder)
+        use("trec@2.0.0", hub, policy=policy)
+        assert (pulled.folder / "head.safetensors").read_bytes() == good
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    form = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    team[1].write_bytes(other.public_bytes(*form))
+    with pytest.raises(TrustError, match="signed by nobody"):
+        pull("trec@2.0.0", hub, policy=policy)
+    assert PackageCache().holds(pulled.resolved.digest), "it is whole, and signed by another"
