@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,12 @@ from benchmarks.hub_made import (
     VERSIONS_A_TASK,
     CountingHub,
     Made,
-    bucket,
     crowd,
     encoder_package,
     folder_hub,
     large_package,
-    s3,
 )
+from benchmarks.hub_servers import Server, bucket, hosted_hub, objects_of, served
 from benchmarks.models import SIZES, load_plain
 from sparsehub.files import fsync
 from sparsehub.hub import PackageHub
@@ -38,16 +38,20 @@ from sparsehub.hub.loading import pull
 from sparsehub.package import prove_package
 
 ROUNDS = 9
-OTHERS = {"folder": (1, 100, 10_000), "S3": (1, 100, 1_000)}  # versions of other tasks
+OTHERS = (1, 100, 10_000)  # versions of other tasks
+HOMES = ("folder", "S3", "Hugging Face")
 CACHED_MS, ENTRY_BYTES, SLOWER = 5.0, 4.2, 1.5  # what was set out to hold
 PLAIN = {"push": "copy, flushed", "pull": "copy, flushed", "push to S3": "puts to S3", "pull from S3": "gets from S3"}
 NOTES = [
     "Interleaved rounds, medians. A push proves the package, hashes and flushes every byte, and makes the version. A "
-    "pull hashes what comes, proves the package, flushes it and renames it into the cache; a cached one hashes what "
-    "is there. A plain copy does none of this; the flushed one is as durable. All files were in the page cache.",
+    "pull hashes what comes, proves the package, flushes it and renames it into the cache; a cached one looks at "
+    "what is there, and hashes what was touched since it was proved. A plain copy does none of this; the flushed one "
+    "is as durable. All files were in the page cache.",
     "S3 is moto's server in a process of its own, one request after the other, so its milliseconds are moto's. The "
-    "plain puts and gets send the same bytes through the same client to the same server.",
-    f"Other tasks have {VERSIONS_A_TASK} versions each. `requests`: what one look asks the store.",
+    "plain puts and gets send the same bytes through the same client to the same server. For each list moto looks "
+    "through all keys of its bucket, which S3 does not: so the hubs that are compared share one bucket.",
+    "The Hugging Face Hub is the tests' server in a process of its own, with Hugging Face's client.",
+    f"Other tasks have {VERSIONS_A_TASK} versions each. `requests`: what one look asks the home.",
     "Sizes: LoRA of rank 8 and SHiRA of rank 1 on all Linear layers of the same encoder, as PEFT saves them, without "
     "heads. `bits an index`: what the weights' file takes beyond its values; the entropy is log2 of the number of ways "
     "to choose as many entries of each parameter. `bytes an entry` has everything of the row in it.",
@@ -57,17 +61,17 @@ Found = tuple[list[Row], list[str]]
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as temporary, s3() as address:
+    with tempfile.TemporaryDirectory() as temporary, served("s3") as s3, served("hf") as hf:
         root, numbers = Path(temporary), itertools.count()
         os.environ["SPARSEHUB_CACHE"], os.environ["XDG_CONFIG_HOME"] = str(root / "cache"), str(root / "none")
 
         def new_store() -> ObjectStore:
-            return bucket(address, str(next(numbers)))
+            return bucket(s3, str(next(numbers)))
 
         packages = [*(encoder_package(size, root) for size in SIZES), large_package(root)]
         parts = [
             *(transfers(package, root, new_store) for package in packages),
-            *(crowds(kind, packages[0], root, new_store) for kind in OTHERS),
+            *(crowds(kind, packages[0], root, hf if kind == "Hugging Face" else s3) for kind in HOMES),
             *(sizes(package, package.encoder, root) for package in packages if package.encoder),
         ]
     rows = [row for part in parts for row in part[0]]
@@ -151,35 +155,64 @@ def empty_cache() -> None:
     shutil.rmtree(Path(os.environ["SPARSEHUB_CACHE"]), ignore_errors=True)
 
 
-def crowds(kind: str, package: Made, root: Path, new_store: NewStore) -> Found:
+@dataclass(frozen=True)
+class Crowded:
+    """A hub that holds our task among others. requests: that its home was asked so far, through `counted`."""
+
+    hub: PackageHub
+    counted: PackageHub
+    requests: Callable[[], int]
+
+
+def crowded(kind: str, number: int, package: Made, root: Path, server: Server) -> Crowded:
+    """A hub of that kind, with so many versions of other tasks."""
+    place = root / f"crowd-{number}"
+    fill = partial(server.fill, place.name)
+    if kind == "Hugging Face":
+        hub = hosted_hub(server, place.name)
+        found = Crowded(hub, hub, lambda: server.requests)
+    elif kind == "S3":
+        counting = CountingHub(bucket(server, place.name))
+        found = Crowded(counting, counting, lambda: counting.requests)
+    else:
+        store = LocalStore(place, mkdir=True)
+        counting, fill = CountingHub(store), partial(put_objects, store)
+        found = Crowded(folder_hub(place), counting, lambda: counting.requests)
+    crowd(found.hub, fill, package.folder, number)
+    return found
+
+
+def put_objects(store: ObjectStore, name: str, manifests: Mapping[str, bytes]) -> None:
+    """Fill a folder hub with the versions of a task."""
+    for path, data in objects_of(name, manifests).items():
+        obstore.put(store, path, data)
+
+
+def crowds(kind: str, package: Made, root: Path, server: Server) -> Found:
     """Looking for one task in hubs that hold more and more versions of others."""
-    numbers, cases, requests = OTHERS[kind], [], dict[str, int]()
-    for number in numbers:
-        place = root / f"crowd-{number}"
-        store = new_store() if kind == "S3" else LocalStore(place, mkdir=True)
-        counting = CountingHub(store)
-        hub = counting if kind == "S3" else folder_hub(place)
-        crowd(hub, store, package.folder, number)
-        for name, look in looks(counting).items():
-            before = counting.requests
+    cases, requests = [], dict[str, set[int]]()
+    for number in OTHERS:
+        found = crowded(kind, number, package, root, server)
+        for name, look in looks(found.counted).items():
+            before = found.requests()
             look()
-            requests[name] = counting.requests - before
-        cases += [Case(f"{name} {number}", look) for name, look in looks(hub).items()]
+            requests.setdefault(name, set()).add(found.requests() - before)
+        cases += [Case(f"{name} {number}", look) for name, look in looks(found.hub).items()]
     timings = interleaved(cases, ROUNDS)
     setup = {"home": kind, "versions of the task": OWN_VERSIONS, "versions of other tasks": "in the columns"}
     rows = []
     for name, asked in requests.items():
-        times = {f"{number:,}: ms": timings[f"{name} {number}"].median for number in numbers}
-        rows.append(Row(name, setup, {**times, "requests": asked}))
-    return rows, [_slowdown(kind, name, numbers, timings) for name in requests]
+        times = {f"{number:,}: ms": timings[f"{name} {number}"].median for number in OTHERS}
+        rows.append(Row(name, setup, {**times, "requests": " or ".join(map(str, sorted(asked)))}))
+    return rows, [_slowdown(kind, name, timings) for name in requests]
 
 
-def _slowdown(kind: str, name: str, numbers: tuple[int, ...], timings: Mapping[str, Timing]) -> str:
-    few, many = (timings[f"{name} {number}"].fastest for number in (numbers[0], numbers[-1]))
+def _slowdown(kind: str, name: str, timings: Mapping[str, Timing]) -> str:
+    few, many = (timings[f"{name} {number}"].fastest for number in (OTHERS[0], OTHERS[-1]))
     said = (
-        f"{kind}: {name} takes {many / few:.2f} times as long beside {numbers[-1]:,} versions of other tasks as beside"
+        f"{kind}: {name} takes {many / few:.2f} times as long beside {OTHERS[-1]:,} versions of other tasks as beside"
     )
-    return f"{said} {numbers[0]} (fastest rounds): {_verdict(many < SLOWER * few)}"
+    return f"{said} {OTHERS[0]} (fastest rounds): {_verdict(many < SLOWER * few)}"
 
 
 def looks(hub: PackageHub) -> dict[str, Callable[[], Any]]:

@@ -1,25 +1,17 @@
-"""What the hub's benchmark works on: packages, hubs full of versions, and an S3 beside it."""
+"""What the hub's benchmark works on: packages, and hubs full of versions."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import obstore
 import torch
-from obstore.store import ObjectStore, S3Store
+from obstore.store import ObjectStore
 
 from benchmarks.models import save_encoder, whole_delta
 from sparsehub.backbone import load_backbone
 from sparsehub.delta import Delta, ParameterDelta
-from sparsehub.files import canonical_json
 from sparsehub.hub import PackageHub
 from sparsehub.hub.folder import FolderObjects
 from sparsehub.hub.objects import Objects
@@ -32,6 +24,8 @@ from sparsehub.package.seal import write_carded_package
 OWN = "mine"  # the task that is looked for
 OWN_VERSIONS = 3
 VERSIONS_A_TASK = 100
+Fill = Callable[[str, Mapping[str, bytes]], None]
+"""Puts the versions of a task, by their manifests, where a publish would put them; not flushed."""
 _LAYERS, _WIDTH, _ENTRIES = 64, 4096, 157_000
 _DIGEST = "sha256:" + "0" * 64
 _TASK = TaskSpec(
@@ -103,50 +97,12 @@ class CountingHub(PackageHub):
         return self._objects
 
 
-def crowd(hub: PackageHub, store: ObjectStore, folder: Path, number: int) -> None:
-    """Our task, and so many versions of others, whose objects are put where a publish puts them, and not flushed."""
+def crowd(hub: PackageHub, fill: Fill, folder: Path, number: int) -> None:
+    """Our task, published, and so many versions of others."""
     for version in range(OWN_VERSIONS):
         hub.publish(folder, version=f"1.0.{version}")
     manifest = prove_package(folder)
-
-    def put(place: int) -> None:
-        name, version = f"other-{place // VERSIONS_A_TASK}", f"1.0.{place % VERSIONS_A_TASK}"
-        renamed = rename_package(manifest, name=name, version=version)
-        obstore.put(store, f"manifests/sha256/{renamed.digest[7:]}", renamed.to_bytes())
-        obstore.put(store, f"tags/{name}/{version}", canonical_json({"digest": renamed.digest}))
-
-    with ThreadPoolExecutor(4) as workers:
-        list(workers.map(put, range(number)))
-
-
-@contextmanager
-def s3() -> Iterator[str]:
-    """The address of moto's S3, started as the tests start it, in a process of its own."""
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    server = context.Process(target=_serve, args=(theirs,), daemon=True)
-    server.start()
-    try:
-        yield ours.recv()
-    finally:
-        server.kill()
-
-
-def _serve(pipe: Any) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "hub"))
-    with importlib.import_module("s3_server").served() as address:
-        pipe.send(address)
-        pipe.recv()
-
-
-def bucket(address: str, prefix: str) -> ObjectStore:
-    """A place of its own in the bucket."""
-    return S3Store(
-        "bucket",
-        prefix=prefix,
-        endpoint=address,
-        region="us-east-1",
-        access_key_id="key",
-        secret_access_key="secret",
-        client_options={"allow_http": True},
-    )
+    for first in range(0, number, VERSIONS_A_TASK):
+        name, versions = f"other-{first // VERSIONS_A_TASK}", range(min(VERSIONS_A_TASK, number - first))
+        renamed = [rename_package(manifest, name=name, version=f"1.0.{version}") for version in versions]
+        fill(name, {other.version: other.to_bytes() for other in renamed})

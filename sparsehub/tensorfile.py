@@ -133,7 +133,7 @@ def _entry(name: str, value: object, data_start: int, what: str) -> Entry:
         raise FormatError(f"{problem} has a malformed shape or offsets", found=f"{shape} {offsets}"[:200])
     if math.prod(shape) * _BITS[dtype] // 8 != offsets[1] - offsets[0]:
         raise FormatError(f"{problem}: shape, dtype and size disagree", found=f"{shape} {dtype} {offsets}"[:200])
-    if any(extent > 1 << 48 for extent in shape):
+    if math.prod(extent for extent in shape if extent) > 1 << 48:  # also beside a zero: strides would overflow
         raise FormatError(f"{problem} has an absurd shape", found=shape)
     return Entry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 

@@ -107,8 +107,10 @@ def _draw(png: Path, names: list[str], found: list[list[Overlap]]) -> None:
     from sparsehub.package.pictures import draw_matrices
 
     matrices = {
-        "shared entries (Jaccard index)": [[cell.jaccard for cell in row] for row in found],
-        "same direction, of the shared": [[cell.sign_agreement for cell in row] for row in found],
+        "entries that both change,\nof those that either does": [[cell.jaccard for cell in row] for row in found],
+        "of these, changed in the same\ndirection (chance gives 50%)": [
+            [cell.sign_agreement for cell in row] for row in found
+        ],
     }
     write_file(png, draw_matrices(names, matrices))
     progress(f"drew {png}")

@@ -58,7 +58,7 @@ def pull(
     policy: Annotated[Path | None, typer.Option(help=POLICY)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object (a list for several).")] = False,
 ) -> None:
-    """Fetch packages into the cache; every byte is hashed on its way, and proved again where it was here already."""
+    """Fetch packages into the cache; every byte is hashed on its way, and again where a file here was touched since."""
     from sparsehub.cli.packages import open_location, policy_of
     from sparsehub.cli.transfers import transfer
     from sparsehub.hub.loading import pull as fetch

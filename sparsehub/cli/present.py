@@ -23,6 +23,7 @@ SHOWN_LABELS = 12
 def show_package(manifest: Manifest, **more: object) -> None:
     """What a package is, where it came from, how large and how good it is. more: lines to add to the first block."""
     from sparsehub.package.anatomy import sizes
+    from sparsehub.package.told import values_text
 
     task, delta, backbone, found = manifest.task, manifest.delta, manifest.backbone, sizes(manifest)
     labels = f"{len(task.labels)}: {', '.join(task.labels[:SHOWN_LABELS])}"
@@ -35,7 +36,7 @@ def show_package(manifest: Manifest, **more: object) -> None:
         "backbone": f"{backbone.id} ({backbone.architecture}, {backbone.parameters:,} parameters)",
         "fingerprint": backbone.fingerprint,
         "changes": f"{delta.nnz:,} entries ({delta.density:.3%}), chosen by {delta.method}",
-        "values": f"{delta.value_dtype}, {delta.value_kind}",
+        "values": values_text(manifest),
         "size": f"{size(found.package)} ({found.package / delta.nnz:.2f} bytes an entry, head and card included)",
         "beside": _beside(manifest),
         "files": ", ".join(f"{name} {size(record.size)}" for name, record in sorted(manifest.files.items())),
@@ -47,20 +48,23 @@ def show_package(manifest: Manifest, **more: object) -> None:
 
 def show_metrics(manifest: Manifest) -> None:
     """The metrics, one line a split, with data and rows."""
-    from sparsehub.package.metadata import dataset_of
+    from sparsehub.package.told import baseline, measured_on
 
     names = list(dict.fromkeys(name for row in manifest.metrics.values() for name in row))
     rows = [
-        [_visible(split), _visible(dataset_of(manifest, split).source), *(_number(row.get(name)) for name in names)]
+        [_visible(split), _visible(measured_on(manifest, split)), *(_number(row.get(name)) for name in names)]
         for split, row in manifest.metrics.items()
     ]
     if rows:
-        show_table(["split", "data", *map(_visible, names)], rows, "\nhow good it is, as written")
+        show_table(["split", "data", *map(_visible, names)], rows, "\nhow good it is")
+        console.print(f"[dim]{baseline(manifest).replace('`', '')}[/]", highlight=False)
 
 
 def show_training(manifest: Manifest) -> None:
     """What the manifest says about how the package was made."""
-    fields = {_visible(key): _visible(value) for key, value in manifest.training_told.items()}
+    from sparsehub.package.told import training_text
+
+    fields = {_visible(key): _visible(value) for key, value in training_text(manifest).items()}
     if fields:
         console.print()
         show_fields("how it was made", fields)
@@ -135,6 +139,4 @@ def _number(value: float | None) -> str:
 
 def _visible(value: Any) -> str:
     """Text from elsewhere, without what would move the cursor or colour the screen."""
-    if isinstance(value, dict):
-        return "; ".join(f"{_visible(name)} {_visible(item)}" for name, item in value.items())
     return "".join(character if character.isprintable() else "�" for character in str(value))

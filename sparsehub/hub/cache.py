@@ -3,6 +3,7 @@
 packages/<hex>   whole packages by their digest: a folder appears when everything in it is proved
 partial/<hex>    what an interrupted fetch has already
 locks/<hex>      held while a package is read (shared) or fetched and removed (alone); a lock dies with its process
+proved/<hex>     when and how a package was proved last: proved.py; it goes with its package
 damaged/         copies that were found changed, for whoever wants to know what happened
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 from sparsehub.errors import FormatError, HubError
 from sparsehub.files import TEMPORARY_PREFIX, cache_root, write_file
 from sparsehub.hub.protocol import Progress, Resolved
+from sparsehub.hub.proved import PROVED, record_of
 from sparsehub.hub.verbs import PackageHub
 
 LIMIT = 10 << 30  # bytes, where the settings do not say otherwise
@@ -77,6 +79,7 @@ class PackageCache:
             (self.root / DAMAGED).mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
                 self._folder(digest).rename(self.root / DAMAGED / f"{_hex(digest)}-{time.time_ns()}")
+            record_of(self._folder(digest)).unlink(missing_ok=True)
         finally:
             os.close(lock)
 
@@ -129,7 +132,7 @@ class PackageCache:
     def _remove(self, kept: Kept) -> bool:
         """Remove something that nobody reads or fetches; whether it went."""
         if kept.path.parent.name not in (PACKAGES, PARTIAL) or kept.path.name.startswith(TEMPORARY_PREFIX):
-            shutil.rmtree(kept.path, ignore_errors=True)
+            _erase(kept.path)
             return True
         lock_path = self.root / LOCKS / kept.path.name
         try:
@@ -139,7 +142,8 @@ class PackageCache:
         try:
             gone = kept.path.with_name(f"{TEMPORARY_PREFIX}{kept.path.name}-{time.time_ns()}")
             kept.path.rename(gone)  # at once, so that no reader ever finds half of it
-            shutil.rmtree(gone, ignore_errors=True)
+            _erase(gone)
+            record_of(kept.path).unlink(missing_ok=True)
             lock_path.unlink(missing_ok=True)
         except FileNotFoundError:
             return False
@@ -149,11 +153,12 @@ class PackageCache:
 
     def _everything(self) -> Iterator[Kept]:
         now = time.time()
-        for part in (DAMAGED, PARTIAL, PACKAGES):
+        for part in (DAMAGED, PARTIAL, PROVED, PACKAGES):
             with suppress(FileNotFoundError):
                 for entry in os.scandir(self.root / part):
                     used = entry.stat(follow_symlinks=False).st_mtime
-                    if not entry.name.startswith(TEMPORARY_PREFIX) or now - used > ABANDONED:
+                    unfinished = entry.name.startswith(TEMPORARY_PREFIX)
+                    if now - used > ABANDONED if unfinished else part != PROVED:
                         yield Kept(Path(entry.path), _bytes(entry), used)
 
     def _folder(self, digest: str) -> Path:
@@ -182,6 +187,13 @@ def _lock(path: Path, mode: int) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _erase(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _hex(digest: str) -> str:

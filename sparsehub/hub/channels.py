@@ -119,7 +119,8 @@ def step_back(name: str, channel: str) -> Change:
             raise NotFoundError(f"{name} has no channel {channel!r}")
         if not current.before:
             fix = "move it where you want it: sparsehub tag"
-            raise UsageError(f"{name}@{channel} never pointed at anything else", found=current.target.version, fix=fix)
+            problem = f"{name}@{channel} pointed at nothing before this"
+            raise UsageError(problem, found=current.target.version, fix=fix)
         last = current.before[-1]
         withdrawn = (*(d for d in current.withdrawn if d != last.digest), current.target.digest)
         target = Target(last.version, last.digest, _now())

@@ -169,6 +169,9 @@ def client_errors(repo: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else None
         if cause is not None:
             raise _http_error(repo, cause) from error
+        if "/xet-" in str(error) and "404" in str(error):
+            fix = "set HF_HUB_DISABLE_XET=1"
+            raise HubError(f"the hub of {repo} has no Xet storage, which the client wants to use", fix=fix) from error
         fix = "check the network"
         raise UnreachableError(f"the Hugging Face Hub failed at {repo}", found=_first_line(error), fix=fix) from error
 

@@ -166,7 +166,6 @@ class HuggingFaceHome:
 
     def _tag(self, repo: str, tag: str, commit: str) -> bool:
         """Make a tag; False where there is one."""
-
         try:
             self._client.call(repo, lambda: self._client.api.create_tag(repo, tag=tag, revision=commit))
         except HubError as error:
@@ -178,17 +177,21 @@ class HuggingFaceHome:
     def _commit_package(self, upload: Upload) -> str:
         """Put the package on `main`, on top of what was looked at; the commit that holds it."""
         manifest, repo = upload.manifest, self._repo(upload.manifest.name)
+        failure = HubError(f"others write to {repo} all the time", fix="try again")
         for attempt in range(ATTEMPTS):
             head = self._main(repo)
             self._let_finish(upload, head)
             operations = [*additions(upload), *self._deletions(repo, head, upload)]
             title = f"{manifest.name} {manifest.version}"
-            commit = self._try_commit(repo, operations, title, head, "main")
-            data = None if commit is None else self._manifest_at(manifest.name, commit)
-            if commit is not None and data is not None and sha256_bytes(data) == manifest.digest:
-                return commit
+            try:
+                commit = self._try_commit(repo, operations, title, head, "main")
+                data = None if commit is None else self._manifest_at(manifest.name, commit)
+                if commit is not None and data is not None and sha256_bytes(data) == manifest.digest:
+                    return commit
+            except UnreachableError as error:
+                failure = error
             wait_before(min(attempt, 2))
-        raise HubError(f"others write to {repo} all the time", fix="try again")
+        raise failure
 
     def _main(self, repo: str) -> str:
         """The head of `main`; the repository is made where there is none."""
@@ -233,14 +236,12 @@ class HuggingFaceHome:
         return [CommitOperationDelete(path) for path in tree if path not in kept and is_allowed_file(path)]
 
     def _try_commit(self, repo: str, operations: list[Any], title: str, parent: str, branch: str) -> str | None:
-        """The commit; None where the branch has moved on, or where nobody knows whether it was made."""
+        """The commit; None where the branch has moved on. After `UnreachableError` it may have been made or not."""
         try:
             with client_errors(repo), without_bars():
                 info = self._client.api.create_commit(
                     repo, operations, commit_message=title, revision=branch, parent_commit=parent
                 )
-        except UnreachableError:
-            return None
         except HubError as error:
             if _status(error) in (409, 412):
                 return None
@@ -260,7 +261,10 @@ class HuggingFaceHome:
 
     def _side_write(self, name: str, path: str, data: bytes, parent: str) -> bool:
         operation, repo = CommitOperationAdd(path, data), self._repo(name)
-        return self._try_commit(repo, [operation], f"Move {path}", parent, SIDE_BRANCH) is not None
+        try:
+            return self._try_commit(repo, [operation], f"Move {path}", parent, SIDE_BRANCH) is not None
+        except UnreachableError:
+            return False  # whoever asked looks again
 
     def _make_side_branch(self, name: str) -> str:
         """Make the branch, from the repository's first commit: it shall hold no package."""

@@ -13,6 +13,7 @@ from sparsehub.files import new_folder
 from sparsehub.hub.cache import PackageCache
 from sparsehub.hub.lockfile import Lock
 from sparsehub.hub.protocol import Progress, Resolved
+from sparsehub.hub.proved import prove_unchanged
 from sparsehub.hub.reference import parse_reference
 from sparsehub.hub.settings import read_policy, read_settings
 from sparsehub.hub.verbs import PackageHub
@@ -70,14 +71,15 @@ def pull(
 ) -> Pulled:
     """Bring a package to this machine: into the cache, and into the new folder `out` where one is given.
 
-    Every byte is proved, whether it was here already or not. Raises what `load_package` raises.
+    Every byte that comes is proved, and what was here already wherever it was touched since. Raises what
+    `load_package` raises.
     """
-    from sparsehub.package.proof import prove_digests
-
     policy = policy or read_policy()
 
     def take(folder: Path, resolved: Resolved) -> Pulled:
-        manifest = prove_digests(folder)  # nothing that was not proved whole ever got this digest's place in the cache
+        manifest = prove_unchanged(
+            folder
+        )  # nothing that was not proved whole ever got this digest's place in the cache
         _check_same(manifest, resolved)
         publisher = policy.check(folder, manifest)
         if out is not None:
@@ -132,7 +134,7 @@ def _used(
     """`use` on a package's folder in the cache.
 
     A copy that was here and turns out to be damaged is fetched once more, and one that is not signed gets the signature
-    that the hub may have by now.
+    that the hub may have by now. A damaged copy of a signed package shows as a signature that does not hold.
     """
     cache = PackageCache(limit=read_settings().cache_bytes)
     here = cache.holds(resolved.digest)
@@ -148,9 +150,22 @@ def _used(
             raise
         cache.set_aside(resolved.digest)
     except TrustError:
-        if not here or not _add_signature(cache, resolved, hub):
+        if not here or not (_was_damaged(cache, resolved, hub) or _add_signature(cache, resolved, hub)):
             raise
     return once()
+
+
+def _was_damaged(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> bool:
+    """Whether a copy whose signature does not hold is a damaged one; it is set aside then."""
+    from sparsehub.package.proof import prove_digests, read_manifest
+
+    try:
+        with cache.package(resolved, lambda: hub) as folder:
+            prove_digests(folder, read_manifest(folder))
+    except FormatError:
+        cache.set_aside(resolved.digest)
+        return True
+    return False
 
 
 def _add_signature(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> bool:

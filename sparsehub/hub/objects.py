@@ -27,6 +27,9 @@ from sparsehub.hub.home import Token
 if TYPE_CHECKING:
     from sparsehub.hub.transfer import Meter
 
+# Where a machine in a cloud learns who it is. Elsewhere nobody answers there: the last place to look has been tried.
+_ASKED_FOR_CREDENTIALS = ("http://169.254.169.254/", "http://metadata.google.internal/")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")  # S3 and Google, Azure
 PART = 8 << 20  # bytes of one request when a large file is sent
 PARTS = 4  # at once
 
@@ -190,6 +193,11 @@ def _explained(error: Exception, path: str, where: str, remote: bool) -> HubErro
         return HubError(
             f"{where} does not let us at {path}", found=problem, fix="check your credentials or permissions"
         )
+    if remote and any(server in problem for server in _ASKED_FOR_CREDENTIALS):
+        fix = "set the cloud's environment variables (docs/hub.md, Homes), or log in with its own tool"
+        return HubError(f"no credentials for {where}", found=problem, fix=fix)
+    if remote and any(code in str(error) for code in _NO_BUCKET):
+        return HubError(f"there is no bucket for {where}", found=problem, fix="check the location, or make the bucket")
     if isinstance(error, GenericError) and remote:
         return UnreachableError(f"{where} failed at {path}", found=problem, fix="check the network and the location")
     return HubError(f"the hub failed at {path}", found=problem, fix="check the hub's folder and permissions")

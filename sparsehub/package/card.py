@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Collection
 
 from sparsehub.package.anatomy import heat_map, percent, sizes
-from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, Manifest
-from sparsehub.package.metadata import BASELINES, dataset_of, front_matter
+from sparsehub.package.manifest import MULTIPLE_CHOICE, Manifest
+from sparsehub.package.metadata import front_matter
+from sparsehub.package.told import (
+    baseline,
+    commands,
+    generates,
+    limits,
+    measured_on,
+    python_lines,
+    training_text,
+    values_text,
+)
 
 SHOWN_LABELS = 100
 DENSITY_PICTURE, VALUES_PICTURE = "density.png", "values.png"
@@ -38,8 +46,6 @@ def write_card(manifest: Manifest, pictures: Collection[str] = ()) -> str:
 
 def plain(value: object) -> str:
     """Text from elsewhere on one line: without control characters, tags or table borders."""
-    if isinstance(value, dict):
-        return "; ".join(f"{plain(name)} {plain(item)}" for name, item in value.items())
     text = _CONTROL.sub(" ", str(value))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
 
@@ -59,54 +65,14 @@ def _title(manifest: Manifest) -> str:
         f"# {manifest.name} {manifest.version}\n\n"
         f"A sparse task delta for `{_code(manifest.backbone.id)}`: it changes {delta.nnz:,} of the backbone's "
         f"{manifest.backbone.parameters:,} parameters ({delta.density:.3%}), chosen by `{_code(delta.method)}`, "
-        f"and brings {'no head: the backbone has it' if _generates(manifest) else 'its own head'}. "
+        f"and brings {'no head: the backbone has it' if generates(manifest) else 'its own head'}. "
         f"Kind: {manifest.task.kind}."
     )
 
 
 def _use(manifest: Manifest) -> str:
-    name, version, backbone = manifest.name, manifest.version, shlex.quote(_code(manifest.backbone.id))
-    route, body = request(manifest)
-    return (
-        "## Use\n\n```sh\n"
-        f"sparsehub serve --backbone {backbone} --hub HUB --task {name}@{version}\n"
-        f"curl localhost:3000/v1/{route} -H 'content-type: application/json' -d {shlex.quote(body)}\n"
-        f"sparsehub materialize {name}@{version} --hub HUB --backbone {backbone} --out full/{name}\n```\n\n"
-        "```python\n"
-        "from sparsehub.backbone import load_backbone\n"
-        "from sparsehub.engine import Engine\n"
-        "from sparsehub.hub import open_hub\n"
-        "from sparsehub.hub.loading import load_package\n\n"
-        f"engine = Engine(load_backbone({json.dumps(manifest.backbone.id)}))\n"
-        f'engine.add(load_package("{name}@{version}", open_hub("HUB")))\n'
-        "engine.start()\n"
-        f"{_call(manifest)}\n```"
-    )
-
-
-def _generates(manifest: Manifest) -> bool:
-    return manifest.task.kind == TEXT_GENERATION
-
-
-def _call(manifest: Manifest) -> str:
-    if _generates(manifest):
-        return f'answer = engine.generate("{manifest.name}", "...").result()'
-    return f'answer = engine.classify("{manifest.name}", {_item(manifest)}).futures[0].result()'
-
-
-def request(manifest: Manifest) -> tuple[str, str]:
-    """The route that answers the task's rows, and the JSON body that asks it."""
-    if _generates(manifest):
-        return "completions", json.dumps({"model": manifest.name, "prompt": "...", "max_tokens": 64})
-    route = "score" if manifest.task.kind == REGRESSION else "classify"
-    return route, f'{{"model": "{manifest.name}", "input": {_item(manifest)}}}'
-
-
-def _item(manifest: Manifest) -> str:
-    task = manifest.task
-    fields = (*task.text_fields, *task.choice_fields)
-    one = len(fields) == 1 or task.kind == TOKEN_CLASSIFICATION
-    return json.dumps(["..." if one else dict.fromkeys(fields, "...")], ensure_ascii=False)
+    shell, python = "\n".join(commands(manifest)), "\n".join(python_lines(manifest))
+    return f"## Use\n\n```sh\n{shell}\n```\n\n```python\n{python}\n```"
 
 
 def _metrics(manifest: Manifest) -> str:
@@ -116,23 +82,8 @@ def _metrics(manifest: Manifest) -> str:
     lines = ["| split | data | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for split, row in manifest.metrics.items():
         cells = [f"{row[name]:.4f}" if name in row else "" for name in names]
-        lines.append(f"| {plain(split)} | {_data(manifest, split)} | " + " | ".join(cells) + " |")
-    baseline = "`majority` answers the commonest training label (or the mean)."
-    if _generates(manifest):
-        baseline = "`backbone` is the backbone without it. An exact match is a whole completion, token for token."
-    note = f"Of the package as written, rounding included. {baseline}"
-    return "## Metrics\n\n" + note + "\n\n" + "\n".join(lines)
-
-
-def _data(manifest: Manifest, split: str) -> str:
-    """The data set of a split and its rows, as far as they are known."""
-    if split.endswith(BASELINES):
-        return ""
-    data = manifest.training.get("data")
-    record = data.get(split) if isinstance(data, dict) else None
-    rows = record.get("rows") if isinstance(record, dict) else None
-    source = plain(dataset_of(manifest, split).source)
-    return f"{source}, {rows:,} rows" if source and isinstance(rows, int) else source
+        lines.append(f"| {plain(split)} | {plain(measured_on(manifest, split))} | " + " | ".join(cells) + " |")
+    return "## Metrics\n\n" + baseline(manifest) + "\n\n" + "\n".join(lines)
 
 
 def _task(manifest: Manifest) -> str:
@@ -152,8 +103,8 @@ def _changes(manifest: Manifest, pictures: Collection[str]) -> str:
     delta, shown = manifest.delta, heat_map(manifest)
     total = sum(cell.nnz for cell in shown.cells.values())
     lines = [
-        f"{delta.nnz:,} entries in {len(delta.parameters)} parameters, stored as `{delta.value_dtype}`, kind "
-        f"`{delta.value_kind}`; {percent(total / delta.nnz)} of them in the {len(shown.layers)} layers."
+        f"{delta.nnz:,} entries in {len(delta.parameters)} parameters, stored as {values_text(manifest)}; "
+        f"{percent(total / delta.nnz)} of them in the {len(shown.layers)} layers."
     ]
     if DENSITY_PICTURE in pictures:
         lines.append(f"![Share of entries changed, by layer and kind of matrix]({DENSITY_PICTURE})")
@@ -179,7 +130,7 @@ def _sizes(manifest: Manifest) -> str:
 
 
 def _made(manifest: Manifest) -> str:
-    lines = [f"- {plain(name)}: {plain(value)}" for name, value in manifest.training_told.items() if name != "seconds"]
+    lines = [f"- {plain(name)}: {plain(value)}" for name, value in training_text(manifest).items() if name != "seconds"]
     lineage = manifest.lineage
     lines += [
         f"- merged from: `{parent.name}@{parent.version}` times {parent.weight:g} (`{parent.digest}`)"
@@ -194,19 +145,7 @@ def _made(manifest: Manifest) -> str:
 
 
 def _limits(manifest: Manifest) -> str:
-    task = manifest.task
-    lines = [
-        "- It fits the backbone of this fingerprint and no other, not even a fine-tuned copy of it.",
-        f"- It was trained on texts of at most {task.max_length} tokens; longer ones it has not seen."
-        if _generates(manifest)
-        else f"- Text beyond {task.max_length} tokens is refused, or cut where the caller says so.",
-    ]
-    if task.labels and task.kind != MULTIPLE_CHOICE:
-        lines.append("- It knows these labels only: text that fits none of them gets one of them all the same.")
-    splits = [split for split in manifest.metrics if not split.endswith(BASELINES)]
-    measured = f"was measured on {', '.join(map(plain, splits))} alone" if splits else "was not measured"
-    lines.append(f"- It {measured}; on other data it may do worse.")
-    return "## Limits\n\n" + "\n".join(lines)
+    return "## Limits\n\n" + "\n".join(f"- {plain(line)}" for line in limits(manifest))
 
 
 def _licence(manifest: Manifest) -> str:

@@ -6,9 +6,17 @@ from collections.abc import Iterable
 from html import escape
 
 from sparsehub.package.anatomy import HeatMap, Histogram, percent, sizes
-from sparsehub.package.card import request, size_text
+from sparsehub.package.card import size_text
 from sparsehub.package.manifest import Manifest
-from sparsehub.package.metadata import dataset_of
+from sparsehub.package.told import (
+    baseline,
+    commands,
+    limits,
+    measured_on,
+    python_lines,
+    training_text,
+    values_text,
+)
 
 _STYLE = """
 :root{--ink:#1d2429;--dim:#66727a;--line:#d8dfe3;--soft:#f4f7f8;--bar:#1f6f8b}
@@ -16,7 +24,9 @@ _STYLE = """
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}h1{font-size:26px;margin:0 0 4px}
 h2{font-size:17px;margin:36px 0 10px;border-bottom:1px solid var(--line);padding-bottom:4px}
 p.lead{margin:0 0 20px;color:var(--dim)}table{border-collapse:collapse;font-size:13px}th,td{padding:5px 10px;
-text-align:left;vertical-align:top}th{color:var(--dim);font-weight:500;white-space:nowrap}.scroll{overflow-x:auto}
+text-align:left;vertical-align:top}th{color:var(--dim);font-weight:500}.heat th{white-space:nowrap}
+.plain th:first-child{min-width:7.5em}
+.scroll{overflow-x:auto}li{font-size:13px}p.note{margin:6px 0;color:var(--dim);font-size:12.5px}
 table.plain td,table.plain th{border-bottom:1px solid var(--line)}td.n{text-align:right;
 font-variant-numeric:tabular-nums}code,pre{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,monospace}
 code{overflow-wrap:anywhere}pre{background:var(--soft);border:1px solid var(--line);border-radius:6px;padding:12px;
@@ -36,12 +46,13 @@ def html_page(manifest: Manifest, map_: HeatMap, spread: Histogram) -> str:
     sections = [
         _head(manifest),
         _section("Use", _use(manifest)),
-        _section("How good it is, as written", _metrics(manifest)) if manifest.metrics else "",
+        _section("How good it is", _metrics(manifest)) if manifest.metrics else "",
         _section("What changes, by layer and kind", _heat(map_)) if map_.layers else "",
         _section("Outside the layers", _outside(map_)) if map_.outside else "",
         _section("How much: the values", _values(spread, manifest)),
         _section("Size", _sizes(manifest)),
         _section("How it was made", _made(manifest)),
+        _section("Limits", _limits(manifest)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -68,7 +79,7 @@ def _head(manifest: Manifest) -> str:
         ("fields", escape(", ".join((*task.text_fields, *task.choice_fields)))),
         *([("labels", escape(f"{len(task.labels)}: {', '.join(task.labels[:100])}"))] if task.labels else []),
         ("longest text", f"{task.max_length} tokens"),
-        ("values", escape(f"{delta.value_dtype}, {delta.value_kind}")),
+        ("values", escape(values_text(manifest))),
         ("licence", escape(manifest.license or "none stated")),
         ("digest", f"<code>{manifest.digest}</code>"),
         (
@@ -82,13 +93,8 @@ def _head(manifest: Manifest) -> str:
 
 
 def _use(manifest: Manifest) -> str:
-    route, body = request(manifest)
-    reference, backbone = f"{manifest.name}@{manifest.version}", manifest.backbone.id
-    lines = [
-        f"sparsehub serve --backbone {backbone} --hub HUB --task {reference}",
-        f"curl localhost:3000/v1/{route} -H 'content-type: application/json' -d '{body}'",
-    ]
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+    shell, python = "\n".join(commands(manifest)), "\n".join(python_lines(manifest))
+    return f'<pre>{escape(shell)}</pre>\n<p class="note">In Python:</p>\n<pre>{escape(python)}</pre>'
 
 
 def _metrics(manifest: Manifest) -> str:
@@ -96,12 +102,17 @@ def _metrics(manifest: Manifest) -> str:
     rows = [
         (
             escape(split),
-            escape(dataset_of(manifest, split).source),
+            escape(measured_on(manifest, split)),
             *(f"{row[name]:.4f}" if name in row else "" for name in names),
         )
         for split, row in manifest.metrics.items()
     ]
-    return _plain_table(["split", "data", *names], rows)
+    note = escape(baseline(manifest).replace("`", ""))
+    return f'{_plain_table(["split", "data", *names], rows)}\n<p class="note">{note}</p>'
+
+
+def _limits(manifest: Manifest) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in limits(manifest))}</ul>"
 
 
 def _heat(map_: HeatMap) -> str:
@@ -111,7 +122,9 @@ def _heat(map_: HeatMap) -> str:
     for layer in map_.layers:
         cells = "".join(_heat_cell(map_, layer, kind, highest) for kind in map_.kinds)
         lines.append(f"<tr><th>{escape(layer)}</th>{cells}</tr>")
-    note = "Share of the entries of touched parameters. An empty place is a parameter that does not change."
+    note = (
+        "Share of the entries that change, counted over the parameters that the task touches. Empty: it touches none."
+    )
     table = f'<table class="heat"><tr><th></th>{head}</tr>{"".join(lines)}</table>'
     return f'<figure><div class="scroll">{table}</div><figcaption>{note}</figcaption></figure>'
 
@@ -169,7 +182,11 @@ def _sizes(manifest: Manifest) -> str:
         ("package, everything", size_text(found.package), f"{found.package / manifest.delta.nnz:.2f} bytes an entry"),
         ("delta", size_text(found.delta), f"{found.delta / manifest.delta.nnz:.2f} bytes an entry"),
         ("head", size_text(found.head), ""),
-        ("the whole backbone", size_text(found.full), f"{found.full / max(found.package, 1):.0f} times the package"),
+        (
+            "the whole backbone",
+            size_text(found.full),
+            f"{found.full / max(found.delta + found.head, 1):.0f} times delta and head",
+        ),
     ]
     if found.lora_8:
         same = f"the delta has the bytes of LoRA of rank {found.lora_rank:.1f}"
@@ -178,7 +195,7 @@ def _sizes(manifest: Manifest) -> str:
 
 
 def _made(manifest: Manifest) -> str:
-    rows = [(escape(str(key)), escape(_flat(value))) for key, value in manifest.training_told.items()]
+    rows = [(escape(key), escape(value)) for key, value in training_text(manifest).items()]
     for parent in manifest.lineage.parents:
         merged = f"{escape(parent.name)}@{escape(parent.version)} times {parent.weight:g} <code>{parent.digest}</code>"
         rows.append(("merged from", merged))
@@ -190,12 +207,6 @@ def _made(manifest: Manifest) -> str:
 
 def _code(text: str) -> str:
     return f"<code>{escape(text)}</code>" if text else ""
-
-
-def _flat(value: object) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{name} {_flat(item)}" for name, item in value.items())
-    return str(value)
 
 
 def _plain_table(head: list[str], rows: Iterable[tuple[str, ...]]) -> str:

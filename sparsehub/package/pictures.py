@@ -100,16 +100,19 @@ def _values(spread: Histogram, manifest: Manifest) -> bytes:
 
 
 def draw_matrices(names: list[str], matrices: dict[str, list[list[float]]]) -> bytes:
-    """Square matrices of shares of 0 to 1 side by side, rows and columns by name; their diagonals are left white."""
+    """Square matrices of shares side by side, rows and columns by name; their diagonals are left white.
+
+    The shades go from 0 to 1, whatever is drawn, so that pictures can be compared.
+    """
     import numpy as np
     from matplotlib.figure import Figure
 
-    size = 1.6 + 0.62 * len(names)
+    size = 1.9 + 0.62 * len(names)
     figure = Figure(figsize=(size * len(matrices) + 0.4, size), dpi=_DPI, layout="constrained")
     for axes, (title, matrix) in zip(np.atleast_1d(figure.subplots(1, len(matrices))), matrices.items(), strict=True):
         grid = np.array(matrix, dtype=float)
         np.fill_diagonal(grid, np.nan)
-        axes.imshow(grid, cmap="YlGnBu", vmin=0, vmax=max(float(np.nanmax(grid)), 1e-9))
+        axes.imshow(grid, cmap="YlGnBu", vmin=0, vmax=1)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
@@ -118,7 +121,7 @@ def draw_matrices(names: list[str], matrices: dict[str, list[list[float]]]) -> b
             spine.set_visible(False)
         for (i, j), value in np.ndenumerate(grid):
             if i != j:
-                colour = "white" if value > 0.6 * float(np.nanmax(grid)) else _INK
+                colour = "white" if value > 0.6 else _INK
                 axes.text(j, i, percent(float(value)), ha="center", va="center", fontsize=8, color=colour)
     return _png(figure)
 

@@ -182,6 +182,8 @@ def _as_file(data: bytes) -> Iterator[Path]:
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if type(error).__name__ == "TUFError":  # the library's name for where sigstore says whom to believe
+        return f"sigstore cannot be reached, which needs the network ({text})"[:300]
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_tag_and_rollback(run: Any, hub: Path) -> None:
     assert as_json(run("rollback", "three", "stable", "--hub", hub, "--json"))["version"] == "1.1.0"
     assert "1.0.0" in run("rollback", "three", "stable", "--hub", hub).out
     assert points_at() == "1.0.0"
-    assert "never pointed at anything else" in failed(run("rollback", "three", "stable", "--hub", hub))
+    assert "pointed at nothing before this" in failed(run("rollback", "three", "stable", "--hub", hub))
     assert "moved meanwhile" in failed(run("tag", "three@2.0.0", "stable", "--hub", hub, "--expect", "1.1.0"))
     assert run("tag", "three@2.0.0", "stable", "--hub", hub, "--expect", "1.0.0").code == 0
     assert run("tag", "three@1.1.0", "1.1", "--hub", hub).code == 0
@@ -287,7 +288,15 @@ def test_inspect_writes_a_page_that_loads_nothing(
     assert page.foreign == [] and page.open == []
     assert "http" not in text.replace('http-equiv="Content-Security-Policy"', "").replace("text-align", "")
     manifest = read_manifest(packages["three"])
-    for part in (manifest.digest, "three 1.0.0", "label0, label1, label2", "encoder.layer 0", "0.5000"):
+    for part in (
+        manifest.digest,
+        "three 1.0.0",
+        "label0, label1, label2",
+        "encoder.layer 0",
+        "0.5000",
+        "open_hub(",
+        "no other",
+    ):
         assert part in page.text
     found = as_json(run("inspect", "three", "--hub", hub, "--html", tmp_path / "again.html", "--json"))
     assert found["page"] == str(tmp_path / "again.html")
@@ -308,7 +317,7 @@ def test_a_page_of_a_hostile_package_runs_nothing(packages: dict[str, Path]) -> 
     spoilt = dataclasses.replace(
         manifest,
         task=dataclasses.replace(manifest.task, labels=(evil, "b"), text_fields=(evil,)),
-        backbone=dataclasses.replace(manifest.backbone, id=evil, architecture=evil, revision=evil),
+        backbone=dataclasses.replace(manifest.backbone, id=f"$(touch /); {evil}", architecture=evil, revision=evil),
         delta=dataclasses.replace(manifest.delta, parameters=parameters, method=evil),
         license=evil,
         training={evil: evil, "data": {"test": {"source": evil}}},
@@ -318,3 +327,6 @@ def test_a_page_of_a_hostile_package_runs_nothing(packages: dict[str, Path]) -> 
     page = Page()
     page.feed(html_page(spoilt, heat_map(spoilt), histogram(stored)))
     assert page.foreign == [] and page.open == [] and "alert(1)" in page.text
+    served = next(line for line in page.text.splitlines() if "sparsehub serve" in line)
+    words = shlex.split(served[served.index("sparsehub serve") :])
+    assert words[3] == spoilt.backbone.id and words[4] == "--hub", "what people paste into a shell is quoted"

@@ -21,12 +21,14 @@ from sparsehub.hub.store import StoreHome
 from sparsehub.package import Manifest, TaskSpec, write_package
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
 
-sys.path.insert(0, str(Path(__file__).parent))  # the two servers, which more than one conftest needs
+sys.path.insert(0, str(Path(__file__).parent))  # the servers, which more than one conftest needs
 
+import azure_server
+import gcs_server
 import hf_server
 import s3_server
 
-HOMES = ("folder", "memory", "s3", "huggingface")
+STORES = ("folder", "memory", "s3", "gcs", azure_server.AZURE)
 CARD = "---\nlibrary_name: sparsehub\ntags: [sparsehub]\n---\n\n# A card\n"
 MakePackage = Callable[..., Path]
 
@@ -114,6 +116,18 @@ def s3_address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def gcs_address() -> Iterator[str]:
+    with gcs_server.served() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def azure_address() -> Iterator[str]:
+    with azure_server.served() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
 def hf_hub() -> Iterator[tuple[str, hf_server.State]]:
     state = hf_server.State()
     with hf_server.served(state) as address:
@@ -128,6 +142,23 @@ def _s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stor
     for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     location = f"s3://{s3_server.BUCKET}/team/{next(_numbers)}"
+    return StoredHome(open_hub(location), from_url(location))
+
+
+def _gcs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredHome:
+    account = gcs_server.credentials(request.getfixturevalue("gcs_address"), tmp_path)
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
+    monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
+    location = f"gs://{gcs_server.BUCKET}/team/{next(_numbers)}"
+    return StoredHome(open_hub(location), from_url(location, client_options={"allow_http": True}))
+
+
+def _azure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StoredHome:
+    settings = {"ENDPOINT": request.getfixturevalue("azure_address"), "ACCOUNT_NAME": azure_server.ACCOUNT}
+    for name, value in {**settings, "ACCOUNT_KEY": azure_server.KEY}.items():
+        monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+    monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+    location = f"az://{azure_server.CONTAINER}/team/{next(_numbers)}"
     return StoredHome(open_hub(location), from_url(location))
 
 
@@ -147,6 +178,10 @@ def _make(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch
         return StoredHome(PackageHub(StoreHome(Objects(lambda: store, "memory"))), store)
     if kind == "s3":
         return _s3(request, monkeypatch)
+    if kind == "gcs":
+        return _gcs(request, tmp_path, monkeypatch)
+    if kind == "azure":
+        return _azure(request, monkeypatch)
     return hosted(*request.getfixturevalue("hf_hub"))
 
 
@@ -156,13 +191,13 @@ def make_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     return lambda kind: _make(kind, request, tmp_path, monkeypatch)
 
 
-@pytest.fixture(params=HOMES)
+@pytest.fixture(params=[*STORES, "huggingface"])
 def home(request: pytest.FixtureRequest, make_home: Callable[[str], Home]) -> Home:
     """A home of each kind, empty."""
     return make_home(request.param)
 
 
-@pytest.fixture(params=[kind for kind in HOMES if kind != "huggingface"])
+@pytest.fixture(params=STORES)
 def store_home(request: pytest.FixtureRequest, make_home: Callable[[str], Home]) -> Home:
     """A home of each kind that keeps objects, empty."""
     return make_home(request.param)

@@ -16,10 +16,10 @@ BUCKET = "bucket"
 
 
 @contextmanager
-def served() -> Iterator[str]:
-    """An S3 with one empty bucket in a thread of this process; gives its address."""
+def served(dialect: Callable[[Any], Any] = lambda moto: moto) -> Iterator[str]:
+    """An S3 with one empty bucket in a thread of this process; gives its address. dialect: goes around moto."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    moto, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+    moto, lock = dialect(DomainDispatcherApplication(create_backend_app)), threading.Lock()
 
     def application(environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         with lock:

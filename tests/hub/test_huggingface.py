@@ -177,6 +177,21 @@ def test_a_commit_whose_answer_was_lost_is_found_and_not_made_twice(hf_home, mak
     assert sum("sparsehub.json" in commit.files for commit in repo(hf_home).commits.values()) == 1
 
 
+def test_a_commit_that_fails_each_time_says_why(hf_home, make_package, monkeypatch) -> None:
+    monkeypatch.setattr("sparsehub.hub.huggingface.wait_before", lambda attempt: None)
+    hf_home.state.fault = lambda method, path: Response(status_code=503) if "/commit/" in path else None
+    with pytest.raises(UnreachableError, match="503"):
+        hf_home.hub.publish(make_package())
+    assert hf_home.hub.home.versions("trec") == []
+
+
+def test_a_hub_without_xet_says_what_to_do(hf_home, make_package, monkeypatch) -> None:
+    """The client takes Xet for granted where its library is installed, as it is with every fresh one."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    with pytest.raises(HubError, match=r"has no Xet storage.*HF_HUB_DISABLE_XET=1"):
+        hf_home.hub.publish(make_package(head=5000))
+
+
 def test_a_hub_that_stays_down_is_told_as_such(hf_home, make_package) -> None:
     hf_home.state.fault = lambda method, path: Response(status_code=503)
     with pytest.raises(UnreachableError, match="failed at"):

@@ -3,12 +3,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from azure_server import AZURE
+from obstore.exceptions import GenericError
 
-from sparsehub.errors import NotFoundError, UsageError
-from sparsehub.hub import memory_hub, open_hub
+from sparsehub.errors import HubError, NotFoundError, UnreachableError, UsageError
+from sparsehub.hub import PackageHub, memory_hub, open_hub
+from sparsehub.hub.objects import Objects
 from sparsehub.hub.settings import read_policy, read_settings
+from sparsehub.hub.store import StoreHome
 
 
 @pytest.mark.parametrize(
@@ -101,3 +106,27 @@ def test_the_settings_that_the_docs_show_are_understood(tmp_path: Path, monkeypa
     policy = read_policy()
     assert policy.require_signature and policy.publishers == ("team",) and list(policy.trusted_keys) == ["team"]
     assert policy.trusted_identities[0].identity == "release@example.org"
+
+
+@pytest.mark.parametrize(
+    ("kind", "location"),
+    [("s3", "s3://no-such-bucket/team"), pytest.param(*AZURE.values, "az://none", marks=AZURE.marks)],
+)
+def test_a_bucket_that_is_not_there_is_told_as_such(make_home, make_package, kind, location) -> None:
+    make_home(kind)
+    hub = open_hub(location)
+    for use in (hub.list, lambda: hub.resolve("trec"), lambda: hub.publish(make_package())):
+        with pytest.raises(HubError, match=f"there is no bucket for {location}"):
+            use()
+
+
+@pytest.mark.parametrize("server", ["169.254.169.254/latest/api/token", "metadata.google.internal/token"])
+def test_where_the_last_place_for_credentials_fails_they_are_asked_for(server: str) -> None:
+    """obstore asks the machine's cloud at last, and tells of that alone."""
+
+    def store() -> Any:
+        raise GenericError(f"Generic S3 error: Error performing PUT http://{server} in 1ms - 403 Forbidden")
+
+    with pytest.raises(HubError, match=r"no credentials for s3://bucket.*environment variables") as caught:
+        PackageHub(StoreHome(Objects(store, "s3://bucket"))).list()
+    assert not isinstance(caught.value, UnreachableError), "another try would not help"

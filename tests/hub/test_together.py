@@ -12,6 +12,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from azure_server import AZURE
 
 from sparsehub.errors import NotFoundError, VersionExistsError
 from sparsehub.hub import open_hub
@@ -37,7 +38,7 @@ def children(home: Any, *arguments: object, **environment: str) -> list[dict[str
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.fixture(params=["folder", "s3", "huggingface"])
+@pytest.fixture(params=["folder", "s3", "gcs", AZURE, "huggingface"])
 def reachable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_home: Any) -> Any:
     """A home of each kind that other processes can reach."""
     return make_home(request.param)

@@ -310,6 +310,11 @@ CASES = [
     Case("4.2 nine extents", head({"a": entry(shape=[1] * 9)}, b"1"), r"malformed shape or offsets; found: \[1, 1"),
     Case("4.2 an absurd extent", head({"a": entry(shape=[0, 1 << 60], offsets=[0, 0])}), "absurd shape; found"),
     Case(
+        "4.2 an absurd product of extents beside a zero",
+        head({"a": entry(shape=[0, 115_292_150_460_680, 146_976], offsets=[0, 0])}),
+        "absurd shape; found",
+    ),
+    Case(
         "4.3 a hole", head({"a": entry(), "b": entry(offsets=[2, 3])}, b"123"), "data of 'b' overlaps another tensor or"
     ),
     Case("4.3 an overlap", head({"c": entry(), "d": entry()}, b"1"), "data of '[cd]' overlaps"),

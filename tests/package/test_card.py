@@ -82,7 +82,7 @@ def test_labels_are_listed_up_to_a_limit(manifest: Manifest, make_task: MakeTask
 def test_how_it_was_made_is_told_without_the_seconds(manifest: Manifest) -> None:
     training = {"seed": 7, "seconds": {"training": 99.5}, "data": {"train": {"source": "a.csv", "rows": 5}}}
     card = write_card(dataclasses.replace(manifest, training=training))
-    assert "- seed: 7" in card and "- data: train source a.csv; rows 5" in card
+    assert "- seed: 7" in card and "- data: train: 5 rows of a.csv" in card
     assert "99.5" not in card
     assert manifest.backbone.fingerprint in card
 
