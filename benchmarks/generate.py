@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_lm"))
 # hidden size, layers, heads, keys' heads, vocabulary; random weights
 SHAPES = {"6 x 384": (384, 6, 6, 2, 4096), "8 x 768": (768, 8, 12, 4, 4096)}
 TASKS, SEQUENCES, PROMPT, TOKENS = 16, 16, 16, 16
-ROUNDS = 3
+ROUNDS = 7
 ONE, MIXED, DRAINED, LORA_ONE, LORA = (
     "sparsehub: 16 sequences of one task",
     "sparsehub: 16 tasks, mixed",

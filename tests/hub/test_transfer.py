@@ -91,6 +91,18 @@ def test_a_stream_that_ends_early_without_a_word_is_resumed_too() -> None:
     assert asked == [0, 250, 500, 750]
 
 
+def test_a_stream_that_breaks_behind_its_last_byte_is_whole() -> None:
+    data, asked = content(500), []
+
+    def late(start: int, stop: int) -> Iterator[bytes]:
+        asked.append(start)
+        yield data[start:stop]
+        raise UnreachableError("the line broke")
+
+    assert download_bytes(Download("x.png", record(data), late)) == data
+    assert asked == [0]
+
+
 def test_a_hub_that_never_answers_is_given_up_after_a_few_tries(tmp_path: Path) -> None:
     data, tries = content(10), []
 
