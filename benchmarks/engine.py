@@ -1,58 +1,41 @@
 """The whole engine under traffic: how many tasks cost how much, and whether it chooses well.
 
-python -m benchmarks.engine            # traffic over 1 to 1,000 tasks, beside PEFT
-python -m benchmarks.engine waits      # a rare task beside a hot one; the first answer of a task on disk
+python -m benchmarks.engine
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import statistics
 import sys
-import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import Report, Row, in_turn, line_plot, write_report
-from benchmarks.models import lora_model, save_encoder, whole_delta
-from sparsehub.backbone import Backbone, load_backbone, open_checkpoint
-from sparsehub.engine import Engine, Limits, Task
+from benchmarks.harness import Report, Row, in_turn, line_plot, verdict, write_report
+from benchmarks.models import lora_model
+from benchmarks.packages import BACKBONE, SPEC, example_texts, numbered, random_package
+from sparsehub.backbone import load_backbone
+from sparsehub.engine import Engine, Limits
 from sparsehub.engine.cost import MIXED, SWAP
 from sparsehub.engine.runner import AUTO
-from sparsehub.package import Manifest, Package, TaskSpec, read_package, write_package
 from sparsehub.package.encoding import collate, encode
-from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
 
-BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 TASKS = (1, 4, 16, 64, 256, 1000)
 TRAFFIC = ("uniform", "zipf", "one hot")
 BATCH_ROWS, ROWS, ROUNDS = 64, 384, 5
 PEFT_TASKS, PEFT_ROUNDS, PEFT = 64, 2, "PEFT LoRA r=8, adapter_names"
 MODES = {"sparsehub, its own choice": AUTO, "sparsehub, swap only": SWAP, "sparsehub, mixed where possible": MIXED}
 OWN = next(iter(MODES))
-SPEC = TaskSpec(
-    "text-classification", ("a", "b", "c"), "single_label_classification", ("text",), "label", 128, ("accuracy",)
-)
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_grad_enabled(False)
-    waits() if sys.argv[1:] == ["waits"] else traffic()
-
-
-# traffic
-
-
-def traffic() -> None:
     backbone, texts = load_backbone(BACKBONE), example_texts()
     engine = Engine(backbone, Limits(queue_rows=4 * ROWS, batch_rows=BATCH_ROWS))
     package = random_package(backbone, 0)
@@ -163,183 +146,6 @@ def checks_of(rows: Sequence[Row]) -> list[str]:
         verdict(f"against PEFT at {PEFT_TASKS} tasks, Zipf, times", own["zipf", PEFT_TASKS] / peft, 2.5, least=True)
     )
     return lines
-
-
-def verdict(what: str, value: float, limit: float, *, least: bool = False) -> str:
-    held = value >= limit if least else value <= limit
-    return f"{what}: {value:.3f}, at {'least' if least else 'most'} {limit:g}: {'held' if held else 'NOT held'}"
-
-
-# waits
-
-
-def waits() -> None:
-    found = [rare_beside_hot(), first_answers()]
-    rows, checks = [row for part, _ in found for row in part], [check for _, check in found]
-    report = Report("engine_waits", "Waiting", rows, WAIT_NOTES, checks)
-    print(write_report(report, str(torch.get_num_threads())))
-
-
-WAIT_NOTES = (
-    "rare beside hot: requests of one row come at random moments (Poisson), 19 of 20 of the hot task, at 80% of the "
-    "rows a second that the same mix reaches when it is queued at once. The rare task's fair share is the wait that "
-    "the hot task's rows have at the same percentile.",
-    "first answer: a package in its folder, never read before, is asked for while nothing runs; from the request to "
-    "its answer, less one forward of the same row. The files are in the system's page cache.",
-)
-
-
-def rare_beside_hot() -> tuple[list[Row], str]:
-    backbone, texts = load_backbone(BACKBONE), example_texts()
-    engine = Engine(backbone, Limits(batch_rows=BATCH_ROWS))
-    package = random_package(backbone, 0)
-    for number in (0, 1):
-        engine.add(dataclasses.replace(package, **numbered(package, backbone, number)))
-    engine.start()
-    choices = random.Random(1)
-    asked = [(int(choices.random() < 0.05), choices.choice(texts)) for _ in range(1500)]
-    start = time.perf_counter()
-    serve(engine, AUTO, asked)
-    rate = 0.8 * len(asked) / (time.perf_counter() - start)
-    waits_of = open_loop(engine, asked, rate, choices)
-    engine.stop()
-    percentiles = {name: statistics.quantiles(found, n=100)[98] for name, found in waits_of.items()}
-    ratio = percentiles["task1"] / percentiles["task0"]
-    line = verdict("p99 wait of the rare task against its fair share", ratio, 3)
-    setup = {"what": "rare beside hot", "rows": len(asked), "rows a second": round(rate)}
-    named = {"task0": "hot task", "task1": "rare task"}
-    rows = [
-        Row(
-            named[name],
-            setup,
-            {
-                "rows": len(found),
-                "median ms": statistics.median(found) * 1e3,
-                "p99 ms": percentiles[name] * 1e3,
-                "of the hot task's": percentiles[name] / percentiles["task0"],
-            },
-        )
-        for name, found in waits_of.items()
-    ]
-    return rows, line
-
-
-def open_loop(
-    engine: Engine, rows: Sequence[tuple[int, str]], rate: float, choices: random.Random
-) -> dict[str, list[float]]:
-    """Seconds from request to answer, by task; requests do not wait for each other."""
-    found: dict[str, list[float]] = {"task0": [], "task1": []}
-    done, left = threading.Event(), [len(rows)]
-
-    def finish(name: str, sent: float) -> None:
-        found[name].append(time.perf_counter() - sent)
-        left[0] -= 1
-        if not left[0]:
-            done.set()
-
-    due = time.perf_counter()
-    for number, text in rows:
-        due += choices.expovariate(rate)
-        time.sleep(max(0.0, due - time.perf_counter()))
-        name, sent = f"task{number}", due  # from when it was due: a slow sender must not hide a wait
-        future = engine.classify(name, [text]).futures[0]
-        future.add_done_callback(lambda _, name=name, sent=sent: finish(name, sent))
-    done.wait(600)
-    return found
-
-
-def first_answers() -> tuple[list[Row], str]:
-    with tempfile.TemporaryDirectory() as root:
-        folder = Path(root) / "encoder"
-        save_encoder("12 x 768", folder)
-        save_tokenizer(folder)
-        backbone = load_backbone(str(folder))
-        packages = [write_random(backbone, number, Path(root) / f"task{number}") for number in range(8)]
-        engine = Engine(backbone)
-        for path in packages:
-            package = read_package(path)
-            manifest = package.manifest
-            engine.register(
-                Task(manifest.name, manifest.version, manifest.digest, lambda path=path: read_package(path))
-            )
-        engine.start()
-        forward, first = [], []
-        for number in range(len(packages)):
-            first.append(_timed(lambda number=number: serve(engine, AUTO, [(number, "my parcel is late")])))
-            forward.append(_timed(lambda number=number: serve(engine, AUTO, [(number, "my parcel is late")])))
-        engine.stop()
-    extra = (statistics.median(first[1:]) - statistics.median(forward[1:])) * 1e3
-    line = verdict("first answer of a task on disk beyond one forward, ms", extra, 50)
-    setup = {"what": "first answer", "encoder": "12 x 768", "entries": package.delta.nnz}
-    rows = [
-        Row(
-            "first answer",
-            setup,
-            {"median ms": statistics.median(first[1:]) * 1e3, "beyond a forward ms": extra},
-        ),
-        Row("answer of a task in memory", setup, {"median ms": statistics.median(forward[1:]) * 1e3}),
-    ]
-    return rows, line
-
-
-def _timed(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-# packages
-
-
-def example_texts() -> list[str]:
-    path = Path(__file__).parents[1] / "examples" / "support" / "topic" / "train.jsonl"
-    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def random_package(backbone: Backbone, seed: int) -> Package:
-    """A package in memory: a random delta of 0.5% and a random head."""
-    from sparsehub.package.model import load_task_model
-
-    delta = whole_delta(backbone, seed)
-    task_model = load_task_model(open_checkpoint(str(backbone.checkpoint.folder)), SPEC)
-    parameters = dict(task_model.model.named_parameters())
-    head = {name: torch.randn_like(parameters[name]) * 0.1 for name in task_model.head}
-    return Package(manifest_of(backbone, delta, seed), delta, head, f"sha256:{seed:064x}")
-
-
-def numbered(package: Package, backbone: Backbone, number: int) -> dict[str, Any]:
-    """What makes a package another task's."""
-    delta = whole_delta(backbone, number)
-    head = {name: tensor + 0.01 * number for name, tensor in package.head.items()}
-    return {
-        "manifest": manifest_of(backbone, delta, number),
-        "delta": delta,
-        "head": head,
-        "digest": f"sha256:{number:064x}",
-    }
-
-
-def manifest_of(backbone: Backbone, delta: Any, number: int) -> Manifest:
-    touched = {
-        name: TouchedParameter(part.shape, backbone.digest_of(name), len(part.indices))
-        for name, part in delta.parameters.items()
-    }
-    checkpoint, total = backbone.checkpoint, backbone.arena.numel
-    ref = BackboneRef(BACKBONE, "", backbone.architecture, checkpoint.dtype, checkpoint.fingerprint, total)
-    record = DeltaRecord("random", delta.nnz / total, delta.nnz, "add", "float16", touched)
-    return Manifest(1, f"task{number}", "1.0.0", SPEC, ref, record, {})
-
-
-def write_random(backbone: Backbone, number: int, path: Path) -> Path:
-    package = random_package(backbone, number)
-    write_package(path, package.manifest, package.delta, package.head, f"# task{number}\n", {})
-    return path
-
-
-def save_tokenizer(folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    AutoTokenizer.from_pretrained(open_checkpoint(BACKBONE).folder).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Case, Report, Row, interleaved, write_report
+from benchmarks.harness import Case, Report, Row, interleaved, verdict, write_report
 from benchmarks.models import whole_delta
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.engine import Engine, GenerationLimits, Sampling
@@ -58,13 +58,8 @@ NOTES = (
 
 
 def checks_of(rows: list[Row]) -> list[str]:
-    lines = []
-    for row in rows:
-        if row.case == MIXED:
-            ratio = row.measured["times one task"]
-            verdict = "held" if ratio >= WANTED else "NOT held"
-            lines.append(f"{row.setup['model']}: {ratio:.3f}, at least {WANTED}: {verdict}")
-    return lines
+    mixed = [row for row in rows if row.case == MIXED]
+    return [verdict(row.setup["model"], row.measured["times one task"], WANTED, least=True) for row in mixed]
 
 
 def measure(shape: str, folder: Path) -> list[Row]:

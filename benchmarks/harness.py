@@ -147,6 +147,12 @@ def _shown(value: Any) -> str:
     return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
 
 
+def verdict(what: str, value: float, limit: float, *, least: bool = False) -> str:
+    """A figure beside the limit that it is held to, at most or at least, in one line."""
+    held = value >= limit if least else value <= limit
+    return f"{what}: {value:.3f}, at {'least' if least else 'most'} {limit:g}: {'held' if held else 'NOT held'}"
+
+
 def bar_plot(name: str, title: str, labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
     """results/<name>.png: a group of bars for each label, one bar a series; a line at 1."""
     plot = _figure(max(6.0, 1.6 * len(labels)))

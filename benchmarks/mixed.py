@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, Report, Row, bar_plot, interleaved, write_report
+from benchmarks.harness import Case, Report, Row, bar_plot, interleaved, verdict, write_report
 from benchmarks.models import SIZES, load_plain, lora_model, save_encoder, whole_delta
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.engine.mixed import MixedBatch
@@ -80,9 +80,8 @@ def checks_of(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         limit = LIMITS.get((row.setup["encoder"], row.setup["key"]))
         if row.case == MIXED and limit is not None:
-            ratio = row.measured["times plain"]
-            verdict = "held" if ratio <= limit else "NOT held"
-            lines.append(f"{row.setup['encoder']}, {row.setup['batch']}: {ratio:.3f}, at most {limit}: {verdict}")
+            what = f"{row.setup['encoder']}, {row.setup['batch']}"
+            lines.append(verdict(what, row.measured["times plain"], limit))
     return lines
 
 

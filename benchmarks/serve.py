@@ -24,8 +24,8 @@ from typing import Any
 import httpx
 import torch
 
-from benchmarks.engine import BACKBONE, example_texts, random_package, verdict
-from benchmarks.harness import Report, Row, in_turn, write_report
+from benchmarks.harness import Report, Row, in_turn, verdict, write_report
+from benchmarks.packages import BACKBONE, example_texts, random_package
 from serving.ledger import percentile
 from sparsehub.backbone import Backbone, load_backbone, open_checkpoint
 from sparsehub.engine import Engine
