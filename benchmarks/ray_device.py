@@ -9,7 +9,7 @@ from serving.front import Front
 from serving.replica import Replica
 from serving.settings import Settings
 
-ROW_SECONDS = 0.025  # that the device takes for a row, while it leaves the cores alone
+ROW_SECONDS = 0.02  # that the device takes for a row, while it leaves the cores alone
 
 
 class SlowReplica(Replica):

@@ -28,8 +28,9 @@ from unittest.mock import patch
 import httpx
 import torch
 
-from benchmarks.engine import BACKBONE, example_texts, verdict, write_random
+from benchmarks.engine import example_texts, save_tokenizer, verdict, write_random
 from benchmarks.harness import Report, Row, write_report
+from benchmarks.models import save_encoder
 from benchmarks.ray_device import ROW_SECONDS, BlindFront, SlowReplica
 from serving import ray_app
 from serving.catalog import Entry, Target, change_catalog, changes, open_catalog
@@ -40,9 +41,10 @@ from sparsehub.engine import Engine
 from sparsehub.hub import open_hub
 from sparsehub.package import read_package
 
+SIZE = "2 x 64"
 TASKS, FIT, ITEMS, CLIENTS = 64, 32, 4, 12
-LIMIT = 6  # requests of a replica at once
-SECONDS, KILL_AFTER, AFTER_KILL = 20.0, 4.0, 14.0
+LIMIT = 8  # requests of a replica at once
+COLD_SECONDS, SECONDS, KILL_AFTER, AFTER_KILL = 8.0, 20.0, 4.0, 14.0
 APART = "SPARSEHUB_BENCHMARK_APART"
 ADDRESS = "http://127.0.0.1:8000"
 Expected = dict[str, dict[str, list[float]]]
@@ -54,13 +56,19 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, cluster(folder):
         expected, mib = fill(Path(folder))
-        os.environ |= {"SPARSEHUB_BACKBONE": BACKBONE, "SPARSEHUB_CATALOG": f"{folder}/hub#it"}
+        os.environ |= {"SPARSEHUB_BACKBONE": f"{folder}/backbone", "SPARSEHUB_CATALOG": f"{folder}/hub#it"}
         os.environ |= {"SPARSEHUB_DEVICE_MIB": str(mib)}
         rows = [measured(replicas, expected) for replicas in (1, 2)]
         rows.append(measured(3, expected, blind=True))
         rows.append(measured(3, expected, keep=True))
         lost = killed(expected)
-    report = Report("ray_serve", f"Replicas on Ray Serve, {BACKBONE}", [*rows, lost], NOTES, checks_of(rows, lost))
+    report = Report(
+        "ray_serve",
+        f"Replicas on Ray Serve, a random BERT of {SIZE}, {TASKS} tasks",
+        [*rows, lost],
+        NOTES,
+        checks_of(rows, lost),
+    )
     print(write_report(report, "1 a replica"))
 
 
@@ -85,7 +93,9 @@ NOTES = (
 
 def fill(folder: Path) -> tuple[Expected, int]:
     """A hub with a catalogue of all tasks, what each of them answers, and the MiB that `FIT` of them take."""
-    backbone = load_backbone(BACKBONE)
+    save_encoder(SIZE, folder / "backbone")
+    save_tokenizer(folder / "backbone")
+    backbone = load_backbone(str(folder / "backbone"))
     engine, hub = Engine(backbone), open_hub(folder / "hub")
     entries = {}
     for number in range(TASKS):
@@ -133,7 +143,7 @@ def cluster(folder: str) -> Iterator[None]:
 def endpoint(replicas: int, blind: bool, keep: bool) -> Iterator[None]:
     from ray import serve
 
-    args = {"replicas": replicas, "cpus": 0, "requests": LIMIT, "tasks": FIT}
+    args = {"replicas": replicas, "cpus": 0, "requests": LIMIT, "tasks": FIT - 2}
     with patch.multiple(ray_app, Replica=SlowReplica, Front=BlindFront if blind else Front):
         serve.run(ray_app.app(args))
     try:
@@ -148,7 +158,7 @@ def endpoint(replicas: int, blind: bool, keep: bool) -> Iterator[None]:
 
 def measured(replicas: int, expected: Expected, *, blind: bool = False, keep: bool = False) -> Row:
     with endpoint(replicas, blind, keep):
-        cold = load(expected, SECONDS / 2, seed=0, first=list(expected))
+        cold = load(expected, COLD_SECONDS, seed=0, first=list(expected))
         warm = load(expected, SECONDS, seed=1)
     name = f"{replicas} replica{'s' * (replicas > 1)}{', blind' * blind}"
     total = {key: cold[key] + warm[key] for key in ("asked", "loaded")}

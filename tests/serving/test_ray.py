@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 APART = Path(__file__).parent / "apart.py"
 START_SECONDS, STOP_SECONDS = 150, 40
 REPLICAS, TASKS = 2, ("three", "seven", "pair", "rating")
+FRESH = ("east", "west")  # of the catalogue too, asked by one test only
 TEXTS = ("the fox", "a dog", "who wrote the book")
 
 if importlib.util.find_spec("ray") is None:
@@ -88,7 +89,8 @@ def endpoint(
 ) -> Iterator[Endpoint]:
     folder = tmp_path_factory.mktemp("ray")
     keys = write_keys(folder / "keys.json")
-    catalog = write_catalog(folder / "hub", suite)
+    fresh = {name: tiny_tasks.write(name, seed=seed) for seed, name in enumerate(FRESH, start=11)}
+    catalog = write_catalog(folder / "hub", {**suite, **fresh})
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SPARSEHUB_", "RAY_"))},
         "HOME": str(folder),  # Ray writes there
@@ -131,10 +133,10 @@ def write_keys(path: Path) -> dict[str, str]:
 def write_catalog(hub: Path, suite: Mapping[str, Path]) -> str:
     from sparsehub.hub import open_hub
 
-    for name in (*TASKS, "words"):
+    for name in (*TASKS, *FRESH, "words"):
         open_hub(hub).publish(suite[name])
     catalog = f"{hub}#it"
-    for name in TASKS:
+    for name in (*TASKS, *FRESH):
         change_catalog(open_catalog(catalog), adding(hub, name))
     return catalog
 
@@ -200,7 +202,7 @@ def test_every_replica_answers_what_one_process_answers(
 def test_a_task_is_asked_where_it_is_ready(endpoint: Endpoint) -> None:
     """Its name is in the body, in the path, at a version or the first of a composition: it is one place."""
     with endpoint.client() as client:
-        places = {task: classify(client, task, TEXTS[0]).headers["x-sparsehub-replica"] for task in ("three", "seven")}
+        places = {task: classify(client, task, TEXTS[0]).headers["x-sparsehub-replica"] for task in FRESH}
         time.sleep(0.5)  # until Ray has told the front
         for task, place in places.items():
             infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a dog"]}]}
@@ -237,9 +239,9 @@ def test_metrics_and_the_state_of_tasks_are_of_all_replicas(endpoint: Endpoint) 
     with endpoint.client("prometheus") as client:
         families = {f.name: f for f in text_string_to_metric_families(client.get("/metrics").text)}
         served = {sample.labels["replica"]: sample.value for sample in families["sparsehub_tasks"].samples}
-        assert list(served.values()) == [float(len(TASKS))] * REPLICAS
+        assert list(served.values()) == [float(len((*TASKS, *FRESH)))] * REPLICAS
         entries = client.get("/v1/tasks").json()["data"]
-        assert Counter(entry["name"] for entry in entries) == dict.fromkeys(TASKS, REPLICAS)
+        assert Counter(entry["name"] for entry in entries) == dict.fromkeys((*TASKS, *FRESH), REPLICAS)
         assert {entry["replica"] for entry in entries} == set(served)
 
 
