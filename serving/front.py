@@ -27,6 +27,7 @@ from sparsehub.extras import require
 log = logging.getLogger("sparsehub")
 ray = require("ray", "ray")
 TRIES = 3
+PAUSE = 0.25  # seconds before a request is sent again: Ray takes a moment to see that a replica is gone
 PATIENCE = 10.0  # seconds beyond the timeout of a row, for the way there and back
 GONE = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
 
@@ -58,9 +59,9 @@ class Front:
 
     async def _from_one(self, scope: Scope, body: bytes, send: Send) -> None:
         """Raises `ReplicaLostError` where the last try was lost before a byte of its answer came."""
-        left = TRIES if may_repeat(scope) else 1
+        tries, tried = (TRIES if may_repeat(scope) else 1), 0
         while True:
-            left, began = left - 1, False
+            tried, began = tried + 1, False
             try:
                 async with aclosing(self._answer(scope, body)) as answer:
                     async for message in answer:
@@ -72,8 +73,9 @@ class Front:
                 if began:
                     await send(_broken_off())
                     return
-                if not left:
+                if tried == tries:
                     raise ReplicaLostError("the replica was lost before it answered", fix="ask again") from error
+                await asyncio.sleep(PAUSE * tried)
 
     async def _answer(self, scope: Scope, body: bytes) -> AsyncGenerator[Message]:
         """One try. Raises what Ray raises for a lost replica, and `CancelledError` where none answers in time."""
