@@ -82,8 +82,8 @@ NOTES = (
     f"{CLIENTS} clients, each of which sends its next request of {ITEMS} texts when the last one is answered; the task "
     f"of each is drawn from {TASKS} by Zipf's law (1 / rank). A replica's memory takes about {FIT} of the {TASKS} "
     f"tasks, and {LIMIT} requests at once.",
-    "One replica alone has room for half of the tasks and loads the others again and again, which the second one spares: "
-    "so two bring more than twice as much.",
+    "One replica alone has room for half of the tasks and loads the others again and again, which the second one "
+    "spares: so two bring more than twice as much.",
     "Ready: requests whose task was in the memory of the replica that they came to, counted by the engines; first from "
     "the first request on, then after each task was asked once. Blind: the same endpoint, with requests placed by load "
     "alone.",
