@@ -61,16 +61,17 @@ class Front:
         """Raises `ReplicaLostError` where the last try was lost before a byte of its answer came."""
         tries, tried = (TRIES if may_repeat(scope) else 1), 0
         while True:
-            tried, began = tried + 1, False
+            tried, last = tried + 1, None
             try:
                 async with aclosing(self._answer(scope, body)) as answer:
-                    async for message in answer:
-                        began = True
-                        await send(message)
+                    async for last in answer:
+                        await send(last)
                 return
             except GONE as error:
+                if last is not None and last["type"] == "http.response.body" and not last.get("more_body"):
+                    return  # it was lost after its answer
                 log.warning("a replica was lost with a request for %s: %s", scope["path"][:200], type(error).__name__)
-                if began:
+                if last is not None:
                     await send(_broken_off())
                     return
                 if tried == tries:
@@ -108,7 +109,10 @@ class Front:
     async def _from_all(self, scope: Scope) -> Response:
         """What all replicas say, as one answer; the first refusal where one refuses."""
         asked = self._replicas.broadcast("whole", scope)
-        answers = await asked.results_async(timeout_s=self._settings.timeout, return_exceptions=True)
+        try:
+            answers = await asked.results_async(timeout_s=self._settings.timeout, return_exceptions=True)
+        except TimeoutError as error:
+            raise CancelledError("a replica does not answer", fix="ask again") from error
         found = dict(answer for answer in answers if not isinstance(answer, BaseException))
         if not found:
             raise ReplicaLostError("no replica answers", fix="ask again")

@@ -109,6 +109,15 @@ def test_a_stream_that_breaks_off_says_so_and_is_not_repeated() -> None:
     assert len(handle.placed) == 1
 
 
+def test_a_replica_that_is_lost_after_its_answer_has_answered() -> None:
+    async def play(attempt: int) -> AsyncIterator[list[dict[str, Any]]]:
+        yield WHOLE
+        raise LOST()
+
+    handle = Handle(play)
+    assert ask(handle) == WHOLE and len(handle.placed) == 1
+
+
 def test_a_replica_that_is_silent_is_504(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(attempt: int) -> AsyncIterator[list[dict[str, Any]]]:
         await asyncio.sleep(60)

@@ -15,7 +15,7 @@ from serving.ray_app import Scale, app, replica_options
 from serving.settings import Settings, absolute
 from sparsehub.errors import UsageError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
