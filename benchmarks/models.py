@@ -11,7 +11,7 @@ from torch import nn
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta, ParameterDelta
 
-SIZES = {"6 x 384": (6, 384, 12), "12 x 768": (12, 768, 12)}
+SIZES = {"2 x 64": (2, 64, 2), "6 x 384": (6, 384, 12), "12 x 768": (12, 768, 12)}
 DENSITY = 0.005
 
 

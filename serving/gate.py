@@ -5,7 +5,6 @@ Plain ASGI: a middleware of Starlette's kind costs a task and two streams for ev
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 import uuid
@@ -17,12 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.access.access import check_role, needed_for
 from serving.access.caller import ANONYMOUS, Caller
 from serving.access.keys import PREDICT
-from serving.answering import ClientLeft
+from serving.body import read_body, replay
 from serving.call import Call, enter
 from serving.failures import failure
 from serving.logs import log_request
 from serving.tracing import describe
-from serving.wire import BodyTooLargeError, BodyTooSlowError
 from sparsehub.errors import SparsehubError
 
 if TYPE_CHECKING:
@@ -63,7 +61,8 @@ class Gate:
         try:
             call.caller = _admit(service, scope, headers)
             enter(call)
-            await self._app(scope, await _whole_body(service, headers, receive), told)
+            body = await read_body(service.settings, headers, receive)
+            await self._app(scope, replay(body, receive), told)
         except SparsehubError as error:
             await failure(error)(scope, receive, told)
         finally:
@@ -86,52 +85,6 @@ def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Calle
     if PREDICT in needed and caller.requests is not None:
         caller.requests.take(1, f"the rate of requests of the key {caller.name}")
     return caller
-
-
-async def _whole_body(service: Service, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-    """A `receive` that gives the body, which is here already: no slow client holds anything but his connection.
-
-    Raises `BodyTooLargeError` before anything too large is kept, `BodyTooSlowError`, and `ClientLeft`.
-    """
-    limit = service.settings.body_kib << 10
-    announced = headers.get(b"content-length", b"")
-    if announced.isdigit() and int(announced) > limit:
-        raise _too_large(limit)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(service.settings.timeout):
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientLeft("the client left")
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > limit:
-                    raise _too_large(limit)
-    except TimeoutError as error:
-        found = f"{len(body)} bytes in {service.settings.timeout:g} s"
-        raise BodyTooSlowError("the request's body did not come in time", found=found) from error
-    return _replay(bytes(body), receive)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    given = False
-
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-def _too_large(limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(
-        "the request's body is too large", expected=f"at most {limit} bytes", fix="send fewer inputs"
-    )
 
 
 def _request_id(given: bytes | None) -> str:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import bentoml
 from starlette.types import Receive, Scope, Send
 
-from serving.app import Service, create_app
-from serving.catalog.router import Router
+from serving.app import create_app
 from serving.gate import Gate
-from serving.logs import write_lines
-from serving.metrics import Metrics
+from serving.running import start_service
 from serving.settings import read_settings
-from serving.start import start_access, start_catalog, start_engine
 
 OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
@@ -37,15 +33,8 @@ class SparsehubService:
     """One worker, one model thread, one backbone."""
 
     def __init__(self) -> None:
-        logging.getLogger("sparsehub").setLevel(logging.INFO)
-        write_lines()
-        settings = read_settings(os.environ)
-        metrics = Metrics()
-        access, self._keys = start_access(settings)
-        engine, router = start_engine(settings, metrics.observe), Router()
-        keeper = start_catalog(settings, engine, router)
-        self._service = Service(settings, engine, metrics, access, router, keeper)
-        app.state.service = self._service
+        self._running = start_service(read_settings(os.environ))
+        self._service = app.state.service = self._running.service
 
     def __is_ready__(self) -> bool:
         return self._service.engine.healthy
@@ -58,11 +47,7 @@ class SparsehubService:
     @bentoml.on_shutdown
     def shutdown(self) -> None:
         """Finish what runs, refuse what comes."""
-        if self._keys is not None:
-            self._keys.stop()
-        if self._service.keeper is not None:
-            self._service.keeper.stop()
-        self._service.engine.stop()
+        self._running.stop()
 
 
 # BentoML makes the class a service object.

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sparsehub.errors import UsageError
@@ -103,6 +104,21 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if not any(values.get(source) for source in ("hub", "tasks", "catalog")):
         raise UsageError("nothing to serve", fix=f"set {PREFIX}HUB or {PREFIX}TASKS")
     return Settings(**values)
+
+
+def absolute(settings: Settings) -> Settings:
+    """The same settings for processes that start in other folders: paths that are there become absolute ones."""
+    paths = ("backbone", "hub", "policy", "keys", "catalog")
+    given = {name: getattr(settings, name) for name in paths if getattr(settings, name) is not None}
+    moved: dict[str, Any] = {name: _absolute(text) for name, text in given.items()}
+    return dataclasses.replace(settings, **moved)
+
+
+def _absolute(text: str) -> str:
+    """A place may be HUB#NAME; an id or an address is no path that is there."""
+    path, mark, name = text.partition("#")
+    found = Path(path)
+    return f"{found.absolute()}{mark}{name}" if found.exists() else text
 
 
 def _parse(variable: str, kind: str, text: str) -> Any:

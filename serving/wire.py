@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sparsehub.engine import Ticket
 from sparsehub.errors import (
     CancelledError,
     ConflictError,
@@ -25,6 +24,9 @@ from sparsehub.errors import (
     UnknownTaskError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from sparsehub.engine import Ticket
 
 
 class BodyTooLargeError(RequestError):

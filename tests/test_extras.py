@@ -39,6 +39,12 @@ def test_serve_without_its_extra_is_one_line_and_exit_code_2(tmp_path: Path) -> 
     assert result.stderr.strip() == "error: bentoml is not installed; to do: pip install 'sparsehub[serve]'"
 
 
+def test_ray_serve_without_its_extra_says_what_to_install() -> None:
+    hide = "import sys; sys.modules['ray'] = None; import serving.ray_app"
+    result = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.stderr.strip().endswith("ray is not installed; to do: pip install 'sparsehub[ray]'")
+
+
 def test_every_extra_that_the_code_names_is_declared() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(declared) == {"train", "serve", "console", "s3", "sign", "peft", "ray", "demo", "deploy", "dev", "fuzz"}

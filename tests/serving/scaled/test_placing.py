@@ -1,0 +1,67 @@
+"""From a request to the task that it is placed by, and to what of its connection another process gets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from serving.access.access import needed_for
+from serving.placing import carried, may_repeat, task_in
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        ("topic", "topic"),
+        ("topic@1.2.0", "topic"),
+        ("topic@sha256:" + "a" * 64, "topic"),
+        ("topic+tone*0.5", "topic"),
+        ("topic*0.5 + tone", "topic"),
+        (7, ""),
+        (None, ""),
+    ],
+)
+def test_a_body_says_its_task(model: object, task: str) -> None:
+    assert task_in("/v1/classify", json.dumps({"model": model, "input": "a"}).encode()) == task
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff", b'"topic"', b'{"input": 1}'])
+def test_a_body_that_says_none_is_placed_by_nothing(body: bytes) -> None:
+    assert task_in("/v1/classify", body) == ""
+
+
+def test_a_path_says_its_task() -> None:
+    for path in ("/v2/models/topic/infer", "/v2/models/topic/versions/1.0.0/infer", "/v1/models/topic@1.0.0"):
+        assert task_in(path, b'{"model": "another"}') == "topic"
+
+
+def test_what_changes_the_catalogue_is_not_repeated() -> None:
+    repeated = [
+        may_repeat({"method": method, "path": path})
+        for method, path in (
+            ("POST", "/v1/classify"),
+            ("GET", "/v1/admin/catalog"),
+            ("POST", "/v1/admin/catalog/add"),
+        )
+    ]
+    assert repeated == [True, True, False]
+
+
+def test_a_prefix_hides_no_route_from_the_gate() -> None:
+    """An endpoint mounted at /models asks for an admin's key where one at / does."""
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/models/v1/admin/catalog/add",
+        "root_path": "/models",
+        "query_string": b"",
+        "headers": [(b"host", b"inside")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+        "app": object(),
+    }
+    found = carried(scope)
+    assert found["path"] == "/v1/admin/catalog/add" and "app" not in found
+    assert needed_for(found["path"]) == frozenset({"admin"}) and not may_repeat(found)
+    assert found["client"] == scope["client"] and found["headers"] == scope["headers"]
