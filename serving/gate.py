@@ -19,6 +19,8 @@ from serving.access.caller import ANONYMOUS, Caller
 from serving.access.keys import PREDICT
 from serving.answering import ClientLeft
 from serving.call import Call, enter
+from serving.console import is_console
+from serving.console.session import authorization, refusal
 from serving.failures import failure
 from serving.logs import log_request
 from serving.tracing import describe
@@ -65,7 +67,8 @@ class Gate:
             enter(call)
             await self._app(scope, await _whole_body(service, headers, receive), told)
         except SparsehubError as error:
-            await failure(error)(scope, receive, told)
+            page = refusal(scope, headers, error) if service.settings.console else None
+            await (page or failure(error))(scope, receive, told)
         finally:
             seconds = time.monotonic() - call.began
             service.metrics.request(_route(scope), status, call, seconds)
@@ -78,12 +81,10 @@ def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Calle
     needed = needed_for(scope["path"])
     if needed is None:
         return ANONYMOUS
-    given = headers.get(b"authorization")
-    caller = service.access.identify(
-        None if given is None else given.decode("latin-1"), _host(scope, "client"), _host(scope, "server")
-    )
+    given = authorization(scope["path"], headers)
+    caller = service.access.identify(given, _host(scope, "client"), _host(scope, "server"))
     check_role(caller, scope["path"])
-    if PREDICT in needed and caller.requests is not None:
+    if PREDICT in needed and caller.requests is not None and not is_console(scope["path"]):  # what it asks is counted
         caller.requests.take(1, f"the rate of requests of the key {caller.name}")
     return caller
 

@@ -15,6 +15,7 @@ from serving.logs import write_lines
 from serving.metrics import Metrics
 from serving.settings import read_settings
 from serving.start import start_access, start_catalog, start_engine
+from sparsehub.extras import require
 
 OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
@@ -40,12 +41,18 @@ class SparsehubService:
         logging.getLogger("sparsehub").setLevel(logging.INFO)
         write_lines()
         settings = read_settings(os.environ)
+        if settings.console:
+            require("gradio", "console")
         metrics = Metrics()
         access, self._keys = start_access(settings)
         engine, router = start_engine(settings, metrics.observe), Router()
         keeper = start_catalog(settings, engine, router)
         self._service = Service(settings, engine, metrics, access, router, keeper)
         app.state.service = self._service
+        if settings.console:
+            from serving.console.mount import add_console  # lazy: Gradio
+
+            add_console(app, self._service)
 
     def __is_ready__(self) -> bool:
         return self._service.engine.healthy
