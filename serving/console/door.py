@@ -25,7 +25,14 @@ from sparsehub.errors import AccessError, ForbiddenError, NotFoundError, Request
 _PAGE = ("GET", "/")
 _JOIN = ("POST", "/gradio_api/queue/join")
 _OPEN = frozenset(
-    {_PAGE, _JOIN, ("GET", "/config"), ("GET", "/theme.css"), ("GET", "/favicon.ico"), ("GET", "/gradio_api/queue/data")}
+    {
+        _PAGE,
+        _JOIN,
+        ("GET", "/gradio_api/queue/data"),
+        ("GET", "/config"),
+        ("GET", "/theme.css"),
+        ("GET", "/favicon.ico"),
+    }
 )
 _OWN_FILES = ("/assets/", "/static/")  # that Gradio brings
 _POLICY = (
@@ -84,7 +91,7 @@ class Door:
 
 
 def _check_site(request: Request) -> None:
-    """Raises `ForbiddenError` where another site's page has a browser send this: it would come with this one's rights."""
+    """Raises `ForbiddenError` where a page of another site has a browser send this, with the rights of its user."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     foreign_origin = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
     if site not in (None, "same-origin") or (site is None and foreign_origin):

@@ -59,6 +59,10 @@ def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Acce
     app, router = create_app(), Router()
     keeper = start_catalog(settings, engine, router)
     app.state.service = Service(settings, engine, metrics, access or Access(), router, keeper)
+    if settings.console:
+        from serving.console.mount import add_console
+
+        add_console(app, app.state.service)
     gate = gated(app)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
