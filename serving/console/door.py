@@ -34,6 +34,7 @@ _OPEN = frozenset(
         ("GET", "/favicon.ico"),
     }
 )
+_HEARTBEAT = "/gradio_api/heartbeat/"  # held open for as long as the page is, it would keep a server from ending
 _OWN_FILES = ("/assets/", "/static/")  # that Gradio brings
 _POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -67,6 +68,9 @@ class Door:
         if scope["method"] == "POST" and scope["path"] in (SIGN_IN, SIGN_OUT):
             response = await self._sign_in(request) if scope["path"] == SIGN_IN else signed_out(scope)
             await response(scope, receive, send)
+            return
+        if scope["method"] == "GET" and scope["path"].startswith(PATH + _HEARTBEAT):
+            await Response(media_type="text/event-stream")(scope, receive, send)
             return
         wanted = (scope["method"], scope["path"].removeprefix(PATH))
         if wanted not in _OPEN and not (wanted[0] == "GET" and wanted[1].startswith(_OWN_FILES)):

@@ -24,15 +24,17 @@ STYLE = """
 footer {display: none !important}
 #head {display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 18px}
 #head h1 {font-size: 20px; font-weight: 650; margin: 0}
-#head .dim, .who, #catalog-said p {color: var(--body-text-color-subdued)}
+#head .dim, .who, #catalog-said p {opacity: .72}
 #head form {display: inline; margin: 0}
-#head button {color: var(--link-text-color); text-decoration: underline; cursor: pointer; background: none; border: 0}
-#head .bad {color: var(--error-text-color, #b42318); font-weight: 600}
+#tasks table *, #catalog table * {font-family: var(--font)}
+#head button {font: inherit; color: var(--link-text-color); text-decoration: underline; cursor: pointer; background: none; border: 0}
+p.bad, #head .bad {color: #b42318; font-weight: 600}
+.dark p.bad, .dark #head .bad {color: #ff9a8d}
 .who {font-size: 13px; margin: 6px 2px}
 .number {font-size: 34px; font-weight: 650; margin: 8px 2px}
 img.drawn {max-width: 100%; background: #fff; border-radius: 8px; padding: 6px; margin: 8px 0}
 .card {max-width: 860px; overflow-wrap: anywhere}
-.card table {display: block; overflow-x: auto}
+.card table {display: block; overflow-x: auto; border: 0 !important}
 """
 
 

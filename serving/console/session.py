@@ -70,10 +70,15 @@ def signed_out(scope: Scope) -> Response:
 
 def sign_in_page(scope: Scope, error: SparsehubError | None = None) -> Response:
     """The page that asks for a key. error: why the last one was refused, where there was one."""
-    problem = "" if error is None else f'<p class="bad" role="alert">{escape(str(error))}</p>'
+    problem = "" if error is None else f'<p class="bad" role="alert">{escape(_why(error))}</p>'
     text = _PAGE.format(action=escape(_place(scope, SIGN_IN)), problem=problem)
     headers = {"content-security-policy": _POLICY, "cache-control": "no-store", "referrer-policy": "no-referrer"}
     return HTMLResponse(text, 401 if error is None or isinstance(error, UnauthenticatedError) else 403, headers)
+
+
+def _why(error: SparsehubError) -> str:
+    """Without what a client in a program is to do."""
+    return str(error) if error.found is None else f"{error.problem}; found: {error.found}"
 
 
 def refusal(scope: Scope, headers: Mapping[bytes, bytes], error: SparsehubError) -> Response | None:

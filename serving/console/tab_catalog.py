@@ -80,7 +80,9 @@ def _inputs() -> dict[str, Any]:
         "reference": gr.Textbox(label="Reference", info="name@version", elem_id="act-reference"),
         "task": gr.Textbox(label="Task", info="its name", elem_id="act-task", visible="task" in first),
         "version": gr.Textbox(label="Version", info="for everybody; empty: as it is", visible="version" in first),
-        "percent": gr.Number(5, label="Percent of the callers", minimum=0, maximum=100, visible="percent" in first),
+        "percent": gr.Number(
+            5, label="Percent of the callers", elem_id="act-percent", minimum=0, maximum=100, visible="percent" in first
+        ),
         "pinned": gr.Dropdown([_LEAVE, _YES, _NO], value=_LEAVE, label="Pinned", info="it stays in memory"),
         "items_per_second": gr.Number(None, label="Items a second", info="quota; empty: as it is", minimum=0),
         "tokens_per_second": gr.Number(None, label="Tokens a second", info="quota; empty: as it is", minimum=0),

@@ -14,10 +14,10 @@ from serving.console.table import COLUMNS, rows_of
 SECONDS = 2.0  # between two looks
 _TITLES = {
     THROUGHPUT: ("Throughput", "requests a second"),
-    P50: ("Latency, p50 of the latest requests", "milliseconds"),
-    P99: ("Latency, p99 of the latest requests", "milliseconds"),
-    RESIDENT: ("Residency: where the tasks are", "tasks"),
-    MEMORY: ("Residency: memory of the tasks", "MiB"),
+    P50: ("Latency, p50", "milliseconds"),
+    P99: ("Latency, p99", "milliseconds"),
+    RESIDENT: ("Where the tasks are", "tasks"),
+    MEMORY: ("Memory of the tasks", "MiB"),
 }
 
 

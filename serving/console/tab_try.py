@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from serving.console.asking import MOST_FIELDS, Answer, Form, answer_of, form_of
 from serving.console.client import Asker
-from serving.console.desk import Desk, shown
+from serving.console.desk import Desk
 from sparsehub.errors import RequestError, SparsehubError
 
 SHOWN_LABELS = 20
@@ -63,9 +64,7 @@ def _choice(label: str, elem_id: str) -> gr.Dropdown:
 def _boxes(name: str) -> list[gr.Textbox]:
     """A box for each field that a task can have; those of the chosen task are there to see."""
     return [
-        gr.Textbox(
-            label="Text", lines=2, visible=i == 0, elem_id=f"{name}-text-{i}", placeholder="What shall it read?"
-        )
+        gr.Textbox(label="Text", lines=2, visible=i == 0, elem_id=f"{name}-text-{i}", placeholder="What shall it read?")
         for i in range(MOST_FIELDS)
     ]
 
@@ -94,8 +93,8 @@ def _view(answer: Answer) -> list[Any]:
 async def _answer(ask: Asker, reference: str, texts: tuple[str, ...]) -> Answer:
     try:
         return await answer_of(ask, await form_of(ask, reference), texts)
-    except SparsehubError as error:
-        raise shown(error) from error
+    except SparsehubError as error:  # in the answer's place: an older one would look like this one's
+        return Answer(f'<p class="bad" role="alert">{escape(str(error))}</p>')
 
 
 def _on_choice(desk: Desk, task: gr.Dropdown, boxes: list[gr.Textbox]) -> None:

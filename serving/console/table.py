@@ -38,7 +38,7 @@ def row_of(task: Mapping[str, Any], now: float) -> list[Any]:
         ago(task["last_used"], now),
         task["p50_ms"],
         task["p99_ms"],
-        task["digest"][:19],
+        task["digest"].removeprefix("sha256:")[:12],
     ]
 
 
