@@ -1,4 +1,4 @@
-"""Asks the endpoint's own routes, through its gate, for whoever looks at the console: with his key, from his address."""
+"""Asks the endpoint's own routes, through its gate, for whoever looks at the console: with his key and address."""
 
 from __future__ import annotations
 

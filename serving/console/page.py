@@ -20,14 +20,15 @@ from sparsehub.errors import SparsehubError
 
 FONT = ["system-ui", "sans-serif"]  # what the machine has: nothing is fetched
 STYLE = """
-.gradio-container {max-width: 1280px !important; margin: 0 auto}
+.gradio-container {width: 100% !important; max-width: 1280px !important; margin: 0 auto}
 footer {display: none !important}
 #head {display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 18px}
 #head h1 {font-size: 20px; font-weight: 650; margin: 0}
 #head .dim, .who, #catalog-said p {opacity: .72}
 #head form {display: inline; margin: 0}
 #tasks table *, #catalog table * {font-family: var(--font)}
-#head button {font: inherit; color: var(--link-text-color); text-decoration: underline; cursor: pointer; background: none; border: 0}
+#head button {font: inherit; color: var(--link-text-color); text-decoration: underline; cursor: pointer}
+#head button {background: none; border: 0}
 p.bad, #head .bad {color: #b42318; font-weight: 600}
 .dark p.bad, .dark #head .bad {color: #ff9a8d}
 .who {font-size: 13px; margin: 6px 2px}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import subprocess
@@ -338,7 +339,7 @@ def shares(server: Any, model: str) -> dict[str, str]:
 
 def bars(text: str) -> dict[str, str]:
     words = text.split()
-    return {label: share for label, share in zip(words, words[1:], strict=False) if share.endswith("%")}
+    return {label: share for label, share in itertools.pairwise(words) if share.endswith("%")}
 
 
 def test_tasks_are_shown_tried_and_compared(visit: Callable[..., Visit], served: Any) -> None:
@@ -383,6 +384,7 @@ def test_a_package_is_shown_and_its_card_does_nothing(visit: Callable[..., Visit
     it.tab("Overlap")
     for task in ("three@1.0.0", "pair@1.0.0"):
         it.choose("#overlap-tasks", task)
+    it.page.keyboard.press("Tab")  # closes the list, which lies over the button
     it.page.click("#overlap-ask")
     assert it.page.locator("#overlap-picture img").evaluate("it => it.naturalWidth") > 300
     it.picture("overlap")
