@@ -30,10 +30,16 @@ from sparsehub.package import read_package, write_package
 from sparsehub.package.pictures import draw_pictures
 
 CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SECRETS = {name: new_secret() for name in ("boss", "team", "watcher")}
 ROLES = {"boss": (ADMIN, ("*",)), "team": (PREDICT, ("three", "pair")), "watcher": (WATCH, ("*",))}
 RING = KeyRing(tuple(Key(name, sha256_bytes(secret.encode()), *ROLES[name]) for name, secret in SECRETS.items()))
@@ -269,7 +275,7 @@ class Visit:
     def __init__(self, browser: Any, server: Any, **options: Any):
         self.server, self.context = server, browser.new_context(viewport={"width": 1280, "height": 900}, **options)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.asked: list[str] = []
         self.broken: list[str] = []
         self.page.on("request", lambda request: self.asked.append(request.url))
