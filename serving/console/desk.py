@@ -10,7 +10,7 @@ import anyio
 import gradio as gr
 from starlette.types import ASGIApp
 
-from serving.access import ADMIN, Access, Caller
+from serving.access import Access, Caller
 from serving.console.client import Asker
 from serving.console.packages import Packages
 from serving.console.session import authorization
@@ -38,9 +38,6 @@ class Desk:
         client, server = scope.get("client"), scope.get("server")
         given = authorization(scope["path"], dict(scope["headers"]))
         return self.access.identify(given, client and client[0], server and server[0])
-
-    def is_admin(self, request: gr.Request) -> bool:
-        return ADMIN in self.caller(request).may
 
     async def inside(self, request: gr.Request, references: list[str], look: Callable[..., T]) -> T:
         """What `look` finds in the packages of these tasks, by their digests; only of tasks that the user may ask."""
