@@ -18,6 +18,8 @@ from serving.access.caller import ANONYMOUS, Caller
 from serving.access.keys import PREDICT
 from serving.body import read_body, replay
 from serving.call import Call, enter
+from serving.console import is_console
+from serving.console.session import authorization, refusal
 from serving.failures import failure
 from serving.logs import log_request
 from serving.tracing import describe
@@ -48,7 +50,7 @@ class Gate:
         service = self._service()
         headers = dict(scope["headers"])
         call = Call(_request_id(headers.get(b"x-request-id")), ANONYMOUS, _host(scope, "client") or "local")
-        status = 500  # of an error that nothing in here answers
+        status = 0  # until there is an answer
 
         async def told(message: Message) -> None:
             nonlocal status
@@ -64,12 +66,18 @@ class Gate:
             body = await read_body(service.settings, headers, receive)
             await self._app(scope, replay(body, receive), told)
         except SparsehubError as error:
-            await failure(error)(scope, receive, told)
+            page = refusal(scope, headers, error) if service.settings.console else None
+            await (page or failure(error))(scope, receive, told)
+        except Exception:
+            if status == 0:
+                raise
+            # It was answered and logged, then raised again for the server, which would cut the connection before the
+            # answer has left.
         finally:
             seconds = time.monotonic() - call.began
-            service.metrics.request(_route(scope), status, call, seconds)
+            service.metrics.request(_route(scope), status or 500, call, seconds)
             service.finish(call)
-            log_request(call, scope["method"], scope["path"], status, seconds)
+            log_request(call, scope["method"], scope["path"], status or 500, seconds)
 
 
 def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
@@ -77,12 +85,10 @@ def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Calle
     needed = needed_for(scope["path"])
     if needed is None:
         return ANONYMOUS
-    given = headers.get(b"authorization")
-    caller = service.access.identify(
-        None if given is None else given.decode("latin-1"), _host(scope, "client"), _host(scope, "server")
-    )
+    given = authorization(scope["path"], headers)
+    caller = service.access.identify(given, _host(scope, "client"), _host(scope, "server"))
     check_role(caller, scope["path"])
-    if PREDICT in needed and caller.requests is not None:
+    if PREDICT in needed and caller.requests is not None and not is_console(scope["path"]):  # what it asks is counted
         caller.requests.take(1, f"the rate of requests of the key {caller.name}")
     return caller
 

@@ -67,6 +67,8 @@ def check(settings: Settings, scale: Scale) -> None:
             "replicas need a catalogue: it says which versions all of them serve",
             fix="make one: sparsehub catalog add ./hub#production TASK, and set SPARSEHUB_CATALOG=./hub#production",
         )
+    if settings.console:
+        raise UsageError("the console is the page of one process, and has no place before replicas", fix="leave it out")
     if settings.device_mib and not scale.tasks:
         raise UsageError(
             f"a replica has {settings.device_mib} MiB for tasks, but how many tasks that are is not said",

@@ -11,6 +11,7 @@ from serving.app import create_app
 from serving.gate import Gate
 from serving.running import start_service
 from serving.settings import read_settings
+from sparsehub.extras import require
 
 OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
@@ -33,8 +34,15 @@ class SparsehubService:
     """One worker, one model thread, one backbone."""
 
     def __init__(self) -> None:
-        self._running = start_service(read_settings(os.environ))
+        settings = read_settings(os.environ)
+        if settings.console:
+            require("gradio", "console")
+        self._running = start_service(settings)
         self._service = app.state.service = self._running.service
+        if settings.console:
+            from serving.console.mount import add_console  # lazy: Gradio
+
+            add_console(app, self._service)
 
     def __is_ready__(self) -> bool:
         return self._service.engine.healthy

@@ -37,6 +37,7 @@ class Settings:
     keys: the key file; without one the endpoint answers its own machine only, unless `open` lets everybody ask.
     catalog: a file or HUB#NAME; what it says is served then, and `tasks` is empty.
     body_kib, max_items, max_tokens: of one request.
+    console: whether the page for browsers is there, at /console.
     """
 
     backbone: str
@@ -61,6 +62,7 @@ class Settings:
     body_kib: int = 4096
     max_items: int = 1024
     max_tokens: int = 262_144
+    console: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout < math.inf:

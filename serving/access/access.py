@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from serving.access.bucket import Bucket
 from serving.access.caller import ANONYMOUS, Caller, caller_of
 from serving.access.keys import ADMIN, PREDICT, WATCH, Key, KeyRing, parse_keys
+from serving.console import SIGN_IN, SIGN_OUT, is_console
 from sparsehub.errors import ForbiddenError, UnauthenticatedError, UsageError
 
 log = logging.getLogger("sparsehub")
-PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
+PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
 ADMIN_ROUTES = "/v1/admin"
 _LOOKING = frozenset({"/v1/models", "/v1/tasks", "/openapi.json", "/v2"})
 
@@ -25,7 +26,7 @@ def needed_for(path: str) -> frozenset[str] | None:
         return frozenset({ADMIN})
     if path == "/metrics":
         return frozenset({WATCH})
-    looking = path in _LOOKING or path.startswith("/v1/models/")
+    looking = path in _LOOKING or path.startswith("/v1/models/") or is_console(path)
     return frozenset({PREDICT, WATCH}) if looking else frozenset({PREDICT})
 
 

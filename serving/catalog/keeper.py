@@ -75,6 +75,12 @@ class Keeper:
         except OSError as error:  # a full disk: what is served is right, only a restart would not know it
             log.error("the catalogue's last good state cannot be kept at %s: %s", self._copy, error)
 
+    def reload(self) -> None:
+        """Look at the catalogue now, and try again what was refused; raises what reading it does."""
+        self._retry_at = 0.0
+        self.follower.look()
+        self.tidy()
+
     def prove(self, name: str, target: Target) -> None:
         """Load a version that is to be in the catalogue, and keep it until the next look; raises what its load does."""
         with self._lock:

@@ -116,6 +116,19 @@ async def rollback(body: Named, request: Request) -> dict[str, Any]:
     return await _act(request, "rollback", body, lambda catalog: changes.rollback(catalog, body.task))
 
 
+@router.post("/reload")
+async def reload(request: Request) -> dict[str, Any]:
+    """Have this replica read the catalogue now, and try again what it refused; else that happens within seconds."""
+    keeper, call = _keeper(request), current_call()
+    try:
+        await anyio.to_thread.run_sync(keeper.reload)
+    except SparsehubError as error:
+        log_act(call, "catalog reload", "refused", error=str(error)[:500])
+        raise
+    log_act(call, "catalog reload", "done", revision=keeper.revision)
+    return state(keeper)
+
+
 def state(keeper: Keeper) -> dict[str, Any]:
     """What is served, what was refused and why, and how many versions only finish what has begun."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +14,8 @@ from sparsehub.cli.output import console, progress, show_json
 from sparsehub.errors import UsageError
 
 if TYPE_CHECKING:
-    from sparsehub.delta import Overlap
     from sparsehub.package import Package
+    from sparsehub.package.comparison import Comparison
 
 SHARED = "entries that both change, of those that either does (Jaccard index)"
 SAME = "of the shared entries: changed in the same direction (chance gives 50%)"
@@ -28,46 +29,28 @@ def compare(
 ) -> None:
     """Show the overlap of tasks on one backbone: which entries they share, and whether they agree."""
     from sparsehub.cli.packages import open_location
-    from sparsehub.delta import overlap
     from sparsehub.hub.loading import load_package
+    from sparsehub.package.comparison import compare_packages
 
     if len(packages) < 2:
         raise UsageError("one package alone cannot be compared", expected="two or more")
     home = open_location(hub) if hub else None
     loaded = [load_package(reference, home) for reference in packages]
-    _check(loaded)
-    names = _names(loaded)
-    found = [[overlap(a.delta, b.delta) for b in loaded] for a in loaded]
+    found = compare_packages(loaded)
+    names, overlaps = found.names, found.overlaps
     if png is not None:
-        _draw(png, names, found)
+        _draw(png, found)
     if as_json:
-        show_json(_as_table(names, loaded, found))
+        show_json(_as_table(found, loaded))
         return
-    jaccards = [[cell.jaccard for cell in row] for row in found]
+    jaccards = [[cell.jaccard for cell in row] for row in overlaps]
     highest = max(cell for i, row in enumerate(jaccards) for j, cell in enumerate(row) if i != j)
     _show_matrix(SHARED, names, jaccards, highest)
-    _show_matrix(SAME, names, [[cell.sign_agreement for cell in row] for row in found], 1.0)
+    _show_matrix(SAME, names, [[cell.sign_agreement for cell in row] for row in overlaps], 1.0)
 
 
-def _check(loaded: list[Package]) -> None:
-    """Overlap means nothing across backbones, and signs nothing where values replace weights."""
-    backbones = {package.manifest.backbone.fingerprint: package.manifest.backbone.id for package in loaded}
-    if len(backbones) > 1:
-        raise UsageError("these tasks are not on one backbone", found=", ".join(backbones.values()))
-    replaced = [package.manifest.name for package in loaded if package.delta.value_kind != "add"]
-    if replaced:
-        raise UsageError("only `add` values have a direction", found=f"`set` values in {', '.join(replaced)}")
-
-
-def _names(loaded: list[Package]) -> list[str]:
-    """Names of tasks; with their versions where a name comes twice."""
-    names = [package.manifest.name for package in loaded]
-    if len(set(names)) == len(names):
-        return names
-    return [f"{package.manifest.name}@{package.manifest.version}" for package in loaded]
-
-
-def _as_table(names: list[str], loaded: list[Package], found: list[list[Overlap]]) -> dict[str, Any]:
+def _as_table(comparison: Comparison, loaded: list[Package]) -> dict[str, Any]:
+    names, found = comparison.names, comparison.overlaps
     pairs = [
         {
             "first": names[i],
@@ -86,7 +69,7 @@ def _as_table(names: list[str], loaded: list[Package], found: list[list[Overlap]
     return {"tasks": tasks, "pairs": pairs}
 
 
-def _show_matrix(title: str, names: list[str], matrix: list[list[float]], highest: float) -> None:
+def _show_matrix(title: str, names: Sequence[str], matrix: list[list[float]], highest: float) -> None:
     from sparsehub.cli.present import shaded
     from sparsehub.package.anatomy import percent
 
@@ -99,18 +82,12 @@ def _show_matrix(title: str, names: list[str], matrix: list[list[float]], highes
     console.print(table)
 
 
-def _draw(png: Path, names: list[str], found: list[list[Overlap]]) -> None:
+def _draw(png: Path, found: Comparison) -> None:
     from sparsehub.extras import require
     from sparsehub.files import write_file
 
     require("matplotlib", "train")
     from sparsehub.package.pictures import draw_matrices
 
-    matrices = {
-        "entries that both change,\nof those that either does": [[cell.jaccard for cell in row] for row in found],
-        "of these, changed in the same\ndirection (chance gives 50%)": [
-            [cell.sign_agreement for cell in row] for row in found
-        ],
-    }
-    write_file(png, draw_matrices(names, matrices))
+    write_file(png, draw_matrices(list(found.names), found.matrices))
     progress(f"drew {png}")

@@ -47,10 +47,13 @@ def serve(
     body_kib: Annotated[int, typer.Option(help="Size of a request.")] = 4096,
     max_items: Annotated[int, typer.Option(help="Inputs of a request.")] = 1024,
     max_tokens: Annotated[int, typer.Option(help="Tokens of a request.")] = 262_144,
+    console: Annotated[bool, typer.Option("--console", help="A page for browsers, at /console.")] = False,
 ) -> None:
     """Serve tasks on one copy of a backbone, until interrupted. It is `bentoml serve` with these settings."""
     require("bentoml", "serve")
     require("fastapi", "serve")
+    if console:
+        require("gradio", "console")
     from serving.settings import PREFIX, Settings, read_settings
 
     if host not in LOOPBACK and keys is None and not everybody:
@@ -80,6 +83,7 @@ def serve(
         body_kib=body_kib,
         max_items=max_items,
         max_tokens=max_tokens,
+        console=console,
     )
     variables = settings.to_environment()
     read_settings(variables)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -39,19 +39,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Package:
-    """A package that was read and proved. head: by its transformers names, on the CPU. digest: of the manifest."""
+    """A package that was read and proved. head: by its transformers names, on the CPU. digest: of the manifest.
+
+    attachments: the card and its pictures, by file name; what they say is nobody's word but the publisher's.
+    """
 
     manifest: Manifest
     delta: Delta
     head: Mapping[str, Tensor]
     digest: str
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def read_package(folder: Path) -> Package:
     """Read a package and prove every byte of it; raises `FormatError`. Whether it fits a backbone: `check_backbone`."""
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    delta, head = None, {}
+    delta, head, attachments = None, {}, {}
     for name, record in manifest.files.items():  # one file in memory at a time
         data = read_file(folder, name, record)
         if name == DELTA_FILE:
@@ -60,8 +64,9 @@ def read_package(folder: Path) -> Package:
             head = _read_head(data)
         else:
             prove_attachment(name, data)
+            attachments[name] = data
     assert delta is not None, "no manifest is without a delta"
-    return Package(manifest, delta, head, manifest.digest)
+    return Package(manifest, delta, head, manifest.digest, attachments)
 
 
 def _read_delta(data: bytes, manifest: Manifest) -> Delta:

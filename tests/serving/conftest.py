@@ -42,6 +42,7 @@ class Server:
     metrics: Metrics = field(repr=False, default_factory=Metrics)
     keeper: Keeper | None = None
     gate: Any = field(repr=False, default=None)
+    access: Access = field(default_factory=Access)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -56,9 +57,13 @@ class Server:
 
 @contextmanager
 def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Access | None = None) -> Iterator[Server]:
-    app, router = create_app(), Router()
+    app, router, access = create_app(), Router(), access or Access()
     keeper = start_catalog(settings, engine, router)
-    app.state.service = Service(settings, engine, metrics, access or Access(), router, keeper)
+    app.state.service = Service(settings, engine, metrics, access, router, keeper)
+    if settings.console:
+        from serving.console.mount import add_console
+
+        add_console(app, app.state.service)
     gate = gated(app)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -69,7 +74,7 @@ def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Acce
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            yield Server(engine, port, client, metrics, keeper, gate)
+            yield Server(engine, port, client, metrics, keeper, gate, access)
     finally:
         if keeper is not None:
             keeper.stop()

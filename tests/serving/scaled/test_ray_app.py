@@ -43,6 +43,12 @@ def test_a_bound_of_memory_needs_a_number_of_tasks(set_up: Callable[..., None]) 
     assert app({"replicas": "2", "tasks": "30"}) is not None
 
 
+def test_the_console_is_for_one_process(set_up: Callable[..., None]) -> None:
+    set_up(catalog="hub#it", console="True")
+    with pytest.raises(UsageError, match="one process"):
+        app({})
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

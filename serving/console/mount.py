@@ -1,0 +1,52 @@
+"""Puts the console into the app. This needs the extra `console`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.routing import Mount
+
+from serving.console import PATH
+from serving.console.desk import Desk
+from serving.console.door import Door
+from serving.console.packages import Packages
+from serving.console.page import FONT, STYLE, build_page
+from serving.gate import Gate
+
+if TYPE_CHECKING:
+    from serving.app import Service
+
+SESSIONS = 200  # open pages that something is remembered of
+
+
+def add_console(app: FastAPI, service: Service) -> None:
+    """Mount the page, behind its door. app: the endpoint's own, whose gate asks for the key."""
+    gate = Gate(app, lambda: service)
+    page = build_page(Desk(gate, service.access, Packages(service.engine), service.settings.backbone))
+    page.state_session_capacity = SESSIONS
+    shell = gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        page,
+        PATH,
+        theme=gr.themes.Default(primary_hue="teal", font=FONT, font_mono=["ui-monospace", "monospace"]),
+        css=STYLE,
+        footer_links=[],
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        run_history=False,
+        allowed_paths=[],
+        show_error=True,
+    )
+    inner = shell.routes[-1]
+    assert isinstance(inner, Mount), "Gradio's app is mounted"
+
+    async def start() -> None:
+        """What a server's lifespan would do; a mounted app has none."""
+        page.run_startup_events()
+        await page.run_extra_startup_events()
+
+    app.mount(PATH, Door(inner.app, service.access, start))
