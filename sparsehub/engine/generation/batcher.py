@@ -7,6 +7,7 @@ out of the cache before the next step. No block is ever shared: a cached prefix 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ class Batcher:
         self.sampler = Sampler()
         self._model, self.ends = backbone.whole, list(end_tokens)
         self._running: dict[str, Generation] = {}
-        self._limits = limits
+        self._limits, self._config = limits, backbone.whole.config
+        self._plain = self._config._attn_implementation
         try:
             manager = ContinuousBatchingManager(backbone.whole, _greedy(), _configuration(limits))
             manager.logit_processor = self.sampler
@@ -41,6 +43,7 @@ class Batcher:
                 f"{backbone.checkpoint.id} cannot run in continuous batches", found=f"{type(error).__name__}: {error}"
             ) from error
         self._processor.output_router = _Nobody()
+        self._paged, self._config._attn_implementation = self._config._attn_implementation, self._plain
 
     @property
     def running(self) -> Sequence[Generation]:
@@ -50,6 +53,8 @@ class Batcher:
     def pages(self) -> int:
         """Of the cache, in use."""
         cache = self._processor.cache
+        if hasattr(cache, "get_num_free_blocks"):  # transformers 5.17
+            return self._limits.pages - int(cache.get_num_free_blocks())
         cache.pool.try_to_free_sectors()
         return round((1 - cache.compute_free_capacity()) * self._limits.pages)
 
@@ -86,7 +91,11 @@ class Batcher:
         """Run the step that was prepared, with the weights and modules as they are now; each speaker's next token."""
         speakers = [part.generation for part in parts if part.speaks]
         self.sampler.speakers = speakers
-        self._processor._generation_step(self._model)
+        self._config._attn_implementation = self._paged  # for the step alone: other rows' attention knows no pages
+        try:
+            self._processor._generation_step(self._model)
+        finally:
+            self._config._attn_implementation = self._plain
         states = [f.state for f in self._processor.inputs_and_outputs.requests_in_batch if f.has_new_token]
         self._processor.update_batch()
         tokens = [state.generated_tokens[-1] for state in states]
@@ -112,8 +121,12 @@ def _greedy() -> GenerationConfig:
 
 
 def _configuration(limits: GenerationLimits) -> ContinuousBatchingConfig:
+    """Older releases of transformers call a page a block, and do not change the attention by themselves."""
+    known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+    options = {"page_size" if "page_size" in known else "block_size": limits.page_tokens}
+    if "auto_switch_to_flash" in known:
+        options["auto_switch_to_flash"] = False
     return ContinuousBatchingConfig(
-        page_size=limits.page_tokens,
         num_blocks=limits.pages,
         max_batch_tokens=limits.batch_tokens,
         max_requests_per_batch=min(limits.sequences, limits.batch_tokens),
@@ -121,6 +134,6 @@ def _configuration(limits: GenerationLimits) -> ContinuousBatchingConfig:
         allow_block_sharing=False,
         use_async_batching=False,
         use_cuda_graph=False,
-        auto_switch_to_flash=False,
         safety_margin=0.0,
+        **options,
     )
