@@ -24,6 +24,7 @@ from sparsehub.hub.cache import PackageCache
 
 TASKS, VERSIONS = ("first", "second", "third", "fourth"), ("1.0.0", "2.0.0")
 TEXTS = ["the fox", "who wrote the book", "a bad ending", "angela merkel met the king of spain"]
+STILL = 3.0  # seconds between two beats of a clock that beats twice a second: the whole process was stopped
 LINGER = 8.0  # seconds that a fault is still felt: a load that began in it may try on for so long
 INJECTED = {"UnreachableError", "IntegrityError", "HubError", "EngineError"}  # codes of the 503s that faults explain
 Choices = random.Random
@@ -55,12 +56,26 @@ class Soak:
     def __post_init__(self) -> None:
         self.over = threading.Event()
         self._faults, self._fault_ended, self._lock = 0, -LINGER, threading.Lock()
+        self._beat, self._stood_still = time.monotonic(), -LINGER
 
     def repeat(self, act: Callable[[Choices], None], seed: int) -> None:
         choices = random.Random(seed)
         while not self.over.is_set():
-            act(choices)
+            began = time.monotonic()
+            try:
+                act(choices)
+            except (httpx.TransportError, TimeoutError):
+                if not self._was_still(began):
+                    raise
             self.acts[act.__name__] += 1
+
+    def beat(self, choices: Choices) -> None:
+        """Notice that the machine slept or that somebody stopped this process: what is late then has that reason."""
+        now = time.monotonic()
+        if now - self._beat > STILL:
+            self._stood_still = now
+        self._beat = now
+        self.over.wait(0.5)
 
     # clients
 
@@ -182,8 +197,13 @@ class Soak:
         """A 5xx is right only where it is a 503 that an injected fault explains."""
         self.statuses[status] += 1
         injected = self._faults > 0 or self._fault_ended + LINGER > began
-        if status >= 500 and not (status == 503 and injected and (not message or code in INJECTED)):
+        explained = status == 503 and injected and (not message or code in INJECTED)
+        if status >= 500 and not explained and not self._was_still(began):
             self.wrong.append(f"{status} {code}: {message}")
+
+    def _was_still(self, began: float) -> bool:
+        """Whether the process stood still after a moment, or so shortly before that it is still behind."""
+        return time.monotonic() - self._beat > STILL or self._stood_still + LINGER > began
 
     def _change(self, edit: Callable[[Any], Any]) -> None:
         with suppress(SparsehubError, KeyError):

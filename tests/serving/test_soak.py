@@ -68,7 +68,7 @@ def world(
 
 def test_minutes_of_everything(world: World) -> None:
     it = Soak(world, SECONDS)
-    acts = [it.ask] * 4 + [it.err, it.dawdle, it.hurry_off]
+    acts = [it.ask] * 4 + [it.beat, it.err, it.dawdle, it.hurry_off]
     acts += [it.move, it.reload, it.damage, it.forget, it.spoil_the_hub]
     if world.disk is None:
         log.warning("no full disk: this process may not mount one")
