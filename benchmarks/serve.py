@@ -36,7 +36,14 @@ TASKS = (1, 16, 64, 256)
 CLIENTS, ITEMS, REQUESTS, ROUNDS = 4, 32, 24, 3
 LONE, BURST = 60, 32  # requests of a lone client; clients of a burst
 DELTAS = 8  # different ones; the other tasks repeat their values under digests of their own
-ENDPOINT, ENGINE, BARE = "endpoint", "engine, called directly", "bare FastAPI, one plain model"
+PEFT_TASKS = 64  # more were not tried: 64 adapters take minutes to add
+ENDPOINT, ENGINE, BARE, PEFT = (
+    "endpoint",
+    "engine, called directly",
+    "bare FastAPI, one plain model",
+    "bare FastAPI, PEFT LoRA r=8, adapter_names",
+)
+MOST_TASKS = {BARE: 1, PEFT: PEFT_TASKS}  # of those that cannot have as many as there are
 Ask = Callable[[str, Sequence[str]], None]
 
 
@@ -53,8 +60,9 @@ def main() -> None:
             server(["-m", "sparsehub", "serve", "--backbone", BACKBONE, "--hub", f"{folder}/hub", "--port"])
         )
         checkpoint = str(open_checkpoint(BACKBONE).folder)
-        bare = stack.enter_context(server(["benchmarks/serve_bare.py", checkpoint]))
-        asks = {ENDPOINT: over_http(endpoint), ENGINE: directly(engine), BARE: over_http(bare)}
+        bare = stack.enter_context(server(["benchmarks/serve_bare.py", checkpoint, "0"]))
+        peft = stack.enter_context(server(["benchmarks/serve_bare.py", checkpoint, str(PEFT_TASKS)]))
+        asks = {ENDPOINT: over_http(endpoint), ENGINE: directly(engine), BARE: over_http(bare), PEFT: over_http(peft)}
         warm(asks)
         rows = throughput(asks)
         lone, line = lone_client(asks[ENDPOINT])
@@ -69,7 +77,9 @@ NOTES = (
     "same two cores as the clients. Cases run in turn, every other round backwards; items a second: the median of the "
     "rounds, p50 and p99: of all requests.",
     "The endpoint is `sparsehub serve`: BentoML, the gate, the routes, the engine. Bare FastAPI has one materialised "
-    "model, no queue, no batches across requests, and answers with label and probabilities.",
+    "model, no queue, no batches across requests, and answers with label and probabilities; with "
+    f"PEFT it is one model with {PEFT_TASKS} adapters on all linear layers and as many heads, and `adapter_names` says "
+    "each request's task. PEFT runs up to as many tasks.",
     f"The lone client sends one ticket at a time, {LONE} requests before and after {BURST} clients at once; medians of "
     f"{ROUNDS}.",
 )
@@ -141,7 +151,7 @@ def directly(engine: Engine) -> Ask:
 def warm(asks: dict[str, Ask]) -> None:
     """Have every task in memory everywhere, and BentoML's and torch's first times behind us."""
     for name, ask in asks.items():
-        for number in range(max(TASKS) if name != BARE else 4):
+        for number in range(MOST_TASKS.get(name, max(TASKS))):
             ask(f"task{number}", ["a first request"])
 
 
@@ -149,7 +159,8 @@ def warm(asks: dict[str, Ask]) -> None:
 
 
 def throughput(asks: dict[str, Ask]) -> list[Row]:
-    texts, cases = example_texts(), [(name, tasks) for tasks in TASKS for name in asks if name != BARE or tasks == 1]
+    texts = example_texts()
+    cases = [(name, tasks) for tasks in TASKS for name in asks if tasks <= MOST_TASKS.get(name, max(TASKS))]
     rates: dict[Any, list[float]] = {case: [] for case in cases}
     waits: dict[Any, list[float]] = {case: [] for case in cases}
     for step, case in enumerate(in_turn(cases, ROUNDS + 1)):
@@ -222,6 +233,8 @@ def checks_of(rows: Sequence[Row]) -> list[str]:
     ]
     share = rate[ENDPOINT, 64] / rate[ENDPOINT, 1]
     lines.append(verdict("endpoint at 64 tasks of itself at one task", share, 0.85, least=True))
+    beside_peft = rate[ENDPOINT, PEFT_TASKS] / rate[PEFT, PEFT_TASKS]
+    lines.append(f"endpoint at {PEFT_TASKS} tasks of PEFT's server with as many: {beside_peft:.3f}")
     lines.append(f"endpoint at one task of bare FastAPI with one plain model: {rate[ENDPOINT, 1] / rate[BARE, 1]:.3f}")
     return lines
 

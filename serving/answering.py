@@ -25,6 +25,7 @@ async def results(request: Request, futures: list[Future[T]]) -> list[T | Sparse
     A request whose rows all failed raises the first row's error, so that it has an honest status.
     """
     waiting = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
+    waiting.add_done_callback(_noticed)
     leaving = asyncio.create_task(_disconnect(request))
     either: list[asyncio.Future[Any]] = [waiting, leaving]
     try:
@@ -44,6 +45,12 @@ async def results(request: Request, futures: list[Future[T]]) -> list[T | Sparse
     if isinstance(outcome[0], SparsehubError) and all(isinstance(result, SparsehubError) for result in outcome):
         raise outcome[0]
     return outcome
+
+
+def _noticed(waiting: asyncio.Future[Any]) -> None:
+    """asyncio writes into the log what nobody looks at: here, that a request was taken back."""
+    if not waiting.cancelled():
+        waiting.exception()
 
 
 async def _disconnect(request: Request) -> None:

@@ -11,18 +11,20 @@ from serving.answering import CLIENT_LEFT, ClientLeft
 from serving.wire import error_body, status_of
 from sparsehub.errors import QueueFullError, RateLimitError, SparsehubError, UnauthenticatedError
 
+AGAIN = "5"  # seconds; what failed for a hub or a disk is tried anew by the next request
+
 
 def failure(error: SparsehubError) -> Response:
     """The answer to a request that failed."""
     if isinstance(error, ClientLeft):
         return Response(status_code=CLIENT_LEFT)
     status = status_of(error)
-    return JSONResponse(error_body(str(error), status, code=type(error).__name__), status, _headers(error))
+    return JSONResponse(error_body(str(error), status, code=type(error).__name__), status, _headers(error, status))
 
 
-def _headers(error: SparsehubError) -> dict[str, str] | None:
+def _headers(error: SparsehubError, status: int) -> dict[str, str] | None:
     if isinstance(error, QueueFullError | RateLimitError):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if isinstance(error, UnauthenticatedError):
         return {"WWW-Authenticate": "Bearer"}
-    return None
+    return {"Retry-After": AGAIN} if status == 503 else None

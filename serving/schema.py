@@ -34,7 +34,7 @@ _ERRORS = {
     413: "The request's body is too large",
     429: "A rate, a quota or the queue is used up; Retry-After says for how long",
     500: "An error of the server",
-    503: "The engine takes no work",
+    503: "The task cannot be loaded now, or the engine takes no work; Retry-After says when to ask again",
     504: "The rows waited too long",
 }
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {

@@ -24,6 +24,7 @@ from sparsehub.hub.settings import read_policy
 from sparsehub.package import MANIFEST_FILE, read_manifest
 
 log = logging.getLogger("sparsehub")
+LOADERS = 4  # so that tasks that are on this machine need not wait for a hub that hangs
 
 
 def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = lambda _: None) -> Engine:
@@ -99,7 +100,7 @@ def _policy(settings: Settings) -> Path | None:
 def _budgets(settings: Settings) -> Budgets:
     mebibyte = 1 << 20
     device = settings.device_mib * mebibyte if settings.device_mib else UNLIMITED
-    return Budgets(device, settings.host_mib * mebibyte)
+    return Budgets(device, settings.host_mib * mebibyte, loaders=LOADERS)
 
 
 def _everything(hub: PackageHub | None) -> list[str]:

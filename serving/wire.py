@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sparsehub.errors import (
+    BackboneError,
     CancelledError,
     ConflictError,
     EngineError,
     ForbiddenError,
+    FormatError,
+    HubError,
     NotFoundError,
     QueueFullError,
     RateLimitError,
@@ -53,6 +56,9 @@ STATUS: dict[type[SparsehubError], int] = {
     UnhealthyError: 503,
     CancelledError: 504,
     EngineError: 503,  # a task that cannot be loaded, or has no room: another replica may do better
+    HubError: 503,  # nor one whose hub is away, or brings other bytes than it promised
+    FormatError: 503,
+    BackboneError: 503,
 }
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 

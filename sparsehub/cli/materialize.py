@@ -14,7 +14,7 @@ def materialize(
     reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
     backbone: Annotated[str, typer.Option(help="A folder or an id of the Hugging Face Hub.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
-    hub: Annotated[str | None, typer.Option(help="The hub: a folder.")] = None,
+    hub: Annotated[str | None, typer.Option(help="The hub: a folder, s3://, gs://, az:// or hf://.")] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,

@@ -17,7 +17,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve(
     backbone: Annotated[str, typer.Option(help="A folder or an id of the Hugging Face Hub.")],
-    hub: Annotated[str | None, typer.Option(help="The hub: a folder.")] = None,
+    hub: Annotated[str | None, typer.Option(help="The hub: a folder, s3://, gs://, az:// or hf://.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="A task reference or a package folder; may be repeated (default: all).")
     ] = None,

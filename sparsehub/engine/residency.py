@@ -16,9 +16,18 @@ from sparsehub.engine.holding import Budgets, Holding, Usage
 from sparsehub.engine.report import TaskStatus
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.tasks import Task, TaskInfo
-from sparsehub.errors import CancelledError, EngineError, SparsehubError
+from sparsehub.errors import CancelledError, EngineError, SparsehubError, UsageError
 
 WAIT_SECONDS = 0.1  # between two looks whether something may go
+
+
+def _why(task: Task, error: Exception) -> SparsehubError:
+    """What the rows of a task that could not be loaded are told. A disk without room or a policy that cannot be read
+    is a usage error of whoever runs the engine, and not of who asks."""
+    if isinstance(error, SparsehubError) and not isinstance(error, UsageError):
+        return error
+    found = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+    return EngineError(f"{task.reference} cannot be loaded", found=found[:500])
 
 
 class Residency:
@@ -173,11 +182,8 @@ class Residency:
                 self._make_room(resident.nbytes, holding)
                 self._settle(holding, resident)
                 self._keep_on_host(host, holding.task.composed)
-        except SparsehubError as error:
-            self._fail(holding, error)
         except Exception as error:  # a disk, a hub, a device: the task's rows fail, the engine goes on
-            problem = f"{holding.task.reference} cannot be loaded"
-            self._fail(holding, EngineError(problem, found=f"{type(error).__name__}: {error}"[:500]))
+            self._fail(holding, _why(holding.task, error))
         self._loaded(holding)
 
     def _settle(self, holding: Holding, resident: Resident) -> None:

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 BUCKETS = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}  # and what the cloud's environment variables begin with
 FORMS = "a folder, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or hf://organisation"
-# One request of ours moves a few megabytes at most, so this is patience enough for a slow line.
-_PATIENCE = {"connect_timeout": "10s", "timeout": "120s"}
+# One request of ours moves a few megabytes at most, so two minutes are enough for a slow line; one that brings nothing
+# for ten seconds is dead, and an endpoint has requests that wait for it.
+_PATIENCE = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "120s"}
 _RETRIES = {
-    "max_retries": 6,
-    "retry_timeout": timedelta(seconds=60),
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=10),
     "backoff": {"init_backoff": timedelta(seconds=0.25), "max_backoff": timedelta(seconds=8), "base": 2},
 }
 

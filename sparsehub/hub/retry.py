@@ -12,14 +12,23 @@ from sparsehub.errors import UnreachableError
 T = TypeVar("T")
 ATTEMPTS = 6
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds
+GIVE_UP = 20.0  # seconds: a hub that hangs must not keep whoever waits for it as often as one that refuses may be asked
 
 
-def with_retries(action: Callable[[], T]) -> T:
-    """What `action` returns; it is called again after each `UnreachableError`, up to six times in all."""
+def with_retries(action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+    """What `action` returns; it is called again after each `UnreachableError`, up to six times in all.
+
+    No other try begins when twenty seconds have brought nothing. progress: grows with what the tries bring.
+    """
+    began, seen = time.monotonic(), progress()
     for attempt in range(ATTEMPTS - 1):
         try:
             return action()
         except UnreachableError:
+            if progress() != seen:
+                began, seen = time.monotonic(), progress()
+            elif time.monotonic() - began > GIVE_UP:
+                raise
             wait_before(attempt)
     return action()
 

@@ -128,7 +128,7 @@ def _piece(file: Download, start: int, stop: int, meter: Meter) -> bytearray:
         if len(data) < stop - start:
             raise UnreachableError(f"{file.name} broke off", found=f"{start + len(data)} bytes", expected=stop)
 
-    with_retries(rest)
+    with_retries(rest, lambda: len(data))
     return data
 
 

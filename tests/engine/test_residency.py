@@ -137,7 +137,9 @@ def test_a_task_that_can_never_fit_is_refused_with_the_reason(world: Callable[..
         beside.residency.acquire(task_of(2)).wait(10)
 
 
-@pytest.mark.parametrize("error", [FormatError("damaged"), HubError("no answer"), OSError("disk gone")])
+@pytest.mark.parametrize(
+    "error", [FormatError("damaged"), HubError("no answer"), OSError("disk gone"), UsageError("no room")]
+)
 def test_a_load_that_fails_is_told_and_tried_again(world: Callable[..., World], error: Exception) -> None:
     it, outcomes = world(), [error, None]
 

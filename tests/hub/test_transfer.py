@@ -116,6 +116,25 @@ def test_a_hub_that_never_answers_is_given_up_after_a_few_tries(tmp_path: Path) 
     assert len(tries) == retry.ATTEMPTS
 
 
+def test_a_hub_that_hangs_is_given_up_sooner_unless_something_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, data, tries = 0.0, content(900), []
+    monkeypatch.setattr("time.monotonic", lambda: now)
+
+    def slow(start: int, stop: int) -> Iterator[bytes]:
+        nonlocal now
+        now += retry.GIVE_UP + 1
+        tries.append(start)
+        yield data[start : start + given]
+
+    given = 250
+    assert download_bytes(Download("x.png", record(data), slow)) == data
+    assert tries == [0, 250, 500, 750]
+    given = 0
+    with pytest.raises(UnreachableError, match="broke off"):
+        download_bytes(Download("x.png", record(data), slow))
+    assert tries[4:] == [0]
+
+
 def test_the_waits_double_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(retry, "FIRST_WAIT", 0.25)

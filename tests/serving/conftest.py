@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import runpy
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from sparsehub.backbone import load_backbone
 from sparsehub.engine import Budgets, Engine, Limits
 from sparsehub.package import read_package
 
+sys.path.insert(0, str(Path(__file__).parent))  # what tests of one folder share is imported by its name
 _shared = runpy.run_path(str(Path(__file__).parents[1] / "engine" / "conftest.py"))
 tiny_tasks, suite, close = (_shared[name] for name in ("tiny_tasks", "suite", "close"))
 

@@ -204,6 +204,8 @@ def test_bentoml_build_packs_the_service(environment: dict[str, str], tmp_path: 
     (project / "sparsehub" / "kernels" / "_native.abi3.so").write_bytes(b"built")
     for name in ("bentofile.yaml", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
+    (project / "notes").mkdir()
+    (project / "notes" / "README.md").write_text("not the service's")
     environment["PYTHONPATH"] = str(project)
     command = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
     built = subprocess.run(command, env=environment, cwd=project, capture_output=True, text=True, check=False)
@@ -213,7 +215,7 @@ def test_bentoml_build_packs_the_service(environment: dict[str, str], tmp_path: 
     expected = {
         str(path.relative_to(project)) for name in ("sparsehub", "serving") for path in (project / name).rglob("*.py")
     }
-    assert packed == expected
+    assert packed == expected and [path.parent for path in source.rglob("README.md")] == [source]
     assert (source / "sparsehub" / "kernels" / "_native.abi3.so").read_bytes() == b"built"
     check_image(source.parent / "env")
 

@@ -8,6 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from sparsehub.engine import Task
+from sparsehub.errors import BackboneMismatchError, IntegrityError, UnreachableError, UsageError
+
 LONG = "the " * 100
 
 
@@ -166,6 +169,27 @@ def test_a_row_that_fails_alone_stands_in_its_place(server: Any, monkeypatch: py
     assert good["label"] and other["label"]
     assert bad["index"] == 1 and "a poisoned row" in bad["error"]["message"]
     assert alone.status_code == 400 and "a poisoned row" in error_of(alone)["message"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnreachableError("no answer"),
+        IntegrityError("other bytes"),
+        UsageError("the disk has no room"),
+        OSError("the disk is gone"),
+        BackboneMismatchError("other weights"),
+    ],
+)
+def test_a_task_that_cannot_be_loaded_is_503_with_retry_after(server: Any, error: Exception) -> None:
+    def load() -> Any:
+        raise error
+
+    server.engine.register(Task("away", "1.0.0", "sha256:" + "e" * 64, load))
+    response = server.post("/v1/classify", model="away", input="a")
+    server.engine.remove("away")
+    assert response.status_code == 503 and int(response.headers["retry-after"]) > 0
+    assert str(error) in error_of(response)["message"] and error_of(response)["code"]
 
 
 def test_what_nobody_expected_is_500_without_its_inside(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
