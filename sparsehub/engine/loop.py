@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from sparsehub.engine.cost import CostModel, Points
 from sparsehub.engine.holding import Holding
 from sparsehub.engine.report import BatchReport, Share
 from sparsehub.engine.residency import Residency
+from sparsehub.engine.resident import Resident
 from sparsehub.engine.runner import AUTO, Choice, Clock, Rows, Runner
 from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.errors import CancelledError, RequestError, SparsehubError, UnhealthyError
@@ -70,8 +72,11 @@ class ModelLoop:
             return CostModel(self._measure())
 
     def cost_per_token(self, batch: Sequence[Item]) -> float:
-        """Seconds of a batch that could be run, for each of its tokens that is no padding."""
+        """Seconds of a batch that could be run, for each of its tokens that is no padding; without end where every row
+        was cancelled at this moment, and its task let go."""
         parts = [part.rows for part in _by_task(batch)]
+        if not parts:
+            return math.inf
         parts.sort(key=lambda rows: not self._runner.is_current(rows))
         choice = self._runner.choose(parts, self.costs, self.mode)
         return choice.predictions[choice.mode] / sum(row.tokens for rows in parts for row in rows.rows)
@@ -100,10 +105,10 @@ class ModelLoop:
 
     def step(self, timeout: float | None) -> bool:
         """Take the next batch, run it in the cheapest way, answer. False where nothing came within `timeout`."""
-        batch = self._scheduler.next_batch(timeout)
+        taken = self._scheduler.next_batch(timeout)
         self._arena.check_if_due()
-        if not batch:
-            return False
+        if not (batch := _with_task(taken)):
+            return bool(taken)
         start = time.monotonic()
         report = self._run(batch)
         self._scheduler.note(report.tokens, time.monotonic() - start)
@@ -159,18 +164,30 @@ class ModelLoop:
 
 
 def _by_task(batch: Sequence[Item]) -> list[_Part]:
-    """Rows of one key together, in the order in which the keys come."""
-    items: dict[Any, list[Item]] = {}
+    """Rows of one key together, in the order in which the keys come; those whose task is not there are left out."""
+    found: dict[Any, tuple[Resident | None, list[Item]]] = {}
     for item in batch:
-        items.setdefault(item.key, []).append(item)
-    return [_part(same) for same in items.values()]
+        holding = item.payload.holding
+        task = holding.resident if holding is not None else None
+        if holding is None or task is not None:
+            found.setdefault(item.key, (task, []))[1].append(item)
+    return [
+        _Part(Rows([item.payload.row for item in items], task, items[0].payload.embed), items)
+        for task, items in found.values()
+    ]
 
 
-def _part(items: Sequence[Item]) -> _Part:
-    holding, embed = items[0].payload.holding, items[0].payload.embed
-    task = holding.resident if holding is not None else None
-    assert holding is None or task is not None  # the scheduler gives out no row whose task is not there
-    return _Part(Rows([item.payload.row for item in items], task, embed), items)
+def _with_task(batch: Sequence[Item]) -> list[Item]:
+    """The rows of a batch that can run. One that was queued while its load failed may come when another request has
+    loaded the task again: it holds nothing, and is told why."""
+    able = []
+    for item in batch:
+        holding = item.payload.holding
+        if holding is None or holding.resident is not None:
+            able.append(item)
+        else:
+            item.future.set_exception(holding.error or CancelledError(f"{holding.task.reference} is gone"))
+    return able
 
 
 def _share(part: _Part, results: Sequence[Any], start: float) -> Share:

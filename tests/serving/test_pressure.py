@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
+import math
 import random
 import socket
 from collections.abc import Callable
@@ -15,6 +17,8 @@ import pytest
 
 from serving.answering import results
 from sparsehub.engine import Limits
+from sparsehub.engine.holding import Holding
+from sparsehub.errors import CancelledError, HubError
 
 SENTENCE = "the quick brown fox jumps over lazy dog good film great cast bad ending who wrote book river"
 
@@ -152,6 +156,21 @@ def test_a_task_replaced_between_look_and_queue_answers_with_its_own_labels(
     body = ask(server, "three", "the fox").json()
     assert body["digest"] == newer.digest
     assert len(body["labels"]) == len(body["data"][0]["probs"]) == 5
+
+
+def test_a_row_whose_load_failed_is_told_so_though_another_request_has_loaded_the_task(
+    halted: Callable[..., Any],
+) -> None:
+    engine = halted().engine
+    (lost,), (held,) = (engine.classify("three", ["the fox"]).futures for _ in range(2))
+    first, error = next(iter(engine._scheduler._queues.values()))[0], HubError("no answer")
+    first.payload = dataclasses.replace(first.payload, holding=Holding(first.payload.holding.task, error=error))
+    assert engine.step() and lost.exception(1) is error and held.result(1).label
+    (gone,) = engine.classify("three", ["the fox"]).futures
+    (row,) = next(iter(engine._scheduler._queues.values()))
+    row.payload = dataclasses.replace(row.payload, holding=Holding(row.payload.holding.task))  # cancelled, and evicted
+    assert engine._loop.cost_per_token([row]) == math.inf
+    assert engine.step() and isinstance(gone.exception(1), CancelledError) and not engine.step()
 
 
 def test_a_request_that_is_cancelled_takes_its_rows_back_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
