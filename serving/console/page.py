@@ -95,6 +95,6 @@ def _who(caller: Caller) -> str:
 
 
 def _head(desk: Desk, who: str, tasks: int | None = None) -> str:
-    count = "" if tasks is None else f" with {tasks} tasks"
+    count = "" if tasks is None else f" with {tasks} task{'' if tasks == 1 else 's'}"
     backbone = f'<span class="dim"><code>{escape(desk.backbone)}</code>{count}</span>'
     return f'<div id="head"><h1>sparsehub</h1>{backbone}{who}</div>'
