@@ -27,7 +27,7 @@ from sparsehub.package.encoding import collate, encode
 
 TASKS = (1, 4, 16, 64, 256, 1000)
 TRAFFIC = ("uniform", "zipf", "one hot")
-BATCH_ROWS, ROWS, ROUNDS = 64, 384, 5
+BATCH_ROWS, ROWS, ROUNDS = 64, 384, 3
 PEFT_TASKS, PEFT_ROUNDS, PEFT = 64, 2, "PEFT LoRA r=8, adapter_names"
 MODES = {"sparsehub, its own choice": AUTO, "sparsehub, swap only": SWAP, "sparsehub, mixed where possible": MIXED}
 OWN = next(iter(MODES))
@@ -59,7 +59,7 @@ def main() -> None:
 NOTES = (
     "All rows of a case are queued at once and answered through the engine: tokenising, scheduling, switching or "
     "mixing, heads. All cases of one kind of traffic run in turn, every other round backwards, on the same texts; "
-    "medians of five rounds, of two for PEFT.",
+    "medians of three rounds, of two for PEFT.",
     "Texts are the demo's support tickets. Every task changes 0.5% of the backbone and has a head of its own.",
     "uniform: every task is as likely; zipf: the n-th task with weight 1 / n; one hot: every other row is of one task.",
     "PEFT's batches hold as many rows in the order of arrival, padded, without heads; adapters of rank 8 on all linear "

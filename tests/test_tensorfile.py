@@ -99,7 +99,7 @@ def test_an_empty_file_of_no_tensors_is_read(write: Write) -> None:
         (b'{"a":1,"a":2}', b"", "names a key twice"),
         ({"a": entry(shape=[0, 2**60], offsets=[0, 0])}, b"", "absurd shape"),
         ({"a": entry(shape=[2**60, 0], offsets=[0, 0])}, b"", "absurd shape"),
-        ({"a": entry(shape=[0] + [2**47] * 4, offsets=[0, 0])}, b"", "cannot be read"),
+        ({"a": entry(shape=[0] + [2**47] * 4, offsets=[0, 0])}, b"", "absurd shape"),
         ({"a": entry(shape=[2**32, 2**32], offsets=[0, 0])}, b"", "disagree"),
         ({"a": entry(shape=[1] * 9)}, b"1", "malformed shape"),
         ({"a": entry(shape=[-1])}, b"1", "malformed shape"),
