@@ -58,11 +58,16 @@ def main() -> None:
             rows += measure(size, Path(folder) / size.replace(" ", ""))
     report = Report("mixed", "A batch of many tasks", rows, NOTES, checks_of(rows))
     print(write_report(report, str(torch.get_num_threads())))
-    labels = [f"{row.setup['encoder']}\n{row.setup['batch']}" for row in rows if row.case == MIXED]
+    labels = [label(row) for row in rows if row.case == MIXED]
     series = {
         case: [row.measured["times plain"] for row in rows if row.case == case] for case in (MIXED, SWAPPED, LORA)
     }
     bar_plot("mixed", "Time of a batch, as a multiple of a plain forward of the same rows", labels, series)
+
+
+def label(row: Row) -> str:
+    rows, length, tasks = row.setup["key"]
+    return f"{row.setup['encoder']}\n{rows} rows of {length}\n{tasks} task{'s' if tasks > 1 else ''}"
 
 
 NOTES = (
