@@ -33,7 +33,7 @@ class Batcher:
         self._model, self.ends = backbone.whole, list(end_tokens)
         self._running: dict[str, Generation] = {}
         self._limits = limits
-        self._config: Any = backbone.whole.config
+        self._config = backbone.config
         self._plain = self._config._attn_implementation
         try:
             manager = ContinuousBatchingManager(backbone.whole, _greedy(), _configuration(limits))
