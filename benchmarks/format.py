@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, Report, Row, Timing, interleaved, write_report
+from benchmarks.harness import Case, Report, Row, Timing, interleaved, verdict, write_report
 from benchmarks.models import SIZES, linear_delta, save_encoder
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, delta_bytes, parse_delta
@@ -83,8 +83,7 @@ def measure(size: str, backbone: Backbone, folder: Path) -> tuple[list[Row], lis
     rows += [Row(name, told, {"median ms": timing.median, "MB a second": _rate(ours_bytes, timing)})
              for name, timing in steps.items()]  # fmt: skip
     per_entry = len(ours_bytes) / delta.nnz
-    verdict = "held" if per_entry <= 4.2 else "NOT held"
-    return rows, [f"{size}: bytes an entry with 16-bit values: {per_entry:.3f}, at most 4.2: {verdict}"]
+    return rows, [verdict(f"{size}: bytes an entry with 16-bit values", per_entry, 4.2)]
 
 
 def ours(delta: Delta, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> list[Format]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Report, Row, in_turn, write_report
+from benchmarks.harness import Report, Row, in_turn, verdict, write_report
 from benchmarks.models import DENSITY
 from sparsehub.backbone import Backbone, Checkpoint
 from sparsehub.backbone.arena import build_arena
@@ -257,10 +257,7 @@ def checks_of(rows: Sequence[Row]) -> list[str]:
         ("a mixed decoding step, of a plain one", by_case[decode]["of plain"], 1.30),
         ("a batch beside loads, of one alone", by_case["batch beside loads"]["of alone"], 1.05),
     ]
-    return [
-        f"{what}: {value:.3f}, at most {limit}: {'held' if value <= limit else 'NOT held'}"
-        for what, value, limit in found
-    ]
+    return [verdict(what, value, limit) for what, value, limit in found]
 
 
 if __name__ == "__main__":

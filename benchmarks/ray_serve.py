@@ -29,9 +29,9 @@ from unittest.mock import patch
 import httpx
 import torch
 
-from benchmarks.engine import example_texts, save_tokenizer, verdict, write_random
-from benchmarks.harness import Report, Row, write_report
+from benchmarks.harness import Report, Row, verdict, write_report
 from benchmarks.models import save_encoder
+from benchmarks.packages import example_texts, save_tokenizer, write_random
 from benchmarks.ray_device import ROW_SECONDS, BlindFront, SlowReplica
 from serving import ray_app
 from serving.catalog import Entry, Target, change_catalog, changes, open_catalog

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import Access
 from serving.access.access import check_role
+from serving.body import replay
 from serving.console import PATH, SIGN_IN, SIGN_OUT
 from serving.console.session import sign_in_page, signed_in, signed_out
 from serving.failures import failure
@@ -111,16 +112,7 @@ async def _checked(request: Request) -> Receive:
         raise RequestError("not an event of the console") from error
     if not isinstance(data, list) or not all(map(_is_plain, data)):
         raise RequestError("an event of the console carries plain values only", found="an object")
-    given = False
-
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await request.receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
+    return replay(body, request.receive)
 
 
 def _is_plain(value: Any) -> bool:

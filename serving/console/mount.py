@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import gradio as gr
 from fastapi import FastAPI
 from starlette.routing import Mount
 
+from serving.app import Service, gated
 from serving.console import PATH
 from serving.console.desk import Desk
 from serving.console.door import Door
 from serving.console.packages import Packages
 from serving.console.page import FONT, STYLE, build_page
-from serving.gate import Gate
-
-if TYPE_CHECKING:
-    from serving.app import Service
 
 SESSIONS = 200  # open pages that something is remembered of
 
 
 def add_console(app: FastAPI, service: Service) -> None:
     """Mount the page, behind its door. app: the endpoint's own, whose gate asks for the key."""
-    gate = Gate(app, lambda: service)
-    page = build_page(Desk(gate, service.access, Packages(service.engine), service.settings.backbone))
+    page = build_page(Desk(gated(app), service.access, Packages(service.engine), service.settings.backbone))
     page.state_session_capacity = SESSIONS
     shell = gr.mount_gradio_app(
         FastAPI(openapi_url=None),

@@ -51,11 +51,14 @@ def build_catalog(desk: Desk, load: Any) -> None:
         gr.Info(f"{verb}: done", duration=4)
         return await _looked(desk, request)
 
+    def fit(verb: str) -> list[Any]:
+        return [gr.update(visible=name in FIELDS[verb]) for name in inputs]
+
     views = [said, table, revision]
     load(look, None, views)
     again.click(look, None, views, api_visibility="private")
     act.click(do, [verb, revision, *inputs.values()], views, api_visibility="private", trigger_mode="once")
-    verb.change(_fitting, verb, list(inputs.values()), api_visibility="private", show_progress="hidden")
+    verb.change(fit, verb, list(inputs.values()), api_visibility="private", show_progress="hidden")
 
 
 def body_of(verb: str, values: dict[str, Any], revision: int | None) -> dict[str, Any]:
@@ -87,11 +90,6 @@ def _inputs() -> dict[str, Any]:
         "items_per_second": gr.Number(None, label="Items a second", info="quota; empty: as it is", minimum=0),
         "tokens_per_second": gr.Number(None, label="Tokens a second", info="quota; empty: as it is", minimum=0),
     }
-
-
-def _fitting(verb: str) -> list[Any]:
-    names = ("reference", "task", "version", "percent", "pinned", "items_per_second", "tokens_per_second")
-    return [gr.update(visible=name in FIELDS[verb]) for name in names]
 
 
 async def _looked(desk: Desk, request: gr.Request) -> list[Any]:

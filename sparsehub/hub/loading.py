@@ -77,9 +77,8 @@ def pull(
     policy = policy or read_policy()
 
     def take(folder: Path, resolved: Resolved) -> Pulled:
-        manifest = prove_unchanged(
-            folder
-        )  # nothing that was not proved whole ever got this digest's place in the cache
+        # Nothing that was not proved whole ever got this digest's place in the cache.
+        manifest = prove_unchanged(folder)
         _check_same(manifest, resolved)
         publisher = policy.check(folder, manifest)
         if out is not None:

@@ -7,7 +7,7 @@
 #pragma once
 
 #include <algorithm>
-#include <new>
+#include <vector>
 
 #include "vectors.hpp"
 
@@ -122,33 +122,16 @@ INLINE void plain_block(const Matrix& m, const T* x, T* y, int64_t in, int64_t o
     }
 }
 
-class Scratch {  // a thread's own packed block, kept from one call to the next
-  public:
-    ~Scratch() { release(); }
-    float* of(int64_t floats) {
-        if (floats > size_) {
-            release();
-            floats_ = static_cast<float*>(::operator new(floats * sizeof(float), ALIGNMENT));
-            size_ = floats;
-        }
-        return floats_;
-    }
-
-  private:
-    static constexpr std::align_val_t ALIGNMENT{64};
-    float* floats_ = nullptr;
-    int64_t size_ = 0;
-
-    void release() {
-        if (floats_) ::operator delete(floats_, ALIGNMENT);
-        floats_ = nullptr;
-        size_ = 0;
-    }
+struct alignas(64) Line {
+    float floats[16];
 };
 
+// A thread's own memory for a packed block, kept from one call to the next.
 inline float* scratch(int64_t floats) {
-    static thread_local Scratch held;
-    return held.of(floats);
+    static thread_local std::vector<Line> lines;
+    const size_t wanted = static_cast<size_t>((floats + 15) / 16);
+    if (lines.size() < wanted) lines.resize(wanted);
+    return lines.data()->floats;
 }
 
 // Blocks times parts of dW's rows, in any order: each writes its own part of y.

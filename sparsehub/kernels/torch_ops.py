@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sparsehub.kernels.sparse import Changes, ScaleShift, Segments, SparseChange, column_dtype
+
+ScaleShiftOf = Callable[[Tensor, Segments, Changes[ScaleShift]], None]
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -79,8 +83,10 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
         rows.copy_(scaled if part.bias is None else scaled + part.bias)
 
 
-def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
-    """y[i] = (x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t."""
+def layer_norm(
+    x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float, scale: ScaleShiftOf = scale_shift_
+) -> Tensor:
+    """y[i] = (x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t. scale: the kernel for the last two."""
     y = torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=epsilon)
-    scale_shift_(y, segments, changes)
+    scale(y, segments, changes)
     return y.to(x.dtype)

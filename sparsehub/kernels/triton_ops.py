@@ -7,6 +7,8 @@ TRITON_INTERPRET=1 they run on a CPU, slowly.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -202,8 +204,4 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
     _scale_shift[(tokens, triton.cdiv(width, WIDTH))](y, table, slots, width, FIELDS=ADDRESSES, W=WIDTH)
 
 
-def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
-    """y[i] = (x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t."""
-    y = torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=epsilon)
-    scale_shift_(y, segments, changes)
-    return y.to(x.dtype)
+layer_norm = functools.partial(torch_ops.layer_norm, scale=scale_shift_)
