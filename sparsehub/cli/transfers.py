@@ -11,15 +11,25 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 from sparsehub.cli.output import errors, size
 
 Report = Callable[[int, int], None]
+
+
+class _Rate(ProgressColumn):
+    """Bytes a second in the units of the bytes beside it: rich's own column counts in thousands."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(f"{size(rate)}/s" if rate else "?", style="progress.data.speed")
 
 
 @contextmanager
@@ -32,7 +42,7 @@ def transfer(what: str) -> Iterator[Report]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        _Rate(),
         TimeRemainingColumn(),
         console=errors,
     )

@@ -12,7 +12,8 @@ from sparsehub.package.io import Package
 
 @dataclass(frozen=True)
 class Comparison:
-    """names: of the tasks, with their versions where a name comes twice; overlaps: [i][j], of task i with task j."""
+    """names: of the tasks, with versions where a name comes twice, and with digests where that tells no two apart;
+    overlaps: [i][j], of task i with task j."""
 
     names: tuple[str, ...]
     overlaps: tuple[tuple[Overlap, ...], ...]
@@ -45,6 +46,6 @@ def compare_packages(packages: Sequence[Package]) -> Comparison:
 
 def _names(packages: Sequence[Package]) -> tuple[str, ...]:
     names = [package.manifest.name for package in packages]
-    if len(set(names)) == len(names):
-        return tuple(names)
-    return tuple(f"{package.manifest.name}@{package.manifest.version}" for package in packages)
+    versions = [f"{package.manifest.name}@{package.manifest.version}" for package in packages]
+    digests = [f"{version} {package.digest[:19]}" for version, package in zip(versions, packages, strict=True)]
+    return tuple(next((each for each in (names, versions) if len(set(each)) == len(each)), digests))

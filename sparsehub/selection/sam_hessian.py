@@ -31,8 +31,11 @@ def scores(request: SelectionRequest) -> ScoreOf:
     damping = float(request.options.get("damping", options["damping"]))
 
     def score_of(name: str) -> Tensor:
-        h = curvature[name].flatten().float().abs()
+        # one buffer for it all: beside gradients and curvature, a large embedding's temporaries would be the run's peak
+        score = curvature[name].flatten().to(torch.float32, copy=True).abs_()
         # the smallest normal number: a parameter that the loss does not reach has no gradient and no curvature
-        return gradients[name].flatten().float().square() / (h + damping * h.mean() + torch.finfo(torch.float32).tiny)
+        score.add_(damping * score.mean() + torch.finfo(torch.float32).tiny).reciprocal_()
+        gradient = gradients[name].flatten().float()
+        return score.mul_(gradient).mul_(gradient)
 
     return score_of

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def test_on_a_terminal_a_transfer_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> N
         report(512, 2048)
         report(2048, 2048)
     assert "fetching [x]" in screen.getvalue() and "2.0/2.0 KiB" in screen.getvalue()
+    assert re.search(r"\d ([KMG]i)?B/s", screen.getvalue()), "the rate is in the bytes' own units"
     with transfers.transfer("nothing"):
         pass
     assert "nothing" not in screen.getvalue()
@@ -249,6 +251,16 @@ def test_compare(run: Any, hub: Path, packages: dict[str, Path], tmp_path: Path)
     shown = run("compare", "three", "five", "three@1.0.0", "--hub", hub, "--png", tmp_path / "overlap.png")
     assert "Jaccard" in shown.out and "three@1.0.0" in shown.out and "100%" in shown.out
     assert (tmp_path / "overlap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tasks_that_share_name_and_version_are_told_apart_by_their_digests(packages: dict[str, Path]) -> None:
+    from sparsehub.package import read_package
+    from sparsehub.package.comparison import compare_packages
+
+    one = read_package(packages["three"])
+    assert compare_packages([one, read_package(packages["five"])]).names == ("three", "five")
+    other = replace(one, digest="sha256:" + "0" * 64)
+    assert compare_packages([one, other]).names == (f"three@1.0.0 {one.digest[:19]}", "three@1.0.0 sha256:000000000000")
 
 
 def test_compare_refuses_other_backbones(run: Any, packages: dict[str, Path], tmp_path: Path) -> None:
