@@ -1,0 +1,58 @@
+"""A hub with a card that means harm, and an endpoint with keys, a catalogue and the console."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.access import Access
+from serving.catalog import Catalog, Entry, Target
+from sparsehub.hub import open_hub
+from sparsehub.package import read_package, write_package
+from sparsehub.package.pictures import draw_pictures
+
+sys.path.insert(0, str(Path(__file__).parent))  # what the tests of this folder share is imported by its name
+
+from visitors import CARD, RING
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Target]]:
+    """Four tasks, one in two versions, one with a card that means harm."""
+    folder, targets = tmp_path_factory.mktemp("hub"), {}
+    made = {
+        "pair": tiny_tasks.write("pair", fields=("premise", "hypothesis"), seed=4),
+        "tagged": tiny_tasks.write("tagged", "token-classification", seed=6),
+        "three2": tiny_tasks.write("three", labels=4, version="2.0.0", seed=9),
+    }
+    sound, made["three"] = read_package(tiny_tasks.write("three", seed=5)), folder / "harmful"
+    pictures = draw_pictures(sound.manifest, None)
+    draft = dataclasses.replace(sound.manifest, files={})
+    write_package(made["three"], draft, sound.delta, sound.head, CARD, pictures)
+    for name, package in made.items():
+        found = open_hub(folder / "hub").publish(package)
+        targets[name] = Target(found.version or "", found.digest)
+    return folder / "hub", targets
+
+
+@pytest.fixture(scope="module")
+def served(hub: Any, new_server: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An endpoint with keys and a catalogue, and the console."""
+    folder, targets = hub
+    where = tmp_path_factory.mktemp("catalog")
+    entries = {name: Entry(target) for name, target in targets.items() if name != "three2"}
+    (where / "catalog.json").write_bytes(Catalog(1, entries).to_bytes())
+    before, os.environ["SPARSEHUB_CACHE"] = os.environ.get("SPARSEHUB_CACHE"), str(where / "cache")
+    with new_server(
+        start=True, access=Access(RING), catalog=str(where / "catalog.json"), hub=str(folder), console=True
+    ) as server:
+        yield server
+    os.environ.pop("SPARSEHUB_CACHE")
+    if before is not None:
+        os.environ["SPARSEHUB_CACHE"] = before

@@ -1,0 +1,38 @@
+"""Who visits the console, how a browser signs in, and a card that means harm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.access import ADMIN, PREDICT, WATCH, Key, KeyRing
+from serving.access.keys import new_secret
+from sparsehub.files import sha256_bytes
+
+SECRETS = {name: new_secret() for name in ("boss", "team", "watcher")}
+ROLES = {"boss": (ADMIN, ("*",)), "team": (PREDICT, ("three", "pair")), "watcher": (WATCH, ("*",))}
+RING = KeyRing(tuple(Key(name, sha256_bytes(secret.encode()), *ROLES[name]) for name, secret in SECRETS.items()))
+CARD = """---
+license: x
+---
+# Three <script>window.hacked = 1</script>
+
+![pixel](http://203.0.113.9/p.png) ![own](density.png) [bad](javascript:window.hacked=2) [good](https://example.org/)
+[beside](/v1/tasks)
+
+<img src=x onerror="window.hacked = 3">
+
+| a |
+|---|
+| <b>1</b> |
+"""
+
+
+def signed_in(server: Any, name: str) -> dict[str, str]:
+    """The header that a browser sends which has signed in."""
+    answer = server.client.post("/console/sign-in", data={"key": SECRETS[name]}, follow_redirects=False)
+    server.client.cookies.clear()
+    assert answer.status_code == 303, answer.text
+    cookie = answer.headers["set-cookie"]
+    assert all(part in cookie for part in ("HttpOnly", "SameSite=strict", "Path=/console")), cookie
+    assert "expires" not in cookie.lower() and "max-age" not in cookie.lower()
+    return {"cookie": cookie.partition(";")[0]}
