@@ -25,6 +25,7 @@ SparsehubError
     ├── UnknownTaskError       no such task is served here
     ├── QueueFullError         too much is waiting; carries `retry_after` in seconds
     ├── CancelledError         the caller left, or the deadline passed
+    ├── StoppingError          the engine is being stopped: another replica may answer
     └── UnhealthyError         the base weights could not be put back; no more work is taken
 """
 
@@ -170,6 +171,13 @@ class QueueFullError(EngineError):
 
 class CancelledError(EngineError):
     """The caller left, or the deadline passed, before the answer was ready."""
+
+
+class StoppingError(EngineError):
+    """The engine is being stopped: it takes nothing new, and what it could not finish in time is handed back."""
+
+    def __init__(self, problem: str = "the engine is stopping"):
+        super().__init__(problem, fix="send the request to another replica")
 
 
 class UnhealthyError(EngineError):

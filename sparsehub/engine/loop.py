@@ -18,7 +18,7 @@ from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import Resident
 from sparsehub.engine.runner import AUTO, Choice, Clock, Rows, Runner
 from sparsehub.engine.scheduler import Item, Scheduler
-from sparsehub.errors import CancelledError, RequestError, SparsehubError, UnhealthyError
+from sparsehub.errors import CancelledError, RequestError, SparsehubError, StoppingError, UnhealthyError
 from sparsehub.package.encoding import Encoded
 
 IDLE_SECONDS = 0.5  # how often an idle model thread looks whether it should end
@@ -92,7 +92,7 @@ class ModelLoop:
         self._scheduler.close()
         if self._thread is not None:
             self._thread.join(drain)
-        self._scheduler.fail(CancelledError("the engine stopped before this row ran"))
+        self._scheduler.fail(StoppingError("the engine stopped before this row ran"))
 
     def _run_until_stopped(self) -> None:
         try:

@@ -16,7 +16,7 @@ from sparsehub.engine.holding import Budgets, Holding, Usage
 from sparsehub.engine.report import TaskStatus
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.tasks import Task, TaskInfo
-from sparsehub.errors import CancelledError, EngineError, SparsehubError, UsageError
+from sparsehub.errors import EngineError, SparsehubError, StoppingError, UsageError
 
 WAIT_SECONDS = 0.1  # between two looks whether something may go
 
@@ -221,7 +221,7 @@ class Residency:
             else:
                 self._refuse_if_pinned(nbytes, wanted)
                 if self._closed:
-                    raise CancelledError("the engine is stopping", fix="send the request to another replica")
+                    raise StoppingError
                 self._changed.wait(WAIT_SECONDS)
 
     def _may_go(self, holding: Holding, wanted: Holding) -> bool:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsehub.errors import CancelledError, QueueFullError, UsageError
+from sparsehub.errors import CancelledError, QueueFullError, StoppingError, UsageError
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running throughput
 MOST_HALVINGS = 4  # of a batch that is looked at
@@ -88,7 +88,7 @@ class Scheduler:
         """Queue all of `items` or none; raises `QueueFullError`."""
         with self._ready:
             if self._closed:
-                raise CancelledError("the engine is stopping", fix="send the request to another replica")
+                raise StoppingError
             if len(items) > self._limits.queue_rows:
                 raise UsageError(
                     "a request holds more rows than the queue",

@@ -17,7 +17,7 @@ import sparsehub.patch
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Engine, Limits
 from sparsehub.engine.report import Share
-from sparsehub.errors import CancelledError, QueueFullError, RequestError, UnhealthyError
+from sparsehub.errors import CancelledError, QueueFullError, RequestError, StoppingError, UnhealthyError
 from sparsehub.package import read_package
 
 Close = Callable[..., bool]
@@ -232,7 +232,7 @@ def test_stopping_answers_what_waits_and_refuses_what_comes(engine: Engine) -> N
 def test_stopping_an_engine_that_never_ran_answers_what_waits(engine: Engine) -> None:
     ticket = engine.classify("three", ["the fox"])
     engine.stop()
-    with pytest.raises(CancelledError, match="stopped before this row ran"):
+    with pytest.raises(StoppingError, match="stopped before this row ran"):
         ticket.futures[0].result(0)
 
 

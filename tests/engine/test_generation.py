@@ -8,7 +8,7 @@ import transformers
 
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Budgets, Engine, GenerationLimits, Sampling, Task
-from sparsehub.errors import CancelledError, QueueFullError, RequestError, UnhealthyError
+from sparsehub.errors import CancelledError, QueueFullError, RequestError, StoppingError, UnhealthyError
 from sparsehub.package import read_package
 
 PROMPTS = [
@@ -356,7 +356,7 @@ def test_texts_come_while_the_engine_runs_and_stop_is_told_to_those_that_are_lef
     long = [made.generate("s1", "SAILOR:\n", Sampling(max_tokens=140)) for _ in range(8)]
     made.stop(drain=0)
     for generation in long:
-        with pytest.raises(CancelledError):
+        with pytest.raises(StoppingError):
             generation.result(0)
     assert made.usage.device_tasks <= 1
     with pytest.raises(UnhealthyError):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.generation.waiting import WaitingRoom
-from sparsehub.errors import CancelledError, QueueFullError, UsageError
+from sparsehub.errors import QueueFullError, StoppingError, UsageError
 
 LIMITS = GenerationLimits(cache_tokens=160, page_tokens=16, sequences=4, waiting=100)
 
@@ -86,7 +86,7 @@ def test_a_full_queue_takes_all_of_a_request_or_nothing():
         waiting.submit([generation("c"), generation("d")])
     assert len(waiting) == 2
     waiting.close()
-    with pytest.raises(CancelledError):
+    with pytest.raises(StoppingError):
         waiting.submit([generation("e")])
 
 

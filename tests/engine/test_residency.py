@@ -15,7 +15,7 @@ from sparsehub.engine.report import TaskStatus
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.tasks import Task, TaskInfo
-from sparsehub.errors import CancelledError, EngineError, FormatError, HubError, UsageError
+from sparsehub.errors import CancelledError, EngineError, FormatError, HubError, StoppingError, UsageError
 
 
 class Sized:
@@ -214,7 +214,7 @@ def test_closing_ends_a_load_that_waits_for_room(world: Callable[..., World]) ->
     waiting = it.residency.acquire(task_of(2))
     time.sleep(0.2)
     it.residency.close()
-    with pytest.raises(CancelledError, match="stopping"):
+    with pytest.raises(StoppingError, match="stopping"):
         waiting.wait(10)
 
 

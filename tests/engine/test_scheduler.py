@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsehub.engine.scheduler import Item, Limits, Scheduler
-from sparsehub.errors import CancelledError, QueueFullError, UsageError
+from sparsehub.errors import CancelledError, QueueFullError, StoppingError, UsageError
 
 LIMITS = Limits(queue_rows=30, batch_tokens=64, batch_rows=4)
 ROWS = st.tuples(st.sampled_from("abc"), st.integers(1, 80), st.integers(1, 3))  # key, length, sequences
@@ -182,7 +182,7 @@ def test_closing_refuses_new_rows_and_lets_the_waiting_ones_be_taken() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.submit([row := item()])
     scheduler.close()
-    with pytest.raises(CancelledError, match="stopping"):
+    with pytest.raises(StoppingError, match="stopping"):
         scheduler.submit([item()])
     assert scheduler.next_batch(None) == [row]
     assert scheduler.next_batch(None) == []

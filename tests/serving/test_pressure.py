@@ -141,6 +141,17 @@ def test_stopping_turns_what_comes_away_and_answers_what_waits(halted: Callable[
     assert server.client.get("/readyz").status_code == 503
 
 
+def test_what_stopping_hands_back_is_503_with_retry_after(halted: Callable[..., Any]) -> None:
+    server = halted()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, server, "three", "the fox")
+        server.until(lambda: server.engine.waiting == 1)
+        server.engine.stop()
+        response = waiting.result(20)
+    assert response.status_code == 503 and int(response.headers["retry-after"]) > 0
+    assert response.json()["error"]["code"] == "StoppingError"
+
+
 def test_a_task_replaced_between_look_and_queue_answers_with_its_own_labels(
     halted: Callable[..., Any], tiny_tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from sparsehub.engine.generation.waiting import WaitingRoom
 from sparsehub.engine.holding import Holding
 from sparsehub.engine.tasks import TaskInfo
 from sparsehub.engine.ticket import Admit
-from sparsehub.errors import CancelledError, RequestError, SparsehubError, UnhealthyError
+from sparsehub.errors import CancelledError, RequestError, SparsehubError, StoppingError, UnhealthyError
 
 log = logging.getLogger("sparsehub")
 IDLE_SECONDS = 0.5  # how often an idle generator looks whether it should end
@@ -49,7 +49,7 @@ class Generator:
         self._numbers = itertools.count()
         self._pages = self._steps = self._tokens = self._running = 0
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = self._out_of_time = False
 
     # requests
 
@@ -149,25 +149,19 @@ class Generator:
         self._thread.start()
 
     def stop(self, drain: float) -> None:
-        """Take no more requests, and finish what is there for up to `drain` seconds; the rest is cancelled."""
+        """Take no more requests, and finish what is there for up to `drain` seconds; the rest ends unfinished."""
         self._waiting.close()
         self._stopping = True
         if self._thread is not None:
             self._thread.join(drain)
-            self._stop_now()
+            self._out_of_time = True
+            self._waiting.stir()
             self._thread.join()
-        self._fail_all(CancelledError("the engine stopped before the text was whole"))
-
-    def _stop_now(self) -> None:
-        for generation in self._batcher.running:
-            generation.cancelled = True
-        self._waiting.stir()
-        for generation in self._waiting.take_all():
-            self._end(generation, CancelledError("the engine stopped before this request ran"))
+        self._fail_all(StoppingError("the engine stopped before the text was whole"))
 
     def _run_until_stopped(self) -> None:
         try:
-            while not (self._stopping and not self._batcher.running and not len(self._waiting)):
+            while not (self._out_of_time or (self._stopping and not self._batcher.running and not len(self._waiting))):
                 self.step(IDLE_SECONDS)
         except BaseException as error:  # nobody would step for those that wait, nor for those that come
             self._waiting.close()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation
-from sparsehub.errors import CancelledError, QueueFullError
+from sparsehub.errors import CancelledError, QueueFullError, StoppingError
 
 RETRY_SECONDS = 1.0
 
@@ -33,7 +33,7 @@ class WaitingRoom:
         """Queue all or none; raises `QueueFullError`."""
         with self._ready:
             if self._closed:
-                raise CancelledError("the engine is stopping", fix="send the request to another replica")
+                raise StoppingError
             if len(self._queue) + len(generations) > self._limits.waiting:
                 raise QueueFullError(
                     f"the cache is full and {len(self._queue)} sequences wait for a place in it",
