@@ -102,7 +102,10 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Default 5.", rich_help_panel=_LOOP)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default 16.", rich_help_panel=_LOOP)] = None,
     accumulation: Annotated[int | None, typer.Option(help="Batches a step (default 1).", rich_help_panel=_LOOP)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the values.", rich_help_panel=_LOOP)] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Of the values (default 2e-3; some methods have another).", rich_help_panel=_LOOP),
+    ] = None,
     head_learning_rate: Annotated[float | None, typer.Option(help="Of the head.", rich_help_panel=_LOOP)] = None,
     weight_decay: Annotated[
         float | None, typer.Option(help="Pulls the values towards no change (default 0).", rich_help_panel=_LOOP)

@@ -17,7 +17,7 @@ from sparsehub.errors import UsageError
 from sparsehub.selection.rule import ScoreOf, SelectionRequest
 
 needs: tuple[str, ...] = ()
-defaults: Mapping[str, Any] = {"density": 1.0}
+defaults: Mapping[str, Any] = {"density": 1.0, "learning_rate": 1e-2}
 options: Mapping[str, Any] = {}
 
 

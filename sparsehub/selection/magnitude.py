@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsehub.selection.rule import ScoreOf, SelectionRequest
 
 needs: tuple[str, ...] = ()
-defaults: Mapping[str, Any] = {}
+defaults: Mapping[str, Any] = {"learning_rate": 1e-2}
 options: Mapping[str, Any] = {}
 
 

@@ -20,7 +20,12 @@ from sparsehub.training.method import Method, method_named
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 # What a run does where neither the user nor its method says otherwise.
-DEFAULTS: Mapping[str, Any] = {"density": 0.005, "granularity": "global", "calibration_batches": 64}
+DEFAULTS: Mapping[str, Any] = {
+    "density": 0.005,
+    "granularity": "global",
+    "calibration_batches": 64,
+    "learning_rate": 2e-3,
+}
 _INF = float("inf")
 _RANGES = {
     "density": (0, 1),
@@ -57,7 +62,7 @@ class TrainConfig:
     For a text generation, text is a field of texts, of prompts or of conversations, and label the prompts' completions;
     where the rows have no such field, whole texts are learned.
 
-    Where density, granularity or calibration_batches are None, the method decides: see `resolved`.
+    Where density, granularity, calibration_batches or learning_rate are None, the method decides: see `resolved`.
     """
 
     backbone: str
@@ -87,7 +92,7 @@ class TrainConfig:
     epochs: float = 5.0
     batch_size: int = 16
     accumulation: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     head_learning_rate: float = 1e-3
     weight_decay: float = 0.0
     schedule: str = "linear"
@@ -130,8 +135,9 @@ class TrainConfig:
             if value is not None and not least <= value <= most:
                 raise UsageError(f"{name} is out of range", found=value, expected=f"{least:g} to {most:g}")
         for name in ("epochs", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} must be above zero", found=getattr(self, name))
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"{name} must be above zero", found=value)
         for name in ("patience", "metric"):
             if getattr(self, name) and self.validation is None:
                 raise UsageError(f"{name} needs a validation split", fix="give --validation")

@@ -36,6 +36,7 @@ def make_trainer(job: Job, model: Trainable, epochs: float, run: Path, *, judged
     config, data = job.config, job.data
     if config.gradient_checkpointing and not checkpoint_activations(model.task):
         raise UsageError(f"{type(model.task).__name__} cannot compute its activations again", fix="leave it out")
+    assert config.learning_rate is not None  # a job's settings are resolved
     optimizer = model.optimizer(
         learning_rate=config.learning_rate,
         head_learning_rate=config.head_learning_rate,

@@ -23,7 +23,7 @@ from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, Prepared
 from sparsehub.training.trainable import candidates
 
-defaults: Mapping[str, Any] = {}
+defaults: Mapping[str, Any] = {"learning_rate": 5e-4}
 options: Mapping[str, Any] = {"every": 10}
 
 

@@ -26,7 +26,7 @@ from sparsehub.training.methods.phases import find_by_training, set_head, share
 from sparsehub.training.sparse import SparseModel, not_the_head
 from sparsehub.training.trainable import candidates
 
-defaults: Mapping[str, Any] = {}
+defaults: Mapping[str, Any] = {"learning_rate": 5e-4}
 options: Mapping[str, Any] = {"first": 0.5, "penalty": 40.0, "gate_learning_rate": 0.1, "gate_start": 5.0}
 LEAST, MOST = -1.5, 1.5
 SURE = 1e-6  # u stays this far from 0 and 1

@@ -16,7 +16,7 @@ from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, Prepared
 from sparsehub.training.trainable import candidates
 
-defaults: Mapping[str, Any] = {"density": 1.0}
+defaults: Mapping[str, Any] = {"density": 1.0, "learning_rate": 1e-4}
 options: Mapping[str, Any] = {}
 
 

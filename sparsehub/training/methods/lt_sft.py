@@ -20,7 +20,7 @@ from sparsehub.training.methods.phases import find_by_training, share
 from sparsehub.training.sparse import SparseModel
 from sparsehub.training.trainable import candidates
 
-defaults: Mapping[str, Any] = {}
+defaults: Mapping[str, Any] = {"learning_rate": 5e-4}
 options: Mapping[str, Any] = {"first": 0.5}
 
 
