@@ -54,7 +54,7 @@ TASKS = (
         "rte",
         "text-classification",
         ("text_a", "text_b"),
-        {"epochs": 1, "max_length": 128, "granularity": "tensor"},
+        {"epochs": 4, "max_length": 64, "precision": "bfloat16"},
     ),
     RealTask("stsb", "regression", ("text_a", "text_b"), {"epochs": 2}),
     RealTask("copa", "multiple-choice", ("text", "question"), {"epochs": 15, "max_length": 64}, ("choice1", "choice2")),
