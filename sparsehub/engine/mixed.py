@@ -102,8 +102,7 @@ class _Parts(Sequence[Any]):
 def _matrix(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
     """Linear and Conv1D: the plain product for all rows, then what each row's task adds."""
     y: Tensor = type(site.module).forward(site.module, x).contiguous()
-    flat = x.reshape(-1, x.shape[-1]).contiguous()
-    kernels.sparse_linear_(y.view(-1, y.shape[-1]), flat, batch.segments(flat.shape[0]), batch.changes(site))
+    kernels.sparse_linear_(y, x.contiguous(), batch.segments(_tokens(x)), batch.changes(site))
     return y
 
 
@@ -120,19 +119,23 @@ def _embedding(batch: MixedBatch, site: Site, ids: Tensor) -> Tensor:
 def _layer_norm(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
     """Normalise all rows, each with its own task's scale and shift."""
     module: Any = site.module
-    flat = x.reshape(-1, x.shape[-1]).contiguous()
-    y = kernels.layer_norm(flat, batch.segments(flat.shape[0]), batch.changes(site), module.eps)
-    return y.view(x.shape)
+    return kernels.layer_norm(x.contiguous(), batch.segments(_tokens(x)), batch.changes(site), module.eps)
 
 
 def _rms_norm(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
-    """The model's own code normalises; each task's own scale comes after it."""
+    """Normalise all rows, each with its own task's scale. Where the module is no plain RMSNorm, by its own code."""
+    if site.epsilon is not None:
+        return kernels.rms_norm(x.contiguous(), batch.segments(_tokens(x)), batch.changes(site), site.epsilon)
     assert site.neutral is not None  # every RMSNorm site has one
     with with_weight(site.module, site.neutral):
         y: Tensor = type(site.module).forward(site.module, x).contiguous()
     flat = y.view(-1, y.shape[-1])
     kernels.scale_shift_(flat, batch.segments(flat.shape[0]), batch.changes(site))
     return y
+
+
+def _tokens(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
 
 
 _FORWARDS: dict[str, Callable[[MixedBatch, Site, Tensor], Tensor]] = {

@@ -27,7 +27,8 @@ class Site:
     """One module. index: its row in address tables; base: a norm's unchanged scale and shift, in float32.
 
     neutral: an RMSNorm's weight under which it only normalises; its scale is weight + 1 - neutral (some models count
-    from 1).
+    from 1). epsilon: an RMSNorm's, where it was seen to compute what the kernel does; None where the model's own code
+    must run.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Site:
     module: nn.Module
     base: ScaleShift | None = None
     neutral: Tensor | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def _site(index: int, name: str, module: Any) -> Site:
     if kind == RMS_NORM:
         neutral = _neutral(module)
         scale = module.weight.detach().float() + 1 - neutral.float()
-        return Site(index, name, kind, module, ScaleShift(scale), neutral)
+        return Site(index, name, kind, module, ScaleShift(scale), neutral, _epsilon(module, scale))
     if kind == LAYER_NORM:
         weight, bias = module.weight.detach().float().clone(), module.bias
         return Site(
@@ -102,6 +104,20 @@ def _neutral(norm: Any) -> Tensor:
     with torch.inference_mode(), with_weight(norm, zeros):
         counts_from_one = bool(type(norm).forward(norm, torch.ones_like(zeros)[None]).any())
     return zeros if counts_from_one else torch.ones_like(zeros)
+
+
+def _epsilon(norm: Any, scale: Tensor) -> float | None:
+    """Of an RMSNorm that is x / sqrt(mean of squares + epsilon) * scale, up to rounding; None of any other."""
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if not isinstance(epsilon, float):
+        return None
+    # one row of usual size, and one so small that epsilon decides
+    sizes = torch.tensor([[1.0], [epsilon**0.5]], device=scale.device)
+    x = (torch.linspace(-1, 1, len(scale), device=scale.device) * sizes).to(norm.weight.dtype)
+    with torch.inference_mode():
+        found = type(norm).forward(norm, x)
+    expected = torch.nn.functional.rms_norm(x.float(), (len(scale),), scale, epsilon)
+    return epsilon if torch.allclose(found.float(), expected, rtol=4 * torch.finfo(x.dtype).eps, atol=1e-6) else None
 
 
 @contextmanager

@@ -29,6 +29,7 @@ __all__ = [
     "gather",
     "layer_norm",
     "position_dtype",
+    "rms_norm",
     "scale_shift_",
     "scatter_add_",
     "scatter_copy_",
@@ -76,8 +77,8 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, *, transp
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t for every token i of every segment, t its slot; summed in float32, rounded once.
 
-    y: [tokens, out], x: [tokens, in], one dtype: float32, float16 or bfloat16. Tokens outside the segments and tasks
-    without a change keep their y.
+    y: [..., out], x: [..., in], one dtype: float32, float16 or bfloat16; every row of them is a token. Tokens outside
+    the segments and tasks without a change keep their y.
     """
     _kernels(y, sparse=True).sparse_linear_(y, x, segments, changes)
 
@@ -101,9 +102,18 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
 def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
     """y[i] = (x[i] - mean(x[i])) / sqrt(variance(x[i]) + epsilon) * w_t + b_t; in float32, rounded once.
 
-    x: [tokens, width] float32, float16 or bfloat16. Every token is in a segment and every slot has a part.
+    x, y: [..., width] float32, float16 or bfloat16. Every token is in a segment and every slot has a part.
     """
     result: Tensor = _kernels(x, sparse=True).layer_norm(x, segments, changes, epsilon)
+    return result
+
+
+def rms_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
+    """y[i] = x[i] / sqrt(mean(x[i]^2) + epsilon) * w_t; in float32, rounded once.
+
+    x, y: [..., width] float32, float16 or bfloat16. Every token is in a segment and every slot has a part, without b.
+    """
+    result: Tensor = _kernels(x, sparse=True).rms_norm(x, segments, changes, epsilon)
     return result
 
 

@@ -207,18 +207,19 @@ PyObject* py_scale_shift(PyObject*, PyObject* arguments) {
     });
 }
 
-PyObject* py_layer_norm(PyObject*, PyObject* arguments) {
+PyObject* py_norm(PyObject*, PyObject* arguments) {
     Address x, y, blocks, table;
-    int dtype, threads;
+    int dtype, centered, threads;
     Py_ssize_t width, count;
     float epsilon;
-    if (!PyArg_ParseTuple(arguments, "KKinKnKfi", &x, &y, &dtype, &width, &blocks, &count, &table, &epsilon, &threads))
+    if (!PyArg_ParseTuple(arguments, "KKinKnKfii", &x, &y, &dtype, &width, &blocks, &count, &table, &epsilon, &centered,
+                          &threads))
         return nullptr;
     return run([&] {
         return by_matrix_dtype(dtype, [&](auto t) {
             using T = decltype(t);
-            layer_norm(at<const T>(x), at<T>(y), width, at<const Block>(blocks), count, at<const Scale>(table),
-                       epsilon, threads);
+            (centered ? norm<true, T> : norm<false, T>)(at<const T>(x), at<T>(y), width, at<const Block>(blocks), count,
+                                                        at<const Scale>(table), epsilon, threads);
             return true;
         });
     });
@@ -236,8 +237,7 @@ PyMethodDef methods[] = {
     {"sparse_lookup", py_sparse_lookup, METH_VARARGS,
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},
-    {"layer_norm", py_layer_norm, METH_VARARGS,
-     "(x, y, dtype, width, blocks, block_count, table, epsilon, threads)"},
+    {"norm", py_norm, METH_VARARGS, "(x, y, dtype, width, blocks, block_count, table, epsilon, centered, threads)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

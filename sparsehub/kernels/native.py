@@ -109,8 +109,8 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    (tokens, width), (outputs, out) = x.shape, y.shape
-    assert y.is_contiguous() and x.is_contiguous() and y.dtype == x.dtype and tokens == outputs
+    width, out = x.shape[-1], y.shape[-1]
+    assert y.is_contiguous() and x.is_contiguous() and y.dtype == x.dtype and x.shape[:-1] == y.shape[:-1]
     _module().sparse_linear(
         x.data_ptr(),
         y.data_ptr(),
@@ -159,18 +159,27 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
 
 def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
     """y[i] = (x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t."""
-    _, width = x.shape
+    return _norm(x, segments, changes, epsilon, centered=True)
+
+
+def rms_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
+    """y[i] = x[i] / sqrt(mean of squares + epsilon) * w_t."""
+    return _norm(x, segments, changes, epsilon, centered=False)
+
+
+def _norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float, *, centered: bool) -> Tensor:
     assert x.is_contiguous()
     y = torch.empty_like(x)
-    _module().layer_norm(
+    _module().norm(
         x.data_ptr(),
         y.data_ptr(),
         _DTYPES[x.dtype],
-        width,
+        x.shape[-1],
         segments.address,
         segments.count,
         changes.address,
         epsilon,
+        centered,
         torch.get_num_threads(),
     )
     return y

@@ -1,4 +1,4 @@
-// What a norm does for the tokens of each task: its own scale and shift, alone or after the layer norm itself.
+// What a norm does for the tokens of each task: its own scale and shift, alone or after the norm itself.
 #pragma once
 
 #include <cmath>
@@ -34,11 +34,13 @@ INLINE float sum_of(int64_t width, F8 f8, F1 f1) {
     return total;
 }
 
-// y [width] = (x - mean) / sqrt(variance + epsilon) * weight + bias.
-template <class T>
+// y [width] = (x - mean) / sqrt(variance + epsilon) * weight + bias; an RMS norm takes the mean for zero.
+template <bool CENTERED, class T>
 INLINE void norm_row(const T* x, T* y, int64_t width, const float* weight, const float* bias, float epsilon) {
-    const float mean = sum_of(
-        width, [&](int64_t c) { return load8(x + c); }, [&](int64_t c) { return to_float(x[c]); }) / width;
+    float mean = 0.f;
+    if constexpr (CENTERED)
+        mean = sum_of(
+            width, [&](int64_t c) { return load8(x + c); }, [&](int64_t c) { return to_float(x[c]); }) / width;
     const float squares = sum_of(
         width,
         [&](int64_t c) {
@@ -53,15 +55,15 @@ INLINE void norm_row(const T* x, T* y, int64_t width, const float* weight, const
     for (; c < width; c++) round_to((to_float(x[c]) - mean) * scale * weight[c] + (bias ? bias[c] : 0.f), y[c]);
 }
 
-// y[i] = layer_norm(x[i]) * w_t + b_t; w_t is there for every task of the batch.
-template <class T>
-BEST_OF_MACHINE void layer_norm(const T* x, T* y, int64_t width, const Block* blocks, int64_t count,
-                                const Scale* scales, float epsilon, int threads) {
+// y[i] = norm(x[i]) * w_t + b_t; w_t is there for every task of the batch.
+template <bool CENTERED, class T>
+BEST_OF_MACHINE void norm(const T* x, T* y, int64_t width, const Block* blocks, int64_t count,
+                          const Scale* scales, float epsilon, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads_for(blocks, count, width, threads))
     for (int64_t i = 0; i < count; i++) {
         const Block& b = blocks[i];
         const float *weight = at<const float>(scales[b.task].weight), *bias = at<const float>(scales[b.task].bias);
         for (int64_t token = b.token; token < b.token + b.count; token++)
-            norm_row(x + token * width, y + token * width, width, weight, bias, epsilon);
+            norm_row<CENTERED>(x + token * width, y + token * width, width, weight, bias, epsilon);
     }
 }

@@ -90,3 +90,15 @@ def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsi
             row = row / (row.square().mean() + epsilon).sqrt() * part.weight.double()
             y[i] = (row if part.bias is None else row + part.bias.double()).to(x.dtype)
     return y
+
+
+def rms_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
+    """y[i] = round(x[i] / sqrt(mean of squares + epsilon) * w_t), in float64 up to the one rounding."""
+    y = torch.empty_like(x)
+    for slot, start, stop in segments.bounds:
+        part = changes.parts[slot]
+        assert part is not None
+        for i in range(start, stop):
+            row = x[i].double()
+            y[i] = (row / (row.square().mean() + epsilon).sqrt() * part.weight.double()).to(x.dtype)
+    return y

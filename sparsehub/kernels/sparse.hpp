@@ -13,6 +13,7 @@
 
 constexpr int FEW = 4;       // tokens of a block below which it is not packed
 constexpr int WIDEST = 32;   // tokens of the largest block
+constexpr int64_t SHORT = 24; // entries of a row, on the average of a tile, up to which rows are summed together
 constexpr int64_t TILE = 64; // rows of dW whose sums are kept at once: with WIDEST tokens a quarter of the first cache
 
 INLINE int width_of(int64_t count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
@@ -84,40 +85,66 @@ INLINE void packed_block(const Matrix& m, const T* x, float* packed, T* y, int64
     }
 }
 
-// The first `count` of four values, zeros for the others.
-INLINE V4 first_of(const float* values, int32_t count) {
-    static constexpr int32_t keep[8] = {-1, -1, -1, -1, 0, 0, 0, 0};
-    const I4 mask = *reinterpret_cast<const UnalignedI4*>(keep + 4 - std::min(count, 4));
-    return (V4)((I4)*reinterpret_cast<const Unaligned4*>(values) & mask);
+// y [out] += the sums of rows first to last of dW over one token. Rows have few entries, and no two the same number: a
+// loop that ends where the row does is mispredicted at every row, which costs more than the sums. So all products are
+// summed up in one go, two halves side by side because an addition waits for the one before it, and a row's sum is the
+// difference of two running sums. In double precision they lose nothing that a float would hold.
+template <class C, class T>
+INLINE void short_rows(const int32_t* starts, const C* columns, const float* values, const float* bias, const T* row,
+                       T* y, int64_t first, int64_t last) {
+    const int64_t middle = first + (last - first) / 2;
+    const int32_t begin = starts[first], half = starts[middle], end = starts[last];
+    double sums[SHORT * TILE + 2], *low = sums, *high = sums + (half - begin) + 1;
+    const auto product = [&](int32_t k) { return static_cast<double>(values[k] * to_float(row[columns[k]])); };
+    const int32_t together = std::min(half - begin, end - half);
+    double a = low[0] = 0, b = high[0] = 0;
+    for (int32_t k = 0; k < together; k++) {
+        low[k + 1] = a += product(begin + k);
+        high[k + 1] = b += product(half + k);
+    }
+    for (int32_t k = together; k < half - begin; k++) low[k + 1] = a += product(begin + k);
+    for (int32_t k = together; k < end - half; k++) high[k + 1] = b += product(half + k);
+    low -= begin;
+    high -= half;
+    for (int64_t r = first; r < last; r++) {
+        const double* of = r < middle ? low : high;
+        const double change = of[starts[r + 1]] - of[starts[r]] + (bias ? bias[r] : 0.f);
+        round_to(to_float(y[r]) + static_cast<float>(change), y[r]);
+    }
 }
 
-// The same without packing: for few tokens. Rows have few entries, and no two the same number: a loop that ends where
-// the row does is mispredicted at every row, which costs more than the sums. So entries are taken four at a time, with
-// zeros for what is too many; only at the matrix's own end, where there is nothing to read, one by one.
+// The same for rows of many entries.
+template <class C, class T>
+INLINE void long_rows(const int32_t* starts, const C* columns, const float* values, const float* bias, const T* row,
+                      T* y, int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++) {
+        float sums[4] = {bias ? bias[r] : 0.f};
+        int32_t k = starts[r];
+        for (; k + 4 <= starts[r + 1]; k += 4)
+            for (int j = 0; j < 4; j++) sums[j] += values[k + j] * to_float(row[columns[k + j]]);
+        for (; k < starts[r + 1]; k++) sums[0] += values[k] * to_float(row[columns[k]]);
+        round_to(to_float(y[r]) + (sums[0] + sums[1]) + (sums[2] + sums[3]), y[r]);
+    }
+}
+
+// What packed_block does, without packing: for few tokens.
 template <class C, class T>
 INLINE void plain_block(const Matrix& m, const T* x, T* y, int64_t in, int64_t out, int64_t count, int64_t from,
                         int64_t to) {
     const int32_t* starts = at<const int32_t>(m.starts);
     const C* columns = at<const C>(m.columns);
     const float *values = at<const float>(m.values), *bias = at<const float>(m.bias);
-    const int32_t whole = starts ? starts[out] - 4 : 0;
-    for (int64_t q = 0; q < count; q++) {
-        const T* row = x + q * in;
-        for (int64_t r = from; r < to; r++) {
-            int32_t k = starts ? starts[r] : 0;
-            const int32_t end = starts ? starts[r + 1] : 0;
-            V4 sums = {bias ? bias[r] : 0.f};
-            if (starts && k <= whole) {
-                do {
-                    const C* c = columns + k;
-                    const V4 seen = {to_float(row[c[0]]), to_float(row[c[1]]), to_float(row[c[2]]), to_float(row[c[3]])};
-                    sums += first_of(values + k, end - k) * seen;
-                    k += 4;
-                } while (k < end && k <= whole);
-            }
-            for (; k < end; k++) sums[0] += values[k] * to_float(row[columns[k]]);
-            T& place = y[q * out + r];
-            round_to(to_float(place) + (sums[0] + sums[1]) + (sums[2] + sums[3]), place);
+    for (int64_t q = 0; q < count; q++, x += in, y += out) {
+        if (!starts) {
+            for (int64_t r = from; r < to; r++) round_to(to_float(y[r]) + bias[r], y[r]);
+            continue;
+        }
+        for (int64_t first = from; first < to; first += TILE) {
+            const int64_t last = std::min(to, first + TILE);
+            if (starts[last] - starts[first] <= SHORT * TILE)
+                short_rows<C>(starts, columns, values, bias, x, y, first, last);
+            else
+                long_rows<C>(starts, columns, values, bias, x, y, first, last);
         }
     }
 }

@@ -171,6 +171,7 @@ def _over_entries(kernel: triton.JITFunction, arena: Tensor, positions: Tensor, 
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
+    y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
     if segments.count == 0:
         return
     tokens = triton.next_power_of_2(segments.most)
@@ -205,3 +206,4 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
 
 
 layer_norm = functools.partial(torch_ops.layer_norm, scale=scale_shift_)
+rms_norm = functools.partial(torch_ops.rms_norm, scale=scale_shift_)

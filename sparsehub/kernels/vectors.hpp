@@ -15,10 +15,6 @@
 
 typedef float V8 __attribute__((vector_size(32)));
 typedef float V16 __attribute__((vector_size(64)));
-typedef float V4 __attribute__((vector_size(16)));
-typedef int32_t I4 __attribute__((vector_size(16)));
-typedef float Unaligned4 __attribute__((vector_size(16), aligned(4)));
-typedef int32_t UnalignedI4 __attribute__((vector_size(16), aligned(4)));
 typedef float Unaligned8 __attribute__((vector_size(32), aligned(4)));
 
 constexpr int64_t FEW_NUMBERS = 1 << 16;  // numbers that one thread goes through alone

@@ -17,7 +17,7 @@ from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.mixed import MixedBatch
 from sparsehub.engine.side import Side, make_side
-from sparsehub.engine.sites import EMBEDDING, LINEAR, Sites, find_sites, sample_batch
+from sparsehub.engine.sites import EMBEDDING, LINEAR, RMS_NORM, Sites, find_sites, sample_batch
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
 
 FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "llama", "gpt2"]
@@ -113,6 +113,32 @@ def test_a_batch_of_several_tasks_gives_what_their_weights_give(load: Load, fami
     assert_equal(found, expected, dtype, batch["attention_mask"])
     assert (plain - expected).abs().max() > 0.1, "the deltas change too little to tell anything"
     assert backbone.arena.digest() == before
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_only_a_plain_rms_norm_runs_in_the_kernel(
+    tiny_checkpoint: Callable[[str], Path], dtype: str, odd: bool
+) -> None:
+    """One that does anything else to its rows keeps its own code, and its tasks their scales."""
+    backbone = load_backbone(str(tiny_checkpoint("llama")), dtype=dtype)
+    norms = [module for module in backbone.module.modules() if type(module).__name__ == "LlamaRMSNorm"]
+
+    class OddRMSNorm(type(norms[0])):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            normal = torch.nn.functional.rms_norm(x, x.shape[-1:], eps=self.variance_epsilon)
+            return self.weight * torch.tanh(normal)
+
+    for norm in norms if odd else ():
+        norm.__class__ = OddRMSNorm
+    sites = find_sites(backbone)
+    found = [site.epsilon for site in sites.sites if site.kind == RMS_NORM]
+    assert found == [None if odd else backbone.config.rms_norm_eps] * len(norms) and norms
+    names = [name for name in mixable(backbone, sites) if "norm" in name]
+    patch, batch = make_patch(backbone, random_delta(backbone, names, 3, 0.5)), sample_batch(backbone, 2, 5)
+    bounds = [(0, 0, 1), (1, 1, 2)]
+    mixed = run_mixed(backbone, sites, [side_of(sites, backbone, patch), None], bounds, batch)
+    assert_equal(mixed, run_in_place(backbone, [patch, None], bounds, batch), dtype, batch["attention_mask"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

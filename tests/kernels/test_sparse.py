@@ -127,17 +127,31 @@ def test_scale_and_shift_equal_the_reference(ops: ModuleType, dtype: torch.dtype
 
 @pytest.mark.parametrize("width", [1, 7, 16, 37, 384])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layer_norm_equals_the_reference(ops: ModuleType, dtype: torch.dtype, width: int) -> None:
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_norms_equal_the_reference(ops: ModuleType, norm: str, dtype: torch.dtype, width: int) -> None:
     """Rows far from zero too, where a variance of sums of squares would lose its digits."""
     skip_unless_taken(ops, dtype)
     bounds, tokens = bounds_of(POPULARITY["zipf"])
     generator = torch.Generator().manual_seed(6)
     weights, biases = (torch.randn(7, width, generator=generator) for _ in range(2))
-    changes = changes_of([ScaleShift(weights[i], biases[i] if i % 2 else None) for i in range(7)])
+    shifted = [i % 2 == 1 and norm == "layer_norm" for i in range(7)]
+    changes = changes_of([ScaleShift(weights[i], biases[i] if shifted[i] else None) for i in range(7)])
     x = (torch.randn(tokens, width, generator=generator) + 30 * (torch.arange(tokens) % 3)[:, None]).to(dtype)
-    found = ops.layer_norm(x, segments_of(bounds), changes, 1e-5)
+    found = getattr(ops, norm)(x, segments_of(bounds), changes, 1e-5)
     assert found.dtype == dtype
-    compare(found, reference.layer_norm(x, segments_of(bounds), changes, 1e-5))
+    compare(found, getattr(reference, norm)(x, segments_of(bounds), changes, 1e-5))
+
+
+def test_rows_of_a_batch_need_not_be_flattened(ops: ModuleType) -> None:
+    bounds, changes = [(0, 0, 4), (1, 4, 6)], changes_of([random_change(24, 30, 0.2, slot) for slot in range(2)])
+    scales = changes_of([ScaleShift(torch.randn(24), torch.randn(24)) for _ in range(2)])
+    x, y = torch.randn(3, 2, 24), torch.randn(3, 2, 30)
+    expected = y.view(6, 30).clone()
+    ops.sparse_linear_(expected, x.view(6, 24), segments_of(bounds), changes)
+    ops.sparse_linear_(y, x, segments_of(bounds), changes)
+    assert torch.equal(y.view(6, 30), expected)
+    normed = ops.layer_norm(x.view(6, 24), segments_of(bounds), scales, 1e-5)
+    assert torch.equal(ops.layer_norm(x, segments_of(bounds), scales, 1e-5).view(6, 24), normed)
 
 
 ODD = [
