@@ -104,13 +104,14 @@ INLINE void short_rows(const int32_t* starts, const C* columns, const float* val
     }
     for (int32_t k = together; k < half - begin; k++) low[k + 1] = a += product(begin + k);
     for (int32_t k = together; k < end - half; k++) high[k + 1] = b += product(half + k);
-    low -= begin;
-    high -= half;
-    for (int64_t r = first; r < last; r++) {
-        const double* of = r < middle ? low : high;
-        const double change = of[starts[r + 1]] - of[starts[r]] + (bias ? bias[r] : 0.f);
-        round_to(to_float(y[r]) + static_cast<float>(change), y[r]);
-    }
+    const auto finish = [&](int64_t from, int64_t to, const double* until) {
+        for (int64_t r = from; r < to; r++) {
+            const double change = until[starts[r + 1] - starts[from]] - until[starts[r] - starts[from]];
+            round_to(to_float(y[r]) + static_cast<float>(change + (bias ? bias[r] : 0.f)), y[r]);
+        }
+    };
+    finish(first, middle, low);
+    finish(middle, last, high);
 }
 
 // The same for rows of many entries.
