@@ -176,8 +176,15 @@ class CancelledError(EngineError):
 class StoppingError(EngineError):
     """The engine is being stopped: it takes nothing new, and what it could not finish in time is handed back."""
 
-    def __init__(self, problem: str = "the engine is stopping"):
-        super().__init__(problem, fix="send the request to another replica")
+    def __init__(
+        self,
+        problem: str = "the engine is stopping",
+        *,
+        found: object = None,
+        expected: object = None,
+        fix: str | None = "send the request to another replica",
+    ):
+        super().__init__(problem, found=found, expected=expected, fix=fix)
 
 
 class UnhealthyError(EngineError):
