@@ -81,24 +81,21 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
 
 def layer_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
     """y[i] = round((x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t), in float64 up to the one rounding."""
-    y = torch.empty_like(x)
-    for slot, start, stop in segments.bounds:
-        part = changes.parts[slot]
-        assert part is not None
-        for i in range(start, stop):
-            row = x[i].double() - x[i].double().mean()
-            row = row / (row.square().mean() + epsilon).sqrt() * part.weight.double()
-            y[i] = (row if part.bias is None else row + part.bias.double()).to(x.dtype)
-    return y
+    return _norm(x, segments, changes, epsilon, centered=True)
 
 
 def rms_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float) -> Tensor:
     """y[i] = round(x[i] / sqrt(mean of squares + epsilon) * w_t), in float64 up to the one rounding."""
+    return _norm(x, segments, changes, epsilon, centered=False)
+
+
+def _norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float, *, centered: bool) -> Tensor:
     y = torch.empty_like(x)
     for slot, start, stop in segments.bounds:
         part = changes.parts[slot]
         assert part is not None
         for i in range(start, stop):
-            row = x[i].double()
-            y[i] = (row / (row.square().mean() + epsilon).sqrt() * part.weight.double()).to(x.dtype)
+            row = x[i].double() - (x[i].double().mean() if centered else 0)
+            row = row / (row.square().mean() + epsilon).sqrt() * part.weight.double()
+            y[i] = (row if part.bias is None else row + part.bias.double()).to(x.dtype)
     return y

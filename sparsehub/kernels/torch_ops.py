@@ -47,7 +47,7 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    y, x = _flat(y), _flat(x)
+    y, x = flat(y), flat(x)
     for slot, start, stop in segments.bounds:
         part, rows = changes.parts[slot], slice(start, stop)
         if part is None:
@@ -89,7 +89,7 @@ def layer_norm(
 ) -> Tensor:
     """y[i] = (x[i] - mean) / sqrt(variance + epsilon) * w_t + b_t. scale: the kernel for the last two."""
     y = torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=epsilon)
-    scale(_flat(y), segments, changes)
+    scale(flat(y), segments, changes)
     return y.to(x.dtype)
 
 
@@ -98,10 +98,10 @@ def rms_norm(
 ) -> Tensor:
     """y[i] = x[i] / sqrt(mean of squares + epsilon) * w_t. scale: the kernel for the last."""
     y = torch.nn.functional.rms_norm(x.float(), x.shape[-1:], eps=epsilon)
-    scale(_flat(y), segments, changes)
+    scale(flat(y), segments, changes)
     return y.to(x.dtype)
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def flat(tensor: Tensor) -> Tensor:
     """[..., width] to [tokens, width]."""
     return tensor.view(-1, tensor.shape[-1])

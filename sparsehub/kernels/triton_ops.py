@@ -171,7 +171,7 @@ def _over_entries(kernel: triton.JITFunction, arena: Tensor, positions: Tensor, 
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+    y, x = torch_ops.flat(y), torch_ops.flat(x)
     if segments.count == 0:
         return
     tokens = triton.next_power_of_2(segments.most)
