@@ -1,7 +1,10 @@
 // Flat positions of a matrix to compressed rows, or to those of its transpose.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+
+constexpr int64_t TILE = 64;  // rows of dW whose sums are kept at once: with 32 tokens a quarter of the first cache
 
 // positions [count] increasing, in [0, rows * width). starts [rows + 1], columns and out_values [count].
 template <class P, class C>
@@ -38,4 +41,19 @@ void compress_transposed(const P* positions, const float* values, int64_t count,
     }
     for (int64_t c = width; c > 0; c--) starts[c] = starts[c - 1];  // each place has moved to the next row's start
     starts[0] = 0;
+}
+
+// order [rows]: the rows of every tile, counted from its first, by falling number of entries. A loop over a row's entries
+// ends where the branch predictor did not expect it whenever the row before had another number of them; in this order
+// that happens once for each number. A counting sort; rows of many entries are all alike, they are worth a surprise.
+inline void order_rows(const int32_t* starts, int64_t rows, uint8_t* order) {
+    constexpr int MANY = 31;
+    const auto kind = [&](int64_t r) { return MANY - std::min(MANY, starts[r + 1] - starts[r]); };
+    for (int64_t first = 0; first < rows; first += TILE) {
+        const int64_t last = std::min(rows, first + TILE);
+        uint8_t places[MANY + 2] = {};
+        for (int64_t r = first; r < last; r++) places[kind(r) + 1]++;
+        for (int k = 0; k < MANY; k++) places[k + 1] += places[k];
+        for (int64_t r = first; r < last; r++) order[first + places[kind(r)]++] = static_cast<uint8_t>(r - first);
+    }
 }

@@ -133,11 +133,11 @@ PyObject* py_scatter_add(PyObject*, PyObject* arguments) {
 }
 
 PyObject* py_compress(PyObject*, PyObject* arguments) {
-    Address positions, values, starts, columns, out_values;
+    Address positions, values, starts, columns, out_values, order;
     int position_bytes, transposed, column_bytes;
     Py_ssize_t count, rows, width;
-    if (!PyArg_ParseTuple(arguments, "KiKnnniKKiK", &positions, &position_bytes, &values, &count, &rows, &width,
-                          &transposed, &starts, &columns, &column_bytes, &out_values))
+    if (!PyArg_ParseTuple(arguments, "KiKnnniKKiKK", &positions, &position_bytes, &values, &count, &rows, &width,
+                          &transposed, &starts, &columns, &column_bytes, &out_values, &order))
         return nullptr;
     return run([&] {
         return by_position(position_bytes, [&](auto p) {
@@ -150,6 +150,7 @@ PyObject* py_compress(PyObject*, PyObject* arguments) {
                 else
                     compress(from, at<const float>(values), count, rows, width, at<int32_t>(starts), to,
                              at<float>(out_values));
+                order_rows(at<const int32_t>(starts), transposed ? width : rows, at<uint8_t>(order));
                 return true;
             });
         });
@@ -231,7 +232,7 @@ PyMethodDef methods[] = {
      "(arena, positions, values, item_bytes, position_bytes, count, threads)"},
     {"scatter_add", py_scatter_add, METH_VARARGS, "(arena, positions, values, dtype, position_bytes, count, threads)"},
     {"compress", py_compress, METH_VARARGS,
-     "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values)"},
+     "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values, order)"},
     {"sparse_linear", py_sparse_linear, METH_VARARGS,
      "(x, y, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
     {"sparse_lookup", py_sparse_lookup, METH_VARARGS,

@@ -88,6 +88,7 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
     out, inside = (width, rows) if transposed else (rows, width)
     starts = torch.empty(out + 1, dtype=torch.int32)
     columns, sorted_values = torch.empty(len(values), dtype=column_dtype(inside)), torch.empty(len(values))
+    order = torch.empty(out, dtype=torch.uint8)
     _module().compress(
         positions.data_ptr(),
         positions.element_size(),
@@ -100,8 +101,9 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
         columns.data_ptr(),
         columns.element_size(),
         sorted_values.data_ptr(),
+        order.data_ptr(),
     )
-    return SparseChange((out, inside), starts, columns, sorted_values)
+    return SparseChange((out, inside), starts, columns, sorted_values, order=order)
 
 
 # Called for every module of every mixed batch: what is looked at again costs less than a microsecond.

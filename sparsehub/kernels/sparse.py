@@ -27,8 +27,9 @@ class SparseChange:
     """dW [out, in] in compressed rows, and db [out]; either may be absent (None).
 
     starts: [out + 1] int32; columns: [nnz] uint16, or int32 where there are more than 65,536 of them; values: [nnz],
-    float32 on the CPU, the activations' dtype on a GPU; bias: [out] float32; order: [out] int32, the rows by falling
-    number of entries, for a GPU. All on one device.
+    float32 on the CPU, the activations' dtype on a GPU; bias: [out] float32; order: [out], the rows by falling number
+    of entries: int32 for a GPU; uint8 for the native kernels, within each 64 rows and counted from their first. All on
+    one device.
     """
 
     shape: tuple[int, int]

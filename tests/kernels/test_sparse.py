@@ -213,6 +213,30 @@ def test_compressing_equals_the_reference(
         assert found.shape == tuple(expected.shape) and found.columns.dtype == column_dtype(found.shape[1])
         assert torch.equal(found.csr.to_dense(), expected)
         assert found.starts[0] == 0 and found.starts[-1] == count and bool((found.starts.diff() >= 0).all())
+        if found.order is not None:
+            check_order(found.starts.diff().tolist(), found.order.tolist())
+
+
+def check_order(entries: list[int], order: list[int]) -> None:
+    """Every tile of 64 rows has each of them once, those of more entries first; 31 and more are alike."""
+    for first in range(0, len(entries), 64):
+        tile, here = order[first : first + 64], entries[first : first + 64]
+        assert sorted(tile) == list(range(len(here)))
+        assert [min(31, here[row]) for row in tile] == sorted((min(31, n) for n in here), reverse=True)
+
+
+@pytest.mark.skipif(native.extension() is None, reason="the native kernels are not built")
+def test_compressed_rows_have_an_order_that_the_kernel_may_miss() -> None:
+    """Changes that torch's code compressed have none: the same sums."""
+    generator = torch.Generator().manual_seed(5)
+    positions = torch.randperm(200 * 30, generator=generator)[:900].sort().values
+    values, x = torch.randn(900, generator=generator), torch.randn(16, 30, generator=generator)
+    outputs = []
+    for ops in (native, torch_ops):
+        change = ops.compress(positions, values, 200, 30)
+        outputs.append(torch.zeros(16, 200))
+        native.sparse_linear_(outputs[-1], x, segments_of([(0, 0, 16)]), changes_of([change]))
+    assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("tokens", [2, 40])
