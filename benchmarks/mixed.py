@@ -24,7 +24,7 @@ from sparsehub.patch import Patch, make_patch
 
 BATCHES = ((16, 16, 16), (16, 32, 1), (16, 32, 4), (16, 32, 16), (64, 16, 64))  # rows, tokens of each, tasks
 MOST_TASKS = 64
-ROUNDS = 9
+ROUNDS = 13
 PLAIN, MIXED, SWAPPED, LORA, MODELS = (
     "plain forward, one task",
     "sparsehub: mixed",

@@ -102,6 +102,11 @@ METHODS = {
 }
 
 
+# What the paper compares. A task counts in the averages once all of them were run on it: a column that only some have
+# would tell apart tasks, not methods.
+COMPARED = ("full", "sam", "random", "magnitude", "bitfit", "mixout", "diff-pruning", "child-pruning", "lora")
+
+
 @dataclass(frozen=True)
 class Plan:
     """How much of everything, the same for every method.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_setup import METHODS, PLANS, TASKS
+from benchmarks.quality_setup import COMPARED, METHODS, PLANS, TASKS
 
 DOCS = Path(__file__).parent.parent / "docs" / "methods.md"
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
@@ -77,6 +77,12 @@ def columns_of(results: Results) -> list[tuple[str, str]]:
     )
 
 
+def complete_columns(results: Results) -> list[tuple[str, str]]:
+    """Those that every compared method with any cell has: averages and ranks are over them."""
+    compared = [method for method in rows_of(results) if method in COMPARED]
+    return [column for column in columns_of(results) if all((method, column) in results for method in compared)]
+
+
 def rows_of(results: Results) -> list[str]:
     """Methods with at least one cell, in the order of the benchmark."""
     return [method for method in METHODS if any(name == method for name, _ in results)]
@@ -84,7 +90,7 @@ def rows_of(results: Results) -> list[str]:
 
 def average_rank(results: Results, method: str, columns: Sequence[tuple[str, str]]) -> float | None:
     """Mean place among the methods of each column, 1 the best; ties share. None where a column was not run."""
-    if any((method, column) not in results for column in columns):
+    if not columns or any((method, column) not in results for column in columns):
         return None
     places = []
     for column in columns:
@@ -129,12 +135,15 @@ def table(results: Results) -> list[str]:
 def _row(results: Results, method: str, columns: Sequence[tuple[str, str]]) -> list[str]:
     cells = [results.get((method, column)) for column in columns]
     there = [cell for cell in cells if cell is not None]
-    rank, apart = average_rank(results, method, columns), differences(results, method, columns)
+    counted = [results.get((method, column)) for column in complete_columns(results)]
+    means = [cell.mean for cell in counted if cell is not None]
+    rank = average_rank(results, method, complete_columns(results))
+    apart = differences(results, method, columns)
     p = sign_flip_p(apart) if method != REFERENCE else None
     return [
         method,
         *(str(cell) if cell else NOT_RUN for cell in cells),
-        f"{statistics.mean(cell.mean for cell in there):.3f}" if len(there) == len(columns) else "-",
+        "-" if rank is None else f"{statistics.mean(means):.3f}",
         "-" if rank is None else f"{rank:.1f}",
         "-" if method == REFERENCE or not apart else f"{statistics.mean(apart):+.3f} ({len(apart)})",
         "-" if p is None else f"{p:.2f}",
@@ -193,8 +202,9 @@ def conditions(results: Results, lines: Sequence[Line]) -> list[str]:
 NOTES = (
     "mean ± deviation of the test score (seeds). Every method had the same trials: the grid on the first seed, the "
     "best on the dev split kept for the others. A cell whose grid was not finished is not run.",
-    "average and rank: only for methods with a cell in every column. less full: mean difference to full fine-tuning "
-    "(pairs of the same task and seed), p by exact sign flips, from 5 pairs on.",
+    "average and rank: over the tasks on which full fine-tuning and all methods that the paper compares were run, for "
+    "methods that were run on all of those. less full: mean difference to full fine-tuning (pairs of the same task and "
+    "seed, of all tasks), p by exact sign flips, from 5 to 20 pairs.",
     "`full`, `mixout` and `lora` are judged as trained, before anything is cut to a budget. stored: the delta's file, "
     "or the adapter at 16 bits a value, without the head; entries that ended where they began are not stored.",
     "The selection rules and `diff-pruning`, `child-pruning` change 0.5% of the entries; `bitfit` every bias.",

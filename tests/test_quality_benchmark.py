@@ -89,7 +89,8 @@ def test_a_cell_without_all_its_trials_is_not_run() -> None:
     assert list(results) == [("full", ("short", "cb"))]
     both = quality_table.results_of(cell("full", (0.8,)) + cell("sam", (0.7,)) + cell("sam", (0.9,), "copa"))
     (full,) = [row for row in quality_table.table(both) if row.startswith("| full |")]
-    assert full.split(" | ")[1:5] == ["0.800 (1)", "not run", "-", "-"]
+    assert full.split(" | ")[1:5] == ["0.800 (1)", "not run", "0.800", "1.0"]
+    assert quality_table.complete_columns(both) == [("short", "cb")]
 
 
 def test_averages_ranks_and_differences() -> None:
