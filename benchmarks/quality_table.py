@@ -135,15 +135,13 @@ def table(results: Results) -> list[str]:
 def _row(results: Results, method: str, columns: Sequence[tuple[str, str]]) -> list[str]:
     cells = [results.get((method, column)) for column in columns]
     there = [cell for cell in cells if cell is not None]
-    counted = [results.get((method, column)) for column in complete_columns(results)]
-    means = [cell.mean for cell in counted if cell is not None]
-    rank = average_rank(results, method, complete_columns(results))
-    apart = differences(results, method, columns)
+    complete = complete_columns(results)
+    rank, apart = average_rank(results, method, complete), differences(results, method, columns)
     p = sign_flip_p(apart) if method != REFERENCE else None
     return [
         method,
         *(str(cell) if cell else NOT_RUN for cell in cells),
-        "-" if rank is None else f"{statistics.mean(means):.3f}",
+        "-" if rank is None else f"{statistics.mean(results[method, column].mean for column in complete):.3f}",
         "-" if rank is None else f"{rank:.1f}",
         "-" if method == REFERENCE or not apart else f"{statistics.mean(apart):+.3f} ({len(apart)})",
         "-" if p is None else f"{p:.2f}",

@@ -232,7 +232,8 @@ PyMethodDef methods[] = {
      "(arena, positions, values, item_bytes, position_bytes, count, threads)"},
     {"scatter_add", py_scatter_add, METH_VARARGS, "(arena, positions, values, dtype, position_bytes, count, threads)"},
     {"compress", py_compress, METH_VARARGS,
-     "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values, order)"},
+     "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values, "
+     "order)"},
     {"sparse_linear", py_sparse_linear, METH_VARARGS,
      "(x, y, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
     {"sparse_lookup", py_sparse_lookup, METH_VARARGS,

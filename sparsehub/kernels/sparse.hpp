@@ -16,14 +16,6 @@ constexpr int FEW = 4;       // tokens of a block below which it is not packed
 constexpr int WIDEST = 32;   // tokens of the largest block
 constexpr int64_t SHORT = 24; // entries of a row, on the average of a tile, up to which rows are summed together
 
-struct Order {
-    uint8_t order[TILE];
-    constexpr Order() : order() {
-        for (int i = 0; i < TILE; i++) order[i] = static_cast<uint8_t>(i);
-    }
-};
-constexpr Order AS_THEY_ARE;  // of rows that nobody put in order
-
 INLINE int width_of(int64_t count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
 
 // x [count, in] to packed [in, W]; tokens beyond count are zeros.
@@ -49,16 +41,16 @@ INLINE void sum_rows(const Matrix& m, const float* packed, int64_t first, int64_
     const int32_t* starts = at<const int32_t>(m.starts);
     const C* columns = at<const C>(m.columns);
     const float *values = at<const float>(m.values), *bias = at<const float>(m.bias);
-    const uint8_t* order = m.order ? at<const uint8_t>(m.order) + first : AS_THEY_ARE.order;
+    const uint8_t* order = m.order ? at<const uint8_t>(m.order) + first : nullptr;
     for (int64_t i = 0; i < last - first; i++) {
-        const int64_t r = first + order[i];
+        const int64_t place = order ? order[i] : i, r = first + place;
         V sums[N];
         for (int j = 0; j < N; j++) sums[j] = V{} + (bias ? bias[r] : 0.f);
         for (int32_t k = starts ? starts[r] : 0, end = starts ? starts[r + 1] : 0; k < end; k++) {
             const V* x = reinterpret_cast<const V*>(packed + static_cast<int64_t>(columns[k]) * W);
             for (int j = 0; j < N; j++) sums[j] += values[k] * x[j];
         }
-        for (int j = 0; j < N; j++) reinterpret_cast<V*>(tile + order[i] * W)[j] = sums[j];
+        for (int j = 0; j < N; j++) reinterpret_cast<V*>(tile + place * W)[j] = sums[j];
     }
 }
 
