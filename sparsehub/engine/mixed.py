@@ -99,11 +99,10 @@ class _Parts(Sequence[Any]):
         return self.site.base if side is None else side.parts.get(self.site.index, self.site.base)
 
 
-def _matrix(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
-    """Linear and Conv1D: the plain product for all rows, then what each row's task adds."""
-    y: Tensor = type(site.module).forward(site.module, x).contiguous()
-    kernels.sparse_linear_(y, x.contiguous(), batch.segments(_tokens(x)), batch.changes(site))
-    return y
+def _linear(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
+    module: Any = site.module
+    weight = module.weight if site.kind == LINEAR else module.weight.t()  # a Conv1D's is [in, out]
+    return kernels.linear(x.contiguous(), weight, module.bias, batch.segments(_tokens(x)), batch.changes(site))
 
 
 def _embedding(batch: MixedBatch, site: Site, ids: Tensor) -> Tensor:
@@ -139,8 +138,8 @@ def _tokens(x: Tensor) -> int:
 
 
 _FORWARDS: dict[str, Callable[[MixedBatch, Site, Tensor], Tensor]] = {
-    LINEAR: _matrix,
-    CONV1D: _matrix,
+    LINEAR: _linear,
+    CONV1D: _linear,
     EMBEDDING: _embedding,
     LAYER_NORM: _layer_norm,
     RMS_NORM: _rms_norm,

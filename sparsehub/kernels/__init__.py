@@ -28,6 +28,7 @@ __all__ = [
     "compress",
     "gather",
     "layer_norm",
+    "linear",
     "position_dtype",
     "rms_norm",
     "scale_shift_",
@@ -81,6 +82,18 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
     the segments and tasks without a change keep their y.
     """
     _kernels(y, sparse=True).sparse_linear_(y, x, segments, changes)
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, changes: Changes[SparseChange]
+) -> Tensor:
+    """y[i] = (W + dW_t) x[i] + b + db_t for every token i, t its slot; summed in float32, rounded at most twice.
+
+    x: [..., in], weight: [out, in], bias: [out] or None, of one dtype: float32, float16 or bfloat16. Every token is in
+    a segment; one whose task changes nothing gets what the plain product gives, bit for bit.
+    """
+    result: Tensor = _kernels(x, sparse=True).linear(x, weight, bias, segments, changes)
+    return result
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

@@ -158,18 +158,20 @@ PyObject* py_compress(PyObject*, PyObject* arguments) {
 }
 
 PyObject* py_sparse_linear(PyObject*, PyObject* arguments) {
-    Address x, y, blocks, table;
-    int dtype, column_bytes, threads;
+    Address x, b, y, blocks, table;
+    int fresh, dtype, column_bytes, threads;
     Py_ssize_t in, out, count;
-    if (!PyArg_ParseTuple(arguments, "KKinniKnKi", &x, &y, &dtype, &in, &out, &column_bytes, &blocks, &count, &table,
-                          &threads))
+    if (!PyArg_ParseTuple(arguments, "KKKpinniKnKi", &x, &b, &y, &fresh, &dtype, &in, &out, &column_bytes, &blocks,
+                          &count, &table, &threads))
         return nullptr;
     return run([&] {
         return by_column(column_bytes, [&](auto c) {
             return by_matrix_dtype(dtype, [&](auto t) {
                 using T = decltype(t);
-                sparse_linear<T, decltype(c)>(at<const T>(x), at<T>(y), in, out, at<const Block>(blocks), count,
-                                              at<const Matrix>(table), threads);
+                using C = decltype(c);
+                (fresh ? sparse_linear<T, C, true> : sparse_linear<T, C, false>)(
+                    at<const T>(x), at<const T>(b), at<T>(y), in, out, at<const Block>(blocks), count,
+                    at<const Matrix>(table), threads);
                 return true;
             });
         });
@@ -235,7 +237,7 @@ PyMethodDef methods[] = {
      "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values, "
      "order)"},
     {"sparse_linear", py_sparse_linear, METH_VARARGS,
-     "(x, y, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
+     "(x, b, y, fresh, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
     {"sparse_lookup", py_sparse_lookup, METH_VARARGS,
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},

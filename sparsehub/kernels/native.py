@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sparsehub.kernels import torch_ops
 from sparsehub.kernels.sparse import (
     MAX_SHORT_COLUMNS,
     Changes,
@@ -111,11 +112,19 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
+    _sparse_linear(y, x, segments, changes, None, fresh=False)
+
+
+def _sparse_linear(
+    y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange], bias: Tensor | None, fresh: bool
+) -> None:
     width, out = x.shape[-1], y.shape[-1]
     assert y.is_contiguous() and x.is_contiguous() and y.dtype == x.dtype and x.shape[:-1] == y.shape[:-1]
     _module().sparse_linear(
         x.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
+        fresh,
         _DTYPES[y.dtype],
         width,
         out,
@@ -125,6 +134,21 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
         changes.address,
         torch.get_num_threads(),
     )
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, changes: Changes[SparseChange]
+) -> Tensor:
+    """y[i] = (W + dW_t) x[i] + b + db_t."""
+    if x.dtype != torch.float32:  # torch's product of these is fastest when it adds b itself
+        return torch_ops.linear(x, weight, bias, segments, changes, sparse_linear_)
+    # torch, too, copies b to every row of y and adds the product to that: with dW x + db in the copy, what a change
+    # costs is its sums alone.
+    assert bias is None or (bias.is_contiguous() and bias.dtype == x.dtype)
+    y = x.new_empty(*x.shape[:-1], len(weight))
+    _sparse_linear(y, x, segments, changes, bias, fresh=True)
+    torch_ops.flat(y).addmm_(torch_ops.flat(x), weight.t())
+    return y
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

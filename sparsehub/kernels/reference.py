@@ -58,6 +58,17 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
             y[i] = (y[i].double() + change).to(y.dtype)
 
 
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, changes: Changes[SparseChange]
+) -> Tensor:
+    """y[i] = round((W + dW_t) x[i] + b + db_t), in float64 up to the one rounding."""
+    y = x.double() @ weight.double().t()
+    if bias is not None:
+        y = y + bias.double()
+    sparse_linear_(y, x, segments, changes)
+    return y.to(x.dtype)
+
+
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] = round(y[i] + dW_t[ids[i]]), in float64 up to the one rounding."""
     for slot, start, stop in segments.bounds:

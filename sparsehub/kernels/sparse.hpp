@@ -1,4 +1,5 @@
-// y[rows] += x[rows] dW' + db, a dW and a db for each task of a batch.
+// y[rows] += x[rows] dW' + db, a dW and a db for each task of a batch; or y[rows] = b + x[rows] dW' + db ("fresh"), for
+// a product that is added to it afterwards: that way y is written once, not written with b, read and written again.
 //
 // Tokens of one task go in blocks of 8, 16 or 32. A block is turned feature-major ("packed") right before it is used,
 // into memory that stays in the thread's own cache, so that an entry of dW is one multiply-add over whole vectors: no
@@ -34,9 +35,9 @@ INLINE void pack_block(const T* x, int64_t in, int64_t count, float* packed) {
     }
 }
 
-// tile [rows, W]: the sums of rows first to last of dW over a packed block.
-template <class V, int N, class C>
-INLINE void sum_rows(const Matrix& m, const float* packed, int64_t first, int64_t last, float* tile) {
+// tile [rows, W]: the sums of rows first to last of dW over a packed block, from b on where there is one.
+template <class V, int N, class C, class T>
+INLINE void sum_rows(const Matrix& m, const T* b, const float* packed, int64_t first, int64_t last, float* tile) {
     constexpr int W = sizeof(V) / sizeof(float) * N;
     const int32_t* starts = at<const int32_t>(m.starts);
     const C* columns = at<const C>(m.columns);
@@ -45,7 +46,7 @@ INLINE void sum_rows(const Matrix& m, const float* packed, int64_t first, int64_
     for (int64_t i = 0; i < last - first; i++) {
         const int64_t place = order ? order[i] : i, r = first + place;
         V sums[N];
-        for (int j = 0; j < N; j++) sums[j] = V{} + (bias ? bias[r] : 0.f);
+        for (int j = 0; j < N; j++) sums[j] = V{} + ((b ? to_float(b[r]) : 0.f) + (bias ? bias[r] : 0.f));
         for (int32_t k = starts ? starts[r] : 0, end = starts ? starts[r + 1] : 0; k < end; k++) {
             const V* x = reinterpret_cast<const V*>(packed + static_cast<int64_t>(columns[k]) * W);
             for (int j = 0; j < N; j++) sums[j] += values[k] * x[j];
@@ -54,8 +55,8 @@ INLINE void sum_rows(const Matrix& m, const float* packed, int64_t first, int64_
     }
 }
 
-// y [count, out] += tile', for rows first to last.
-template <int W, class T>
+// y [count, out] += tile', or = tile', for rows first to last.
+template <int W, bool FRESH, class T>
 INLINE void add_tile(T* y, int64_t out, int64_t count, int64_t first, int64_t last, const float* tile) {
     const int64_t whole = first + (last - first) / 8 * 8;
     for (int64_t q = 0; q < count; q += 8) {  // a token's rows one after the other: they lie in one cache line of y
@@ -64,26 +65,27 @@ INLINE void add_tile(T* y, int64_t out, int64_t count, int64_t first, int64_t la
             V8 part[8];
             for (int64_t u = 0; u < 8; u++) part[u] = *reinterpret_cast<const V8*>(tile + (r - first + u) * W + q);
             transpose8(part);
-            for (int64_t u = 0; u < tokens; u++) add8(y + (q + u) * out + r, part[u]);
+            for (int64_t u = 0; u < tokens; u++)
+                FRESH ? store8(y + (q + u) * out + r, part[u]) : add8(y + (q + u) * out + r, part[u]);
         }
     }
     for (int64_t r = whole; r < last; r++)
         for (int64_t q = 0; q < count; q++) {
             T& place = y[q * out + r];
-            round_to(to_float(place) + tile[(r - first) * W + q], place);
+            round_to((FRESH ? 0.f : to_float(place)) + tile[(r - first) * W + q], place);
         }
 }
 
-template <class V, int N, class C, class T>
-INLINE void packed_block(const Matrix& m, const T* x, float* packed, T* y, int64_t in, int64_t out, int64_t count,
-                         int64_t from, int64_t to) {
+template <class V, int N, class C, bool FRESH, class T>
+INLINE void packed_block(const Matrix& m, const T* b, const T* x, float* packed, T* y, int64_t in, int64_t out,
+                         int64_t count, int64_t from, int64_t to) {
     constexpr int W = sizeof(V) / sizeof(float) * N;
     if (m.starts) pack_block<W>(x, in, count, packed);
     alignas(64) float tile[TILE * W];
     for (int64_t first = from; first < to; first += TILE) {
         const int64_t last = std::min(to, first + TILE);
-        sum_rows<V, N, C>(m, packed, first, last, tile);
-        add_tile<W>(y, out, count, first, last, tile);
+        sum_rows<V, N, C>(m, b, packed, first, last, tile);
+        add_tile<W, FRESH>(y, out, count, first, last, tile);
     }
 }
 
@@ -164,30 +166,42 @@ inline float* scratch(int64_t floats) {
     return lines.data()->floats;
 }
 
-// Blocks times parts of dW's rows, in any order: each writes its own part of y.
-template <class T, class C>
-BEST_OF_MACHINE void sparse_linear(const T* x, T* y, int64_t in, int64_t out, const Block* blocks, int64_t count,
-                                   const Matrix* matrices, int threads) {
+// y [count, out] = b, for rows from to to.
+template <class T>
+INLINE void fill(const T* b, T* y, int64_t out, int64_t count, int64_t from, int64_t to) {
+    for (int64_t q = 0; q < count; q++, y += out) {
+        if (b)
+            std::copy(b + from, b + to, y + from);
+        else
+            std::fill(y + from, y + to, T{});
+    }
+}
+
+// Blocks times parts of dW's rows, in any order: each writes its own part of y. b [out] or null: read where FRESH.
+template <class T, class C, bool FRESH>
+BEST_OF_MACHINE void sparse_linear(const T* x, const T* b, T* y, int64_t in, int64_t out, const Block* blocks,
+                                   int64_t count, const Matrix* matrices, int threads) {
     const int64_t tiles = (out + TILE - 1) / TILE;
     const int64_t parts = count >= 2 * threads ? 1 : std::min<int64_t>(tiles, threads);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < count * parts; i++) {
-        const Block& b = blocks[i / parts];
-        const Matrix& m = matrices[b.task];
-        if (!m.starts && !m.bias) continue;
+        const auto [task, token, tokens] = blocks[i / parts];
+        const Matrix& m = matrices[task];
+        const bool changed = m.starts || m.bias;
         const int64_t from = tiles * (i % parts) / parts * TILE;
         const int64_t to = std::min(out, tiles * (i % parts + 1) / parts * TILE);
-        const T* tokens = x + b.token * in;
-        T* place = y + b.token * out;
-        if (b.count < FEW) {
-            plain_block<C>(m, tokens, place, in, out, b.count, from, to);
+        const T* inputs = x + token * in;
+        T* outputs = y + token * out;
+        if (!changed || tokens < FEW) {
+            if (FRESH) fill(b, outputs, out, tokens, from, to);
+            if (changed) plain_block<C>(m, inputs, outputs, in, out, tokens, from, to);
             continue;
         }
         float* packed = scratch(in * WIDEST);
-        switch (width_of(b.count)) {
-            case 8: packed_block<V8, 1, C>(m, tokens, packed, place, in, out, b.count, from, to); break;
-            case 16: packed_block<V16, 1, C>(m, tokens, packed, place, in, out, b.count, from, to); break;
-            default: packed_block<V16, 2, C>(m, tokens, packed, place, in, out, b.count, from, to);
+        switch (width_of(tokens)) {
+            case 8: packed_block<V8, 1, C, FRESH>(m, b, inputs, packed, outputs, in, out, tokens, from, to); break;
+            case 16: packed_block<V16, 1, C, FRESH>(m, b, inputs, packed, outputs, in, out, tokens, from, to); break;
+            default: packed_block<V16, 2, C, FRESH>(m, b, inputs, packed, outputs, in, out, tokens, from, to);
         }
     }
 }

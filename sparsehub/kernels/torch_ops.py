@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsehub.kernels.sparse import Changes, ScaleShift, Segments, SparseChange, column_dtype
 
+SparseLinear = Callable[[Tensor, Tensor, Segments, Changes[SparseChange]], None]
 ScaleShiftOf = Callable[[Tensor, Segments, Changes[ScaleShift]], None]
 
 
@@ -58,6 +59,20 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
         if part.bias is not None:
             total = total + part.bias
         y[rows] = total.to(y.dtype)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    segments: Segments,
+    changes: Changes[SparseChange],
+    add: SparseLinear = sparse_linear_,
+) -> Tensor:
+    """y[i] = (W + dW_t) x[i] + b + db_t. add: the kernel for what the changes add."""
+    y = torch.nn.functional.linear(x, weight, bias).contiguous()
+    add(y, x, segments, changes)
+    return y
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

@@ -205,5 +205,6 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
     _scale_shift[(tokens, triton.cdiv(width, WIDTH))](y, table, slots, width, FIELDS=ADDRESSES, W=WIDTH)
 
 
+linear = functools.partial(torch_ops.linear, add=sparse_linear_)
 layer_norm = functools.partial(torch_ops.layer_norm, scale=scale_shift_)
 rms_norm = functools.partial(torch_ops.rms_norm, scale=scale_shift_)

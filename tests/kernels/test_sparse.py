@@ -94,6 +94,48 @@ def test_sparse_linear_equals_the_reference(
     assert torch.equal(found[outside], expected[outside])
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("popularity", POPULARITY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_equals_the_reference(
+    ops: ModuleType, dtype: torch.dtype, popularity: str, size: tuple[int, int], bias: bool
+) -> None:
+    skip_unless_taken(ops, dtype)
+    bounds, tokens = bounds_of(POPULARITY[popularity])
+    inside, out = size
+    slots = max(slot for slot, _ in POPULARITY[popularity]) + 1
+    # a weight and a bias, a bias alone, a weight alone, nothing
+    parts = [random_change(inside, out, 0.2 * (slot % 3 != 1), slot, bias=slot % 3 < 2) for slot in range(slots)]
+    changes = changes_of([None if slot % 4 == 3 else part for slot, part in enumerate(parts)])
+    generator = torch.Generator().manual_seed(98)
+    x = torch.randn(tokens, inside, generator=generator).to(dtype)
+    weight = torch.randn(out, inside, generator=generator).to(dtype)
+    b = torch.randn(out, generator=generator).to(dtype) if bias else None
+    found = ops.linear(x, weight, b, segments_of(bounds), changes)
+    expected = reference.linear(x, weight, b, segments_of(bounds), changes)
+    scale = expected.abs().max().clamp(min=1)  # sums of many terms: to the size of the largest
+    compare(found / scale, expected / scale)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_of_a_task_without_a_change_is_the_plain_product(
+    ops: ModuleType, dtype: torch.dtype, bias: bool
+) -> None:
+    """Bit for bit, beside one that has a change, and of a transposed weight too, as a Conv1D has it."""
+    skip_unless_taken(ops, dtype)
+    x = torch.randn(3, 10, 40).to(dtype)
+    b = torch.randn(70).to(dtype) if bias else None
+    segments, changes = segments_of([(0, 0, 17), (1, 17, 30)]), changes_of([None, random_change(40, 70, 0.1, 1)])
+    for weight in (torch.randn(70, 40).to(dtype), torch.randn(40, 70).to(dtype).t()):
+        found = ops.linear(x, weight, b, segments, changes)
+        plain = torch.nn.functional.linear(x, weight, b)
+        assert found.shape == plain.shape and found.dtype == dtype
+        assert torch.equal(found.view(30, 70)[:17], plain.view(30, 70)[:17])
+        assert not torch.equal(found.view(30, 70)[17:], plain.view(30, 70)[17:])
+
+
 @pytest.mark.parametrize("popularity", POPULARITY)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sparse_lookup_equals_the_reference(ops: ModuleType, dtype: torch.dtype, popularity: str) -> None:
@@ -276,3 +318,6 @@ def test_any_batch_of_any_tasks(
         kernels.sparse_linear_(found, x, segments, changes_of(parts))
         reference.sparse_linear_(expected, x, segments, changes_of(parts))
         compare(found, expected)
+        weight, bias = torch.randn(width, inside), torch.randn(width)
+        whole = kernels.linear(x, weight, bias, segments, changes_of(parts))
+        compare(whole, reference.linear(x, weight, bias, segments, changes_of(parts)))
