@@ -42,6 +42,8 @@ class MixedBatch:
         self.rows = bounds[-1][2]
         self._bounds = bounds
         self._segments: dict[int, kernels.Segments] = {}
+        self._touched: set[int] = set()
+        self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by site: an input, and what the site makes of it
         if outputs and outputs[-1][2] < self.rows:
             self._segments[outputs[-1][2]] = kernels.segments_of(outputs)
         self._tables = _tables(sites, sides)
@@ -60,20 +62,25 @@ class MixedBatch:
         address = self._address + site.index * self._stride
         return kernels.Changes(_Parts(self.sides, site), self._tables, site.index, address)
 
+    def called_with(self, site: Site) -> list[Site]:
+        """The touched sites that are called after this one with its input."""
+        return [self.sites.sites[index] for index in self.sites.shared.get(site.index, ()) if index in self._touched]
+
     @contextmanager
     def on_model(self) -> Iterator[None]:
         """Inside, the backbone's forward is this batch's."""
-        touched = sorted(set().union(*(side.parts for side in self.sides if side is not None)))
-        modules = [self.sites.sites[index].module for index in touched]
+        self._touched = set().union(*(side.parts for side in self.sides if side is not None))
+        modules = {index: self.sites.sites[index].module for index in self._touched}
         try:
-            for index, module in zip(touched, modules, strict=True):
+            for index, module in modules.items():
                 site = self.sites.sites[index]
                 # Past nn.Module's own attribute setting, which would look for parameters and hooks first.
                 module.__dict__["forward"] = functools.partial(_FORWARDS[site.kind], self, site)
             yield
         finally:
-            for module in modules:
+            for module in modules.values():
                 module.__dict__.pop("forward", None)
+            self.done.clear()
 
 
 def _tables(sites: Sites, sides: Sequence[Side | None]) -> Tensor:
@@ -100,9 +107,16 @@ class _Parts(Sequence[Any]):
 
 
 def _linear(batch: MixedBatch, site: Site, x: Tensor) -> Tensor:
-    module: Any = site.module
-    weight = module.weight if site.kind == LINEAR else module.weight.t()  # a Conv1D's is [in, out]
-    return kernels.linear(x.contiguous(), weight, module.bias, batch.segments(_tokens(x)), batch.changes(site))
+    """Of a module, and of those that will be called with the same input: they find theirs done."""
+    given, y = batch.done.pop(site.index, (None, None))
+    if y is not None and given is x:
+        return y
+    sites = [site, *batch.called_with(site)]
+    maps = [kernels.Map(*s.matrix, batch.changes(s)) for s in sites]
+    first, *others = kernels.linear(x.contiguous(), maps, batch.segments(_tokens(x)))
+    for other, its in zip(sites[1:], others, strict=True):
+        batch.done[other.index] = (x, its)
+    return first
 
 
 def _embedding(batch: MixedBatch, site: Site, ids: Tensor) -> Tensor:

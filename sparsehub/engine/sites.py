@@ -6,9 +6,11 @@ task's change. Whatever else a delta touches runs by swap, and `Sites.why_not` s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,15 +41,23 @@ class Site:
     neutral: Tensor | None = None
     epsilon: float | None = None
 
+    @cached_property
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """A Linear's or Conv1D's weight as [in, out], and its bias."""
+        module: Any = self.module
+        return module.weight.t() if self.kind == LINEAR else module.weight, module.bias
+
 
 @dataclass(frozen=True)
 class Sites:
     """sites: by index; uses: what reads a place of the arena, as (site, `weight` or `bias`); others: why a place that
-    something else reads cannot be mixed."""
+    something else reads cannot be mixed; shared: the linear sites that are called with the very input of one before
+    them, as key and value are after query, by that one."""
 
     sites: tuple[Site, ...]
     uses: Mapping[Slot, tuple[tuple[Site, str], ...]]
     others: Mapping[Slot, str]
+    shared: Mapping[int, tuple[int, ...]]
 
     def base_addresses(self, device: torch.device) -> Tensor:
         """[sites, ADDRESSES] int64: the table of a task that changes nothing. A norm always has a scale."""
@@ -64,7 +74,8 @@ def find_sites(backbone: Backbone) -> Sites:
 
     The arena must hold the base weights.
     """
-    seen, whole = _watch(backbone), backbone.whole
+    calls, whole = _watch(backbone), backbone.whole
+    seen = _shapes(calls)
     names = {id(module): name for name, module in whole.named_modules()}
     slots = {id(p): slot for name, p in backbone.parameters.items() if (slot := backbone.arena.slots.get(name))}
     sites: list[Site] = []
@@ -81,7 +92,7 @@ def find_sites(backbone: Backbone) -> Sites:
                 uses[slot] = (*uses.get(slot, ()), (site, role))
             else:
                 others[slot] = f"{site.name or 'the model'} ({type(module).__name__}) {problem}"
-    return Sites(tuple(sites), uses, others)
+    return Sites(tuple(sites), uses, others, _shared(calls, sites))
 
 
 def _site(index: int, name: str, module: Any) -> Site:
@@ -134,7 +145,7 @@ def with_weight(module: nn.Module, weight: Tensor) -> Iterator[None]:
 
 def nothing_mixes(arena: Arena, reason: str) -> Sites:
     """Sites of a backbone that runs by swap alone."""
-    return Sites((), {}, dict.fromkeys(arena.slots.values(), reason))
+    return Sites((), {}, dict.fromkeys(arena.slots.values(), reason), {})
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -155,13 +166,16 @@ def kind_of(module: nn.Module) -> str | None:
     return None
 
 
-def _watch(backbone: Backbone) -> dict[int, list[tuple[int, ...]]]:
-    """The shapes of every module's first input in a pass of `_ROWS` rows, by the module's id."""
-    seen: dict[int, list[tuple[int, ...]]] = {}
+Calls = Sequence[tuple[nn.Module, Tensor]]
+
+
+def _watch(backbone: Backbone) -> Calls:
+    """Every call of a module in a pass of `_ROWS` rows, in order, and its first input."""
+    calls: list[tuple[nn.Module, Tensor]] = []
 
     def watch(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if arguments and isinstance(arguments[0], Tensor):
-            seen.setdefault(id(module), []).append(tuple(arguments[0].shape))
+            calls.append((module, arguments[0]))
 
     handles = [module.register_forward_pre_hook(watch) for module in backbone.whole.modules()]
     try:
@@ -170,7 +184,27 @@ def _watch(backbone: Backbone) -> dict[int, list[tuple[int, ...]]]:
     finally:
         for handle in handles:
             handle.remove()
+    return calls
+
+
+def _shapes(calls: Calls) -> dict[int, list[tuple[int, ...]]]:
+    """The shapes of every module's inputs, by its id."""
+    seen: dict[int, list[tuple[int, ...]]] = {}
+    for module, x in calls:
+        seen.setdefault(id(module), []).append(tuple(x.shape))
     return seen
+
+
+def _shared(calls: Calls, sites: Sequence[Site]) -> dict[int, tuple[int, ...]]:
+    """`Sites.shared`: those whose every call was in the company of the same others."""
+    linear = {site.module: site.index for site in sites if site.kind in (LINEAR, CONV1D)}
+    groups: dict[int, list[int]] = {}
+    for module, x in calls:  # which hold their inputs: no id is used twice
+        if module in linear:
+            groups.setdefault(id(x), []).append(linear[module])
+    together = {tuple(group) for group in groups.values()}
+    counts = Counter(index for group in together for index in group)
+    return {group[0]: group[1:] for group in together if len(group) > 1 and all(counts[i] == 1 for i in group)}
 
 
 def sample_batch(backbone: Backbone, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:

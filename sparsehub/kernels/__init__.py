@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from sparsehub.kernels import native, torch_ops
-from sparsehub.kernels.sparse import Changes, ScaleShift, Segments, SparseChange, changes_of, segments_of
+from sparsehub.kernels.sparse import Changes, Map, ScaleShift, Segments, SparseChange, changes_of, segments_of
 
 __all__ = [
     "Changes",
+    "Map",
     "ScaleShift",
     "Segments",
     "SparseChange",
@@ -84,15 +86,13 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
     _kernels(y, sparse=True).sparse_linear_(y, x, segments, changes)
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, changes: Changes[SparseChange]
-) -> Tensor:
-    """y[i] = (W + dW_t) x[i] + b + db_t for every token i, t its slot; summed in float32, rounded at most twice.
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
+    """y[i] = x[i] (W + dW_t') + b + db_t for every map and token i, t its slot; in float32, rounded twice at most.
 
-    x: [..., in], weight: [out, in], bias: [out] or None, of one dtype: float32, float16 or bfloat16. Every token is in
-    a segment; one whose task changes nothing gets what the plain product gives, bit for bit.
+    x: [..., in] float32, float16 or bfloat16; y: [..., out]. Every token is in a segment; if its task changes nothing,
+    y is what the plain product gives, bit for bit. Maps together cost less than one by one.
     """
-    result: Tensor = _kernels(x, sparse=True).linear(x, weight, bias, segments, changes)
+    result: list[Tensor] = _kernels(x, sparse=True).linear(x, maps, segments)
     return result
 
 

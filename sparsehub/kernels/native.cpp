@@ -158,11 +158,11 @@ PyObject* py_compress(PyObject*, PyObject* arguments) {
 }
 
 PyObject* py_sparse_linear(PyObject*, PyObject* arguments) {
-    Address x, b, y, blocks, table;
-    int fresh, dtype, column_bytes, threads;
-    Py_ssize_t in, out, count;
-    if (!PyArg_ParseTuple(arguments, "KKKpinniKnKi", &x, &b, &y, &fresh, &dtype, &in, &out, &column_bytes, &blocks,
-                          &count, &table, &threads))
+    Address x, maps, blocks;
+    int dtype, column_bytes, fresh, threads;
+    Py_ssize_t in, map_count, count;
+    if (!PyArg_ParseTuple(arguments, "KinipKnKni", &x, &dtype, &in, &column_bytes, &fresh, &maps, &map_count, &blocks,
+                          &count, &threads))
         return nullptr;
     return run([&] {
         return by_column(column_bytes, [&](auto c) {
@@ -170,8 +170,7 @@ PyObject* py_sparse_linear(PyObject*, PyObject* arguments) {
                 using T = decltype(t);
                 using C = decltype(c);
                 (fresh ? sparse_linear<T, C, true> : sparse_linear<T, C, false>)(
-                    at<const T>(x), at<const T>(b), at<T>(y), in, out, at<const Block>(blocks), count,
-                    at<const Matrix>(table), threads);
+                    at<const T>(x), in, at<const Map>(maps), map_count, at<const Block>(blocks), count, threads);
                 return true;
             });
         });
@@ -237,7 +236,7 @@ PyMethodDef methods[] = {
      "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values, "
      "order)"},
     {"sparse_linear", py_sparse_linear, METH_VARARGS,
-     "(x, b, y, fresh, dtype, in, out, column_bytes, blocks, block_count, table, threads)"},
+     "(x, dtype, in, column_bytes, fresh, maps, map_count, blocks, block_count, threads)"},
     {"sparse_lookup", py_sparse_lookup, METH_VARARGS,
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},

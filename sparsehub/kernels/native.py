@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+from array import array
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -18,6 +20,7 @@ from sparsehub.kernels import torch_ops
 from sparsehub.kernels.sparse import (
     MAX_SHORT_COLUMNS,
     Changes,
+    Map,
     ScaleShift,
     Segments,
     SparseChange,
@@ -112,43 +115,47 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    _sparse_linear(y, x, segments, changes, None, fresh=False)
+    assert y.is_contiguous() and y.dtype == x.dtype and y.shape[:-1] == x.shape[:-1]
+    _sparse_linear(x, (y.shape[-1], 0, y.data_ptr(), changes.address), segments, fresh=False)
 
 
-def _sparse_linear(
-    y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange], bias: Tensor | None, fresh: bool
-) -> None:
-    width, out = x.shape[-1], y.shape[-1]
-    assert y.is_contiguous() and x.is_contiguous() and y.dtype == x.dtype and x.shape[:-1] == y.shape[:-1]
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
+    """y[i] = x[i] (W + dW_t') + b + db_t for every map."""
+    # torch, too, copies b to every row of y and adds the product to that: with dW x + db in the copy, what a change
+    # costs is its sums alone. Of two bytes, torch's product is fastest when it adds b itself.
+    fresh = x.dtype == torch.float32
+    ys: list[Tensor] = []
+    table: list[int] = []
+    for weight, bias, changes in maps:
+        out = weight.shape[1]
+        y = x.new_empty((*x.shape[:-1], out)) if fresh else torch.nn.functional.linear(x, weight.t(), bias)
+        assert bias is None or (len(bias) == out and bias.is_contiguous() and bias.dtype == x.dtype)
+        table += out, 0 if bias is None else bias.data_ptr(), y.data_ptr(), changes.address
+        ys.append(y)
+    _sparse_linear(x, table, segments, fresh=fresh)
+    if fresh:
+        tokens = torch_ops.flat(x)
+        for y, m in zip(ys, maps, strict=True):
+            torch_ops.flat(y).addmm_(tokens, m.weight)
+    return ys
+
+
+def _sparse_linear(x: Tensor, maps: Sequence[int], segments: Segments, *, fresh: bool) -> None:
+    """maps: for each `struct Map` of sparse.hpp. fresh: y[i] = b + ..., whatever y holds, not y[i] += ..."""
+    assert x.is_contiguous()
+    width, table = x.shape[-1], array("q", maps)
     _module().sparse_linear(
         x.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        fresh,
-        _DTYPES[y.dtype],
+        _DTYPES[x.dtype],
         width,
-        out,
         2 if width <= MAX_SHORT_COLUMNS else 4,
+        fresh,
+        table.buffer_info()[0],
+        len(maps) // 4,
         segments.address,
         segments.count,
-        changes.address,
         torch.get_num_threads(),
     )
-
-
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, changes: Changes[SparseChange]
-) -> Tensor:
-    """y[i] = (W + dW_t) x[i] + b + db_t."""
-    if x.dtype != torch.float32:  # torch's product of these is fastest when it adds b itself
-        return torch_ops.linear(x, weight, bias, segments, changes, sparse_linear_)
-    # torch, too, copies b to every row of y and adds the product to that: with dW x + db in the copy, what a change
-    # costs is its sums alone.
-    assert bias is None or (bias.is_contiguous() and bias.dtype == x.dtype)
-    y = x.new_empty(*x.shape[:-1], len(weight))
-    _sparse_linear(y, x, segments, changes, bias, fresh=True)
-    torch_ops.flat(y).addmm_(torch_ops.flat(x), weight.t())
-    return y
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import Changes, ScaleShift, Segments, SparseChange
+from sparsehub.kernels.sparse import Changes, Map, ScaleShift, Segments, SparseChange
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -58,15 +60,16 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
             y[i] = (y[i].double() + change).to(y.dtype)
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, changes: Changes[SparseChange]
-) -> Tensor:
-    """y[i] = round((W + dW_t) x[i] + b + db_t), in float64 up to the one rounding."""
-    y = x.double() @ weight.double().t()
-    if bias is not None:
-        y = y + bias.double()
-    sparse_linear_(y, x, segments, changes)
-    return y.to(x.dtype)
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
+    """y[i] = round(x[i] (W + dW_t') + b + db_t), in float64 up to the one rounding."""
+    ys = []
+    for m in maps:
+        y = x.double() @ m.weight.double()
+        if m.bias is not None:
+            y = y + m.bias.double()
+        sparse_linear_(y, x, segments, m.changes)
+        ys.append(y.to(x.dtype))
+    return ys
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

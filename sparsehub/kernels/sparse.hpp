@@ -3,11 +3,12 @@
 //
 // Tokens of one task go in blocks of 8, 16 or 32. A block is turned feature-major ("packed") right before it is used,
 // into memory that stays in the thread's own cache, so that an entry of dW is one multiply-add over whole vectors: no
-// gathers, no atomics, sums in registers. A few tokens are not worth it. Maps that share their input pack it each for
-// itself: kept packed for all of them it would leave the cache, and reading it again costs more than making it again.
+// gathers, no atomics, sums in registers. A few tokens are not worth it. Maps that share their input (query, key and
+// value) go through a block one after the other, while it is packed.
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "compress.hpp"
@@ -17,7 +18,18 @@ constexpr int FEW = 4;       // tokens of a block below which it is not packed
 constexpr int WIDEST = 32;   // tokens of the largest block
 constexpr int64_t SHORT = 24; // entries of a row, on the average of a tile, up to which rows are summed together
 
-INLINE int width_of(int64_t count) { return count <= 8 ? 8 : count <= 16 ? 16 : 32; }
+struct Map {  // one of the maps that share x: its y [tokens, out], b [out] where FRESH (or 0), the changes by task
+    int64_t out, b, y, matrices;
+};
+
+struct Part {  // of the rows of a map, which several threads share out by whole tiles
+    int64_t index, parts;
+
+    INLINE std::pair<int64_t, int64_t> of(int64_t out) const {
+        const int64_t tiles = (out + TILE - 1) / TILE;
+        return {tiles * index / parts * TILE, std::min(out, tiles * (index + 1) / parts * TILE)};
+    }
+};
 
 // x [count, in] to packed [in, W]; tokens beyond count are zeros.
 template <int W, class T>
@@ -76,19 +88,6 @@ INLINE void add_tile(T* y, int64_t out, int64_t count, int64_t first, int64_t la
         }
 }
 
-template <class V, int N, class C, bool FRESH, class T>
-INLINE void packed_block(const Matrix& m, const T* b, const T* x, float* packed, T* y, int64_t in, int64_t out,
-                         int64_t count, int64_t from, int64_t to) {
-    constexpr int W = sizeof(V) / sizeof(float) * N;
-    if (m.starts) pack_block<W>(x, in, count, packed);
-    alignas(64) float tile[TILE * W];
-    for (int64_t first = from; first < to; first += TILE) {
-        const int64_t last = std::min(to, first + TILE);
-        sum_rows<V, N, C>(m, b, packed, first, last, tile);
-        add_tile<W, FRESH>(y, out, count, first, last, tile);
-    }
-}
-
 // y [out] += the sums of rows first to last of dW over one token. Rows have few entries, and no two the same number: a
 // loop that ends where the row does is mispredicted at every row, which costs more than the sums. So all products are
 // summed up in one go, two halves side by side because an addition waits for the one before it, and a row's sum is the
@@ -132,10 +131,10 @@ INLINE void long_rows(const int32_t* starts, const C* columns, const float* valu
     }
 }
 
-// What packed_block does, without packing: for few tokens.
+// y [count, out] += x dW' + bias, for rows from to to, without packing: for few tokens.
 template <class C, class T>
-INLINE void plain_block(const Matrix& m, const T* x, T* y, int64_t in, int64_t out, int64_t count, int64_t from,
-                        int64_t to) {
+INLINE void plain_rows(const Matrix& m, const T* x, T* y, int64_t in, int64_t out, int64_t count, int64_t from,
+                       int64_t to) {
     const int32_t* starts = at<const int32_t>(m.starts);
     const C* columns = at<const C>(m.columns);
     const float *values = at<const float>(m.values), *bias = at<const float>(m.bias);
@@ -177,32 +176,58 @@ INLINE void fill(const T* b, T* y, int64_t out, int64_t count, int64_t from, int
     }
 }
 
-// Blocks times parts of dW's rows, in any order: each writes its own part of y. b [out] or null: read where FRESH.
-template <class T, class C, bool FRESH>
-BEST_OF_MACHINE void sparse_linear(const T* x, const T* b, T* y, int64_t in, int64_t out, const Block* blocks,
-                                   int64_t count, const Matrix* matrices, int threads) {
-    const int64_t tiles = (out + TILE - 1) / TILE;
-    const int64_t parts = count >= 2 * threads ? 1 : std::min<int64_t>(tiles, threads);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t i = 0; i < count * parts; i++) {
-        const auto [task, token, tokens] = blocks[i / parts];
-        const Matrix& m = matrices[task];
-        const bool changed = m.starts || m.bias;
-        const int64_t from = tiles * (i % parts) / parts * TILE;
-        const int64_t to = std::min(out, tiles * (i % parts + 1) / parts * TILE);
-        const T* inputs = x + token * in;
-        T* outputs = y + token * out;
-        if (!changed || tokens < FEW) {
-            if (FRESH) fill(b, outputs, out, tokens, from, to);
-            if (changed) plain_block<C>(m, inputs, outputs, in, out, tokens, from, to);
+// All maps for one block of tokens; of each, a part of its rows.
+template <class V, int N, class C, bool FRESH, class T>
+INLINE void packed_block(const T* x, int64_t in, const Map* maps, int64_t count, const Block& block, Part part) {
+    constexpr int W = sizeof(V) / sizeof(float) * N;
+    float* packed = nullptr;
+    alignas(64) float tile[TILE * W];
+    for (const Map* map = maps; map < maps + count; map++) {
+        const Matrix& m = at<const Matrix>(map->matrices)[block.task];
+        T* y = at<T>(map->y) + block.token * map->out;
+        const T* b = at<const T>(map->b);
+        const auto [from, to] = part.of(map->out);
+        if (!m.starts && !m.bias) {
+            if (FRESH) fill(b, y, map->out, block.count, from, to);
             continue;
         }
-        float* packed = scratch(in * WIDEST);
-        switch (width_of(tokens)) {
-            case 8: packed_block<V8, 1, C, FRESH>(m, b, inputs, packed, outputs, in, out, tokens, from, to); break;
-            case 16: packed_block<V16, 1, C, FRESH>(m, b, inputs, packed, outputs, in, out, tokens, from, to); break;
-            default: packed_block<V16, 2, C, FRESH>(m, b, inputs, packed, outputs, in, out, tokens, from, to);
+        if (m.starts && !packed) pack_block<W>(x + block.token * in, in, block.count, packed = scratch(in * W));
+        for (int64_t first = from; first < to; first += TILE) {
+            const int64_t last = std::min(to, first + TILE);
+            sum_rows<V, N, C>(m, b, packed, first, last, tile);
+            add_tile<W, FRESH>(y, map->out, block.count, first, last, tile);
         }
+    }
+}
+
+template <class C, bool FRESH, class T>
+INLINE void small_block(const T* x, int64_t in, const Map* maps, int64_t count, const Block& block, Part part) {
+    for (const Map* map = maps; map < maps + count; map++) {
+        const Matrix& m = at<const Matrix>(map->matrices)[block.task];
+        T* y = at<T>(map->y) + block.token * map->out;
+        const auto [from, to] = part.of(map->out);
+        if (FRESH) fill(at<const T>(map->b), y, map->out, block.count, from, to);
+        if (m.starts || m.bias) plain_rows<C>(m, x + block.token * in, y, in, map->out, block.count, from, to);
+    }
+}
+
+// Blocks times parts of the maps' rows, in any order: each writes its own part of every y.
+template <class T, class C, bool FRESH>
+BEST_OF_MACHINE void sparse_linear(const T* x, int64_t in, const Map* maps, int64_t map_count, const Block* blocks,
+                                   int64_t count, int threads) {
+    const int parts = count >= 2 * threads ? 1 : threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < count * parts; i++) {
+        const Block& block = blocks[i / parts];
+        const Part part = {i % parts, parts};
+        if (block.count < FEW)
+            small_block<C, FRESH>(x, in, maps, map_count, block, part);
+        else if (block.count <= 8)
+            packed_block<V8, 1, C, FRESH>(x, in, maps, map_count, block, part);
+        else if (block.count <= 16)
+            packed_block<V16, 1, C, FRESH>(x, in, maps, map_count, block, part);
+        else
+            packed_block<V16, 2, C, FRESH>(x, in, maps, map_count, block, part);
     }
 }
 

@@ -110,6 +110,14 @@ def changes_of(parts: Sequence[Part | None], device: torch.device | str = "cpu")
     return Changes(parts, tables, 0, tables.data_ptr())
 
 
+class Map(NamedTuple):
+    """x W + b and the changes of W' and b. weight: [in, out]; bias: [out] or None; both of the input's dtype."""
+
+    weight: Tensor
+    bias: Tensor | None
+    changes: Changes[SparseChange]
+
+
 @dataclass(frozen=True)
 class Segments:
     """Which tokens are whose. bounds: (slot, start, stop) of contiguous tokens, not overlapping, start < stop.

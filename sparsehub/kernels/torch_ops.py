@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from sparsehub.kernels.sparse import Changes, ScaleShift, Segments, SparseChange, column_dtype
+from sparsehub.kernels.sparse import Changes, Map, ScaleShift, Segments, SparseChange, column_dtype
 
 SparseLinear = Callable[[Tensor, Tensor, Segments, Changes[SparseChange]], None]
 ScaleShiftOf = Callable[[Tensor, Segments, Changes[ScaleShift]], None]
@@ -61,18 +61,12 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
         y[rows] = total.to(y.dtype)
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    segments: Segments,
-    changes: Changes[SparseChange],
-    add: SparseLinear = sparse_linear_,
-) -> Tensor:
-    """y[i] = (W + dW_t) x[i] + b + db_t. add: the kernel for what the changes add."""
-    y = torch.nn.functional.linear(x, weight, bias).contiguous()
-    add(y, x, segments, changes)
-    return y
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments, add: SparseLinear = sparse_linear_) -> list[Tensor]:
+    """y[i] = x[i] (W + dW_t') + b + db_t for every map. add: the kernel for what the changes add."""
+    ys = [torch.nn.functional.linear(x, m.weight.t(), m.bias).contiguous() for m in maps]
+    for m, y in zip(maps, ys, strict=True):
+        add(y, x, segments, m.changes)
+    return ys
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

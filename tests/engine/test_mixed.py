@@ -115,6 +115,60 @@ def test_a_batch_of_several_tasks_gives_what_their_weights_give(load: Load, fami
     assert backbone.arena.digest() == before
 
 
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("bert", {"query": ("key", "value")}),
+        ("distilbert", {"q_lin": ("k_lin", "v_lin")}),
+        ("llama", {"q_proj": ("k_proj", "v_proj"), "gate_proj": ("up_proj",)}),
+        ("gpt2", {}),
+    ],
+)
+def test_maps_with_the_same_input_are_found(load: Load, family: str, expected: dict[str, tuple[str, ...]]) -> None:
+    _, sites = load(family, "float32")
+    last = [site.name.rpartition(".")[2] for site in sites.sites]
+    layers = {site.name.rpartition(".")[0] for site in sites.sites if site.name.rpartition(".")[2] in expected}
+    assert {last[first]: tuple(last[i] for i in others) for first, others in sites.shared.items()} == expected
+    assert {sites.sites[first].name.rpartition(".")[0] for first in sites.shared} == layers
+    for first, others in sites.shared.items():
+        assert all(sites.sites[i].name.rpartition(".")[0] == sites.sites[first].name.rpartition(".")[0] for i in others)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("changed", [("q",), ("k",), ("k", "v"), ("q", "v"), ("q", "k", "v", "gate"), ("up",)], ids=str)
+def test_some_of_the_maps_with_the_same_input(load: Load, changed: tuple[str, ...], dtype: str) -> None:
+    """One task changes them, another changes something else."""
+    backbone, sites = load("llama", dtype)
+    names = [name for name in mixable(backbone, sites) if any(f".{part}_proj." in name for part in changed)]
+    other = [name for name in mixable(backbone, sites) if "down_proj" in name]
+    patches = [make_patch(backbone, random_delta(backbone, some, 3, 0.2)) for some in (names, other)]
+    bounds = [(0, 0, 2), (1, 2, 5), (2, 5, 6)]
+    batch = sample_batch(backbone, 6, 6)
+    sides = [side_of(sites, backbone, patch) for patch in patches]
+    found = run_mixed(backbone, sites, [*sides, None], bounds, batch)
+    expected = run_in_place(backbone, [*patches, None], bounds, batch)
+    assert_equal(found, expected, dtype, batch["attention_mask"])
+
+
+@torch.inference_mode()
+def test_a_map_that_gets_another_input_than_expected_computes_its_own(load: Load) -> None:
+    """And nothing that was made ahead is left behind."""
+    backbone, sites = load("bert", "float32")
+    side = side_of(sites, backbone, make_patch(backbone, random_delta(backbone, mixable(backbone, sites), 4, 0.2)))
+    batch = MixedBatch(sites, [side], [(0, 0, 2)])
+    first, others = next(iter(sites.shared.items()))
+    query, key, value = (sites.sites[i].module for i in (first, *others))
+    x, y = torch.randn(2, 3, query.in_features), torch.randn(2, 3, query.in_features)
+    with batch.on_model():
+        own = [key(y), value(x)]
+        query(x)
+        assert batch.done.keys() == set(others)
+        after = [key(y), value(x)]
+        query(y)
+    assert all(torch.equal(a, b) for a, b in zip(own, after, strict=True))
+    assert not batch.done
+
+
 @pytest.mark.parametrize("odd", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_a_plain_rms_norm_runs_in_the_kernel(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsehub import kernels
-from sparsehub.kernels import ScaleShift, SparseChange, changes_of, native, reference, segments_of, torch_ops
+from sparsehub.kernels import Map, ScaleShift, SparseChange, changes_of, native, reference, segments_of, torch_ops
 from sparsehub.kernels.sparse import column_dtype
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -112,8 +112,8 @@ def test_linear_equals_the_reference(
     x = torch.randn(tokens, inside, generator=generator).to(dtype)
     weight = torch.randn(out, inside, generator=generator).to(dtype)
     b = torch.randn(out, generator=generator).to(dtype) if bias else None
-    found = ops.linear(x, weight, b, segments_of(bounds), changes)
-    expected = reference.linear(x, weight, b, segments_of(bounds), changes)
+    (found,) = ops.linear(x, [Map(weight.t(), b, changes)], segments_of(bounds))
+    (expected,) = reference.linear(x, [Map(weight.t(), b, changes)], segments_of(bounds))
     scale = expected.abs().max().clamp(min=1)  # sums of many terms: to the size of the largest
     compare(found / scale, expected / scale)
 
@@ -129,7 +129,7 @@ def test_linear_of_a_task_without_a_change_is_the_plain_product(
     b = torch.randn(70).to(dtype) if bias else None
     segments, changes = segments_of([(0, 0, 17), (1, 17, 30)]), changes_of([None, random_change(40, 70, 0.1, 1)])
     for weight in (torch.randn(70, 40).to(dtype), torch.randn(40, 70).to(dtype).t()):
-        found = ops.linear(x, weight, b, segments, changes)
+        (found,) = ops.linear(x, [Map(weight.t(), b, changes)], segments)
         plain = torch.nn.functional.linear(x, weight, b)
         assert found.shape == plain.shape and found.dtype == dtype
         assert torch.equal(found.view(30, 70)[:17], plain.view(30, 70)[:17])
@@ -307,11 +307,12 @@ def test_threads_share_out_one_segment_without_changing_it(tokens: int) -> None:
 def test_any_batch_of_any_tasks(
     popularity: list[tuple[int, int]], inside: int, out: int, density: float, tokens_a_row: int
 ) -> None:
-    """One input for two maps, as the projections of an attention layer share it."""
+    """One input for several maps, as the projections of an attention layer share it."""
     bounds, rows = bounds_of(popularity)
     segments = segments_of(bounds, tokens_a_row)
     x = torch.randn(rows * tokens_a_row, inside)
-    for width in (out, inside):
+    maps = []
+    for width in (out, inside, 3):
         parts = [random_change(inside, width, density, slot) if slot % 3 else None for slot in range(5)]
         found = torch.randn(rows * tokens_a_row, width)
         expected = found.clone()
@@ -319,5 +320,6 @@ def test_any_batch_of_any_tasks(
         reference.sparse_linear_(expected, x, segments, changes_of(parts))
         compare(found, expected)
         weight, bias = torch.randn(width, inside), torch.randn(width)
-        whole = kernels.linear(x, weight, bias, segments, changes_of(parts))
-        compare(whole, reference.linear(x, weight, bias, segments, changes_of(parts)))
+        maps.append(Map(weight.t(), bias if width == out else None, changes_of(parts)))
+    for whole, definition in zip(kernels.linear(x, maps, segments), reference.linear(x, maps, segments), strict=True):
+        compare(whole, definition)
