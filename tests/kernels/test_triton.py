@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsehub.kernels import ScaleShift, SparseChange, changes_of, reference, segments_of, torch_ops
+from sparsehub.kernels import Map, ScaleShift, SparseChange, changes_of, reference, segments_of, torch_ops
 from sparsehub.kernels.sparse import for_gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,6 +85,22 @@ def test_sparse_linear(ops: ModuleType, dtype: torch.dtype, popularity: str, siz
     ops.sparse_linear_(found, x.to(DEVICE), segments_of(bounds), changes_of(there, DEVICE))
     compare(found, expected)
     assert torch.equal(found[0].cpu(), y[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear(ops: ModuleType, dtype: torch.dtype) -> None:
+    """Two maps of one input, one of them without a bias."""
+    x, segments = torch.randn(9, 24).to(dtype), segments_of([(0, 0, 4), (1, 4, 9)])
+    found, expected = [], []
+    for out, bias in ((12, torch.randn(12).to(dtype)), (33, None)):
+        weight, part = torch.randn(24, out).to(dtype), random_change(24, out, dtype, out)
+        expected.append(Map(weight, bias, changes_of([part, None])))
+        there = changes_of([moved(part), None], DEVICE)
+        found.append(Map(weight.to(DEVICE), None if bias is None else bias.to(DEVICE), there))
+    ys = ops.linear(x.to(DEVICE), found, segments)
+    for y, definition in zip(ys, reference.linear(x, expected, segments), strict=True):
+        scale = definition.abs().max()  # sums of many terms: to the size of the largest
+        compare(y / scale, definition / scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
