@@ -27,7 +27,7 @@ from sparsehub.package.encoding import collate, encode
 
 TASKS = (1, 4, 16, 64, 256, 1000)
 TRAFFIC = ("uniform", "zipf", "one hot")
-BATCH_ROWS, ROWS, ROUNDS = 64, 384, 3
+BATCH_ROWS, ROWS, ROUNDS = 64, 384, 5
 PEFT_TASKS, PEFT_ROUNDS, PEFT = 64, 2, "PEFT LoRA r=8, adapter_names"
 MODES = {"sparsehub, its own choice": AUTO, "sparsehub, swap only": SWAP, "sparsehub, mixed where possible": MIXED}
 OWN = next(iter(MODES))
