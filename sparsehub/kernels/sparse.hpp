@@ -185,7 +185,7 @@ INLINE void packed_block(const T* x, int64_t in, const Map* maps, int64_t count,
     for (const Map* map = maps; map < maps + count; map++) {
         const Matrix& m = at<const Matrix>(map->matrices)[block.task];
         T* y = at<T>(map->y) + block.token * map->out;
-        const T* b = at<const T>(map->b);
+        const T* b = FRESH ? at<const T>(map->b) : nullptr;
         const auto [from, to] = part.of(map->out);
         if (!m.starts && !m.bias) {
             if (FRESH) fill(b, y, map->out, block.count, from, to);
