@@ -150,6 +150,25 @@ def test_some_of_the_maps_with_the_same_input(load: Load, changed: tuple[str, ..
     assert_equal(found, expected, dtype, batch["attention_mask"])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_biases_of_the_backbone_count_once(tiny_checkpoint: Callable[[str], Path], family: str, dtype: str) -> None:
+    """A random model's are zero, where one too many or too few would not show."""
+    backbone = load_backbone(str(tiny_checkpoint(family)), dtype=dtype)
+    generator = torch.Generator().manual_seed(8)
+    for parameter in backbone.parameters.values():
+        if parameter.ndim == 1:
+            parameter.data += torch.randn(parameter.shape, generator=generator).to(parameter.dtype) / 2
+    sites = find_sites(backbone)
+    patches: list[Patch | None] = [
+        make_patch(backbone, random_delta(backbone, mixable(backbone, sites), seed, 0.1)) for seed in (1, 2)
+    ]
+    sides = [side_of(sites, backbone, patch) for patch in patches if patch]
+    bounds, batch = [(0, 0, 2), (1, 2, 3), (2, 3, 5)], sample_batch(backbone, 5, 6)
+    found = run_mixed(backbone, sites, [*sides, None], bounds, batch)
+    assert_equal(found, run_in_place(backbone, [*patches, None], bounds, batch), dtype, batch["attention_mask"])
+
+
 @torch.inference_mode()
 def test_a_map_that_gets_another_input_than_expected_computes_its_own(load: Load) -> None:
     """And nothing that was made ahead is left behind."""
