@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Patch:
     segments: tuple[Segment, ...]
     value_kind: str
 
-    @property
+    @functools.cached_property
     def nnz(self) -> int:
         return sum(len(segment.positions) for segment in self.segments)
 

@@ -11,6 +11,7 @@ cannot make one of them look better. Predictions and measurements are exported.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,25 +57,27 @@ class CostModel:
     ratios: dict[str, float] = field(default_factory=lambda: {PLAIN: 1.0, SWAP: 1.0, MIXED: 1.0, GROUPED: 1.0})
 
     def __post_init__(self) -> None:
-        tokens, entries = [p[0] for p in self.points.forward], [p[0] for p in self.points.switch]
-        self._tokens, self._seconds = np.array(tokens, float), np.array([p[1] for p in self.points.forward])
+        entries = [p[0] for p in self.points.switch]
         self._switch = _fit([(1.0, n) for n in entries], [p[1] for p in self.points.switch], 2)
         self._sparse = _fit([(1.0, p[0], p[1]) for p in self.points.sparse], [p[2] for p in self.points.sparse], 3)
 
     def forward(self, tokens: int) -> float:
         """Seconds of a plain forward; beyond the last point by the last slope."""
-        if tokens <= self._tokens[-1]:
-            return float(np.interp(tokens, self._tokens, self._seconds))
-        (x0, x1), (y0, y1) = self._tokens[-2:], self._seconds[-2:]
-        return float(y1 + (tokens - x1) * max(0.0, (y1 - y0) / (x1 - x0)))
+        curve = self.points.forward
+        after = min(max(1, bisect.bisect_left(curve, (tokens, 0.0))), len(curve) - 1)
+        (x0, y0), (x1, y1) = curve[after - 1 : after + 1]
+        slope = (y1 - y0) / (x1 - x0)
+        return y1 + (max(tokens, curve[0][0]) - x1) * (max(0.0, slope) if tokens > x1 else slope)
 
     def switch(self, entries: int) -> float:
         """Seconds to apply a task and to restore it."""
-        return float(self._switch @ [1.0, entries]) if entries else 0.0
+        once, an_entry = self._switch
+        return once + an_entry * entries if entries else 0.0
 
     def sparse(self, groups: Sequence[Group]) -> float:
         """Seconds of the sparse parts of a mixed batch."""
-        return float(self._sparse @ [1.0, padded_tokens(groups), work_of(groups)])
+        once, a_token, a_step = self._sparse
+        return once + a_token * padded_tokens(groups) + a_step * work_of(groups)
 
     def predict(self, mode: str, groups: Sequence[Group], *, there: bool = False) -> float:
         """Seconds of one way of running. there: the first group's task is in the arena already."""
@@ -112,15 +115,15 @@ def work_of(groups: Sequence[Group]) -> float:
     return float(sum(group.entries * -(-group.rows * longest // LANES) for group in groups))
 
 
-def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float], columns: int) -> np.ndarray:
+def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float], columns: int) -> list[float]:
     """Coefficients that are not negative, by least squares over each choice of columns: there are three at most."""
     matrix, target = np.array(rows, float).reshape(len(rows), columns), np.array(seconds, float)
-    best, least = np.zeros(columns), float((target**2).sum())
+    best, least = [0.0] * columns, float((target**2).sum())
     for size in range(1, columns + 1):
         for chosen in itertools.combinations(range(columns), size):
             found = np.linalg.lstsq(matrix[:, chosen], target, rcond=None)[0]
             error = float(((matrix[:, chosen] @ found - target) ** 2).sum())
             if (found >= 0).all() and error < least:
-                best = np.zeros(columns)
-                best[list(chosen)], least = found, error
+                least, kept = error, dict(zip(chosen, found.tolist(), strict=True))
+                best = [kept.get(column, 0.0) for column in range(columns)]
     return best

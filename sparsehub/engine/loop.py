@@ -77,7 +77,7 @@ class ModelLoop:
         parts = [part.rows for part in _by_task(batch)]
         if not parts:
             return math.inf
-        parts.sort(key=lambda rows: not self._runner.is_current(rows))
+        parts.sort(key=self._runner.place)
         choice = self._runner.choose(parts, self.costs, self.mode)
         return choice.predictions[choice.mode] / sum(row.tokens for rows in parts for row in rows.rows)
 
@@ -120,7 +120,7 @@ class ModelLoop:
         queued = clock.start - min(item.arrived for item in batch)
         with self._arena.lock:
             moves = self._arena.swap.moves
-            parts = sorted(_by_task(batch), key=lambda part: not self._runner.is_current(part.rows))
+            parts = sorted(_by_task(batch), key=lambda part: self._runner.place(part.rows))
             choice = self._runner.choose([part.rows for part in parts], costs, self.mode)
             results = self._results(choice, parts, costs, clock)
             self._arena.note_inside(self._residency, [h for i in batch if (h := i.payload.holding) is not None])

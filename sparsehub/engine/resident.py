@@ -14,9 +14,9 @@ from sparsehub.engine.side import Side, make_side
 from sparsehub.engine.sites import Sites
 from sparsehub.engine.tasks import TaskInfo, info_of
 from sparsehub.package import Package
+from sparsehub.package.heads import HeadModel, build_head
 from sparsehub.package.io import check_backbone
 from sparsehub.package.manifest import TEXT_GENERATION
-from sparsehub.package.model import HeadModel, build_head
 from sparsehub.patch import Layout, Patch, Read, bind, lay_out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from sparsehub.engine.resident import Resident
 from sparsehub.engine.sites import Sites
 from sparsehub.engine.swap import Swap
 from sparsehub.package.encoding import Encoded, by_choice, pad
+from sparsehub.package.heads import HeadModel, run_heads
 from sparsehub.package.outputs import answers
 
 AUTO = "auto"
@@ -32,11 +35,21 @@ class Rows:
     task: Resident | None
     embed: bool
 
-    @property
+    @functools.cached_property
     def sequences(self) -> int:
         return sum(len(row.sequences) for row in self.rows)
 
     @property
+    def head(self) -> HeadModel | None:
+        """None where pooled states are the answer."""
+        return None if self.embed or self.task is None else self.task.head
+
+    @functools.cached_property
+    def answered(self) -> tuple[int, int]:
+        """Equal where the rows of two tasks can be answered together."""
+        return (self.head.alike, len(self.rows[0].sequences)) if self.head is not None else (0, 0)
+
+    @functools.cached_property
     def group(self) -> Group:
         longest, sequences = max(row.length for row in self.rows), self.sequences
         return Group(sequences * longest, self.task.patch.nnz if self.task else 0, sequences, longest)
@@ -81,7 +94,7 @@ class Runner:
     def choose(self, groups: Sequence[Rows], costs: CostModel, wanted: str = AUTO) -> Choice:
         """The way that the cost model says is cheapest, or the one that is wanted where it is open."""
         sizes = [rows.group for rows in groups]
-        there = self.is_current(groups[0])
+        there = self._is_current(groups[0])
         alone = SWAP if len(groups) == 1 else GROUPED
         open_ways = [alone, *([MIXED] if self._can_mix(groups) else [])]
         predictions = {mode: costs.predict(mode, sizes, there=there) for mode in open_ways}
@@ -95,8 +108,12 @@ class Runner:
         tasks = [rows.task for rows in groups if rows.task is not None]
         return bool(tasks) and all(task.side is not None for task in tasks)
 
-    def is_current(self, rows: Rows) -> bool:
-        """Whether these rows' task is in the arena already: it goes first then, which saves a switch."""
+    def place(self, rows: Rows) -> tuple[bool, tuple[int, int]]:
+        """Where in a batch: the task that is in the arena already goes first, which saves a switch, and those that are
+        answered in the same way are neighbours."""
+        return not self._is_current(rows), rows.answered
+
+    def _is_current(self, rows: Rows) -> bool:
         return (rows.task.patch if rows.task is not None else None) is self._swap.current
 
     @torch.inference_mode()
@@ -112,7 +129,7 @@ class Runner:
         inputs = self._pad([rows])
         outputs = self._backbone.module(**inputs)
         clock.lap("forward")
-        results = self._answer(rows, inputs, outputs)
+        (results,) = self._answer([rows], inputs, outputs)
         clock.lap("head")
         return results
 
@@ -124,10 +141,12 @@ class Runner:
         with MixedBatch(self._sites, sides, bounds).on_model():
             outputs = self._backbone.module(**inputs)
         clock.lap("forward")
-        results = [
-            self._answer(rows, _cut(inputs, start, stop), type(outputs)(**_cut(outputs, start, stop)))
-            for rows, (_, start, stop) in zip(groups, bounds, strict=True)
-        ]
+        results, start = [], 0
+        for _, same in itertools.groupby(groups, lambda rows: rows.answered):
+            run = list(same)
+            stop = start + sum(rows.sequences for rows in run)
+            results += self._answer(run, _cut(inputs, start, stop), type(outputs)(**_cut(outputs, start, stop)))
+            start = stop
         clock.lap("head")
         return results
 
@@ -135,13 +154,20 @@ class Runner:
         sequences = [sequence for rows in groups for row in rows.rows for sequence in row.sequences]
         return pad(sequences, self._tokenizer, self._backbone.device)
 
-    def _answer(self, rows: Rows, inputs: dict[str, Tensor], outputs: Any) -> list[Any]:
-        if rows.embed or rows.task is None:
-            vectors: list[Any] = self._pool(outputs.last_hidden_state, inputs["attention_mask"]).tolist()
-            return vectors
-        assert rows.task.head is not None  # a text generation has no rows here
-        shaped = {name: by_choice(tensor, rows.rows) for name, tensor in inputs.items()}
-        return list(answers(rows.task.info.spec, rows.rows, rows.task.head(shaped, outputs)))
+    def _answer(self, groups: Sequence[Rows], inputs: dict[str, Tensor], outputs: Any) -> list[list[Any]]:
+        """Of groups that are answered in the same way."""
+        counts = [rows.sequences for rows in groups]
+        heads = [head for rows in groups if (head := rows.head) is not None]
+        if not heads:
+            vectors = self._pool(outputs.last_hidden_state, inputs["attention_mask"])
+            return [part.tolist() for part in vectors.split(counts)]
+        shaped = {name: by_choice(tensor, groups[0].rows) for name, tensor in inputs.items()}
+        logits = run_heads(heads, counts, shaped, outputs).split([len(rows.rows) for rows in groups])
+        results: list[list[Any]] = []
+        for rows, its in zip(groups, logits, strict=True):
+            assert rows.task is not None  # it has a head
+            results.append(answers(rows.task.info.spec, rows.rows, its))
+        return results
 
 
 def _bounds(groups: Sequence[Rows]) -> list[tuple[int, int, int]]:

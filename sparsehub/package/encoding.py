@@ -5,6 +5,7 @@ Training, the engine and every test use these same functions, so a served row se
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +28,12 @@ class Encoded:
     sequences: tuple[Mapping[str, list[int]], ...]
     word_starts: tuple[int, ...] = ()
 
-    @property
+    @functools.cached_property
     def length(self) -> int:
         """Tokens of the longest sequence."""
         return max(len(sequence["input_ids"]) for sequence in self.sequences)
 
-    @property
+    @functools.cached_property
     def tokens(self) -> int:
         """Tokens of all sequences, without padding."""
         return sum(len(sequence["input_ids"]) for sequence in self.sequences)

@@ -33,12 +33,12 @@ def answers(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[Ans
         return [Answer(value=value) for value in logits.view(len(rows)).tolist()]
     probabilities = torch.softmax(logits, dim=-1)
     if task.kind == TOKEN_CLASSIFICATION:
-        return [
-            Answer(words=tuple(_classified(task, probabilities[i, place]) for place in row.word_starts))
-            for i, row in enumerate(rows)
-        ]
-    return [_classified(task, row) for row in probabilities]
+        places = [list(row.word_starts) for row in rows]
+        return [Answer(words=tuple(_classified(task, probabilities[i, its]))) for i, its in enumerate(places)]
+    return _classified(task, probabilities)
 
 
-def _classified(task: TaskSpec, probabilities: Tensor) -> Answer:
-    return Answer(label=task.labels[int(probabilities.argmax())], scores=tuple(probabilities.tolist()))
+def _classified(task: TaskSpec, probabilities: Tensor) -> list[Answer]:
+    """probabilities: [rows or words, labels]."""
+    best = probabilities.argmax(-1).tolist()
+    return [Answer(task.labels[i], tuple(scores)) for i, scores in zip(best, probabilities.tolist(), strict=True)]

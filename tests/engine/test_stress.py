@@ -27,7 +27,7 @@ from sparsehub.errors import HubError, QueueFullError, SparsehubError, UnknownTa
 from sparsehub.files import sha256_bytes
 from sparsehub.package import Package, read_package
 from sparsehub.package.encoding import collate, encode
-from sparsehub.package.model import build_head
+from sparsehub.package.heads import build_head
 from sparsehub.package.outputs import answers
 
 SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"

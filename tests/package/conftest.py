@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.package import Package, read_package
 from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
 
@@ -49,6 +50,11 @@ def task_rows() -> dict[str, list[dict[str, Any]]]:
         "token-classification": [{"words": text.split()} for text in TEXTS],
         "multiple-choice": [{"ask": text, "first": "bad", "second": "good fun to watch"} for text in TEXTS],
     }
+
+
+@pytest.fixture
+def bert(tiny_checkpoint: Callable[[str], Path]) -> Backbone:
+    return load_backbone(str(tiny_checkpoint("bert")))
 
 
 @pytest.fixture

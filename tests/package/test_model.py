@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone, Checkpoint, load_backbone, open_checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
-from sparsehub.errors import BackboneError, FormatError
+from sparsehub.errors import BackboneError
 from sparsehub.package.encoding import collate, encode
+from sparsehub.package.heads import build_head
 from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
-from sparsehub.package.model import TaskModel, auto_class, base_prefix, build_head, load_task_model, task_config
+from sparsehub.package.model import TaskModel, auto_class, base_prefix, load_task_model, task_config
 
 FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "llama", "gpt2"]
 TinyCheckpoint = Callable[[str], Path]
@@ -183,67 +183,6 @@ def test_a_checkpoint_with_a_classifier_of_another_size_gives_its_backbone(
     assert task_model.model.get_parameter("classifier.weight").shape == (3, 32)
     base = load_backbone(str(source)).arena
     assert all(torch.equal(task_model.backbone.arena.view(name), base.view(name)) for name in base.slots)
-
-
-@pytest.fixture
-def bert(tiny_checkpoint: TinyCheckpoint) -> Backbone:
-    return load_backbone(str(tiny_checkpoint("bert")))
-
-
-GOOD_HEAD = {"classifier.weight": torch.ones(3, 32), "classifier.bias": torch.zeros(3)}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"classifier.weight": torch.ones(4, 32)}, r"found:.*size mismatch for classifier\.weight"),
-        ({"classifier.bias": None}, r"Missing key.*classifier\.bias"),
-        ({"classifier.scale": torch.ones(3)}, r"Unexpected key.*classifier\.scale"),
-        ({"bert.encoder.layer.0.output.dense.bias": torch.ones(32)}, "holds parameters from inside the backbone"),
-        ({"bert.pooler.dense.weight": torch.ones(32, 32)}, r"Missing key.*bert\.pooler\.dense\.bias"),
-        ({"bert.pooler.dense.kernel": torch.ones(32, 32)}, "does not fit"),
-    ],
-)
-def test_a_head_that_does_not_fit_is_refused(
-    bert: Backbone, make_task: MakeTask, change: dict[str, Tensor | None], message: str
-) -> None:
-    head = {name: tensor for name, tensor in {**GOOD_HEAD, **change}.items() if tensor is not None}
-    with pytest.raises(FormatError, match=message):
-        build_head(bert, make_task("text-classification"), head, 0)
-
-
-def test_a_pooler_for_a_model_that_has_none_is_refused(bert: Backbone, make_task: MakeTask) -> None:
-    head = {**GOOD_HEAD, "bert.pooler.dense.weight": torch.ones(32, 32), "bert.pooler.dense.bias": torch.ones(32)}
-    with pytest.raises(FormatError, match="does not fit"):
-        build_head(bert, make_task("token-classification"), head, 0)
-
-
-def test_an_empty_head_is_refused(bert: Backbone, make_task: MakeTask) -> None:
-    with pytest.raises(FormatError, match="Missing key"):
-        build_head(bert, make_task("text-classification"), {}, 0)
-
-
-def test_a_head_counts_its_own_bytes_and_holds_no_backbone(bert: Backbone, make_task: MakeTask) -> None:
-    head = build_head(bert, make_task("text-classification"), GOOD_HEAD, 0)
-    assert head.nbytes == (3 * 32 + 3) * 4
-
-
-def test_a_head_keeps_its_own_copy_of_its_tensors(bert: Backbone, make_task: MakeTask, task_rows: TaskRows) -> None:
-    task, tensors = make_task("text-classification"), copy.deepcopy(GOOD_HEAD)
-    batch = batch_of(bert.checkpoint, task, task_rows[task.kind])
-    head = build_head(bert, task, tensors, 0)
-    with torch.no_grad():
-        outputs = bert.module(**batch)
-        before = head(batch, outputs)
-        tensors["classifier.weight"].zero_()
-        assert torch.equal(head(batch, outputs), before)
-
-
-def test_a_failing_head_lets_go_of_the_outputs(bert: Backbone, make_task: MakeTask) -> None:
-    head = build_head(bert, make_task("text-classification"), GOOD_HEAD, 0)
-    with pytest.raises(IndexError):
-        head({"input_ids": torch.ones(1, 2, dtype=torch.long)}, ())
-    assert head._stand_in.outputs is None
 
 
 @pytest.mark.parametrize("kind", HEADED_KINDS)

@@ -1,0 +1,138 @@
+"""A task's model without its backbone, to serve: transformers' own head code on what the shared backbone computed."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsehub.backbone import Backbone
+from sparsehub.errors import FormatError
+from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.model import auto_class, base_prefix, task_config
+
+
+class _StandIn(nn.Module):
+    """Takes the base model's place and returns outputs that were computed before."""
+
+    pooler: nn.Module | None
+
+    def __init__(self, pooler: nn.Module | None):
+        super().__init__()
+        self.pooler = pooler
+        self.outputs: Any = None
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        if self.pooler is None:
+            return self.outputs
+        outputs = copy.copy(self.outputs)
+        outputs.pooler_output = self.pooler(outputs.last_hidden_state)
+        return outputs
+
+
+# By backbone: models of each shape of task that was loaded on it.
+_TEMPLATES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], nn.Module]] = weakref.WeakKeyDictionary()
+
+
+class HeadModel:
+    """A task's model without its backbone: it runs on outputs that the shared backbone has computed.
+
+    template: what the model is a copy of; heads of one template run together where all their weights are of Linears.
+    """
+
+    def __init__(self, model: nn.Module, stand_in: _StandIn, template: nn.Module):
+        self._model, self._stand_in = model, stand_in
+        self.linears = [module for module in model.modules() if type(module) is nn.Linear]
+        covered = sum(parameter.nbytes for linear in self.linears for parameter in linear.parameters())
+        self.alike = id(template) if covered == self.nbytes else id(self)
+
+    def __call__(self, inputs: Mapping[str, Tensor], outputs: Any) -> Tensor:
+        """Logits of the rows. inputs: the batch as the backbone saw it; outputs: what the backbone returned."""
+        self._stand_in.outputs = outputs
+        try:
+            return self._model(**inputs).logits
+        finally:
+            self._stand_in.outputs = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self._model.parameters())
+
+
+def run_heads(heads: Sequence[HeadModel], counts: Sequence[int], inputs: Mapping[str, Tensor], outputs: Any) -> Tensor:
+    """Logits of the rows of many tasks, whose heads are alike. counts: each one's sequences, in order.
+
+    The first one's code runs once for all of them, with each task's own weights: most of a small head's time is the
+    way to its products.
+    """
+    if len(heads) == 1:
+        return heads[0](inputs, outputs)
+    with _each_its_own(heads, counts):
+        return heads[0](inputs, outputs)
+
+
+@contextmanager
+def _each_its_own(heads: Sequence[HeadModel], counts: Sequence[int]) -> Iterator[None]:
+    """Inside, every Linear of the first head does each head's rows with that head's weights."""
+    try:
+        for same in zip(*(head.linears for head in heads), strict=True):
+            # Past nn.Module's own attribute setting, which would look for parameters and hooks first.
+            same[0].__dict__["forward"] = functools.partial(_rows_of_each, same, counts)
+        yield
+    finally:
+        for linear in heads[0].linears:
+            linear.__dict__.pop("forward", None)
+
+
+def _rows_of_each(linears: Sequence[nn.Linear], counts: Sequence[int], x: Tensor) -> Tensor:
+    parts = zip(linears, x.split(list(counts)), strict=True)
+    return torch.cat([functional.linear(part, linear.weight, linear.bias) for linear, part in parts])
+
+
+def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor], pad_token_id: int) -> HeadModel:
+    """transformers' head code around a stand-in for the backbone; raises `FormatError` where `tensors` do not fit."""
+    template = _template(backbone, task, pad_token_id)
+    model = _copy_of(template)
+    prefix = base_prefix(model)
+    stand_in = _StandIn(_own_pooler(getattr(model, prefix[:-1]), prefix, tensors))
+    setattr(model, prefix[:-1], stand_in)
+    head = {name: tensor.to(backbone.device, backbone.dtype, copy=True) for name, tensor in tensors.items()}
+    try:
+        model.load_state_dict(head, strict=True, assign=True)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())
+        raise FormatError("the head does not fit the task's model", found=problem[:500]) from error
+    return HeadModel(model.eval(), stand_in, template)
+
+
+def _template(backbone: Backbone, task: TaskSpec, pad_token_id: int) -> nn.Module:
+    """A task's model without memory behind its parameters. transformers takes longer to build one than the rest of a
+    task's load takes together, so one of each shape is kept with its backbone."""
+    kept = _TEMPLATES.setdefault(backbone.module, {})
+    shape = (task.kind, task.num_outputs, task.problem_type, pad_token_id)
+    if shape not in kept:
+        with torch.device("meta"):
+            kept[shape] = auto_class(task.kind).from_config(task_config(backbone.config, task, pad_token_id))
+    return kept[shape]
+
+
+def _copy_of(template: nn.Module) -> nn.Module:
+    """Free to be changed; it shares what of it the head does not need: the base model, but not its pooler."""
+    base = getattr(template, base_prefix(template)[:-1])
+    shared = {id(module): module for name, module in base.named_children() if name != "pooler"}
+    return copy.deepcopy(template, dict(shared))
+
+
+def _own_pooler(base: nn.Module, prefix: str, tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    inside = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    if any(not name.startswith("pooler.") for name in inside):
+        raise FormatError("the head holds parameters from inside the backbone", found=", ".join(sorted(inside))[:300])
+    pooler = getattr(base, "pooler", None)
+    return pooler if inside and isinstance(pooler, nn.Module) else None
