@@ -45,9 +45,9 @@ class Rows:
         return None if self.embed or self.task is None else self.task.head
 
     @functools.cached_property
-    def answered(self) -> tuple[int, int]:
+    def answered(self) -> tuple[int, ...]:
         """Equal where the rows of two tasks can be answered together."""
-        return (self.head.alike, len(self.rows[0].sequences)) if self.head is not None else (0, 0)
+        return (*self.head.alike, len(self.rows[0].sequences)) if self.head is not None else ()
 
     @functools.cached_property
     def group(self) -> Group:
@@ -108,7 +108,7 @@ class Runner:
         tasks = [rows.task for rows in groups if rows.task is not None]
         return bool(tasks) and all(task.side is not None for task in tasks)
 
-    def place(self, rows: Rows) -> tuple[bool, tuple[int, int]]:
+    def place(self, rows: Rows) -> tuple[bool, tuple[int, ...]]:
         """Where in a batch: the task that is in the arena already goes first, which saves a switch, and those that are
         answered in the same way are neighbours."""
         return not self._is_current(rows), rows.answered

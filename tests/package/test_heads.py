@@ -92,6 +92,15 @@ def test_a_head_that_does_not_fit_is_refused(
         build_head(bert, make_task("text-classification"), head, 0)
 
 
+def test_a_head_with_a_pooler_of_its_own_does_not_run_with_one_that_has_none(
+    bert: Backbone, make_task: MakeTask
+) -> None:
+    pooler = {"bert.pooler.dense.weight": torch.ones(32, 32), "bert.pooler.dense.bias": torch.ones(32)}
+    task = make_task("text-classification")
+    plain, again, own = (build_head(bert, task, head, 0) for head in (GOOD_HEAD, GOOD_HEAD, {**GOOD_HEAD, **pooler}))
+    assert plain.alike == again.alike != own.alike
+
+
 def test_a_pooler_for_a_model_that_has_none_is_refused(bert: Backbone, make_task: MakeTask) -> None:
     head = {**GOOD_HEAD, "bert.pooler.dense.weight": torch.ones(32, 32), "bert.pooler.dense.bias": torch.ones(32)}
     with pytest.raises(FormatError, match="does not fit"):
