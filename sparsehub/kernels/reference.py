@@ -52,12 +52,11 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
         part = changes.parts[slot]
         if part is None:
             continue
-        matrix = dense(part)
+        matrix = dense(part) if part.starts is not None else None
+        bias = part.bias.double() if part.bias is not None else 0.0
         for i in range(start, stop):
-            change = matrix @ x[i].double()
-            if part.bias is not None:
-                change = change + part.bias.double()
-            y[i] = (y[i].double() + change).to(y.dtype)
+            change = matrix @ x[i].double() if matrix is not None else 0.0
+            y[i] = (y[i].double() + change + bias).to(y.dtype)
 
 
 def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:

@@ -49,6 +49,12 @@ def random_change(inside: int, out: int, density: float, seed: int, bias: bool =
     return compressed(matrix, torch.randn(out, generator=generator) if bias else None)
 
 
+def every_kind_of_change(inside: int, out: int, slot: int) -> SparseChange | None:
+    """A weight and a bias, a bias alone, a weight alone, nothing: one after the other."""
+    change = random_change(inside, out, 0.2, slot, bias=slot % 4 < 2)
+    return [change, SparseChange((0, 0), bias=change.bias), change, None][slot % 4]
+
+
 def bounds_of(popularity: Sequence[tuple[int, int]], gap: int = 0) -> tuple[list[tuple[int, int, int]], int]:
     """Segments one after the other, `gap` tokens of nobody between them; and how many tokens there are."""
     bounds, start = [], 0
@@ -79,7 +85,7 @@ def test_sparse_linear_equals_the_reference(
     bounds, tokens = bounds_of(POPULARITY[popularity], gap)
     inside, out = size
     slots = max(slot for slot, _ in POPULARITY[popularity]) + 1
-    changes = changes_of([random_change(inside, out, 0.2, slot, bias=slot % 2 == 0) for slot in range(slots)])
+    changes = changes_of([every_kind_of_change(inside, out, slot) for slot in range(slots)])
     generator = torch.Generator().manual_seed(99)
     x = torch.randn(tokens, inside, generator=generator).to(dtype)
     found = torch.randn(tokens, out, generator=generator).to(dtype)
@@ -105,9 +111,7 @@ def test_linear_equals_the_reference(
     bounds, tokens = bounds_of(POPULARITY[popularity])
     inside, out = size
     slots = max(slot for slot, _ in POPULARITY[popularity]) + 1
-    # a weight and a bias, a bias alone, a weight alone, nothing
-    parts = [random_change(inside, out, 0.2 * (slot % 3 != 1), slot, bias=slot % 3 < 2) for slot in range(slots)]
-    changes = changes_of([None if slot % 4 == 3 else part for slot, part in enumerate(parts)])
+    changes = changes_of([every_kind_of_change(inside, out, slot) for slot in range(slots)])
     generator = torch.Generator().manual_seed(98)
     x = torch.randn(tokens, inside, generator=generator).to(dtype)
     weight = torch.randn(out, inside, generator=generator).to(dtype)
