@@ -88,6 +88,34 @@ def test_a_poisoned_row_fails_alone(
     assert engine.healthy
 
 
+def test_a_poisoned_row_fails_alone_among_tasks_whose_heads_run_as_one(
+    engine: Engine,
+    reports: list[BatchReport],
+    tiny_tasks: Any,
+    suite: Mapping[str, Path],
+    close: Close,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folders = {"three": suite["three"], "twin": tiny_tasks.write("twin", labels=3, seed=9)}
+    engine.add(read_package(folders["twin"]))
+    engine.mode = "mixed"
+    poison(engine, "three", monkeypatch)
+    for poisoned in (False, True):
+        texts = ["the fox", f"a {POISON}" if poisoned else "a good film"]
+        tickets = {name: engine.classify(name, texts) for name in folders}
+        run_all(engine)
+        for name, ticket in tickets.items():
+            reference = tiny_tasks.reference(folders[name])
+            for text, future in zip(texts, ticket.futures, strict=True):
+                if (name, POISON in text) == ("three", True):
+                    with pytest.raises(RequestError, match="a poisoned row"):
+                        future.result(0)
+                else:
+                    assert close(future.result(0), reference(text))
+    assert [(report.mode, report.rows, report.failed) for report in reports] == [("mixed", 4, 0), ("mixed", 4, 1)]
+    assert engine.healthy
+
+
 def test_a_switch_that_fails_half_way_is_put_right_before_the_next_row(
     engine: Engine, tiny_tasks: Any, suite: Mapping[str, Path], close: Close, monkeypatch: pytest.MonkeyPatch
 ) -> None:
