@@ -141,12 +141,11 @@ class Runner:
         with MixedBatch(self._sites, sides, bounds).on_model():
             outputs = self._backbone.module(**inputs)
         clock.lap("forward")
-        results, start = [], 0
-        for _, same in itertools.groupby(groups, lambda rows: rows.answered):
-            run = list(same)
-            stop = start + sum(rows.sequences for rows in run)
+        results: list[list[Any]] = []
+        for _, same in itertools.groupby(zip(groups, bounds, strict=True), lambda pair: pair[0].answered):
+            run, places = zip(*same, strict=True)
+            start, stop = places[0][1], places[-1][2]
             results += self._answer(run, _cut(inputs, start, stop), type(outputs)(**_cut(outputs, start, stop)))
-            start = stop
         clock.lap("head")
         return results
 

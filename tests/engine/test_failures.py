@@ -17,6 +17,7 @@ import sparsehub.patch
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Engine, Limits
 from sparsehub.engine.report import Share
+from sparsehub.engine.ticket import Ticket
 from sparsehub.errors import CancelledError, QueueFullError, RequestError, StoppingError, UnhealthyError
 from sparsehub.package import read_package
 
@@ -56,6 +57,18 @@ def poison(engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head._model, "forward", forward)
 
 
+def check_answers(ticket: Ticket, texts: list[str], reference: Any, close: Close, *, poisoned: bool) -> None:
+    """All texts are answered, but where the task is poisoned those with the word in them, which are told why."""
+    for text, future in zip(texts, ticket.futures, strict=True):
+        if poisoned and POISON in text:
+            with pytest.raises(
+                RequestError, match="the model failed on this input; found: RuntimeError: a poisoned row"
+            ):
+                future.result(0)
+        else:
+            assert close(future.result(0), reference(text))
+
+
 def run_all(engine: Engine) -> None:
     while engine.step():
         pass
@@ -77,13 +90,8 @@ def test_a_poisoned_row_fails_alone(
     texts = ["the fox", f"a {POISON}", "a good film", "who wrote the book"]
     ticket, other = engine.classify("three", texts), engine.classify("seven", texts)
     run_all(engine)
-    with pytest.raises(RequestError, match="the model failed on this input; found: RuntimeError: a poisoned row"):
-        ticket.futures[1].result(0)
-    for name, futures in (("three", ticket.futures), ("seven", other.futures)):
-        reference = tiny_tasks.reference(suite[name])
-        for text, future in zip(texts, futures, strict=True):
-            if (name, future) != ("three", ticket.futures[1]):
-                assert close(future.result(0), reference(text))
+    for name, its in (("three", ticket), ("seven", other)):
+        check_answers(its, texts, tiny_tasks.reference(suite[name]), close, poisoned=name == "three")
     assert [(report.rows, report.failed) for report in reports] == [(4, 1), (4, 0)]
     assert engine.healthy
 
@@ -105,13 +113,7 @@ def test_a_poisoned_row_fails_alone_among_tasks_whose_heads_run_as_one(
         tickets = {name: engine.classify(name, texts) for name in folders}
         run_all(engine)
         for name, ticket in tickets.items():
-            reference = tiny_tasks.reference(folders[name])
-            for text, future in zip(texts, ticket.futures, strict=True):
-                if (name, POISON in text) == ("three", True):
-                    with pytest.raises(RequestError, match="a poisoned row"):
-                        future.result(0)
-                else:
-                    assert close(future.result(0), reference(text))
+            check_answers(ticket, texts, tiny_tasks.reference(folders[name]), close, poisoned=name == "three")
     assert [(report.mode, report.rows, report.failed) for report in reports] == [("mixed", 4, 0), ("mixed", 4, 1)]
     assert engine.healthy
 

@@ -153,7 +153,7 @@ def test_some_of_the_maps_with_the_same_input(load: Load, changed: tuple[str, ..
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_biases_of_the_backbone_count_once(tiny_checkpoint: Callable[[str], Path], family: str, dtype: str) -> None:
-    """A random model's are zero, where one too many or too few would not show."""
+    """Zero ones, as a model is born with, would not show one too many or too few."""
     backbone = load_backbone(str(tiny_checkpoint(family)), dtype=dtype)
     generator = torch.Generator().manual_seed(8)
     for parameter in backbone.parameters.values():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from pairs import PAIRS, batch_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,20 +19,11 @@ from sparsehub.errors import BackboneError
 from sparsehub.package.encoding import collate, encode
 from sparsehub.package.heads import build_head
 from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
-from sparsehub.package.model import TaskModel, auto_class, base_prefix, load_task_model, task_config
+from sparsehub.package.model import TaskModel, base_prefix, load_task_model, task_config
 
-FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "llama", "gpt2"]
 TinyCheckpoint = Callable[[str], Path]
 MakeTask = Callable[..., TaskSpec]
 TaskRows = dict[str, list[dict[str, Any]]]
-
-
-def has_model(family: str, kind: str) -> bool:
-    """Whether transformers has a task model of this kind for the family."""
-    return transformers.CONFIG_MAPPING[family] in auto_class(kind)._model_mapping
-
-
-PAIRS = [(family, kind) for family in FAMILIES for kind in HEADED_KINDS if has_model(family, kind)]
 
 
 def test_the_pairs_are_the_ones_that_transformers_knows() -> None:
@@ -55,11 +47,6 @@ def fresh(checkpoint: Checkpoint, task: TaskSpec, **options: Any) -> TaskModel:
 def head_of(task_model: TaskModel) -> dict[str, Tensor]:
     parameters = dict(task_model.model.named_parameters())
     return {name: parameters[name].detach().clone() for name in task_model.head}
-
-
-def batch_of(checkpoint: Checkpoint, task: TaskSpec, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    tokenizer = load_tokenizer(checkpoint)
-    return collate(tokenizer, encode(task, tokenizer, rows))
 
 
 @torch.no_grad()
