@@ -21,8 +21,8 @@ from benchmarks.models import lora_model
 from benchmarks.packages import BACKBONE, SPEC, example_texts, numbered, random_package
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine, Limits
-from sparsehub.engine.cost import MIXED, SWAP
-from sparsehub.engine.runner import AUTO
+from sparsehub.engine.batch_runner import AUTO
+from sparsehub.engine.cost_model import MIXED, SWAP
 from sparsehub.package.encoding import collate, encode
 
 TASKS = (1, 4, 16, 64, 256, 1000)
@@ -67,7 +67,7 @@ NOTES = (
     "PEFT's batches hold as many rows in the order of arrival, padded, without heads; adapters of rank 8 on all linear "
     "layers. More than 64 adapters were not tried.",
     "`of the better`: time against the better of swap only and mixed; `of one task`: rows a second against one task's. "
-    "Both are medians of the rounds' ratios: a slow minute slows both sides of one.",
+    "Both are medians of the rounds' ratios: a slow minute slows both adapters of one.",
     "The figures at 64 and 1,000 tasks (Zipf, its own choice) are measured after the tables: these cells and that of "
     f"one task run in turn with nothing between them, {HELD_ROUNDS} rounds. In the tables' order half a minute lies "
     "between two cells, and a single one varies by a fifth.",

@@ -20,7 +20,7 @@ from benchmarks.harness import Case, Report, Row, Timing, interleaved, verdict, 
 from benchmarks.models import SIZES, linear_delta, save_encoder
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, delta_bytes, parse_delta
-from sparsehub.deltafile import prove_delta
+from sparsehub.deltafile import validate_delta
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 
 ROUNDS = 9
@@ -71,7 +71,7 @@ def measure(size: str, backbone: Backbone, folder: Path) -> tuple[list[Row], lis
     steps = interleaved(
         [
             Case("write", lambda: delta_bytes(_as(delta, "float16"))),
-            Case("proof", lambda: prove_delta(ours_bytes, shapes, "float16")),
+            Case("proof", lambda: validate_delta(ours_bytes, shapes, "float16")),
             Case("digest", lambda: hashlib.sha256(ours_bytes).digest()),
         ],
         ROUNDS,

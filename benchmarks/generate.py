@@ -17,7 +17,7 @@ from benchmarks.models import whole_delta
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.engine import Engine, GenerationLimits, Sampling
 from sparsehub.package import Manifest, Package, TaskSpec
-from sparsehub.package.draft import backbone_ref, delta_record
+from sparsehub.package.manifest_builder import backbone_ref, delta_record
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_lm"))
 

@@ -25,12 +25,12 @@ from benchmarks.harness import Report, Row, in_turn, verdict, write_report
 from benchmarks.models import DENSITY
 from sparsehub.backbone import Backbone, Checkpoint
 from sparsehub.backbone.arena import build_arena
+from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.mixed import MixedBatch
-from sparsehub.engine.side import Side, make_side
-from sparsehub.engine.sites import Sites, find_sites
 from sparsehub.engine.swap import Swap
+from sparsehub.engine.target_modules import TargetModules, find_target_modules
 from sparsehub.kernels import position_dtype
-from sparsehub.patch import Layout, Patch, bind
+from sparsehub.patch import Patch, PatchLayout, bind
 
 SHAPES = {
     "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -47,8 +47,8 @@ NEEDS = "benchmarks.gpu needs an NVIDIA GPU with 40 GiB or more (for --shape 8B)
 @dataclass(frozen=True)
 class Model:
     backbone: Backbone
-    sites: Sites
-    layouts: Sequence[Layout]
+    targets: TargetModules
+    layouts: Sequence[PatchLayout]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,10 +88,10 @@ def make_model(shape: str, device: torch.device) -> Model:
         torch.set_default_dtype(torch.float32)
     arena = build_arena(dict(module.named_parameters()))
     backbone = Backbone(module, arena, Checkpoint(shape, "", Path(), {}, "", "bfloat16"), {})
-    return Model(backbone, find_sites(backbone), [random_layout(backbone, seed) for seed in range(TASKS)])
+    return Model(backbone, find_target_modules(backbone), [random_layout(backbone, seed) for seed in range(TASKS)])
 
 
-def random_layout(backbone: Backbone, seed: int) -> Layout:
+def random_layout(backbone: Backbone, seed: int) -> PatchLayout:
     """0.5% of every parameter, in host memory, pinned where there is a GPU."""
     (buffer,) = backbone.arena.buffers.values()
     generator = torch.Generator(device=buffer.device).manual_seed(seed)
@@ -104,7 +104,7 @@ def random_layout(backbone: Backbone, seed: int) -> Layout:
     values = torch.randn(len(positions)) * 0.01
     if buffer.is_cuda:
         positions, values = positions.pin_memory(), values.pin_memory()
-    return Layout({buffer.dtype: (positions, values)}, "add")
+    return PatchLayout({buffer.dtype: (positions, values)}, "add")
 
 
 def timed(cases: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
@@ -147,17 +147,21 @@ def switching(model: Model, shape: str) -> list[Row]:
 def decoding(model: Model, shape: str) -> list[Row]:
     backbone, arena, device = model.backbone, model.backbone.arena, model.backbone.device
     patches = [bind(layout, arena) for layout in model.layouts]
-    sides = [side for patch in patches if isinstance(side := make_side(model.sites, arena, patch), Side)]
+    adapters = [
+        adapter
+        for patch in patches
+        if isinstance(adapter := make_adapter_weights(model.targets, arena, patch), AdapterWeights)
+    ]
     bounds = [(slot, slot, slot + 1) for slot in range(TASKS)]
     step = Step(backbone, device)
 
     def mixed() -> Tensor:
-        with MixedBatch(model.sites, sides, bounds).on_model():
+        with MixedBatch(model.targets, adapters, bounds).on_model():
             return step.run()
 
     cases: dict[str, Callable[[], Any]] = {"plain": step.run, "mixed": mixed}
     if device.type == "cuda":
-        batch = MixedBatch(model.sites, sides, bounds)
+        batch = MixedBatch(model.targets, adapters, bounds)
         cases |= {"plain, graph": captured(step.run), "mixed, graph": captured_mixed(batch, step)}
     found = timed(cases, device)
     setup = {"what": "decode", "shape": shape, "rows": TASKS, "tasks": TASKS, "context": CONTEXT}

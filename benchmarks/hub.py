@@ -34,8 +34,8 @@ from benchmarks.hub_servers import Server, bucket, hosted_hub, objects_of, serve
 from benchmarks.models import SIZES, load_plain
 from sparsehub.files import fsync
 from sparsehub.hub import PackageHub
-from sparsehub.hub.loading import pull
-from sparsehub.package import prove_package
+from sparsehub.hub.package_loader import pull
+from sparsehub.package import validate_package
 
 ROUNDS = 9
 OTHERS = (1, 100, 10_000)  # versions of other tasks
@@ -51,7 +51,7 @@ NOTES = [
     "plain puts and gets send the same bytes through the same client to the same server. For each list moto looks "
     "through all keys of its bucket, which S3 does not: so the hubs that are compared share one bucket.",
     "The Hugging Face Hub is the tests' server in a process of its own, with Hugging Face's client.",
-    f"Other tasks have {VERSIONS_A_TASK} versions each. `requests`: what one look asks the home.",
+    f"Other tasks have {VERSIONS_A_TASK} versions each. `requests`: what one look asks the backend.",
     "Sizes: LoRA of rank 8 and SHiRA of rank 1 on all Linear layers of the same encoder, as PEFT saves them, without "
     "heads. `bits an index`: what the weights' file takes beyond its values; the entropy is log2 of the number of ways "
     "to choose as many entries of each parameter. `bytes an entry` has everything of the row in it.",
@@ -108,7 +108,7 @@ def copies(package: Made, root: Path) -> list[Case]:
             fsync(path)
 
     clear = partial(shutil.rmtree, target, ignore_errors=True)
-    proof = Case("proof of the folder", lambda: prove_package(package.folder))
+    proof = Case("proof of the folder", lambda: validate_package(package.folder))
     return [Case("copy", copy, clear), Case("copy, flushed", flushed, clear), proof]
 
 
@@ -157,7 +157,7 @@ def empty_cache() -> None:
 
 @dataclass(frozen=True)
 class Crowded:
-    """A hub that holds our task among others. requests: that its home was asked so far, through `counted`."""
+    """A hub that holds our task among others. requests: that its backend was asked so far, through `counted`."""
 
     hub: PackageHub
     counted: PackageHub
@@ -199,7 +199,7 @@ def crowds(kind: str, package: Made, root: Path, server: Server) -> Found:
             requests.setdefault(name, set()).add(found.requests() - before)
         cases += [Case(f"{name} {number}", look) for name, look in looks(found.hub).items()]
     timings = interleaved(cases, ROUNDS)
-    setup = {"home": kind, "versions of the task": OWN_VERSIONS, "versions of other tasks": "in the columns"}
+    setup = {"backend": kind, "versions of the task": OWN_VERSIONS, "versions of other tasks": "in the columns"}
     rows = []
     for name, asked in requests.items():
         times = {f"{number:,}: ms": timings[f"{name} {number}"].median for number in OTHERS}

@@ -13,13 +13,13 @@ from benchmarks.models import save_encoder, whole_delta
 from sparsehub.backbone import load_backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.hub import PackageHub
-from sparsehub.hub.folder import FolderObjects
-from sparsehub.hub.objects import Objects
-from sparsehub.hub.store import StoreHome
-from sparsehub.package import prove_package, rename_package
-from sparsehub.package.draft import backbone_ref, delta_record
+from sparsehub.hub.blob_store import BlobStore
+from sparsehub.hub.blob_store_backend import BlobStoreBackend
+from sparsehub.hub.folder_blob_store import FolderBlobStore
+from sparsehub.package import rename_package, validate_package
 from sparsehub.package.manifest import BackboneRef, Manifest, TaskSpec
-from sparsehub.package.seal import write_carded_package
+from sparsehub.package.manifest_builder import backbone_ref, delta_record
+from sparsehub.package.writer import write_carded_package
 
 OWN = "mine"  # the task that is looked for
 OWN_VERSIONS = 3
@@ -82,7 +82,7 @@ def _draft(backbone: BackboneRef, delta: Delta) -> Manifest:
 
 
 def folder_hub(folder: Path) -> PackageHub:
-    return PackageHub(StoreHome(FolderObjects(folder)))
+    return PackageHub(BlobStoreBackend(FolderBlobStore(folder)))
 
 
 class CountingHub(PackageHub):
@@ -90,7 +90,7 @@ class CountingHub(PackageHub):
 
     def __init__(self, store: ObjectStore):
         self.requests, self._objects = 0, store
-        super().__init__(StoreHome(Objects(self._store, "store")))
+        super().__init__(BlobStoreBackend(BlobStore(self._store, "store")))
 
     def _store(self) -> ObjectStore:
         self.requests += 1
@@ -101,7 +101,7 @@ def crowd(hub: PackageHub, fill: Fill, folder: Path, number: int) -> None:
     """Our task, published, and so many versions of others."""
     for version in range(OWN_VERSIONS):
         hub.publish(folder, version=f"1.0.{version}")
-    manifest = prove_package(folder)
+    manifest = validate_package(folder)
     for first in range(0, number, VERSIONS_A_TASK):
         name, versions = f"other-{first // VERSIONS_A_TASK}", range(min(VERSIONS_A_TASK, number - first))
         renamed = [rename_package(manifest, name=name, version=f"1.0.{version}") for version in versions]

@@ -20,7 +20,7 @@ from obstore.store import ObjectStore, S3Store
 
 from sparsehub.files import canonical_json
 from sparsehub.hub import PackageHub
-from sparsehub.hub.huggingface import HuggingFaceHome, digest_tag
+from sparsehub.hub.huggingface_backend import HuggingFaceBackend, digest_tag
 
 _TOKEN = "hf_writer"
 
@@ -75,7 +75,7 @@ def bucket(server: Server, prefix: str) -> ObjectStore:
 def hosted_hub(server: Server, owner: str) -> PackageHub:
     """The hub of an organisation on the Hugging Face Hub."""
     constants.HF_HUB_DISABLE_XET = True  # the server has none
-    return PackageHub(HuggingFaceHome(owner, api=HfApi(endpoint=server.address, token=_TOKEN)))
+    return PackageHub(HuggingFaceBackend(owner, api=HfApi(endpoint=server.address, token=_TOKEN)))
 
 
 def objects_of(name: str, manifests: Mapping[str, bytes]) -> dict[str, bytes]:

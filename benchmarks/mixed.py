@@ -16,10 +16,10 @@ from torch import Tensor
 from benchmarks.harness import Case, Report, Row, bar_plot, interleaved, verdict, write_report
 from benchmarks.models import SIZES, load_plain, lora_model, save_encoder, whole_delta
 from sparsehub.backbone import Backbone, load_backbone
+from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.mixed import MixedBatch
-from sparsehub.engine.side import Side, make_side
-from sparsehub.engine.sites import Sites, find_sites, sample_batch
 from sparsehub.engine.swap import Swap
+from sparsehub.engine.target_modules import TargetModules, find_target_modules, sample_batch
 from sparsehub.patch import Patch, make_patch
 
 BATCHES = ((16, 16, 16), (16, 32, 1), (16, 32, 4), (16, 32, 16), (64, 16, 64))  # rows, tokens of each, tasks
@@ -43,10 +43,10 @@ class Tasks:
     """One backbone with its tasks, in both forms."""
 
     backbone: Backbone
-    sites: Sites
+    targets: TargetModules
     swap: Swap
     patches: Sequence[Patch]
-    sides: Sequence[Side]
+    adapters: Sequence[AdapterWeights]
 
 
 def main() -> None:
@@ -93,9 +93,16 @@ def checks_of(rows: Sequence[Row]) -> list[str]:
 def measure(size: str, folder: Path) -> list[Row]:
     save_encoder(size, folder)
     backbone = load_backbone(str(folder))
-    sites, patches = find_sites(backbone), [make_patch(backbone, whole_delta(backbone, n)) for n in range(16)]
-    sides = [side for patch in patches if isinstance(side := make_side(sites, backbone.arena, patch), Side)]
-    tasks = Tasks(backbone, sites, Swap(backbone.arena), patches, sides)
+    targets, patches = (
+        find_target_modules(backbone),
+        [make_patch(backbone, whole_delta(backbone, n)) for n in range(16)],
+    )
+    adapters = [
+        adapter
+        for patch in patches
+        if isinstance(adapter := make_adapter_weights(targets, backbone.arena, patch), AdapterWeights)
+    ]
+    tasks = Tasks(backbone, targets, Swap(backbone.arena), patches, adapters)
     lora = lora_model(folder, MOST_TASKS)
     return [row for key in BATCHES for row in measure_batch(size, key, tasks, lora, folder)]
 
@@ -145,9 +152,9 @@ def cut(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]
 
 def run_mixed(tasks: Tasks, bounds: Sequence[tuple[int, int, int]], batch: Mapping[str, Tensor]) -> Tensor:
     """More slots than tasks use tasks again, each slot as a task of its own."""
-    sides = [tasks.sides[slot % len(tasks.sides)] for slot, _, _ in bounds]
+    adapters = [tasks.adapters[slot % len(tasks.adapters)] for slot, _, _ in bounds]
     tasks.swap.to(None)
-    with MixedBatch(tasks.sites, sides, bounds).on_model():
+    with MixedBatch(tasks.targets, adapters, bounds).on_model():
         states: Tensor = tasks.backbone.module(**batch).last_hidden_state
     return states
 

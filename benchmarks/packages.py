@@ -26,7 +26,7 @@ def example_texts() -> list[str]:
 
 def random_package(backbone: Backbone, seed: int) -> Package:
     """A package in memory: a random delta of 0.5% and a random head."""
-    from sparsehub.package.model import load_task_model
+    from sparsehub.package.task_model import load_task_model
 
     delta = whole_delta(backbone, seed)
     task_model = load_task_model(open_checkpoint(str(backbone.checkpoint.folder)), SPEC)

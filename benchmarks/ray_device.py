@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from serving.front import Front
-from serving.replica import Replica
+from serving.ray.ingress import Ingress
+from serving.ray.replica import Replica
 from serving.settings import Settings
 
 ROW_SECONDS = 0.02  # that the device takes for a row, while it leaves the cores alone
@@ -21,7 +21,7 @@ class SlowReplica(Replica):
         module.register_forward_pre_hook(_wait, with_kwargs=True)
 
 
-class BlindFront(Front):
+class BlindFront(Ingress):
     """Places requests without looking at their tasks: what multiplexing is compared with."""
 
     async def _task(self, *_: Any) -> str:

@@ -33,10 +33,10 @@ from benchmarks.harness import Report, Row, verdict, write_report
 from benchmarks.models import save_encoder
 from benchmarks.packages import example_texts, save_tokenizer, write_random
 from benchmarks.ray_device import ROW_SECONDS, BlindFront, SlowReplica
-from serving import ray_app
-from serving.catalog import Entry, Target, change_catalog, changes, open_catalog
-from serving.front import Front
-from serving.ledger import percentile
+from serving.catalog import CatalogEntry, CatalogTarget, change_catalog, changes, open_catalog
+from serving.ray import app as ray_app
+from serving.ray.ingress import Ingress
+from serving.task_stats import percentile
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine
 from sparsehub.hub import open_hub
@@ -107,7 +107,7 @@ def fill(folder: Path) -> tuple[Expected, int]:
         hub.publish(path)
         package = read_package(path)
         engine.add(package)
-        entries[f"task{number}"] = Entry(Target("1.0.0", package.digest))
+        entries[f"task{number}"] = CatalogEntry(CatalogTarget("1.0.0", package.digest))
     change_catalog(open_catalog(f"{folder}/hub#it"), lambda catalog: added(catalog, entries))
     engine.start()
     expected, nbytes = {task: directly(engine, task) for task in entries}, engine.usage.device_bytes
@@ -115,7 +115,7 @@ def fill(folder: Path) -> tuple[Expected, int]:
     return expected, math.ceil(nbytes / TASKS * FIT / 2**20)
 
 
-def added(catalog: Any, entries: dict[str, Entry]) -> Any:
+def added(catalog: Any, entries: dict[str, CatalogEntry]) -> Any:
     for name, entry in entries.items():
         catalog = changes.add(catalog, name, entry)
     return catalog
@@ -148,7 +148,7 @@ def endpoint(replicas: int, blind: bool, keep: bool) -> Iterator[None]:
     from ray import serve
 
     args = {"replicas": replicas, "cpus": 0, "requests": LIMIT, "tasks": FIT - 2}
-    with patch.multiple(ray_app, Replica=SlowReplica, Front=BlindFront if blind else Front):
+    with patch.multiple(ray_app, Replica=SlowReplica, Ingress=BlindFront if blind else Ingress):
         serve.run(ray_app.app(args))
     try:
         yield

@@ -92,7 +92,7 @@ def task_model(folder: Path) -> Any:
 
     from sparsehub.backbone import open_checkpoint
     from sparsehub.package.manifest import TaskSpec
-    from sparsehub.package.model import load_task_model
+    from sparsehub.package.task_model import load_task_model
 
     kind, problem = "text-classification", "single_label_classification"
     task = TaskSpec(kind, ("no", "yes"), problem, ("text",), "label", LENGTH, ("accuracy",))
@@ -178,7 +178,7 @@ def _adamw(model: Any, passes: int) -> dict[str, Any]:
 
 def sparse(method: str, folder: Path, passes: int) -> dict[str, Any]:
     from sparsehub.memory import return_freed_memory
-    from sparsehub.training.sparse import SparseModel
+    from sparsehub.training.sparse_model import SparseModel
 
     return_freed_memory()
     loaded, peak = task_model(folder), Peak()
@@ -193,7 +193,7 @@ def check(folder: Path) -> dict[str, Any]:
     """Three sparse steps against three dense ones whose gradients are masked; no dropout, the same rows."""
     import torch
 
-    from sparsehub.training.sparse import SparseModel
+    from sparsehub.training.sparse_model import SparseModel
 
     loaded = task_model(folder)
     mask = _every_200th(loaded.backbone.arena.slots)

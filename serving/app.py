@@ -16,21 +16,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from serving.access import Access
-from serving.access.caller import BACKBONE
-from serving.call import Call, current_call
-from serving.catalog.keeper import Keeper
+from serving.auth import Authenticator
+from serving.auth.caller import BACKBONE
+from serving.catalog.reconciler import Reconciler
 from serving.catalog.router import Routed, Router
-from serving.failures import failure
-from serving.gate import Gate
+from serving.error_responses import failure
 from serving.metrics import Metrics
+from serving.middleware import RequestMiddleware
+from serving.openapi import ERROR_RESPONSES, describe_errors
+from serving.protocol.tasks import error_body
+from serving.request.context import RequestContext, current_request
 from serving.routes import ROUTERS
-from serving.schema import ERROR_RESPONSES, describe_errors
 from serving.settings import Settings
-from serving.wire import error_body
 from sparsehub import __version__
-from sparsehub.engine import Engine, TaskInfo, Ticket
-from sparsehub.engine.compose import parse_composition
+from sparsehub.engine import Engine, PendingRequest, TaskInfo
+from sparsehub.engine.composition import parse_composition
 from sparsehub.errors import RequestError, SparsehubError, UnknownTaskError
 
 log = logging.getLogger("sparsehub")
@@ -43,9 +43,9 @@ class Service:
     settings: Settings
     engine: Engine
     metrics: Metrics
-    access: Access = field(default_factory=Access)
+    access: Authenticator = field(default_factory=Authenticator)
     router: Router = field(default_factory=Router)
-    keeper: Keeper | None = None
+    reconciler: Reconciler | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
     def is_backbone(self, model: str) -> bool:
@@ -57,7 +57,7 @@ class Service:
 
         Raises `ForbiddenError` where it is not the caller's, and `UnknownTaskError`.
         """
-        call = current_call()
+        call = current_request()
         routed = self._route(call, reference)
         with _discreet(call, reference):
             info = await anyio.to_thread.run_sync(self.engine.info, routed.reference, self.settings.timeout)
@@ -65,13 +65,13 @@ class Service:
         return info
 
     async def submit(
-        self, verb: Callable[..., Ticket[Any]], reference: str | None, inputs: Sequence[Any], truncate: bool
-    ) -> Ticket[Any]:
+        self, verb: Callable[..., PendingRequest[Any]], reference: str | None, inputs: Sequence[Any], truncate: bool
+    ) -> PendingRequest[Any]:
         """Call an engine verb off the event loop: it tokenises, which takes a while for many rows.
 
         reference: None for the plain backbone. Raises what `info` and the verb raise, and `RateLimitError`.
         """
-        call = current_call()
+        call = current_request()
         if len(inputs) > self.settings.max_items:
             limit = f"at most {self.settings.max_items}"
             raise RequestError("too many inputs in one request", found=len(inputs), expected=limit, fix="send fewer")
@@ -82,18 +82,20 @@ class Service:
         options = {"truncate": truncate, "timeout": self.settings.timeout, "admit": self._admit(call, routed)}
         asked = None if reference is None else routed.reference
         with _discreet(call, reference or BACKBONE):
-            ticket: Ticket[Any] = await anyio.to_thread.run_sync(functools.partial(verb, asked, inputs, **options))
+            ticket: PendingRequest[Any] = await anyio.to_thread.run_sync(
+                functools.partial(verb, asked, inputs, **options)
+            )
         call.items, call.tokens = len(ticket.futures), ticket.tokens
         if ticket.task is not None:
             call.task, call.digest = ticket.task.reference, ticket.task.digest
         return ticket
 
-    def finish(self, call: Call) -> None:
+    def finish(self, call: RequestContext) -> None:
         """The answer is sent, or will never be: nothing is held for it any more."""
         for routed in call.routed.values():
             self.router.release(routed)
 
-    def _route(self, call: Call, reference: str | None) -> Routed:
+    def _route(self, call: RequestContext, reference: str | None) -> Routed:
         """What a reference means for this request, once and for all; None is the plain backbone."""
         check_reference(call, reference or BACKBONE)
         if reference is None:
@@ -103,7 +105,7 @@ class Service:
                 call.routed[reference] = self.router.hold(reference, call.sticky)
         return call.routed[reference]
 
-    def _admit(self, call: Call, routed: Routed) -> Callable[[int], None]:
+    def _admit(self, call: RequestContext, routed: Routed) -> Callable[[int], None]:
         """What the engine asks once it knows a request's tokens, before any of its rows waits."""
 
         def admit(tokens: int) -> None:
@@ -121,7 +123,7 @@ class Service:
         return admit
 
 
-def check_reference(call: Call, reference: str) -> None:
+def check_reference(call: RequestContext, reference: str) -> None:
     """Raises `ForbiddenError` unless every task that a reference or a composition names is the caller's."""
     parts = [part.reference for part in parse_composition(reference) or ()] or [reference]
     for part in parts:
@@ -129,7 +131,7 @@ def check_reference(call: Call, reference: str) -> None:
 
 
 @contextmanager
-def _discreet(call: Call, reference: str) -> Iterator[None]:
+def _discreet(call: RequestContext, reference: str) -> Iterator[None]:
     """An unknown task's error names one like it: not to a caller who is not to know all of them."""
     try:
         yield
@@ -139,15 +141,15 @@ def _discreet(call: Call, reference: str) -> Iterator[None]:
         raise UnknownTaskError(f"unknown task {reference[:200]!r}") from error
 
 
-def gated(app: FastAPI) -> Gate:
+def behind_middleware(app: FastAPI) -> RequestMiddleware:
     """The app behind its gate, for a server that is not BentoML's."""
-    return Gate(app, lambda: app.state.service)
+    return RequestMiddleware(app, lambda: app.state.service)
 
 
 def create_app() -> FastAPI:
     """The app, without a service yet: whoever starts the engine sets `app.state.service`.
 
-    It is to be served behind a `Gate` only, which makes the call that the routes answer.
+    It is to be served behind a `RequestMiddleware` only, which makes the call that the routes answer.
     """
     app = FastAPI(title="sparsehub", version=__version__, docs_url="/docs", redoc_url=None, responses=ERROR_RESPONSES)
     describe_errors(app)

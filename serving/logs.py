@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from serving.call import Call
+from serving.request.context import RequestContext
 
 requests = logging.getLogger("sparsehub.requests")
 audit = logging.getLogger("sparsehub.audit")
@@ -23,7 +23,7 @@ def write_lines() -> None:
         logger.handlers, logger.propagate = [handler], False
 
 
-def log_request(call: Call, method: str, path: str, status: int, seconds: float) -> None:
+def log_request(call: RequestContext, method: str, path: str, status: int, seconds: float) -> None:
     """One answered request. No input and no key is ever written down."""
     if requests.isEnabledFor(logging.INFO):
         _write(
@@ -43,7 +43,7 @@ def log_request(call: Call, method: str, path: str, status: int, seconds: float)
         )
 
 
-def log_act(call: Call, act: str, outcome: str, **details: Any) -> None:
+def log_act(call: RequestContext, act: str, outcome: str, **details: Any) -> None:
     """Something that an admin did, or tried to."""
     _write(
         audit,

@@ -7,9 +7,9 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from serving.call import Call
-from serving.catalog.keeper import Keeper
-from serving.ledger import Ledger
+from serving.catalog.reconciler import Reconciler
+from serving.request.context import RequestContext
+from serving.task_stats import TaskStats
 from sparsehub.engine import BatchReport, Engine
 from sparsehub.engine.generation import GenerationUsage
 
@@ -24,7 +24,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.ledger = Ledger()
+        self.task_stats = TaskStats()
         registry = self.registry
         self._rows = Counter(
             "sparsehub_rows", "Rows answered, by task and outcome", ["task", "outcome"], registry=registry
@@ -112,7 +112,7 @@ class Metrics:
         for phase in ("queued", "switch", "forward", "head"):
             self._phase.labels(phase).observe(getattr(report, phase))
 
-    def request(self, route: str, status: int, call: Call, seconds: float) -> None:
+    def request(self, route: str, status: int, call: RequestContext, seconds: float) -> None:
         """Count one HTTP request."""
         self._requests.labels(route, str(status)).inc()
         self._route_seconds.labels(route).observe(seconds)
@@ -122,15 +122,15 @@ class Metrics:
             version = "" if task == COMPOSED else version
             self._task_requests.labels(task, version, str(status)).inc()
             self._task_seconds.labels(task, version).observe(seconds)
-            self.ledger.note(call.digest, call.items, status >= 400, seconds)
+            self.task_stats.note(call.digest, call.items, status >= 400, seconds)
 
-    def sample(self, engine: Engine, keeper: Keeper | None = None) -> None:
+    def sample(self, engine: Engine, reconciler: Reconciler | None = None) -> None:
         """Read the gauges off the engine, and off what keeps its catalogue."""
-        if keeper is not None:
-            self._revision.set(keeper.revision)
-            self._refused.set(len(keeper.refused))
-            self._draining.set(keeper.draining)
-            self._stale.set(keeper.follower.error is not None)
+        if reconciler is not None:
+            self._revision.set(reconciler.revision)
+            self._refused.set(len(reconciler.refused))
+            self._draining.set(reconciler.draining)
+            self._stale.set(reconciler.follower.error is not None)
         usage, arena = engine.usage, engine.arena
         self._waiting.set(engine.waiting)
         self._tasks.set(len(engine.tasks))
@@ -158,9 +158,9 @@ class Metrics:
         self._pages.labels("used").set(used.pages)
         self._pages.labels("free").set(used.most - used.pages)
 
-    def text(self, engine: Engine, keeper: Keeper | None = None) -> str:
+    def text(self, engine: Engine, reconciler: Reconciler | None = None) -> str:
         """Everything, in Prometheus' text format."""
-        self.sample(engine, keeper)
+        self.sample(engine, reconciler)
         return generate_latest(self.registry).decode()
 
 

@@ -8,8 +8,8 @@ import bentoml
 from starlette.types import Receive, Scope, Send
 
 from serving.app import create_app
-from serving.gate import Gate
-from serving.running import start_service
+from serving.middleware import RequestMiddleware
+from serving.runtime import start_service
 from serving.settings import read_settings
 from sparsehub.extras import require
 
@@ -50,7 +50,7 @@ class SparsehubService:
     def __metrics__(self, text: str) -> str:
         """BentoML's metrics with ours as they are now: its text was made before the engine's gauges were read."""
         theirs = [line for line in text.splitlines(keepends=True) if not line.startswith(OWN_METRICS)]
-        return "".join(theirs) + self._service.metrics.text(self._service.engine, self._service.keeper)
+        return "".join(theirs) + self._service.metrics.text(self._service.engine, self._service.reconciler)
 
     @bentoml.on_shutdown
     def shutdown(self) -> None:
@@ -59,4 +59,4 @@ class SparsehubService:
 
 
 # BentoML makes the class a service object.
-SparsehubService.add_asgi_middleware(Gate, service=lambda: app.state.service)  # type: ignore[attr-defined]
+SparsehubService.add_asgi_middleware(RequestMiddleware, service=lambda: app.state.service)  # type: ignore[attr-defined]

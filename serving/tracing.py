@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from opentelemetry import trace
 
-from serving.call import Call
+from serving.request.context import RequestContext
 
 
-def describe(call: Call) -> None:
+def describe(call: RequestContext) -> None:
     """Write who asked and what answered on the current span."""
     span = trace.get_current_span()
     if not span.is_recording():

@@ -24,7 +24,7 @@ VALUE_KINDS = ("add", "set")
 
 
 @dataclass(frozen=True)
-class Layout:
+class DeltaFileLayout:
     """Where the parameters of a delta lie, in the order of the file: by name.
 
     blocks: [parameters] blocks of each; last_size: [parameters] entries of its last block.
@@ -43,7 +43,7 @@ class StoredDelta:
     scales: [groups] float32, for int8 alone; nnz: [parameters] int64.
     """
 
-    layout: Layout
+    layout: DeltaFileLayout
     indices: NDArray[np.uint16]
     counts: NDArray[np.int32]
     values: NDArray[Any]
@@ -91,7 +91,7 @@ def group_sizes(nnz: NDArray[np.int64]) -> NDArray[np.int64]:
     return sizes
 
 
-def prove_delta(data: bytes, shapes: Mapping[str, tuple[int, ...]], value_dtype: str) -> StoredDelta:
+def validate_delta(data: bytes, shapes: Mapping[str, tuple[int, ...]], value_dtype: str) -> StoredDelta:
     """Prove the bytes of a file against sections 4 and 5 of the format; raises `FormatError`.
 
     `shapes` gives the whole parameters' shapes, as the manifest states them. Needs no more memory than half of `data`.
@@ -104,7 +104,7 @@ def prove_delta(data: bytes, shapes: Mapping[str, tuple[int, ...]], value_dtype:
     n = _check_tensors(header, numels, value_dtype)
     stored = {name: stored_array(data, entry) for name, entry in header.entries.items()}
     sizes = np.array([1 + (numel - 1) % BLOCK for numel in numels.values()], dtype=np.int64)
-    layout = Layout(tuple(numels), np.array([-(-m // BLOCK) for m in numels.values()], dtype=np.int64), sizes)
+    layout = DeltaFileLayout(tuple(numels), np.array([-(-m // BLOCK) for m in numels.values()], dtype=np.int64), sizes)
     nnz = _check_counts(layout, stored["counts"], n)
     delta = StoredDelta(layout, stored["indices"], stored["counts"], stored["values"], stored.get("scales"), nnz)
     _check_indices(delta)
@@ -140,7 +140,7 @@ def _check_tensors(header: Header, numels: Mapping[str, int], value_dtype: str) 
     return n
 
 
-def _check_counts(layout: Layout, counts: NDArray[np.int32], n: int) -> NDArray[np.int64]:
+def _check_counts(layout: DeltaFileLayout, counts: NDArray[np.int32], n: int) -> NDArray[np.int64]:
     """The entries of each parameter."""
     if bool((counts < 0).any()) or int(counts.sum(dtype=np.int64)) != n:
         raise DeltaError(

@@ -44,7 +44,7 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PatchLayout:
     """A delta laid out for an arena, in host memory, before anything was read from the arena.
 
     parts: per dtype of the arena (positions [k], values [k]), as `Segment` has them.
@@ -71,14 +71,14 @@ def make_patch(backbone: Backbone, delta: Delta) -> Patch:
     return bind(lay_out(backbone.arena, delta), backbone.arena)
 
 
-def lay_out(arena: Arena, delta: Delta) -> Layout:
+def lay_out(arena: Arena, delta: Delta) -> PatchLayout:
     """Raises `BackboneMismatchError` or `DeltaError` where the delta does not fit the arena."""
     slots = {name: _slot(arena, name, delta) for name in delta.parameters}
     dtypes = sorted({slot.dtype for slot in slots.values()}, key=str)
-    return Layout({dtype: _part(arena, dtype, slots, delta) for dtype in dtypes}, delta.value_kind)
+    return PatchLayout({dtype: _part(arena, dtype, slots, delta) for dtype in dtypes}, delta.value_kind)
 
 
-def bind(layout: Layout, arena: Arena, read: Read = gather) -> Patch:
+def bind(layout: PatchLayout, arena: Arena, read: Read = gather) -> Patch:
     """Move a layout to the arena's device and read the base values."""
     segments = []
     for dtype, (positions, values) in layout.parts.items():

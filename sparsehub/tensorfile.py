@@ -40,7 +40,7 @@ _CHUNK = 1 << 20  # entries looked at in one go
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file. `start` and `stop` are byte positions in the whole file."""
 
     dtype: str
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
 
 
@@ -85,7 +85,7 @@ def parse_header(data: bytes, what: str) -> Header:
     return header
 
 
-def stored_array(data: bytes, entry: Entry) -> NDArray[Any]:
+def stored_array(data: bytes, entry: TensorEntry) -> NDArray[Any]:
     """A tensor of a file as an array, without copying; bfloat16 and 8-bit floats as their bits."""
     dtype = np.dtype(_NUMPY[entry.dtype])
     return np.frombuffer(data, dtype, math.prod(entry.shape), entry.start).reshape(entry.shape)
@@ -120,7 +120,7 @@ def parse_table(table: object, *, data_start: int, size: int, what: str) -> Head
     return Header(entries, metadata)
 
 
-def _entry(name: str, value: object, data_start: int, what: str) -> Entry:
+def _entry(name: str, value: object, data_start: int, what: str) -> TensorEntry:
     problem = f"{what}: the header of tensor {name[:MAX_NAME]!r}"
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise FormatError(f"{problem} has a malformed name", expected=f"1 to {MAX_NAME} printable characters")
@@ -135,7 +135,7 @@ def _entry(name: str, value: object, data_start: int, what: str) -> Entry:
         raise FormatError(f"{problem}: shape, dtype and size disagree", found=f"{shape} {dtype} {offsets}"[:200])
     if math.prod(extent for extent in shape if extent) > 1 << 48:  # also beside a zero: strides would overflow
         raise FormatError(f"{problem} has an absurd shape", found=shape)
-    return Entry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    return TensorEntry(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
 def _are_counts(value: object) -> bool:

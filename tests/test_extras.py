@@ -40,7 +40,7 @@ def test_serve_without_its_extra_is_one_line_and_exit_code_2(tmp_path: Path) -> 
 
 
 def test_ray_serve_without_its_extra_says_what_to_install() -> None:
-    hide = "import sys; sys.modules['ray'] = None; import serving.ray_app"
+    hide = "import sys; sys.modules['ray'] = None; import serving.ray.app"
     result = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False, cwd=ROOT)
     assert result.stderr.strip().endswith("ray is not installed; to do: pip install 'sparsehub[ray]'")
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from sparsehub.errors import DeltaError, FormatError
-from sparsehub.tensorfile import Entry, load_tensors, parse_table, read_header, require_finite, tensor_bytes
+from sparsehub.tensorfile import TensorEntry, load_tensors, parse_table, read_header, require_finite, tensor_bytes
 
 Write = Callable[..., Path]
 DTYPES = [
@@ -191,8 +191,8 @@ def test_tensors_without_entries_may_share_a_place() -> None:
     table = {"a": entry(shape=[0], offsets=[0, 0]), "b": entry(), "c": entry(shape=[0, 4], offsets=[1, 1])}
     table = json.loads(json.dumps(table))
     header = parse_table(table, data_start=100, size=101, what="it")
-    assert header.entries["b"] == Entry("U8", (1,), 100, 101)
-    assert header.entries["c"] == Entry("U8", (0, 4), 101, 101)
+    assert header.entries["b"] == TensorEntry("U8", (1,), 100, 101)
+    assert header.entries["c"] == TensorEntry("U8", (0, 4), 101, 101)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -81,11 +81,11 @@ def perplexities(backbone: Path, package: Path | None, files: list[str]) -> list
     from sparsehub.backbone import open_checkpoint
     from sparsehub.backbone.tokenizer import load_tokenizer
     from sparsehub.package import TaskSpec, read_package
-    from sparsehub.package.draft import metric_names
+    from sparsehub.package.manifest_builder import metric_names
     from sparsehub.package.materialize import task_model_of
-    from sparsehub.package.model import load_task_model
+    from sparsehub.package.task_model import load_task_model
     from sparsehub.training.data import load_split
-    from sparsehub.training.judge import judge
+    from sparsehub.training.evaluation import judge
 
     checkpoint = open_checkpoint(str(backbone))
     task = TaskSpec("text-generation", (), "next_token", ("text",), "", 128, metric_names("text-generation", 0))

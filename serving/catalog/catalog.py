@@ -17,7 +17,7 @@ REMEMBERED = 20  # stable versions before the one of today
 
 
 @dataclass(frozen=True)
-class Target:
+class CatalogTarget:
     """One version of a task. The digest says which bytes it is; the version is what people call it."""
 
     version: str
@@ -30,20 +30,20 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     """One task.
 
     canary: a version that gets `canary_percent` of the callers; pinned: it stays in memory; the quotas are for all
     callers of one replica together; before: what `stable` was, the last one last.
     """
 
-    stable: Target
-    canary: Target | None = None
+    stable: CatalogTarget
+    canary: CatalogTarget | None = None
     canary_percent: float = 0.0
     pinned: bool = False
     items_per_second: float | None = None
     tokens_per_second: float | None = None
-    before: tuple[Target, ...] = ()
+    before: tuple[CatalogTarget, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.canary_percent <= 100:
@@ -53,7 +53,7 @@ class Entry:
                 raise UsageError("a quota is not above 0", found=quota)
 
     @property
-    def targets(self) -> tuple[Target, ...]:
+    def targets(self) -> tuple[CatalogTarget, ...]:
         """Every version that is served."""
         return (self.stable,) if self.canary is None else (self.stable, self.canary)
 
@@ -63,7 +63,7 @@ class Catalog:
     """revision: how often it was changed; tasks: by name."""
 
     revision: int = 0
-    tasks: Mapping[str, Entry] = field(default_factory=dict)
+    tasks: Mapping[str, CatalogEntry] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -75,7 +75,7 @@ class Catalog:
 @dataclass(frozen=True)
 class _Stored:
     revision: int
-    tasks: dict[str, Entry]
+    tasks: dict[str, CatalogEntry]
 
 
 def parse_catalog(data: bytes) -> Catalog:

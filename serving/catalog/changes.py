@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-from serving.catalog.catalog import REMEMBERED, Catalog, Entry, Target
+from serving.catalog.catalog import REMEMBERED, Catalog, CatalogEntry, CatalogTarget
 from sparsehub.errors import ConflictError, NotFoundError, UsageError
 
 
-def add(catalog: Catalog, name: str, entry: Entry) -> Catalog:
+def add(catalog: Catalog, name: str, entry: CatalogEntry) -> Catalog:
     """Serve one more task."""
     if name in catalog.tasks:
         fix = "move it: sparsehub catalog set NAME --version, or try a version first: sparsehub catalog canary"
@@ -28,7 +28,7 @@ def set_options(catalog: Catalog, name: str, **options: object) -> Catalog:
     return _with(catalog, name, dataclasses.replace(entry_of(catalog, name), **options))  # type: ignore[arg-type]
 
 
-def move(catalog: Catalog, name: str, target: Target) -> Catalog:
+def move(catalog: Catalog, name: str, target: CatalogTarget) -> Catalog:
     """Let everybody have another version at once; a canary that runs goes on."""
     entry = entry_of(catalog, name)
     if target == entry.stable:
@@ -36,7 +36,7 @@ def move(catalog: Catalog, name: str, target: Target) -> Catalog:
     return _with(catalog, name, _moved(entry, target))
 
 
-def canary(catalog: Catalog, name: str, target: Target, percent: float) -> Catalog:
+def canary(catalog: Catalog, name: str, target: CatalogTarget, percent: float) -> Catalog:
     """Let some callers have another version."""
     entry = entry_of(catalog, name)
     if target.digest == entry.stable.digest:
@@ -75,7 +75,7 @@ def expect(catalog: Catalog, revision: int | None) -> None:
         )
 
 
-def entry_of(catalog: Catalog, name: str) -> Entry:
+def entry_of(catalog: Catalog, name: str) -> CatalogEntry:
     """Raises `NotFoundError`, which names the nearest."""
     if name not in catalog.tasks:
         near = difflib.get_close_matches(name[:200], catalog.tasks, n=1)
@@ -84,9 +84,9 @@ def entry_of(catalog: Catalog, name: str) -> Entry:
     return catalog.tasks[name]
 
 
-def _moved(entry: Entry, target: Target) -> Entry:
+def _moved(entry: CatalogEntry, target: CatalogTarget) -> CatalogEntry:
     return dataclasses.replace(entry, stable=target, before=(*entry.before, entry.stable)[-REMEMBERED:])
 
 
-def _with(catalog: Catalog, name: str, entry: Entry) -> Catalog:
+def _with(catalog: Catalog, name: str, entry: CatalogEntry) -> Catalog:
     return Catalog(catalog.revision + 1, {**catalog.tasks, name: entry})

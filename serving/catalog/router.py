@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from serving.access.bucket import Bucket
-from serving.catalog.catalog import Entry, Target
-from sparsehub.engine.compose import parse_composition
+from serving.auth.rate_limit import TokenBucket
+from serving.catalog.catalog import CatalogEntry, CatalogTarget
+from sparsehub.engine.composition import parse_composition
 from sparsehub.errors import UnknownTaskError
 
 
@@ -20,9 +20,9 @@ class Route:
     """An entry with what is left of its quotas."""
 
     name: str
-    entry: Entry
-    items: Bucket | None
-    tokens: Bucket | None
+    entry: CatalogEntry
+    items: TokenBucket | None
+    tokens: TokenBucket | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Router:
         self._routes: Mapping[str, Route] | None = None
         self._held: Counter[str] = Counter()
 
-    def use(self, entries: Mapping[str, Entry]) -> None:
+    def use(self, entries: Mapping[str, CatalogEntry]) -> None:
         """Route by these entries from now on. A quota that stays what it was keeps what is left of it."""
         before = self._routes or {}
         routes = {name: _route(name, entry, before.get(name)) for name, entry in entries.items()}
@@ -122,7 +122,7 @@ def _composed(routes: Mapping[str, Route], reference: str, caller: str) -> Route
     return Routed("+".join(terms), tuple(targets), tuple(used))
 
 
-def _one(routes: Mapping[str, Route], reference: str, caller: str) -> tuple[Target, Route] | None:
+def _one(routes: Mapping[str, Route], reference: str, caller: str) -> tuple[CatalogTarget, Route] | None:
     name, _, wanted = reference.partition("@")
     route = routes.get(name)
     if route is None:
@@ -136,15 +136,15 @@ def _one(routes: Mapping[str, Route], reference: str, caller: str) -> tuple[Targ
     return entry.stable, route
 
 
-def _route(name: str, entry: Entry, before: Route | None) -> Route:
+def _route(name: str, entry: CatalogEntry, before: Route | None) -> Route:
     items = _bucket(entry.items_per_second, before.items if before else None)
     return Route(name, entry, items, _bucket(entry.tokens_per_second, before.tokens if before else None))
 
 
-def _bucket(rate: float | None, before: Bucket | None) -> Bucket | None:
+def _bucket(rate: float | None, before: TokenBucket | None) -> TokenBucket | None:
     if rate is None or (before is not None and before.rate == rate):
         return before if rate is not None else None
-    return Bucket(rate)
+    return TokenBucket(rate)
 
 
 def _unknown(routes: Mapping[str, Route], reference: str) -> UnknownTaskError:

@@ -21,7 +21,7 @@ class AnswerError(RequestError):
         self.status = status
 
 
-class Asker:
+class EndpointClient:
     """Everything that the console knows or does comes from here, so it can do what its user's key can, and no more."""
 
     def __init__(self, gate: ASGIApp, request: gr.Request):

@@ -6,19 +6,21 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.routing import Mount
 
-from serving.app import Service, gated
+from serving.app import Service, behind_middleware
 from serving.console import PATH
-from serving.console.desk import Desk
-from serving.console.door import Door
-from serving.console.packages import Packages
-from serving.console.page import FONT, STYLE, build_page
+from serving.console.context import ConsoleContext
+from serving.console.firewall import Firewall
+from serving.console.layout import FONT, STYLE, build_page
+from serving.console.package_views import Packages
 
 SESSIONS = 200  # open pages that something is remembered of
 
 
 def add_console(app: FastAPI, service: Service) -> None:
     """Mount the page, behind its door. app: the endpoint's own, whose gate asks for the key."""
-    page = build_page(Desk(gated(app), service.access, Packages(service.engine), service.settings.backbone))
+    page = build_page(
+        ConsoleContext(behind_middleware(app), service.access, Packages(service.engine), service.settings.backbone)
+    )
     page.state_session_capacity = SESSIONS
     shell = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
@@ -43,4 +45,4 @@ def add_console(app: FastAPI, service: Service) -> None:
         page.run_startup_events()
         await page.run_extra_startup_events()
 
-    app.mount(PATH, Door(inner.app, service.access, start))
+    app.mount(PATH, Firewall(inner.app, service.access, start))

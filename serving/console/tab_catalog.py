@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from serving.console.desk import Desk, shown
+from serving.console.context import ConsoleContext, shown
 from sparsehub.errors import SparsehubError
 
 ROUTE = "/v1/admin/catalog"
@@ -26,7 +26,7 @@ _HEADERS = ["task", "stable", "canary", "share", "pinned", "items/s", "tokens/s"
 _LEAVE, _YES, _NO = "as it is", "yes", "no"
 
 
-def build_catalog(desk: Desk, load: Any) -> None:
+def build_catalog(desk: ConsoleContext, load: Any) -> None:
     """load: adds a listener to the page's first look."""
     with gr.Row(elem_id="catalog-head"):
         said = gr.HTML(elem_id="catalog-said")
@@ -92,7 +92,7 @@ def _inputs() -> dict[str, Any]:
     }
 
 
-async def _looked(desk: Desk, request: gr.Request) -> list[Any]:
+async def _looked(desk: ConsoleContext, request: gr.Request) -> list[Any]:
     """What the catalogue says now; where it may not be read, why."""
     try:
         state = await desk.asker(request).get(ROUTE)

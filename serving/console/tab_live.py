@@ -9,7 +9,7 @@ import gradio as gr
 import pandas as pd
 
 from serving.console.history import CHARTS, MEMORY, P50, P99, RESIDENT, THROUGHPUT, History
-from serving.console.table import COLUMNS, rows_of
+from serving.console.task_table import COLUMNS, rows_of
 
 SECONDS = 2.0  # between two looks
 _TITLES = {

@@ -8,15 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from serving.console.asking import MOST_FIELDS, Answer, Form, answer_of, form_of
-from serving.console.client import Asker
-from serving.console.desk import Desk
+from serving.console.client import EndpointClient
+from serving.console.context import ConsoleContext
+from serving.console.task_forms import MOST_FIELDS, ShownAnswer, TaskForm, answer_of, form_of
 from sparsehub.errors import RequestError, SparsehubError
 
 SHOWN_LABELS = 20
 
 
-def build_try(desk: Desk) -> list[gr.Dropdown]:
+def build_try(desk: ConsoleContext) -> list[gr.Dropdown]:
     """Returns the lists of tasks, which the page keeps up to date."""
     with gr.Row():
         with gr.Column():
@@ -34,7 +34,7 @@ def build_try(desk: Desk) -> list[gr.Dropdown]:
     return [task]
 
 
-def build_compare(desk: Desk) -> list[gr.Dropdown]:
+def build_compare(desk: ConsoleContext) -> list[gr.Dropdown]:
     """Returns the lists of tasks, which the page keeps up to date."""
     with gr.Row():
         first, second = _choice("First task or version", "compare-first"), _choice("Second", "compare-second")
@@ -81,7 +81,7 @@ def _views(name: str) -> list[Any]:
     return [bars, words, text, raw]
 
 
-def _view(answer: Answer) -> list[Any]:
+def _view(answer: ShownAnswer) -> list[Any]:
     return [
         gr.Label(answer.probabilities, visible=answer.probabilities is not None),
         gr.HighlightedText(list(answer.words or ()), visible=answer.words is not None),
@@ -90,19 +90,19 @@ def _view(answer: Answer) -> list[Any]:
     ]
 
 
-async def _answer(ask: Asker, reference: str, texts: tuple[str, ...]) -> Answer:
+async def _answer(ask: EndpointClient, reference: str, texts: tuple[str, ...]) -> ShownAnswer:
     try:
         return await answer_of(ask, await form_of(ask, reference), texts)
     except SparsehubError as error:  # in the answer's place: an older one would look like this one's
-        return Answer(f'<p class="bad" role="alert">{escape(str(error))}</p>')
+        return ShownAnswer(f'<p class="bad" role="alert">{escape(str(error))}</p>')
 
 
-def _on_choice(desk: Desk, task: gr.Dropdown, boxes: list[gr.Textbox]) -> None:
+def _on_choice(desk: ConsoleContext, task: gr.Dropdown, boxes: list[gr.Textbox]) -> None:
     async def fit(request: gr.Request, reference: str | None) -> list[Any]:
         try:
             form = await form_of(desk.asker(request), reference or "")
         except RequestError:  # half a name, or nothing yet; asking says what is wrong
-            form = Form("", ("Text",), "")
+            form = TaskForm("", ("Text",), "")
         names = [*form.fields, *[""] * (MOST_FIELDS - len(form.fields))]
         return [gr.Textbox(label=name, visible=i < len(form.fields)) for i, name in enumerate(names)]
 

@@ -1,4 +1,4 @@
-"""One file per route, all of one recipe: a body from `serving.wire`, rows to the engine, answers in an envelope."""
+"""One file per route, all of one recipe: a body from `serving.protocol`, rows to the engine, answers in an envelope."""
 
 from serving.routes import (
     admin,

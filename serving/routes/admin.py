@@ -13,17 +13,17 @@ import anyio
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.call import current_call
-from serving.catalog import Catalog, Entry, Target, change_catalog, changes
-from serving.catalog.keeper import Keeper
+from serving.catalog import Catalog, CatalogEntry, CatalogTarget, change_catalog, changes
+from serving.catalog.reconciler import Reconciler
 from serving.logs import log_act
+from serving.request.context import current_request
 from sparsehub.errors import BackboneError, EngineError, FormatError, SparsehubError, TrustError, UsageError
 
 router = APIRouter(prefix="/v1/admin/catalog")
 Edit = Callable[[Catalog], Catalog]
 
 
-class Act(BaseModel):
+class CatalogAction(BaseModel):
     """revision: the catalogue's, as the admin saw it; another one by now is 409."""
 
     model_config = ConfigDict(extra="forbid")
@@ -31,13 +31,13 @@ class Act(BaseModel):
     revision: int | None = None
 
 
-class Named(Act):
+class TaskAction(CatalogAction):
     """task: a name in the catalogue."""
 
     task: str = Field(min_length=1, max_length=300)
 
 
-class Added(Act):
+class AddTask(CatalogAction):
     """reference: what to serve; its exact version goes into the catalogue."""
 
     reference: str = Field(min_length=1, max_length=300)
@@ -46,7 +46,7 @@ class Added(Act):
     tokens_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
-class Options(Named):
+class SetOptions(TaskAction):
     """What is given is changed, null takes a quota away. version: what everybody is to have at once."""
 
     version: str | None = Field(None, min_length=1, max_length=100)
@@ -55,7 +55,7 @@ class Options(Named):
     tokens_per_second: float | None = Field(None, gt=0, allow_inf_nan=False)
 
 
-class Canaried(Act):
+class CanaryTask(CatalogAction):
     """reference: the version to try; percent: of the callers."""
 
     reference: str = Field(min_length=1, max_length=300)
@@ -69,21 +69,21 @@ async def status(request: Request) -> dict[str, Any]:
 
 
 @router.post("/add")
-async def add(body: Added, request: Request) -> dict[str, Any]:
+async def add(body: AddTask, request: Request) -> dict[str, Any]:
     """Serve one more task."""
     name, target = await _sound(request, "add", body.reference)
-    entry = Entry(target, None, 0.0, body.pinned, body.items_per_second, body.tokens_per_second)
+    entry = CatalogEntry(target, None, 0.0, body.pinned, body.items_per_second, body.tokens_per_second)
     return await _act(request, "add", body, lambda catalog: changes.add(catalog, name, entry))
 
 
 @router.post("/remove")
-async def remove(body: Named, request: Request) -> dict[str, Any]:
+async def remove(body: TaskAction, request: Request) -> dict[str, Any]:
     """Serve a task no longer; what has begun is answered."""
     return await _act(request, "remove", body, lambda catalog: changes.remove(catalog, body.task))
 
 
 @router.post("/set")
-async def set_options(body: Options, request: Request) -> dict[str, Any]:
+async def set_options(body: SetOptions, request: Request) -> dict[str, Any]:
     """Change a task's version, pin or quotas."""
     options = body.model_dump(exclude={"task", "version", "revision"}, exclude_unset=True)
     if body.version is None:
@@ -98,20 +98,20 @@ async def set_options(body: Options, request: Request) -> dict[str, Any]:
 
 
 @router.post("/canary")
-async def canary(body: Canaried, request: Request) -> dict[str, Any]:
+async def canary(body: CanaryTask, request: Request) -> dict[str, Any]:
     """Let some callers have another version."""
     name, target = await _sound(request, "canary", body.reference)
     return await _act(request, "canary", body, lambda catalog: changes.canary(catalog, name, target, body.percent))
 
 
 @router.post("/promote")
-async def promote(body: Named, request: Request) -> dict[str, Any]:
+async def promote(body: TaskAction, request: Request) -> dict[str, Any]:
     """Let everybody have the canary's version."""
     return await _act(request, "promote", body, lambda catalog: changes.promote(catalog, body.task))
 
 
 @router.post("/rollback")
-async def rollback(body: Named, request: Request) -> dict[str, Any]:
+async def rollback(body: TaskAction, request: Request) -> dict[str, Any]:
     """Take the canary back, or the stable version to the one before it."""
     return await _act(request, "rollback", body, lambda catalog: changes.rollback(catalog, body.task))
 
@@ -119,44 +119,44 @@ async def rollback(body: Named, request: Request) -> dict[str, Any]:
 @router.post("/reload")
 async def reload(request: Request) -> dict[str, Any]:
     """Have this replica read the catalogue now, and try again what it refused; else that happens within seconds."""
-    keeper, call = _keeper(request), current_call()
+    reconciler, call = _keeper(request), current_request()
     try:
-        await anyio.to_thread.run_sync(keeper.reload)
+        await anyio.to_thread.run_sync(reconciler.reload)
     except SparsehubError as error:
         log_act(call, "catalog reload", "refused", error=str(error)[:500])
         raise
-    log_act(call, "catalog reload", "done", revision=keeper.revision)
-    return state(keeper)
+    log_act(call, "catalog reload", "done", revision=reconciler.revision)
+    return state(reconciler)
 
 
-def state(keeper: Keeper) -> dict[str, Any]:
+def state(reconciler: Reconciler) -> dict[str, Any]:
     """What is served, what was refused and why, and how many versions only finish what has begun."""
     return {
         "object": "catalog",
-        "where": keeper.document.where,
-        "revision": keeper.revision,
-        "tasks": {name: dataclasses.asdict(entry) for name, entry in keeper.served.items()},
-        "refused": {name: str(error) for name, error in keeper.refused.items()},
-        "error": None if keeper.follower.error is None else str(keeper.follower.error),
-        "draining": keeper.draining,
+        "where": reconciler.document.where,
+        "revision": reconciler.revision,
+        "tasks": {name: dataclasses.asdict(entry) for name, entry in reconciler.served.items()},
+        "refused": {name: str(error) for name, error in reconciler.refused.items()},
+        "error": None if reconciler.follower.error is None else str(reconciler.follower.error),
+        "draining": reconciler.draining,
     }
 
 
-def _keeper(request: Request) -> Keeper:
-    keeper: Keeper | None = request.app.state.service.keeper
-    if keeper is None:
+def _keeper(request: Request) -> Reconciler:
+    reconciler: Reconciler | None = request.app.state.service.reconciler
+    if reconciler is None:
         raise UsageError("this endpoint follows no catalogue", fix="start it with: sparsehub serve --catalog ...")
-    return keeper
+    return reconciler
 
 
-async def _sound(request: Request, act: str, reference: str) -> tuple[str, Target]:
+async def _sound(request: Request, act: str, reference: str) -> tuple[str, CatalogTarget]:
     """The exact version that a reference means, once this replica has loaded it; else raises `UsageError`."""
-    keeper = _keeper(request)
+    reconciler = _keeper(request)
 
-    def work() -> tuple[str, Target]:
-        name, target = keeper.source.resolve(reference)
+    def work() -> tuple[str, CatalogTarget]:
+        name, target = reconciler.source.resolve(reference)
         try:
-            keeper.prove(name, target)
+            reconciler.prove(name, target)
         except (BackboneError, EngineError, FormatError, TrustError) as error:
             raise UsageError(f"{reference} cannot be served here", found=str(error)) from error
         return name, target
@@ -164,13 +164,13 @@ async def _sound(request: Request, act: str, reference: str) -> tuple[str, Targe
     try:
         return await anyio.to_thread.run_sync(work)
     except SparsehubError as error:
-        log_act(current_call(), f"catalog {act}", "refused", reference=reference[:300], error=str(error)[:500])
+        log_act(current_request(), f"catalog {act}", "refused", reference=reference[:300], error=str(error)[:500])
         raise
 
 
-async def _act(request: Request, act: str, body: Act, edit: Edit) -> dict[str, Any]:
+async def _act(request: Request, act: str, body: CatalogAction, edit: Edit) -> dict[str, Any]:
     """Change the catalogue, take it over here at once, and write down who did it."""
-    keeper, call = _keeper(request), current_call()
+    reconciler, call = _keeper(request), current_request()
     details = body.model_dump(exclude_none=True)
 
     def edited(catalog: Catalog) -> Catalog:
@@ -178,8 +178,8 @@ async def _act(request: Request, act: str, body: Act, edit: Edit) -> dict[str, A
         return edit(catalog)
 
     def work() -> int:
-        revision = change_catalog(keeper.document, edited).revision
-        keeper.follower.look()
+        revision = change_catalog(reconciler.document, edited).revision
+        reconciler.follower.look()
         return revision
 
     try:
@@ -188,4 +188,4 @@ async def _act(request: Request, act: str, body: Act, edit: Edit) -> dict[str, A
         log_act(call, f"catalog {act}", "refused", **{**details, "error": str(error)[:500]})
         raise
     log_act(call, f"catalog {act}", "done", **{**details, "revision": revision})
-    return state(keeper)
+    return state(reconciler)

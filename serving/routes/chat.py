@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serving.generating import answer
-from serving.prose import ChatBody, ChatShape
+from serving.protocol.openai import ChatBody, ChatShape
+from serving.request.completions import answer
 
 router = APIRouter()
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serving.answering import failed_item, results
-from serving.wire import ClassifyBody, as_list, envelope
+from serving.protocol.tasks import ClassifyBody, as_list, envelope
+from serving.request.results import failed_item, results
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.manifest import REGRESSION
-from sparsehub.package.outputs import Answer
+from sparsehub.package.outputs import Prediction
 
 router = APIRouter()
 _WORD = re.compile(r"\S+")
@@ -32,7 +32,7 @@ async def classify(body: ClassifyBody, request: Request) -> dict[str, Any]:
     return {**envelope("classify", body, ticket, data), "labels": list(ticket.task.spec.labels)}
 
 
-def _entry(index: int, item: Any, answer: Answer | SparsehubError) -> dict[str, Any]:
+def _entry(index: int, item: Any, answer: Prediction | SparsehubError) -> dict[str, Any]:
     if isinstance(answer, SparsehubError):
         return failed_item(index, answer)
     if answer.words:
@@ -40,7 +40,7 @@ def _entry(index: int, item: Any, answer: Answer | SparsehubError) -> dict[str, 
     return {"index": index, **label_of(answer)}
 
 
-def tagged_words(item: Any, answer: Answer) -> list[dict[str, Any]]:
+def tagged_words(item: Any, answer: Prediction) -> list[dict[str, Any]]:
     """Every word with its label. start, end: characters of the text, where the input was a text and no list of words.
 
     Words that were cut off, where the request lets inputs be cut, have no entry.
@@ -53,5 +53,5 @@ def tagged_words(item: Any, answer: Answer) -> list[dict[str, Any]]:
     return [{**place, **label_of(word)} for place, word in zip(places, answer.words, strict=False)]
 
 
-def label_of(answer: Answer) -> dict[str, Any]:
+def label_of(answer: Prediction) -> dict[str, Any]:
     return {"label": answer.label, "probs": list(answer.scores), "num_classes": len(answer.scores)}

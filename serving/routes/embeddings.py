@@ -8,8 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serving.answering import failed_item, results
-from serving.wire import EmbeddingsBody, as_list, envelope
+from serving.protocol.tasks import EmbeddingsBody, as_list, envelope
+from serving.request.results import failed_item, results
 from sparsehub.errors import SparsehubError
 
 router = APIRouter()

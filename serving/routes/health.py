@@ -26,4 +26,4 @@ async def readyz(request: Request) -> PlainTextResponse:
 async def metrics(request: Request) -> PlainTextResponse:
     """Prometheus' text format."""
     service = request.app.state.service
-    return PlainTextResponse(service.metrics.text(service.engine, service.keeper), media_type=CONTENT_TYPE_LATEST)
+    return PlainTextResponse(service.metrics.text(service.engine, service.reconciler), media_type=CONTENT_TYPE_LATEST)

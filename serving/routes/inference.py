@@ -12,9 +12,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from serving.answering import results
+from serving.protocol.inference import InferBody, InputTensor, floats, json_strings, strings
+from serving.request.results import results
 from serving.routes.classify import tagged_words
-from serving.tensors import InferBody, InputTensor, floats, json_strings, strings
 from sparsehub import __version__
 from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serving.access.caller import BACKBONE
-from serving.call import current_call
+from serving.auth.caller import BACKBONE
+from serving.request.context import current_request
 from sparsehub.engine import TaskStatus
 from sparsehub.errors import UnknownTaskError
 
@@ -32,7 +32,7 @@ async def model(request: Request, model: str) -> dict[str, Any]:
 
 
 def _seen(request: Request) -> list[dict[str, Any]]:
-    service, caller = request.app.state.service, current_call().caller
+    service, caller = request.app.state.service, current_request().caller
     backbone, started = service.settings.backbone, service.started
     plain = {"id": backbone, "object": "model", "created": started, "owned_by": "sparsehub", "parent": None}
     tasks = [

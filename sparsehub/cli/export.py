@@ -25,10 +25,10 @@ def export(
 ) -> None:
     """Write a package as a SHiRA adapter, which PEFT loads. The way back is `sparsehub extract`, and exact."""
     from sparsehub.backbone import open_checkpoint
-    from sparsehub.convert.names import layout_of
+    from sparsehub.convert.name_matching import layout_of
     from sparsehub.convert.shira import export_shira
     from sparsehub.hub import open_hub
-    from sparsehub.hub.loading import load_package
+    from sparsehub.hub.package_loader import load_package
 
     if to not in FORMATS:
         raise UsageError(unknown_name("format", to, list(FORMATS)))

@@ -71,13 +71,13 @@ def extract(
     """
     from sparsehub.backbone import open_checkpoint
     from sparsehub.convert.extract import Extraction
-    from sparsehub.convert.task import Told
-    from sparsehub.convert.task import task_of as task_from
+    from sparsehub.convert.task_inference import TaskHints
+    from sparsehub.convert.task_inference import task_of as task_from
     from sparsehub.package import read_manifest
 
     base = open_checkpoint(backbone, revision)
     origin = _origin(source)
-    told = Told(kind, split_list(text), label, split_list(labels), split_list(choices), max_length)
+    told = TaskHints(kind, split_list(text), label, split_list(labels), split_list(choices), max_length)
     task = read_manifest(task_of).task if task_of else task_from(told, getattr(origin, "folder", None))
     wanted = Extraction(base, task, out, name, version, license, tuple(drop or ()))
     kept = _Kept(density, nnz, value_dtype)
@@ -130,7 +130,7 @@ def _extract(wanted: Extraction, origin: Checkpoint | Adapter, kept: _Kept) -> E
 
 def _measured(wanted: Extraction, origin: Checkpoint | Adapter, kept: _Kept, test: str) -> Extracted:
     """Extract, judge what was tuned and what the package keeps of it, and write the package with both."""
-    from sparsehub.package.seal import sealed_again
+    from sparsehub.package.writer import rewrite_package
 
     wanted.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=wanted.out.parent) as folder:
@@ -138,7 +138,7 @@ def _measured(wanted: Extraction, origin: Checkpoint | Adapter, kept: _Kept, tes
         progress(f"measuring on {test}")
         before, after = _judged(wanted, origin, found.folder, Path(folder), test)
         told = {"metrics": {"test": before}, "share_of_squared_norm_kept": round(found.kept, 6)}
-        manifest = sealed_again(found.folder, wanted.out, {"test": after}, {"before_packaging": told})
+        manifest = rewrite_package(found.folder, wanted.out, {"test": after}, {"before_packaging": told})
     return dataclasses.replace(found, folder=wanted.out, manifest=manifest)
 
 
@@ -150,9 +150,9 @@ def _judged(
     from sparsehub.convert.extract import extract_adapter
     from sparsehub.package import read_package
     from sparsehub.package.materialize import task_model_of
-    from sparsehub.package.model import auto_class
+    from sparsehub.package.task_model import auto_class
     from sparsehub.training.data import load_split
-    from sparsehub.training.judge import judge
+    from sparsehub.training.evaluation import judge
 
     split, tokenizer = load_split(wanted.task, test), load_tokenizer(wanted.base)
 

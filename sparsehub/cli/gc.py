@@ -26,7 +26,7 @@ def gc(
     if keep_bytes is not None:
         raise UsageError("--keep-bytes is for the cache", fix="leave the hub or the option out")
     from sparsehub.cli.packages import open_location
-    from sparsehub.hub.collect import find_garbage, remove_garbage
+    from sparsehub.hub.gc import find_garbage, remove_garbage
 
     home = open_location(hub)
     found = find_garbage(home)
@@ -45,7 +45,7 @@ def gc(
 
 def _cache(delete: bool, keep_bytes: int | None, as_json: bool) -> None:
     from sparsehub.hub.cache import PackageCache
-    from sparsehub.hub.settings import read_settings
+    from sparsehub.hub.user_settings import read_settings
 
     cache = PackageCache(limit=read_settings().cache_bytes)
     before = cache.size()

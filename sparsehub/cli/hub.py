@@ -13,10 +13,10 @@ from rich.markup import escape
 from sparsehub.cli.output import console, errors, show_fields, show_json, show_table, size
 from sparsehub.cli.packages import POLICY
 from sparsehub.errors import UsageError
-from sparsehub.hub.protocol import Entry
+from sparsehub.hub.protocol import HubEntry
 
 if TYPE_CHECKING:
-    from sparsehub.hub.loading import Pulled
+    from sparsehub.hub.package_loader import PulledPackage
 
 # The one that a listing shows; else accuracy.
 _METRICS = {"regression": "pearson", "token-classification": "f1", "text-generation": "perplexity"}
@@ -61,8 +61,8 @@ def pull(
     """Fetch packages into the cache; every byte is hashed on its way, and again where a file here was touched since."""
     from sparsehub.cli.packages import open_location, policy_of
     from sparsehub.cli.transfers import transfer
-    from sparsehub.hub.loading import pull as fetch
     from sparsehub.hub.lockfile import read_lock
+    from sparsehub.hub.package_loader import pull as fetch
 
     locked = None if lock is None else read_lock(lock)
     wanted = references or ([pin.name for pin in locked.tasks] if locked else [])
@@ -78,7 +78,7 @@ def pull(
     _show_pulled(found, as_json)
 
 
-def _show_pulled(found: Sequence[Pulled], as_json: bool) -> None:
+def _show_pulled(found: Sequence[PulledPackage], as_json: bool) -> None:
     lines = [
         {
             "name": pulled.manifest.name,
@@ -111,7 +111,7 @@ def ls(
     show_entries(entries, as_json, f"{hub} holds no tasks yet; publish one: sparsehub push PACKAGE {hub}")
 
 
-def show_entries(entries: Sequence[Entry], as_json: bool, nothing: str) -> None:
+def show_entries(entries: Sequence[HubEntry], as_json: bool, nothing: str) -> None:
     """A listing; damaged versions are told on standard error."""
     if as_json:
         show_json([dataclasses.asdict(entry) for entry in entries])
@@ -130,7 +130,7 @@ def show_entries(entries: Sequence[Entry], as_json: bool, nothing: str) -> None:
             errors.print(f"[red]damaged:[/] {escape(f'{entry.name}@{entry.version}: {entry.error}')}")
 
 
-def _line(entry: Entry, channels: bool) -> list[object]:
+def _line(entry: HubEntry, channels: bool) -> list[object]:
     shown = [f"{entry.name}@{entry.version}", *([", ".join(entry.channels)] if channels else [])]
     if entry.error:
         return [*shown, "(damaged)", "", "", ""]

@@ -27,17 +27,17 @@ def inspect(
 def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -> None:
     from sparsehub.cli import present
     from sparsehub.deltafile import DELTA_FILE
-    from sparsehub.package import prove_package
-    from sparsehub.package.anatomy import heat_map, histogram, sizes
-    from sparsehub.package.proof import prove_stored_delta, read_file
+    from sparsehub.package import validate_package
+    from sparsehub.package.delta_stats import heat_map, histogram, sizes
+    from sparsehub.package.validation import read_file, validate_stored_delta
 
-    manifest = prove_package(folder)
+    manifest = validate_package(folder)
     if as_json and html is None:
         package = {"digest": manifest.digest, "bytes": sizes(manifest).package}
         show_json({**package, "manifest": dataclasses.asdict(manifest)})
         return
     map_ = heat_map(manifest)
-    spread = histogram(prove_stored_delta(read_file(folder, DELTA_FILE, manifest.files[DELTA_FILE]), manifest))
+    spread = histogram(validate_stored_delta(read_file(folder, DELTA_FILE, manifest.files[DELTA_FILE]), manifest))
     if html is not None:
         _write_page(html, manifest, map_, spread, as_json)
         return
@@ -53,7 +53,7 @@ def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -
 
 def _write_page(html: Path, manifest: Any, map_: Any, spread: Any, as_json: bool) -> None:
     from sparsehub.files import write_file
-    from sparsehub.package.page import html_page
+    from sparsehub.package.html_report import html_page
 
     write_file(html, html_page(manifest, map_, spread).encode())
     if as_json:

@@ -11,7 +11,7 @@ import typer
 from sparsehub.cli.output import JSON, progress, show_json, show_table
 
 if TYPE_CHECKING:
-    from serving.access.keys import KeyRing
+    from serving.auth.keys import KeyRing
 
 app = typer.Typer(help="Keys of an endpoint: add, remove, ls.", no_args_is_help=True, pretty_exceptions_enable=False)
 FileArgument = Annotated[Path, typer.Argument(help="The key file; it holds hashes only.")]
@@ -28,7 +28,7 @@ def add(
     as_json: bool = JSON,
 ) -> None:
     """Make a key and print it, this once: the file gets its hash."""
-    from serving.access.keys import Key, new_secret
+    from serving.auth.keys import Key, new_secret
     from sparsehub.files import sha256_bytes
 
     secret = new_secret()
@@ -52,8 +52,8 @@ def remove(file: FileArgument, name: Annotated[str, typer.Argument(help="The key
 @app.command("ls")
 def ls(file: FileArgument, as_json: bool = JSON) -> None:
     """The keys of a file; the keys themselves are nowhere."""
-    from serving.access.keys import parse_keys
-    from serving.documents import FileDocument
+    from serving.auth.keys import parse_keys
+    from serving.config_watch import FileDocument
     from sparsehub.errors import NotFoundError
 
     found = FileDocument(file).read()
@@ -72,8 +72,8 @@ def ls(file: FileArgument, as_json: bool = JSON) -> None:
 
 
 def _change(file: Path, edit: Callable[[KeyRing], KeyRing]) -> None:
-    from serving.access.keys import KeyRing, parse_keys
-    from serving.documents import FileDocument, change
+    from serving.auth.keys import KeyRing, parse_keys
+    from serving.config_watch import FileDocument, change
     from sparsehub.files import canonical_json
 
     def edited(data: bytes | None) -> bytes:

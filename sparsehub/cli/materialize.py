@@ -22,7 +22,7 @@ def materialize(
     """Write the task's whole model; AutoModelFor... loads it with no sparsehub installed."""
     from sparsehub.backbone import open_checkpoint
     from sparsehub.hub import open_hub
-    from sparsehub.hub.loading import load_package
+    from sparsehub.hub.package_loader import load_package
     from sparsehub.package.materialize import materialize as write
 
     package = load_package(reference, open_hub(hub) if hub else None)

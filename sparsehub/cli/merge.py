@@ -45,11 +45,11 @@ def merge(
 
     Nothing is trained and nothing is measured: see how good it is before you trust it.
     """
-    from sparsehub.convert.merge import Label, Recipe, merge_packages
+    from sparsehub.convert.merge import MergeRecipe, PackageLabel, merge_packages
 
     read = _load(packages, hub)
-    recipe = Recipe(method, _numbers(weights), density, seed, nnz, value_dtype)
-    _show_written(out, merge_packages(read, recipe, Label(out, name, version), _checkpoint(backbone)), as_json)
+    recipe = MergeRecipe(method, _numbers(weights), density, seed, nnz, value_dtype)
+    _show_written(out, merge_packages(read, recipe, PackageLabel(out, name, version), _checkpoint(backbone)), as_json)
 
 
 def diff(
@@ -68,7 +68,7 @@ def diff(
     That package holds the second's head. On the backbone alone it is no task: merged with the first it gives the second
     (`sparsehub merge OUT FIRST`).
     """
-    from sparsehub.convert.merge import Label, compare, difference_package
+    from sparsehub.convert.merge import PackageLabel, compare, difference_package
 
     if (out is None) != (name is None):
         raise UsageError("a difference that is written needs a folder and a name", fix="give --out and --name")
@@ -77,7 +77,7 @@ def diff(
     found = compare(one, two, checkpoint)
     written = None
     if out is not None and name is not None:
-        written = difference_package(one, two, Label(out, name, version), checkpoint, value_dtype)
+        written = difference_package(one, two, PackageLabel(out, name, version), checkpoint, value_dtype)
     if as_json:
         told = {"jaccard": found.overlap.jaccard, "sign_agreement": found.overlap.sign_agreement}
         show_json({**told, **dataclasses.asdict(found), "package": str(out) if written else None})
@@ -90,7 +90,7 @@ def diff(
 
 def _load(references: list[str], hub: str | None) -> list[Package]:
     from sparsehub.hub import open_hub
-    from sparsehub.hub.loading import load_package
+    from sparsehub.hub.package_loader import load_package
 
     home = open_hub(hub) if hub else None
     return [load_package(reference, home) for reference in references]

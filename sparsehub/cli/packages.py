@@ -11,7 +11,7 @@ from sparsehub.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsehub.hub import PackageHub
-    from sparsehub.package.trust import Policy
+    from sparsehub.package.policy import Policy
 
 T = TypeVar("T")
 POLICY = "A policy file; the user's own settings by default."
@@ -19,8 +19,8 @@ POLICY = "A policy file; the user's own settings by default."
 
 def with_package(reference: str, hub: str | None, use: Callable[[Path], T], policy: Policy | None = None) -> T:
     """What `use` makes of a package's folder, which the policy allows."""
-    from sparsehub.hub.loading import use_package
-    from sparsehub.hub.settings import read_policy
+    from sparsehub.hub.package_loader import use_package
+    from sparsehub.hub.user_settings import read_policy
     from sparsehub.package import read_manifest
 
     if hub is None:
@@ -40,8 +40,8 @@ def open_location(location: str) -> PackageHub:
 
 def policy_of(path: Path | None, key: Path | None = None, root: Path | None = None) -> Policy:
     """The policy of a file, or one that demands a signature by one key or under one root, or the user's own."""
-    from sparsehub.hub.settings import read_policy
-    from sparsehub.package.trust import Policy
+    from sparsehub.hub.user_settings import read_policy
+    from sparsehub.package.policy import Policy
 
     if sum(option is not None for option in (path, key, root)) > 1:
         raise UsageError("a policy, a key and a certificate are three policies", fix="give one of them")

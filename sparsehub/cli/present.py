@@ -12,7 +12,7 @@ from sparsehub.cli.output import console, show_fields, show_table, size
 
 if TYPE_CHECKING:
     from sparsehub.package import Manifest
-    from sparsehub.package.anatomy import HeatMap, Histogram
+    from sparsehub.package.delta_stats import HeatMap, Histogram
 
 _SHADES = ("#eaf3f6", "#c3dfe8", "#93c6d6", "#5aa7bf", "#2c86a3", "#12607d", "#073b50")
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -22,8 +22,8 @@ SHOWN_LABELS = 12
 
 def show_package(manifest: Manifest, **more: object) -> None:
     """What a package is, where it came from, how large and how good it is. more: lines to add to the first block."""
-    from sparsehub.package.anatomy import sizes
-    from sparsehub.package.told import values_text
+    from sparsehub.package.delta_stats import sizes
+    from sparsehub.package.describe import values_text
 
     task, delta, backbone, found = manifest.task, manifest.delta, manifest.backbone, sizes(manifest)
     labels = f"{len(task.labels)}: {', '.join(task.labels[:SHOWN_LABELS])}"
@@ -48,7 +48,7 @@ def show_package(manifest: Manifest, **more: object) -> None:
 
 def show_metrics(manifest: Manifest) -> None:
     """The metrics, one line a split, with data and rows."""
-    from sparsehub.package.told import baseline, measured_on
+    from sparsehub.package.describe import baseline, measured_on
 
     names = list(dict.fromkeys(name for row in manifest.metrics.values() for name in row))
     rows = [
@@ -62,7 +62,7 @@ def show_metrics(manifest: Manifest) -> None:
 
 def show_training(manifest: Manifest) -> None:
     """What the manifest says about how the package was made."""
-    from sparsehub.package.told import training_text
+    from sparsehub.package.describe import training_text
 
     fields = {_visible(key): _visible(value) for key, value in training_text(manifest).items()}
     if fields:
@@ -72,7 +72,7 @@ def show_training(manifest: Manifest) -> None:
 
 def show_heat_map(found: HeatMap) -> None:
     """The density by layer and kind of matrix, in shades; then what lies outside the layers."""
-    from sparsehub.package.anatomy import percent
+    from sparsehub.package.delta_stats import percent
 
     highest = max((cell.density for cell in found.cells.values()), default=0.0)
     title = "\nwhat changes, by layer and kind (share of the entries of touched parameters)"
@@ -125,7 +125,7 @@ def _lineage(manifest: Manifest) -> dict[str, str]:
 
 
 def _beside(manifest: Manifest) -> str:
-    from sparsehub.package.anatomy import sizes
+    from sparsehub.package.delta_stats import sizes
 
     found = sizes(manifest)
     times = found.full / max(found.delta + found.head, 1)

@@ -20,7 +20,7 @@ def show(
     """Show what a version is: metrics, size, lineage, channels, card. No weight is fetched."""
     from sparsehub.cli import present
     from sparsehub.cli.packages import open_location
-    from sparsehub.package.anatomy import heat_map
+    from sparsehub.package.delta_stats import heat_map
 
     home = open_location(hub)
     resolved = home.resolve(reference)

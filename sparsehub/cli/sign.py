@@ -67,9 +67,9 @@ def _signer(key: Path | None, certificate: Path | None, chain: tuple[Path, ...],
 def _sign_published(reference: str, hub: str, signer: Signer) -> Manifest:
     from sparsehub.cli.packages import open_location
     from sparsehub.cli.transfers import transfer
-    from sparsehub.hub.loading import pull
+    from sparsehub.hub.package_loader import pull
+    from sparsehub.package.policy import Policy
     from sparsehub.package.signing import read_signature, sign_package
-    from sparsehub.package.trust import Policy
 
     home = open_location(hub)
     with tempfile.TemporaryDirectory(prefix="sparsehub-sign-") as folder, transfer(f"fetching {reference}") as report:

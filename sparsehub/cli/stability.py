@@ -35,8 +35,8 @@ def stability(
 ) -> None:
     """Refit without some of the training rows and with other seeds: how far do score and loss move?"""
     from sparsehub.training.config import load_config
-    from sparsehub.training.pictures import draw_stability, draw_sweep
     from sparsehub.training.stability import Plan, measure_stability
+    from sparsehub.training.stability_plots import draw_stability, draw_sweep
 
     if sweep not in (None, "density"):
         raise UsageError("only the density can be swept", found=sweep, expected="--sweep density")

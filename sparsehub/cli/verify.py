@@ -23,13 +23,13 @@ def verify(
 ) -> None:
     """Prove sizes, hashes, indices, values, names and signature of a package; exit code 2 where anything is wrong."""
     from sparsehub.cli.packages import policy_of, with_package
-    from sparsehub.package import prove_package
-    from sparsehub.package.trust import Policy
+    from sparsehub.package import validate_package
+    from sparsehub.package.policy import Policy
 
     allowed = policy_of(policy, key, certificate)
 
     def prove(folder: Path) -> tuple[str, str | None]:
-        manifest = prove_package(folder)
+        manifest = validate_package(folder)
         publisher = allowed.check(folder, manifest)
         if backbone is not None:
             _check_backbone(folder, backbone, revision)
@@ -48,7 +48,7 @@ def verify(
 def _check_backbone(folder: Path, backbone: str, revision: str | None) -> None:
     from sparsehub.backbone import load_backbone
     from sparsehub.package import read_manifest
-    from sparsehub.package.io import check_backbone
+    from sparsehub.package.reader import check_backbone
 
     progress(f"loading {backbone}")
     check_backbone(read_manifest(folder), load_backbone(backbone, revision=revision))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsehub.convert.names import SHOWN, Layout, match_layout
+from sparsehub.convert.name_matching import SHOWN, CheckpointLayout, match_layout
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, FormatError, UsageError
 from sparsehub.files import sha256_file, strict_json
@@ -88,7 +88,7 @@ class Change:
     head: Mapping[str, Tensor]
 
 
-def change_of(adapter: Adapter, layout: Layout) -> Change:
+def change_of(adapter: Adapter, layout: CheckpointLayout) -> Change:
     """The adapter as a change of the backbone that `layout` describes; raises where a tensor has no place there."""
     parts: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
@@ -122,7 +122,7 @@ def _refuse_unplaced(adapter: Adapter, names: Collection[str]) -> None:
         )
 
 
-def _head(adapter: Adapter, layout: Layout, rest: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _head(adapter: Adapter, layout: CheckpointLayout, rest: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Whole modules that were trained beside the adapter; they must be the head's, and nothing else."""
     around = prefix.removesuffix(layout.prefix)
     names = {around + name: name for name in layout.others}
@@ -149,7 +149,7 @@ def _refuse_unusual(adapter: Adapter) -> None:
             )
 
 
-def _product(adapter: Adapter, layout: Layout, name: str, parts: Mapping[str, Tensor], stored: str) -> Tensor:
+def _product(adapter: Adapter, layout: CheckpointLayout, name: str, parts: Mapping[str, Tensor], stored: str) -> Tensor:
     kind = "lora_embedding" if "lora_embedding_A" in parts else "lora"
     try:
         a, b = parts[f"{kind}_A"].float(), parts[f"{kind}_B"].float()

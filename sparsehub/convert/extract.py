@@ -16,15 +16,14 @@ from torch import Tensor
 from sparsehub import __version__
 from sparsehub.backbone import Checkpoint
 from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter, change_of
-from sparsehub.convert.names import layout_of
-from sparsehub.convert.pair import BackboneTensors, Pair, backbone_tensors, pair_up
+from sparsehub.convert.checkpoint_pair import BackboneTensors, CheckpointPair, backbone_tensors, pair_up
+from sparsehub.convert.name_matching import layout_of
 from sparsehub.delta import DELTA_FILE, Delta
 from sparsehub.delta.algebra import with_value_dtype
-from sparsehub.delta.stream import DeltaWriter
+from sparsehub.delta.writer import DeltaWriter
 from sparsehub.errors import UsageError
 from sparsehub.files import new_folder
 from sparsehub.memory import return_freed_memory
-from sparsehub.package.draft import public_name
 from sparsehub.package.manifest import (
     FORMAT_VERSION,
     HEAD_FILE,
@@ -34,9 +33,10 @@ from sparsehub.package.manifest import (
     TaskSpec,
     TouchedParameter,
 )
-from sparsehub.package.seal import seal_package, write_carded_package
+from sparsehub.package.manifest_builder import public_name
+from sparsehub.package.writer import finalize_package, write_carded_package
 from sparsehub.selection.largest import cut
-from sparsehub.selection.report import layer_of
+from sparsehub.selection.layer_report import layer_of
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 
 
@@ -105,7 +105,7 @@ def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
         if head := _head(pair):
             (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
         lineage = _lineage(tuned.id, tuned.fingerprint)
-        manifest = seal_package(folder, _draft(wanted, backbone, record, lineage))
+        manifest = finalize_package(folder, _draft(wanted, backbone, record, lineage))
     return _of_pair(wanted, manifest, pair, dict.fromkeys(pair.parameters, (1.0, 1.0)))
 
 
@@ -173,7 +173,7 @@ def _complete(head: Mapping[str, Tensor], backbone: BackboneTensors, adapter: Ad
     return {name: found[name] for name in backbone.head}
 
 
-def _head(pair: Pair) -> dict[str, Tensor]:
+def _head(pair: CheckpointPair) -> dict[str, Tensor]:
     return {name: stored.read() for name, stored in pair.head.items()}
 
 
@@ -217,7 +217,9 @@ def _draft(wanted: Extraction, backbone: BackboneTensors, record: DeltaRecord, l
     )
 
 
-def _of_pair(wanted: Extraction, manifest: Manifest, pair: Pair, norms: Mapping[str, tuple[float, float]]) -> Extracted:
+def _of_pair(
+    wanted: Extraction, manifest: Manifest, pair: CheckpointPair, norms: Mapping[str, tuple[float, float]]
+) -> Extracted:
     kept, whole = (sum(column) for column in zip(*norms.values(), strict=True))
     return Extracted(
         wanted.out,

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from sparsehub import __version__
 from sparsehub.backbone import Checkpoint
-from sparsehub.convert.names import layout_of
-from sparsehub.convert.pair import backbone_tensors
-from sparsehub.convert.stored import stored_tensors
+from sparsehub.convert.checkpoint_pair import backbone_tensors
+from sparsehub.convert.name_matching import layout_of
+from sparsehub.convert.tensor_reader import stored_tensors
 from sparsehub.delta import Delta, Overlap, overlap
 from sparsehub.delta.algebra import as_additions, dare, difference, prune, ties, weighted_sum, with_value_dtype
 from sparsehub.delta.overlap import shared_entries
 from sparsehub.errors import BackboneMismatchError, UsageError
 from sparsehub.package import Manifest, Package, write_carded_package
-from sparsehub.package.draft import delta_record
 from sparsehub.package.manifest import FORMAT_VERSION, Lineage, Parent
+from sparsehub.package.manifest_builder import delta_record
 from sparsehub.schema import unknown_name
-from sparsehub.selection.report import layer_of
+from sparsehub.selection.layer_report import layer_of
 
-Combine = Callable[[Sequence[Delta], Sequence[float], "Recipe"], Delta]
+Combine = Callable[[Sequence[Delta], Sequence[float], "MergeRecipe"], Delta]
 _METHODS: dict[str, Combine] = {
     "task-arithmetic": lambda deltas, weights, _: weighted_sum(deltas, weights),
     "ties": lambda deltas, weights, recipe: ties(deltas, weights, recipe.density),
@@ -36,7 +36,7 @@ MERGES = tuple(_METHODS)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MergeRecipe:
     """How to merge.
 
     weights: one a package, all 1 where it is empty; density: the share of its entries that ties and dare leave to each
@@ -52,7 +52,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Label:
+class PackageLabel:
     """What a new package is called and where it goes."""
 
     out: Path
@@ -61,7 +61,7 @@ class Label:
 
 
 def merge_packages(
-    packages: Sequence[Package], recipe: Recipe, label: Label, checkpoint: Checkpoint | None = None
+    packages: Sequence[Package], recipe: MergeRecipe, label: PackageLabel, checkpoint: Checkpoint | None = None
 ) -> Manifest:
     """Merge the deltas; task and head are the first package's.
 
@@ -80,7 +80,11 @@ def merge_packages(
 
 
 def difference_package(
-    first: Package, second: Package, label: Label, checkpoint: Checkpoint | None = None, value_dtype: str = "float32"
+    first: Package,
+    second: Package,
+    label: PackageLabel,
+    checkpoint: Checkpoint | None = None,
+    value_dtype: str = "float32",
 ) -> Manifest:
     """The way from `first` to `second` as a package with the second's task and head.
 
@@ -137,7 +141,7 @@ def _write(
     delta: Delta,
     method: str,
     training: dict[str, object],
-    label: Label,
+    label: PackageLabel,
 ) -> Manifest:
     first = packages[0].manifest
     digests = {n: t.digest for package in packages for n, t in package.manifest.delta.parameters.items()}
@@ -162,7 +166,7 @@ def _write(
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerComparison:
     """One layer: entries that either package changes, those that both do, and the cosine of their changes there."""
 
     part: str
@@ -173,17 +177,17 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairComparison:
     """Two packages on one backbone. cosine: of their changes, as vectors over all weights; norms: of each change."""
 
     overlap: Overlap
     cosine: float
     norms: tuple[float, float]
-    parts: tuple[Part, ...]
+    parts: tuple[LayerComparison, ...]
     same_head: bool
 
 
-def compare(first: Package, second: Package, checkpoint: Checkpoint | None = None) -> Comparison:
+def compare(first: Package, second: Package, checkpoint: Checkpoint | None = None) -> PairComparison:
     """What two packages have in common; raises where they belong to different backbones."""
     one, two = additions([first, second], checkpoint)
     names = sorted({*one.parameters, *two.parameters})
@@ -191,7 +195,7 @@ def compare(first: Package, second: Package, checkpoint: Checkpoint | None = Non
     for name in names:
         groups.setdefault(layer_of(name), []).append(name)
     norms = (_norm(one, names), _norm(two, names))
-    return Comparison(
+    return PairComparison(
         overlap(one, two),
         _cosine(one, two, names),
         norms,
@@ -200,10 +204,10 @@ def compare(first: Package, second: Package, checkpoint: Checkpoint | None = Non
     )
 
 
-def _part(layer: str, one: Delta, two: Delta, names: Sequence[str]) -> Part:
+def _part(layer: str, one: Delta, two: Delta, names: Sequence[str]) -> LayerComparison:
     counts = [sum(len(d.parameters[n].indices) for n in names if n in d.parameters) for d in (one, two)]
     shared = sum(len(shared_entries(one.parameters[n], two.parameters[n])[0]) for n in names if _both(one, two, n))
-    return Part(layer, counts[0], counts[1], shared, _cosine(one, two, names))
+    return LayerComparison(layer, counts[0], counts[1], shared, _cosine(one, two, names))
 
 
 def _both(one: Delta, two: Delta, name: str) -> bool:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsehub.convert.adapters import CONFIG_FILE, DTYPE_KEY, INSIDE, NNZ_KEY, WEIGHTS_FILE
-from sparsehub.convert.names import Layout
+from sparsehub.convert.name_matching import CheckpointLayout
 from sparsehub.delta import ParameterDelta
 from sparsehub.errors import UsageError
 from sparsehub.files import canonical_json, new_folder
@@ -38,7 +38,7 @@ class Exported:
     stored: int
 
 
-def export_shira(package: Package, layout: Layout, out: Path) -> Exported:
+def export_shira(package: Package, layout: CheckpointLayout, out: Path) -> Exported:
     """Write the adapter folder `out`, head included (`modules_to_save`), atomically.
 
     Raises `UsageError` where the delta changes other than weights of Linear layers, or has `set` values.
@@ -66,7 +66,7 @@ def export_shira(package: Package, layout: Layout, out: Path) -> Exported:
     return Exported(out, rank, delta.nnz, stored)
 
 
-def _refuse_others(package: Package, layout: Layout) -> None:
+def _refuse_others(package: Package, layout: CheckpointLayout) -> None:
     others = [name for name in package.delta.parameters if name not in layout.linear]
     if others:
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
@@ -93,12 +93,12 @@ def _padded(name: str, part: ParameterDelta, rank: int) -> tuple[Tensor, Tensor]
     return positions, torch.cat([part.values.float(), torch.zeros(len(padding))])
 
 
-def _whole(layout: Layout, name: str) -> str:
+def _whole(layout: CheckpointLayout, name: str) -> str:
     """A parameter's name in the task's model."""
     return name if name in layout.around else layout.prefix + name
 
 
-def _config(package: Package, layout: Layout, rank: int) -> Mapping[str, object]:
+def _config(package: Package, layout: CheckpointLayout, rank: int) -> Mapping[str, object]:
     modules = [_whole(layout, name).removesuffix(".weight") for name in package.delta.parameters]
     return {
         "peft_type": "SHIRA",

@@ -1,8 +1,8 @@
 """The sparse change of a backbone: what it is (`delta`), how it lies on disk (`io`), how two compare (`overlap`)."""
 
 from sparsehub.delta.delta import Delta, ParameterDelta, value_dtypes
-from sparsehub.delta.io import DELTA_FILE, delta_bytes, parse_delta, read_delta
 from sparsehub.delta.overlap import Overlap, overlap
+from sparsehub.delta.serialization import DELTA_FILE, delta_bytes, parse_delta, read_delta
 
 __all__ = [
     "DELTA_FILE",

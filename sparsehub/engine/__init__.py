@@ -1,12 +1,12 @@
 """Many tasks on one backbone: requests in, answers out. Knows no HTTP, no BentoML, no Ray."""
 
 from sparsehub.engine.engine import Engine
-from sparsehub.engine.generation import Completion, Generation, GenerationLimits, Piece, Sampling
-from sparsehub.engine.holding import Budgets
-from sparsehub.engine.report import BatchReport, TaskStatus
+from sparsehub.engine.generation import Completion, Generation, GenerationLimits, Sampling, TextDelta
+from sparsehub.engine.pending_request import PendingRequest
 from sparsehub.engine.scheduler import Limits
-from sparsehub.engine.tasks import Task, TaskInfo
-from sparsehub.engine.ticket import Ticket
+from sparsehub.engine.stats import BatchReport, TaskStatus
+from sparsehub.engine.task_handle import Budgets
+from sparsehub.engine.task_registry import Task, TaskInfo
 
 __all__ = [
     "BatchReport",
@@ -16,10 +16,10 @@ __all__ = [
     "Generation",
     "GenerationLimits",
     "Limits",
-    "Piece",
+    "TextDelta",
     "Sampling",
     "Task",
     "TaskInfo",
     "TaskStatus",
-    "Ticket",
+    "PendingRequest",
 ]

@@ -9,10 +9,10 @@ import torch
 
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta, ParameterDelta
-from sparsehub.engine.cost import Group, Points, padded_tokens, work_of
+from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
+from sparsehub.engine.cost_model import CalibrationPoints, RowGroup, padded_tokens, work_of
 from sparsehub.engine.mixed import MixedBatch
-from sparsehub.engine.side import Side, make_side
-from sparsehub.engine.sites import Sites, sample_batch
+from sparsehub.engine.target_modules import TargetModules, sample_batch
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
 
 SECONDS = 1.5  # after so long no further point is measured; the first ones always are
@@ -24,46 +24,55 @@ REPEATS = 3
 
 
 @torch.inference_mode()
-def measure_points(backbone: Backbone, sites: Sites, max_tokens: int) -> Points:
+def measure_points(backbone: Backbone, targets: TargetModules, max_tokens: int) -> CalibrationPoints:
     """The arena must hold the base weights, and holds them again afterwards."""
     end = time.monotonic() + SECONDS
     forward: list[tuple[int, float]] = []
     for rows, length in FORWARDS:
         if len(forward) < 2 or time.monotonic() < end:
             forward.append((rows * length, _forward_seconds(backbone, rows, min(length, max_tokens))))
-    patches = [_random_patch(backbone, sites, share) for share in (1.0, 0.1)]
+    patches = [_random_patch(backbone, targets, share) for share in (1.0, 0.1)]
     switch = [(patch.nnz, _switch_seconds(backbone, patch)) for patch in patches]
-    return Points(_rising(forward), switch, _sparse_points(backbone, sites, patches, max_tokens))
+    return CalibrationPoints(_rising(forward), switch, _sparse_points(backbone, targets, patches, max_tokens))
 
 
 def _sparse_points(
-    backbone: Backbone, sites: Sites, patches: Sequence[Patch], max_tokens: int
+    backbone: Backbone, targets: TargetModules, patches: Sequence[Patch], max_tokens: int
 ) -> list[tuple[int, float, float]]:
     """None where nothing can be mixed."""
-    if not sites.sites or not sites.uses:
+    if not targets.targets or not targets.uses:
         return []
-    sides = [side for patch in patches if isinstance(side := make_side(sites, backbone.arena, patch), Side)]
+    adapters = [
+        adapter
+        for patch in patches
+        if isinstance(adapter := make_adapter_weights(targets, backbone.arena, patch), AdapterWeights)
+    ]
     points = []
     for tasks, rows, length in BATCHES:
         length = min(length, max_tokens)
         bounds = [(slot, slot * rows // tasks, (slot + 1) * rows // tasks) for slot in range(tasks)]
         chosen = [slot % 2 for slot in range(tasks)]
         groups = [
-            Group((b - a) * length, patches[i].nnz, b - a, length) for i, (_, a, b) in zip(chosen, bounds, strict=True)
+            RowGroup((b - a) * length, patches[i].nnz, b - a, length)
+            for i, (_, a, b) in zip(chosen, bounds, strict=True)
         ]
-        seconds = _extra_seconds(backbone, sites, [sides[i] for i in chosen], bounds, length)
+        seconds = _extra_seconds(backbone, targets, [adapters[i] for i in chosen], bounds, length)
         points.append((padded_tokens(groups), work_of(groups), seconds))
     return points
 
 
 def _extra_seconds(
-    backbone: Backbone, sites: Sites, sides: Sequence[Side], bounds: Sequence[tuple[int, int, int]], length: int
+    backbone: Backbone,
+    targets: TargetModules,
+    adapters: Sequence[AdapterWeights],
+    bounds: Sequence[tuple[int, int, int]],
+    length: int,
 ) -> float:
     """What a mixed forward takes beyond the plain one of the same rows, measured in turn."""
     batch = sample_batch(backbone, bounds[-1][2], length)
 
     def mixed() -> None:
-        with MixedBatch(sites, sides, bounds).on_model():
+        with MixedBatch(targets, adapters, bounds).on_model():
             backbone.module(**batch)
 
     pairs = [(_seconds(backbone, mixed), _seconds(backbone, lambda: backbone.module(**batch))) for _ in range(REPEATS)]
@@ -95,10 +104,12 @@ def _seconds(backbone: Backbone, call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _random_patch(backbone: Backbone, sites: Sites, share: float) -> Patch:
+def _random_patch(backbone: Backbone, targets: TargetModules, share: float) -> Patch:
     """Entries all over what can be mixed (or, where nothing can, all over the arena), that change nothing."""
     generator = torch.Generator().manual_seed(0)
-    slots = {slot: name for name, slot in backbone.arena.slots.items() if slot not in sites.others or not sites.uses}
+    slots = {
+        slot: name for name, slot in backbone.arena.slots.items() if slot not in targets.others or not targets.uses
+    }
     total = sum(slot.numel for slot in slots)
     density = min(DENSITY, MOST_ENTRIES / total) * share
     parts = {}

@@ -8,29 +8,29 @@ from typing import Any
 
 from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
-from sparsehub.engine.arena import ArenaKeeper
+from sparsehub.engine.arena_manager import ArenaManager
+from sparsehub.engine.batch_runner import AUTO, MODES, BatchRunner
 from sparsehub.engine.calibrate import measure_points
-from sparsehub.engine.compose import composite, parse_composition
-from sparsehub.engine.cost import SWAP, CostModel
-from sparsehub.engine.desk import Desk
-from sparsehub.engine.generation.front import Prompt, ask, make_generator
+from sparsehub.engine.composition import composite, parse_composition
+from sparsehub.engine.cost_model import SWAP, CostModel
+from sparsehub.engine.generation.entrypoint import Prompt, ask, make_generator
 from sparsehub.engine.generation.generator import Listen
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, Sampling
-from sparsehub.engine.holding import LOAD_SECONDS, Budgets, Holding, Usage
-from sparsehub.engine.loop import ModelLoop
+from sparsehub.engine.input_processor import InputProcessor
+from sparsehub.engine.mixing_check import checked_targets
+from sparsehub.engine.model_loop import ModelLoop
+from sparsehub.engine.pending_request import Admit, PendingRequest
 from sparsehub.engine.pooling import pooling_of
-from sparsehub.engine.report import BatchReport, TaskStatus
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import HostTask, Resident, make_resident, read_host_task
-from sparsehub.engine.runner import AUTO, MODES, Runner
 from sparsehub.engine.scheduler import Limits, Scheduler
-from sparsehub.engine.selfcheck import checked_sites
-from sparsehub.engine.tasks import Task, TaskInfo, TaskTable
-from sparsehub.engine.ticket import Admit, Ticket
+from sparsehub.engine.stats import BatchReport, TaskStatus
+from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, TaskHandle, Usage
+from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
 from sparsehub.errors import RequestError, UnhealthyError, UnknownTaskError, UsageError
 from sparsehub.package import Package
-from sparsehub.package.outputs import Answer
+from sparsehub.package.outputs import Prediction
 
 MIXED_LANE = "mixed"
 
@@ -56,11 +56,11 @@ class Engine:
     ):
         self.backbone = backbone
         self.tokenizer = load_tokenizer(backbone.checkpoint)
-        self.tasks = TaskTable()
-        self.arena = ArenaKeeper(backbone, check_seconds)
-        self._sites = checked_sites(backbone)
+        self.tasks = TaskRegistry()
+        self.arena = ArenaManager(backbone, check_seconds)
+        self._targets = checked_targets(backbone)
         pool = pooling_of(backbone.checkpoint.folder)
-        runner = Runner(backbone, self._sites, self.arena.swap, self.tokenizer, pool)
+        runner = BatchRunner(backbone, self._targets, self.arena.swap, self.tokenizer, pool)
         self._scheduler = Scheduler(limits or Limits(), self._lane, lambda rows: self._loop.cost_per_token(rows))
         self._residency = Residency(
             budgets or Budgets(),
@@ -69,19 +69,21 @@ class Engine:
             let_go=lambda: self.arena.empty(self._residency),
             loaded=self._loaded,
         )
-        measure = functools.partial(measure_points, backbone, self._sites, self.max_tokens)
+        measure = functools.partial(measure_points, backbone, self._targets, self.max_tokens)
         self._loop = ModelLoop(self.arena, runner, self._scheduler, self._residency, measure, observe)
         self.mode = mode
         self.generator = make_generator(
             backbone,
             self.arena,
             self._residency,
-            self._sites,
+            self._targets,
             generation or GenerationLimits(),
             self._lane_of,
             self._loop,
         )
-        self._desk = Desk(self._scheduler, self._residency, self.tokenizer, self.max_tokens, self._check, self._loaded)
+        self._desk = InputProcessor(
+            self._scheduler, self._residency, self.tokenizer, self.max_tokens, self._check, self._loaded
+        )
 
     # tasks
 
@@ -114,12 +116,12 @@ class Engine:
     def load(self, reference: str, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> TaskInfo:
         """Have a task ready to run, and keep it so where `pin` says so; raises what its load raises."""
         task = self._find(reference)
-        holding = self._residency.pin(task) if pin else self._residency.acquire(task)
+        handle = self._residency.pin(task) if pin else self._residency.acquire(task)
         try:
-            return holding.wait(timeout).info
+            return handle.wait(timeout).info
         finally:
             if not pin:
-                self._residency.release(holding)
+                self._residency.release(handle)
 
     def unpin(self, reference: str) -> None:
         """Let a task make room for others again. Raises `UnknownTaskError`."""
@@ -135,14 +137,14 @@ class Engine:
         return self._residency.usage()
 
     def _place(self, host: HostTask) -> Resident:
-        return make_resident(host, self.backbone, self._sites, self.tokenizer.pad_token_id, self.arena.read)
+        return make_resident(host, self.backbone, self._targets, self.tokenizer.pad_token_id, self.arena.read)
 
-    def _loaded(self, holding: Holding) -> None:
-        if holding.error is not None:
-            self._scheduler.fail(holding.error, lambda key: key[0] == holding.task.digest)
+    def _loaded(self, handle: TaskHandle) -> None:
+        if handle.error is not None:
+            self._scheduler.fail(handle.error, lambda key: key[0] == handle.task.digest)
         self._scheduler.wake()
         if self.generator is not None:
-            self.generator.loaded(holding)
+            self.generator.loaded(handle)
 
     def _lane_of(self, digest: str | None) -> Hashable | None:
         return self._lane((digest, False))
@@ -150,13 +152,13 @@ class Engine:
     def _lane(self, key: tuple[str | None, bool]) -> Hashable | None:
         """Where rows of a key may run: with all others that can be mixed, or with their own task's alone."""
         digest, _ = key
-        mixes = self.mode != SWAP and bool(self._sites.uses)
+        mixes = self.mode != SWAP and bool(self._targets.uses)
         if digest is None:
             return MIXED_LANE if mixes else "backbone"
-        holding = self._residency.holding(digest)
-        if holding is None or holding.resident is None:
+        handle = self._residency.handle(digest)
+        if handle is None or handle.resident is None:
             return None
-        return MIXED_LANE if mixes and holding.resident.side is not None else digest
+        return MIXED_LANE if mixes and handle.resident.adapter is not None else digest
 
     # requests
 
@@ -168,7 +170,7 @@ class Engine:
         truncate: bool = False,
         timeout: float | None = None,
         admit: Admit = lambda _: None,
-    ) -> Ticket[Answer]:
+    ) -> PendingRequest[Prediction]:
         """One future per input, for a task of any kind; raises `RequestError`, `UnknownTaskError`, `QueueFullError`.
 
         admit: called with the tokens of all inputs before any of them waits; what it raises is raised.
@@ -183,7 +185,7 @@ class Engine:
         truncate: bool = False,
         timeout: float | None = None,
         admit: Admit = lambda _: None,
-    ) -> Ticket[list[float]]:
+    ) -> PendingRequest[list[float]]:
         """One future per text: a unit vector, from the task's weights or (None) from the plain backbone."""
         if reference is not None:
             return self._desk.ask(self._find(reference), texts, truncate, timeout, admit, embed=True)

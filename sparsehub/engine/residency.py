@@ -12,10 +12,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from sparsehub.engine.holding import Budgets, Holding, Usage
-from sparsehub.engine.report import TaskStatus
 from sparsehub.engine.resident import HostTask, Resident
-from sparsehub.engine.tasks import Task, TaskInfo
+from sparsehub.engine.stats import TaskStatus
+from sparsehub.engine.task_handle import Budgets, TaskHandle, Usage
+from sparsehub.engine.task_registry import Task, TaskInfo
 from sparsehub.errors import EngineError, SparsehubError, StoppingError, UsageError
 
 WAIT_SECONDS = 0.1  # between two looks whether something may go
@@ -35,7 +35,7 @@ class Residency:
 
     A task is counted once it is placed, so while `loaders` of them load, so many tasks may lie above the budget.
 
-    read: a task's package into host memory; place: from there to the device; let_go: asks the model thread's side to
+    read: a task's package into host memory; place: from there to the device; let_go: asks the model thread's adapter to
     give back what it holds without need (the patch that is still in the arena); loaded: called after every load.
     """
 
@@ -45,12 +45,12 @@ class Residency:
         read: Callable[[Task], HostTask],
         place: Callable[[HostTask], Resident],
         let_go: Callable[[], None] = lambda: None,
-        loaded: Callable[[Holding], None] = lambda _: None,
+        loaded: Callable[[TaskHandle], None] = lambda _: None,
     ):
         self._budgets = budgets
         self._read, self._place, self._let_go, self._loaded = read, place, let_go, loaded
         self._changed = threading.Condition()
-        self._holdings: OrderedDict[str, Holding] = OrderedDict()  # by digest, least recently used first
+        self._handles: OrderedDict[str, TaskHandle] = OrderedDict()  # by digest, least recently used first
         self._hosts: OrderedDict[str, HostTask] = OrderedDict()
         self._infos: dict[str, TaskInfo] = {}
         self._closed = False
@@ -62,72 +62,72 @@ class Residency:
         """What is known of a task that was in memory before."""
         return self._infos.get(digest)
 
-    def acquire(self, task: Task) -> Holding:
+    def acquire(self, task: Task) -> TaskHandle:
         """Hold a task, and begin to load it where it is not on the device."""
         with self._changed:
-            holding = self._holdings.get(task.digest)
-            if holding is None or holding.error is not None:  # what failed is tried again
-                holding = self._holdings[task.digest] = Holding(task)
-            holding.unwanted = False
-            self._holdings.move_to_end(task.digest)
-            holding.references += 1
-            self._hits += holding.resident is not None
-            self._misses += holding.resident is None
-            if holding.resident is None and not holding.loading:
-                holding.loading = True
-                self._loaders.submit(self._load, holding)
-        return holding
+            handle = self._handles.get(task.digest)
+            if handle is None or handle.error is not None:  # what failed is tried again
+                handle = self._handles[task.digest] = TaskHandle(task)
+            handle.unwanted = False
+            self._handles.move_to_end(task.digest)
+            handle.references += 1
+            self._hits += handle.resident is not None
+            self._misses += handle.resident is None
+            if handle.resident is None and not handle.loading:
+                handle.loading = True
+                self._loaders.submit(self._load, handle)
+        return handle
 
-    def hold(self, holding: Holding, count: int = 1) -> None:
+    def hold(self, handle: TaskHandle, count: int = 1) -> None:
         """Hold what is held already `count` times more."""
         with self._changed:
-            holding.references += count
+            handle.references += count
 
-    def release(self, holding: Holding) -> None:
+    def release(self, handle: TaskHandle) -> None:
         with self._changed:
-            holding.references -= 1
-            assert holding.references >= 0
-            if holding.unwanted and not holding.references and not holding.loading:
-                self._drop(holding)
-            if holding.task.composed:
+            handle.references -= 1
+            assert handle.references >= 0
+            if handle.unwanted and not handle.references and not handle.loading:
+                self._drop(handle)
+            if handle.task.composed:
                 self._drop_composed()
             self._changed.notify_all()
 
-    def pin(self, task: Task) -> Holding:
+    def pin(self, task: Task) -> TaskHandle:
         """Keep a task on the device whatever else is wanted."""
-        holding = self.acquire(task)
-        holding.pinned = True
-        self.release(holding)
-        return holding
+        handle = self.acquire(task)
+        handle.pinned = True
+        self.release(handle)
+        return handle
 
     def unpin(self, digest: str) -> None:
         """Let a task that is in memory go when others need its room."""
         with self._changed:
-            holding = self._holdings.get(digest)
-            if holding is not None:
-                holding.pinned = False
+            handle = self._handles.get(digest)
+            if handle is not None:
+                handle.pinned = False
                 self._changed.notify_all()
 
     def admit(self, task: Task, host: HostTask) -> Resident:
         """Put a task that was read elsewhere on the device now, pinned: there is nowhere to read it from again."""
         resident = self._place(host)
         with self._changed:
-            holding = self._holdings.setdefault(task.digest, Holding(task))
-            if holding.resident is None:
-                self._make_room(resident.nbytes, holding)
-                self._settle(holding, resident)
-            holding.pinned = True
-            assert holding.resident is not None  # just settled
-            return holding.resident
+            handle = self._handles.setdefault(task.digest, TaskHandle(task))
+            if handle.resident is None:
+                self._make_room(resident.nbytes, handle)
+                self._settle(handle, resident)
+            handle.pinned = True
+            assert handle.resident is not None  # just settled
+            return handle.resident
 
     def forget(self, digest: str) -> None:
         """Drop a task that is served no longer as soon as nobody holds it."""
         with self._changed:
-            holding = self._holdings.get(digest)
-            if holding is not None:
-                holding.pinned, holding.unwanted = False, True
-                if not holding.references and not holding.loading:
-                    self._drop(holding)
+            handle = self._handles.get(digest)
+            if handle is not None:
+                handle.pinned, handle.unwanted = False, True
+                if not handle.references and not handle.loading:
+                    self._drop(handle)
             host = self._hosts.pop(digest, None)
             self._host_bytes -= host.nbytes if host is not None else 0
             self._infos.pop(digest, None)
@@ -135,27 +135,27 @@ class Residency:
     def status(self, task: Task) -> TaskStatus:
         """Where a task is."""
         with self._changed:
-            holding, info = self._holdings.get(task.digest), self._infos.get(task.digest)
-            resident = holding.resident if holding is not None else None
+            handle, info = self._handles.get(task.digest), self._infos.get(task.digest)
+            resident = handle.resident if handle is not None else None
             where = "host" if task.digest in self._hosts else "disk"
-            if holding is not None:
+            if handle is not None:
                 where = "device" if resident is not None else "loading"
             return TaskStatus(
                 task,
                 info,
                 where,
                 resident.nbytes if resident is not None else 0,
-                holding is not None and holding.pinned,
-                holding.references if holding is not None else 0,
+                handle is not None and handle.pinned,
+                handle.references if handle is not None else 0,
                 resident.why_swap if resident is not None else None,
             )
 
-    def holding(self, digest: str) -> Holding | None:
-        return self._holdings.get(digest)
+    def handle(self, digest: str) -> TaskHandle | None:
+        return self._handles.get(digest)
 
     def usage(self) -> Usage:
         with self._changed:
-            on_device = sum(holding.resident is not None for holding in self._holdings.values())
+            on_device = sum(handle.resident is not None for handle in self._handles.values())
             return Usage(
                 self._device_bytes,
                 self._host_bytes,
@@ -174,33 +174,33 @@ class Residency:
             self._changed.notify_all()
         self._loaders.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, holding: Holding) -> None:
+    def _load(self, handle: TaskHandle) -> None:
         try:
-            host = self._hosts.get(holding.task.digest) or self._read(holding.task)
+            host = self._hosts.get(handle.task.digest) or self._read(handle.task)
             resident = self._place(host)
             with self._changed:
-                self._make_room(resident.nbytes, holding)
-                self._settle(holding, resident)
-                self._keep_on_host(host, holding.task.composed)
+                self._make_room(resident.nbytes, handle)
+                self._settle(handle, resident)
+                self._keep_on_host(host, handle.task.composed)
         except Exception as error:  # a disk, a hub, a device: the task's rows fail, the engine goes on
-            self._fail(holding, _why(holding.task, error))
-        self._loaded(holding)
+            self._fail(handle, _why(handle.task, error))
+        self._loaded(handle)
 
-    def _settle(self, holding: Holding, resident: Resident) -> None:
-        holding.resident, holding.loading, holding.ready_at = resident, False, time.monotonic()
+    def _settle(self, handle: TaskHandle, resident: Resident) -> None:
+        handle.resident, handle.loading, handle.ready_at = resident, False, time.monotonic()
         self._device_bytes += resident.nbytes
         self._loads += 1
-        self._infos[holding.task.digest] = resident.info
-        holding.ready.set()
+        self._infos[handle.task.digest] = resident.info
+        handle.ready.set()
 
-    def _fail(self, holding: Holding, error: SparsehubError) -> None:
+    def _fail(self, handle: TaskHandle, error: SparsehubError) -> None:
         with self._changed:
-            holding.error, holding.loading = error, False
-            if self._holdings.get(holding.task.digest) is holding:
-                del self._holdings[holding.task.digest]
-            holding.ready.set()
+            handle.error, handle.loading = error, False
+            if self._handles.get(handle.task.digest) is handle:
+                del self._handles[handle.task.digest]
+            handle.ready.set()
 
-    def _make_room(self, nbytes: int, wanted: Holding) -> None:
+    def _make_room(self, nbytes: int, wanted: TaskHandle) -> None:
         """Drop what is unused until `nbytes` fit; waits while all that could go is in use. The lock is held."""
         if nbytes > self._budgets.device_bytes:
             raise EngineError(
@@ -211,7 +211,7 @@ class Residency:
             )
         asked = False
         while self._device_bytes + nbytes > self._budgets.device_bytes:
-            victim = next((h for h in self._holdings.values() if self._may_go(h, wanted)), None)
+            victim = next((h for h in self._handles.values() if self._may_go(h, wanted)), None)
             if victim is not None:
                 self._drop(victim)
                 self._evictions += 1
@@ -224,12 +224,12 @@ class Residency:
                     raise StoppingError
                 self._changed.wait(WAIT_SECONDS)
 
-    def _may_go(self, holding: Holding, wanted: Holding) -> bool:
-        return holding.resident is not None and not holding.references and not holding.pinned and holding is not wanted
+    def _may_go(self, handle: TaskHandle, wanted: TaskHandle) -> bool:
+        return handle.resident is not None and not handle.references and not handle.pinned and handle is not wanted
 
-    def _refuse_if_pinned(self, nbytes: int, wanted: Holding) -> None:
+    def _refuse_if_pinned(self, nbytes: int, wanted: TaskHandle) -> None:
         """Waiting ends when rows are answered; pinned tasks never go."""
-        pinned = sum(h.resident.nbytes for h in self._holdings.values() if h.pinned and h.resident is not None)
+        pinned = sum(h.resident.nbytes for h in self._handles.values() if h.pinned and h.resident is not None)
         if pinned + nbytes > self._budgets.device_bytes:
             raise EngineError(
                 f"{wanted.task.reference} does not fit beside the pinned tasks",
@@ -240,10 +240,10 @@ class Residency:
 
     def _drop_composed(self) -> None:
         """There is no end of compositions: the least recently used beyond a few go, with what is known of them."""
-        idle = [h for h in self._holdings.values() if h.task.composed and h.resident is not None and not h.references]
-        for holding in idle[: max(0, len(idle) - self._budgets.composed)]:
-            self._drop(holding)
-            self._infos.pop(holding.task.digest, None)
+        idle = [h for h in self._handles.values() if h.task.composed and h.resident is not None and not h.references]
+        for handle in idle[: max(0, len(idle) - self._budgets.composed)]:
+            self._drop(handle)
+            self._infos.pop(handle.task.digest, None)
 
     def _without_lock(self, call: Callable[[], None]) -> None:
         self._changed.release()
@@ -252,10 +252,10 @@ class Residency:
         finally:
             self._changed.acquire()
 
-    def _drop(self, holding: Holding) -> None:
-        self._device_bytes -= holding.resident.nbytes if holding.resident is not None else 0
-        holding.resident = None
-        self._holdings.pop(holding.task.digest, None)
+    def _drop(self, handle: TaskHandle) -> None:
+        self._device_bytes -= handle.resident.nbytes if handle.resident is not None else 0
+        handle.resident = None
+        self._handles.pop(handle.task.digest, None)
         self._changed.notify_all()
 
     def _keep_on_host(self, host: HostTask, composed: bool) -> None:

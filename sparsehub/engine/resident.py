@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone import Backbone
-from sparsehub.engine.side import Side, make_side
-from sparsehub.engine.sites import Sites
-from sparsehub.engine.tasks import TaskInfo, info_of
+from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
+from sparsehub.engine.target_modules import TargetModules
+from sparsehub.engine.task_registry import TaskInfo, info_of
 from sparsehub.package import Package
 from sparsehub.package.heads import HeadModel, build_head
-from sparsehub.package.io import check_backbone
 from sparsehub.package.manifest import TEXT_GENERATION
-from sparsehub.patch import Layout, Patch, Read, bind, lay_out
+from sparsehub.package.reader import check_backbone
+from sparsehub.patch import Patch, PatchLayout, Read, bind, lay_out
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class HostTask:
     """What is copied to a device; in pinned memory where there is one. head: by its transformers names."""
 
     info: TaskInfo
-    layout: Layout
+    layout: PatchLayout
     head: Mapping[str, Tensor]
 
     @property
@@ -35,19 +35,19 @@ class HostTask:
 
 @dataclass(frozen=True)
 class Resident:
-    """A task ready to run. side: None where its rows cannot be mixed; `why_swap` then says why; head: None for a text
-    generation, whose head is the backbone's."""
+    """A task ready to run. adapter: None where its rows cannot be mixed; `why_swap` then says why; head: None for a
+    text generation, whose head is the backbone's."""
 
     info: TaskInfo
     patch: Patch
-    side: Side | None
+    adapter: AdapterWeights | None
     why_swap: str | None
     head: HeadModel | None
 
     @property
     def nbytes(self) -> int:
         """Memory that the task holds on the device."""
-        return sum(part.nbytes for part in (self.patch, self.head, self.side) if part is not None)
+        return sum(part.nbytes for part in (self.patch, self.head, self.adapter) if part is not None)
 
 
 def read_host_task(package: Package, backbone: Backbone) -> HostTask:
@@ -58,19 +58,21 @@ def read_host_task(package: Package, backbone: Backbone) -> HostTask:
     if backbone.device.type != "cuda":
         return HostTask(info, layout, package.head)
     pinned = {dtype: (p.pin_memory(), v.pin_memory()) for dtype, (p, v) in layout.parts.items()}
-    return HostTask(info, Layout(pinned, layout.value_kind), {n: t.pin_memory() for n, t in package.head.items()})
+    return HostTask(info, PatchLayout(pinned, layout.value_kind), {n: t.pin_memory() for n, t in package.head.items()})
 
 
-def make_resident(host: HostTask, backbone: Backbone, sites: Sites, pad_token_id: int, read: Read) -> Resident:
+def make_resident(
+    host: HostTask, backbone: Backbone, targets: TargetModules, pad_token_id: int, read: Read
+) -> Resident:
     """Copy a task to the device and make it ready for both ways of running; raises `FormatError` for a wrong head."""
     with _beside(backbone.device):
         generates = host.info.spec.kind == TEXT_GENERATION
         head = None if generates else build_head(backbone, host.info.spec, host.head, pad_token_id)
         patch = bind(host.layout, backbone.arena, read)
-        side = make_side(sites, backbone.arena, patch)
-    if isinstance(side, str):
-        return Resident(host.info, patch, None, side, head)
-    return Resident(host.info, patch, side, None, head)
+        adapter = make_adapter_weights(targets, backbone.arena, patch)
+    if isinstance(adapter, str):
+        return Resident(host.info, patch, None, adapter, head)
+    return Resident(host.info, patch, adapter, None, head)
 
 
 @contextmanager

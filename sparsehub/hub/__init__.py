@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsehub.hub.places import open_home
-from sparsehub.hub.protocol import Entry, Hub, Progress, Resolved
+from sparsehub.hub.locations import open_backend
+from sparsehub.hub.package_hub import PackageHub
+from sparsehub.hub.protocol import Hub, HubEntry, Progress, Resolved
 from sparsehub.hub.reference import Reference, parse_reference
-from sparsehub.hub.verbs import PackageHub
 from sparsehub.hub.versions import highest, version_order
 
 __all__ = [
-    "Entry",
+    "HubEntry",
     "Hub",
     "PackageHub",
     "Progress",
@@ -31,15 +31,15 @@ def open_hub(location: str | Path, *, private: bool | None = None) -> PackageHub
     It need not exist: the first publish makes it, and reading a folder before that raises `NotFoundError`.
     private: whether a task that is new on the Hugging Face Hub is private; None leaves it to the account's settings.
     """
-    return PackageHub(open_home(location, private))
+    return PackageHub(open_backend(location, private))
 
 
 def memory_hub() -> PackageHub:
     """An empty hub in memory, for tests and trials; it goes with the process."""
     from obstore.store import MemoryStore
 
-    from sparsehub.hub.objects import Objects
-    from sparsehub.hub.store import StoreHome
+    from sparsehub.hub.blob_store import BlobStore
+    from sparsehub.hub.blob_store_backend import BlobStoreBackend
 
     store = MemoryStore()
-    return PackageHub(StoreHome(Objects(lambda: store, "memory")))
+    return PackageHub(BlobStoreBackend(BlobStore(lambda: store, "memory")))

@@ -3,7 +3,7 @@
 packages/<hex>   whole packages by their digest: a folder appears when everything in it is proved
 partial/<hex>    what an interrupted fetch has already
 locks/<hex>      held while a package is read (shared) or fetched and removed (alone); a lock dies with its process
-proved/<hex>     when and how a package was proved last: proved.py; it goes with its package
+proved/<hex>     when and how a package was proved last: validation_cache.py; it goes with its package
 damaged/         copies that were found changed, for whoever wants to know what happened
 """
 
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from sparsehub.errors import FormatError, HubError
 from sparsehub.files import TEMPORARY_PREFIX, cache_root, write_file
+from sparsehub.hub.package_hub import PackageHub
 from sparsehub.hub.protocol import Progress, Resolved
-from sparsehub.hub.proved import PROVED, record_of
-from sparsehub.hub.verbs import PackageHub
+from sparsehub.hub.validation_cache import PROVED, record_of
 
 LIMIT = 10 << 30  # bytes, where the settings do not say otherwise
 ATTEMPTS = 5
@@ -34,7 +34,7 @@ Open = Callable[[], PackageHub]
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedPackage:
     """Something in the cache. used: when it was last read, in seconds since the epoch."""
 
     path: Path
@@ -87,11 +87,11 @@ class PackageCache:
         """Bytes of everything in the cache."""
         return sum(kept.size for kept in self._everything())
 
-    def shrink(self, limit: int | None = None) -> list[Kept]:
+    def shrink(self, limit: int | None = None) -> list[CachedPackage]:
         """Remove the least recently used until no more than `limit` bytes are left; what was removed."""
         everything = sorted(self._everything(), key=lambda kept: (kept.path.parent.name == PACKAGES, kept.used))
         total, most = sum(kept.size for kept in everything), self.limit if limit is None else limit
-        removed: list[Kept] = []
+        removed: list[CachedPackage] = []
         for kept in everything:
             abandoned = kept.path.name.startswith(TEMPORARY_PREFIX)
             if (abandoned or total > most) and self._remove(kept):
@@ -129,7 +129,7 @@ class PackageCache:
         self.shrink()
         log.debug("cached %s@%s", manifest.name, manifest.version)
 
-    def _remove(self, kept: Kept) -> bool:
+    def _remove(self, kept: CachedPackage) -> bool:
         """Remove something that nobody reads or fetches; whether it went."""
         if kept.path.parent.name not in (PACKAGES, PARTIAL) or kept.path.name.startswith(TEMPORARY_PREFIX):
             _erase(kept.path)
@@ -151,7 +151,7 @@ class PackageCache:
             os.close(lock)
         return True
 
-    def _everything(self) -> Iterator[Kept]:
+    def _everything(self) -> Iterator[CachedPackage]:
         now = time.time()
         for part in (DAMAGED, PARTIAL, PROVED, PACKAGES):
             with suppress(FileNotFoundError):
@@ -159,7 +159,7 @@ class PackageCache:
                     used = entry.stat(follow_symlinks=False).st_mtime
                     unfinished = entry.name.startswith(TEMPORARY_PREFIX)
                     if now - used > ABANDONED if unfinished else part != PROVED:
-                        yield Kept(Path(entry.path), _bytes(entry), used)
+                        yield CachedPackage(Path(entry.path), _bytes(entry), used)
 
     def _folder(self, digest: str) -> Path:
         return self.root / PACKAGES / _hex(digest)

@@ -18,7 +18,7 @@ from sparsehub.errors import (
     UsageError,
 )
 from sparsehub.files import canonical_json, strict_json
-from sparsehub.hub.home import Home
+from sparsehub.hub.backend import HubBackend
 from sparsehub.hub.reference import check_digest, check_tag
 from sparsehub.hub.retry import wait_before
 from sparsehub.schema import build
@@ -29,7 +29,7 @@ ATTEMPTS = 12  # of a move that others come before
 
 
 @dataclass(frozen=True)
-class Target:
+class ChannelTarget:
     """What a channel points at, or pointed at. moved: when, in UTC."""
 
     version: str
@@ -45,8 +45,8 @@ class Channel:
     publish does not bring back; move: random, so that no two moves write the same bytes and none is taken for another.
     """
 
-    target: Target
-    before: tuple[Target, ...] = ()
+    target: ChannelTarget
+    before: tuple[ChannelTarget, ...] = ()
     withdrawn: tuple[str, ...] = ()
     move: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -58,20 +58,20 @@ Change = Callable[[Channel | None], Channel | None]
 """From what a channel is to what it shall be; None leaves it alone."""
 
 
-def read_channel(home: Home, name: str, channel: str) -> Channel | None:
+def read_channel(backend: HubBackend, name: str, channel: str) -> Channel | None:
     """A channel, proved; None where there is none; raises `IntegrityError` for a malformed one."""
-    found = home.read_channel(name, channel)
+    found = backend.read_channel(name, channel)
     return None if found is None else _parsed(name, channel, found[0])
 
 
-def change_channel(home: Home, name: str, channel: str, change: Change) -> Channel | None:
+def change_channel(backend: HubBackend, name: str, channel: str, change: Change) -> Channel | None:
     """Move a channel by compare-and-swap: `change` sees the channel as it is at that moment, and again after each race.
 
     Returns the channel as it is now. Raises what `change` raises, and `HubError` where others always come before.
     """
     wanted: Channel | None = None
     for attempt in range(ATTEMPTS):
-        found = home.read_channel(name, channel)
+        found = backend.read_channel(name, channel)
         current = None if found is None else _parsed(name, channel, found[0])
         if wanted is not None and current is not None and current.move == wanted.move:
             return current  # our move went through, and the answer was lost
@@ -79,7 +79,7 @@ def change_channel(home: Home, name: str, channel: str, change: Change) -> Chann
         if wanted is None:
             return current
         with suppress(UnreachableError):
-            if home.write_channel(name, channel, wanted.to_bytes(), None if found is None else found[1]):
+            if backend.write_channel(name, channel, wanted.to_bytes(), None if found is None else found[1]):
                 return wanted
         wait_before(min(attempt, 2))
     raise HubError(f"{name}@{channel} is moved by others all the time, or the hub cannot be reached", fix="try again")
@@ -123,14 +123,14 @@ def step_back(name: str, channel: str) -> Change:
             raise UsageError(problem, found=current.target.version, fix=fix)
         last = current.before[-1]
         withdrawn = (*(d for d in current.withdrawn if d != last.digest), current.target.digest)
-        target = Target(last.version, last.digest, _now())
+        target = ChannelTarget(last.version, last.digest, _now())
         return Channel(target, current.before[:-1], withdrawn[-REMEMBERED:])
 
     return change
 
 
 def _moved(current: Channel | None, version: str, digest: str) -> Channel:
-    target = Target(version, digest, _now())
+    target = ChannelTarget(version, digest, _now())
     if current is None:
         return Channel(target)
     withdrawn = tuple(other for other in current.withdrawn if other != digest)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsehub.errors import IntegrityError
-from sparsehub.hub.loading import use_package
 from sparsehub.hub.lockfile import Lock
+from sparsehub.hub.package_hub import PackageHub
+from sparsehub.hub.package_loader import use_package
 from sparsehub.hub.protocol import Progress, Resolved
-from sparsehub.hub.verbs import PackageHub
-from sparsehub.package.trust import Policy
+from sparsehub.package.policy import Policy
 
 
 def copy_package(

@@ -55,7 +55,7 @@ def without_bars() -> Iterator[None]:
 
 
 class Client:
-    """The calls that the home makes. api: the endpoint and the token, from the environment or the client's login."""
+    """The calls that the backend makes. api: the endpoint and the token, from the environment or the client's login."""
 
     def __init__(self, api: HfApi):
         self.api = api

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 
 from sparsehub.errors import IntegrityError, UsageError
-from sparsehub.hub.home import Upload
+from sparsehub.hub.backend import Upload
 
 LIBRARY = "sparsehub"
 SMALL = 4 << 20  # bytes of a file that is read before it is sent; larger ones are hashed by the client as they go

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sparsehub.errors import NotFoundError, SparsehubError
-from sparsehub.hub.home import Home
-from sparsehub.hub.protocol import Entries, Entry
+from sparsehub.hub.backend import HubBackend
+from sparsehub.hub.protocol import Entries, HubEntry
 from sparsehub.hub.reference import check_task_name, is_channel, is_safe
 from sparsehub.hub.versions import version_order
 from sparsehub.schema import unknown_name
 
 if TYPE_CHECKING:
-    from sparsehub.hub.verbs import PackageHub
+    from sparsehub.hub.package_hub import PackageHub
     from sparsehub.package import Manifest
 
 _MAX_SHOWN = 20
@@ -24,12 +24,12 @@ def list_entries(hub: PackageHub, name: str | None, newest: bool) -> Entries:
     """The entries of `Hub.list`; reads of many versions run side by side."""
     if name is not None:
         check_task_name(name)
-    names = [name] if name is not None else hub.home.names()
-    with ThreadPoolExecutor(hub.home.requests) as workers:
+    names = [name] if name is not None else hub.backend.names()
+    with ThreadPoolExecutor(hub.backend.requests) as workers:
         tasks = [entry for found in workers.map(lambda task: _versions(hub, task, newest), names) for entry in found]
         entries = list(workers.map(lambda entry: _read(hub, entry), tasks))
     if name is not None and not entries:
-        raise unknown_task(hub.home, name)
+        raise unknown_task(hub.backend, name)
     return sorted(entries, key=lambda entry: (entry.name, version_order(entry.version)))
 
 
@@ -39,13 +39,15 @@ def _versions(hub: PackageHub, name: str, newest: bool) -> Entries:
         return [_stray(name, "", "this is no task's name")]
     try:
         targets = {channel: found.target.version for channel, found in hub.channels(name).items()}
-        versions = [hub.resolve(name).version or ""] if newest else hub.home.versions(name)
+        versions = [hub.resolve(name).version or ""] if newest else hub.backend.versions(name)
     except SparsehubError as error:
-        return [Entry(name, "", error=str(error))]
-    return [Entry(name, version, channels=tuple(c for c, v in targets.items() if v == version)) for version in versions]
+        return [HubEntry(name, "", error=str(error))]
+    return [
+        HubEntry(name, version, channels=tuple(c for c, v in targets.items() if v == version)) for version in versions
+    ]
 
 
-def _read(hub: PackageHub, entry: Entry) -> Entry:
+def _read(hub: PackageHub, entry: HubEntry) -> HubEntry:
     """The entry with what its manifest says, or with the error that comes of reading it."""
     name, version, digest = entry.name, entry.version, None
     if entry.error is not None:
@@ -56,15 +58,15 @@ def _read(hub: PackageHub, entry: Entry) -> Entry:
         digest = hub.resolve_version(name, version).digest
         return _described(name, version, hub.manifest(name, digest), entry.channels)
     except SparsehubError as error:
-        return Entry(name, version, digest, channels=entry.channels, error=str(error))
+        return HubEntry(name, version, digest, channels=entry.channels, error=str(error))
 
 
-def _stray(name: str, version: str, problem: str) -> Entry:
-    return Entry(ascii(name)[1:-1], ascii(version)[1:-1], error=problem)
+def _stray(name: str, version: str, problem: str) -> HubEntry:
+    return HubEntry(ascii(name)[1:-1], ascii(version)[1:-1], error=problem)
 
 
-def _described(name: str, version: str, manifest: Manifest, channels: tuple[str, ...]) -> Entry:
-    return Entry(
+def _described(name: str, version: str, manifest: Manifest, channels: tuple[str, ...]) -> HubEntry:
+    return HubEntry(
         name,
         version,
         manifest.digest,
@@ -80,22 +82,22 @@ def _described(name: str, version: str, manifest: Manifest, channels: tuple[str,
     )
 
 
-def unknown_task(home: Home, name: str) -> NotFoundError:
+def unknown_task(backend: HubBackend, name: str) -> NotFoundError:
     """The error for a task that is not here, with near names or some of the known ones."""
-    known = [other for other in home.names() if is_safe(other)]
+    known = [other for other in backend.names() if is_safe(other)]
     if not known:
-        fix = home.hint or "publish it first"
+        fix = backend.hint or "publish it first"
         return NotFoundError(f"unknown task {name!r}", found="a hub without any task", fix=fix)
     shown = difflib.get_close_matches(name, known, n=1) or sorted(known)[:_MAX_SHOWN]
-    return NotFoundError(unknown_name("task", name, shown), fix=home.hint)
+    return NotFoundError(unknown_name("task", name, shown), fix=backend.hint)
 
 
-def unknown_version(home: Home, name: str, version: str) -> NotFoundError:
+def unknown_version(backend: HubBackend, name: str, version: str) -> NotFoundError:
     """The error for a version or channel that is not here, with those that are."""
-    known = sorted((v for v in home.versions(name) if is_safe(name, v)), key=version_order, reverse=True)
+    known = sorted((v for v in backend.versions(name) if is_safe(name, v)), key=version_order, reverse=True)
     if not known:
-        return unknown_task(home, name)
-    shown = [*filter(is_channel, home.channels(name)), *known]
+        return unknown_task(backend, name)
+    shown = [*filter(is_channel, backend.channels(name)), *known]
     expected = ", ".join(shown[:_MAX_SHOWN]) + (", ..." if len(shown) > _MAX_SHOWN else "")
     what = "channel" if is_channel(version) else "version"
     return NotFoundError(f"{name} has no {what} {version!r}", expected=f"one of {expected}")

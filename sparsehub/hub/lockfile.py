@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sparsehub.errors import FormatError, IntegrityError, NotFoundError, UnreachableError, UsageError
 from sparsehub.files import strict_json, write_file
+from sparsehub.hub.package_hub import PackageHub
 from sparsehub.hub.protocol import Resolved
 from sparsehub.hub.reference import check_digest, check_tag, check_task_name, parse_reference
-from sparsehub.hub.verbs import PackageHub
 from sparsehub.schema import build
 
 LOCK_FILE = "sparsehub.lock"

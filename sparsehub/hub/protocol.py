@@ -1,4 +1,4 @@
-"""What every hub can do: five verbs, whatever the home behind them."""
+"""What every hub can do: five verbs, whatever the backend behind them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class Entry:
+class HubEntry:
     """One version as a listing shows it. size: bytes of all the package's files; channels: those that point at it.
 
     A version that cannot be read is listed too: `error` then says why, and only name and version (and the digest,
@@ -52,7 +52,7 @@ class Entry:
     error: str | None = None
 
 
-Entries = list[Entry]
+Entries = list[HubEntry]
 
 
 class Hub(Protocol):

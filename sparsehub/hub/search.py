@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sparsehub.errors import UsageError
-from sparsehub.hub.protocol import Entry
+from sparsehub.hub.protocol import HubEntry
 
 SPLITS = ("test", "validation")  # the one that counts, where a condition does not name one
 _CONDITION = re.compile(r"(?:(?P<split>[^<>=:]+):)?(?P<metric>[^<>=:]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[-+.\deE]+)")
@@ -29,7 +29,7 @@ class Condition:
     sign: str
     value: float
 
-    def holds(self, entry: Entry) -> bool:
+    def holds(self, entry: HubEntry) -> bool:
         """Whether an entry was measured so; one that was not measured at all does not fit."""
         row = entry.metrics.get(self.split or measured_split(entry), {})
         return self.metric in row and _SIGNS[self.sign](row[self.metric], self.value)
@@ -49,7 +49,7 @@ class Query:
     tag: str | None = None
     conditions: tuple[Condition, ...] = ()
 
-    def fits(self, entry: Entry) -> bool:
+    def fits(self, entry: HubEntry) -> bool:
         backbone, fingerprint = entry.backbone.lower(), entry.fingerprint.removeprefix("sha256:")
         wanted = (self.backbone or "").lower()
         return (
@@ -76,11 +76,11 @@ def parse_condition(text: str) -> Condition:
     raise UsageError("not a condition on a metric", found=text[:200], expected="accuracy>=0.9 or validation:f1>0.5")
 
 
-def search(entries: Iterable[Entry], query: Query) -> list[Entry]:
+def search(entries: Iterable[HubEntry], query: Query) -> list[HubEntry]:
     """The entries that fit, in their order."""
     return [entry for entry in entries if query.fits(entry)]
 
 
-def measured_split(entry: Entry) -> str:
+def measured_split(entry: HubEntry) -> str:
     """The split whose metrics count: test before validation."""
     return next((split for split in SPLITS if entry.metrics.get(split)), SPLITS[0])

@@ -118,7 +118,7 @@ def _piece(file: Download, start: int, stop: int, meter: Meter) -> bytearray:
     data = bytearray()
 
     def rest() -> None:
-        if len(data) == stop - start:  # it broke off behind the last byte, and no home gives an empty range
+        if len(data) == stop - start:  # it broke off behind the last byte, and no backend gives an empty range
             return
         for chunk in file.open(start + len(data), stop):
             if len(data) + len(chunk) > stop - start:

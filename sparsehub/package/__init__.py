@@ -5,30 +5,30 @@ from typing import TYPE_CHECKING
 from sparsehub.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from sparsehub.package.io import Package, read_package, write_package
     from sparsehub.package.manifest import MANIFEST_FILE, Manifest, TaskSpec
-    from sparsehub.package.proof import prove_package, read_manifest, rename_package
-    from sparsehub.package.seal import seal_package, sealed_again, write_carded_package
+    from sparsehub.package.reader import Package, read_package, write_package
+    from sparsehub.package.validation import read_manifest, rename_package, validate_package
+    from sparsehub.package.writer import finalize_package, rewrite_package, write_carded_package
 
 __all__ = [
     "MANIFEST_FILE",
     "Manifest",
     "Package",
     "TaskSpec",
-    "prove_package",
+    "validate_package",
     "read_manifest",
     "read_package",
     "rename_package",
-    "seal_package",
-    "sealed_again",
+    "finalize_package",
+    "rewrite_package",
     "write_carded_package",
     "write_package",
 ]
 
 _HOMES = {
-    **dict.fromkeys(["Package", "read_package", "write_package"], "io"),  # these import torch
+    **dict.fromkeys(["Package", "read_package", "write_package"], "reader"),  # these import torch
     **dict.fromkeys(["MANIFEST_FILE", "Manifest", "TaskSpec"], "manifest"),
-    **dict.fromkeys(["prove_package", "read_manifest", "rename_package"], "proof"),
-    **dict.fromkeys(["seal_package", "sealed_again", "write_carded_package"], "seal"),
+    **dict.fromkeys(["validate_package", "read_manifest", "rename_package"], "validation"),
+    **dict.fromkeys(["finalize_package", "rewrite_package", "write_carded_package"], "writer"),
 }
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from sparsehub.package.anatomy import heat_map, percent, sizes
-from sparsehub.package.manifest import MULTIPLE_CHOICE, Manifest
-from sparsehub.package.metadata import front_matter
-from sparsehub.package.told import (
+from sparsehub.package.delta_stats import heat_map, percent, sizes
+from sparsehub.package.describe import (
     baseline,
     commands,
     generates,
@@ -18,6 +16,8 @@ from sparsehub.package.told import (
     training_text,
     values_text,
 )
+from sparsehub.package.manifest import MULTIPLE_CHOICE, Manifest
+from sparsehub.package.metadata import front_matter
 
 SHOWN_LABELS = 100
 DENSITY_PICTURE, VALUES_PICTURE = "density.png", "values.png"

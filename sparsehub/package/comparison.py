@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from sparsehub.delta import Overlap, overlap
 from sparsehub.errors import UsageError
-from sparsehub.package.io import Package
+from sparsehub.package.reader import Package
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PackageComparison:
     """names: of the tasks, with versions where a name comes twice, and with digests where that tells no two apart;
     overlaps: [i][j], of task i with task j."""
 
@@ -31,7 +31,7 @@ class Comparison:
         }
 
 
-def compare_packages(packages: Sequence[Package]) -> Comparison:
+def compare_packages(packages: Sequence[Package]) -> PackageComparison:
     """Compare them in pairs, entry by entry. Raises `UsageError`: overlap means nothing across backbones, and signs
     nothing where values replace weights."""
     backbones = {package.manifest.backbone.fingerprint: package.manifest.backbone.id for package in packages}
@@ -41,7 +41,7 @@ def compare_packages(packages: Sequence[Package]) -> Comparison:
     if replaced:
         raise UsageError("only `add` values have a direction", found=f"`set` values in {', '.join(replaced)}")
     rows = tuple(tuple(overlap(a.delta, b.delta) for b in packages) for a in packages)
-    return Comparison(_names(packages), rows)
+    return PackageComparison(_names(packages), rows)
 
 
 def _names(packages: Sequence[Package]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from sparsehub.backbone import Backbone
 from sparsehub.errors import FormatError
 from sparsehub.package.manifest import TaskSpec
-from sparsehub.package.model import auto_class, base_prefix, task_config
+from sparsehub.package.task_model import auto_class, base_prefix, task_config
 
 
 class _StandIn(nn.Module):

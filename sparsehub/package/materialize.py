@@ -9,8 +9,8 @@ import torch
 from sparsehub.backbone import Checkpoint
 from sparsehub.errors import FormatError
 from sparsehub.files import new_folder
-from sparsehub.package.io import Package, check_backbone
-from sparsehub.package.model import TaskModel, load_task_model, save_checkpoint
+from sparsehub.package.reader import Package, check_backbone
+from sparsehub.package.task_model import TaskModel, load_task_model, save_checkpoint
 from sparsehub.patch import apply_patch, make_patch
 
 

@@ -13,7 +13,7 @@ from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION, TaskSpe
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """One row's answer.
 
     classification, multiple choice: `label` and `scores`, a probability per label. regression: `value`.
@@ -23,22 +23,22 @@ class Answer:
     label: str | None = None
     scores: tuple[float, ...] = ()
     value: float | None = None
-    words: tuple[Answer, ...] = ()
+    words: tuple[Prediction, ...] = ()
 
 
-def answers(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[Answer]:
+def answers(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[Prediction]:
     """logits: [rows, outputs], [rows, choices], or [rows, length, labels] for token classification."""
     logits = logits.float().cpu()
     if task.kind == REGRESSION:
-        return [Answer(value=value) for value in logits.view(len(rows)).tolist()]
+        return [Prediction(value=value) for value in logits.view(len(rows)).tolist()]
     probabilities = torch.softmax(logits, dim=-1)
     if task.kind == TOKEN_CLASSIFICATION:
         places = [list(row.word_starts) for row in rows]
-        return [Answer(words=tuple(_classified(task, probabilities[i, its]))) for i, its in enumerate(places)]
+        return [Prediction(words=tuple(_classified(task, probabilities[i, its]))) for i, its in enumerate(places)]
     return _classified(task, probabilities)
 
 
-def _classified(task: TaskSpec, probabilities: Tensor) -> list[Answer]:
+def _classified(task: TaskSpec, probabilities: Tensor) -> list[Prediction]:
     """probabilities: [rows or words, labels]."""
     best = probabilities.argmax(-1).tolist()
-    return [Answer(task.labels[i], tuple(scores)) for i, scores in zip(best, probabilities.tolist(), strict=True)]
+    return [Prediction(task.labels[i], tuple(scores)) for i, scores in zip(best, probabilities.tolist(), strict=True)]

@@ -17,7 +17,7 @@ from sparsehub.errors import FormatError, TrustError, UsageError
 from sparsehub.extras import require
 from sparsehub.files import strict_json, write_file
 from sparsehub.package.manifest import MANIFEST_FILE, MAX_SIGNATURE_BYTES, SIGNATURE_FILE, Manifest
-from sparsehub.package.proof import prove_package
+from sparsehub.package.validation import validate_package
 
 EXTRA = "sign"
 
@@ -54,7 +54,7 @@ def sign_package(folder: Path, signer: Signer) -> Manifest:
 
     Raises `FormatError` for an unsound package, and `UsageError` where the signer cannot sign.
     """
-    manifest = prove_package(folder)
+    manifest = validate_package(folder)
     signing: Any = require("model_signing.signing", EXTRA)
     descriptor, name = tempfile.mkstemp(prefix="sparsehub-sign-")
     os.close(descriptor)

@@ -13,14 +13,14 @@ from torch.utils.data import Dataset
 from sparsehub.package.encoding import Encoded, collate, encode
 from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.training.data import Row, Split
-from sparsehub.training.language import TOKENS, collate_tokens
+from sparsehub.training.language_modeling import TOKENS, collate_tokens
 from sparsehub.training.metrics import IGNORED
 
 Example = tuple[Row, Any]
 TableRow = tuple["TokenTable", int]
 
 
-class Rows(Dataset[Example]):
+class TrainingRows(Dataset[Example]):
     """A split as a torch data set. Text stays text: the collator tokenises, so memory holds no token ids."""
 
     def __init__(self, split: Split):

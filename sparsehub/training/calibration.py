@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import rule_named, rule_names
+from sparsehub.training.fisher import batch_squares, row_squares
 from sparsehub.training.gradients import (
     Batch,
     OnBatch,
@@ -23,7 +24,6 @@ from sparsehub.training.gradients import (
 from sparsehub.training.hessian import hessian_diagonal
 from sparsehub.training.job import Job
 from sparsehub.training.processes import sum_over_processes
-from sparsehub.training.squares import batch_squares, row_squares
 
 REPORTED = 16  # batches between two lines of progress
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from sparsehub.errors import DataError, SparsehubError
 from sparsehub.extras import require
-from sparsehub.package.draft import metric_names
 from sparsehub.package.encoding import text_of, words_of
 from sparsehub.package.manifest import (
     MULTIPLE_CHOICE,
@@ -21,6 +20,7 @@ from sparsehub.package.manifest import (
     TOKEN_CLASSIFICATION,
     TaskSpec,
 )
+from sparsehub.package.manifest_builder import metric_names
 from sparsehub.training.config import TrainConfig
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.delta import Delta
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.selection.largest import cut
-from sparsehub.training.sparse import Hooks, finite, not_the_head, slices
+from sparsehub.training.sparse_model import Hooks, finite, not_the_head, slices
 from sparsehub.training.trainable import Trainable
 
 

@@ -20,7 +20,7 @@ from sparsehub.errors import UsageError
 from sparsehub.files import write_file
 from sparsehub.memory import return_freed_memory
 from sparsehub.package.manifest import TEXT_GENERATION
-from sparsehub.package.model import TaskModel, load_task_model
+from sparsehub.package.task_model import TaskModel, load_task_model
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.selection import by_layer
 from sparsehub.training.batches import Collator
@@ -28,13 +28,13 @@ from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.job import Job, Prepared, Report
-from sparsehub.training.language import tokenised
-from sparsehub.training.loop import evaluate, make_trainer, quiet_libraries, resume_from
+from sparsehub.training.language_modeling import tokenised
 from sparsehub.training.method import method_named
 from sparsehub.training.metrics import best_metric, majority
 from sparsehub.training.processes import join_processes
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import Trainable, candidates
+from sparsehub.training.trainer import evaluate, make_trainer, quiet_libraries, resume_from
 
 ASIDE = "aside"  # folder of a run for what was trained and a package cannot hold
 Metrics = dict[str, dict[str, float]]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from sparsehub.package.model import TaskModel
-from sparsehub.training.memory import checkpointed_activations
+from sparsehub.package.task_model import TaskModel
+from sparsehub.training.activation_checkpointing import checkpointed_activations
 from sparsehub.training.metrics import IGNORED
 
 # Tokens of one pass. Gradients of all candidates lie in memory, and the activations of a pass come on top: on a CPU a

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.training.gradients import (
     Batch,
     OnBatch,
@@ -98,7 +98,7 @@ def _add_probe(
     pairs = [(g, z) for g, z in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
     if not pairs:
         return
-    # z as the outer gradient: the same as differentiating z * g summed up, without holding that product
+    # z as the outer gradient: the same as differentiating z * g summed up, without handle that product
     outputs, outer = zip(*pairs, strict=True)
     curved = torch.autograd.grad(outputs, parameters, outer, retain_graph=not last, allow_unused=True)
     for total, z, hz in zip(sums, signs, curved, strict=True):

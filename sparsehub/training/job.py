@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.selection.rule import budget_of
-from sparsehub.training.batches import Collator, Rows, TokenTable
+from sparsehub.training.batches import Collator, TokenTable, TrainingRows
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData
 from sparsehub.training.processes import Processes
@@ -54,7 +54,7 @@ class Job:
         """A split as a torch data set for the job's collator."""
         if self.config.preload:
             return TokenTable(split, self.collator, self.task_model.backbone.device)
-        return Rows(split)
+        return TrainingRows(split)
 
     def option(self, name: str) -> Any:
         """One of the method's own settings."""

@@ -17,7 +17,7 @@ from sparsehub.training.data import Split
 from sparsehub.training.fit import Fitted
 from sparsehub.training.gradients import candidates_named, each_gradient, on_device, passes, requires_grad
 from sparsehub.training.metrics import IGNORED
-from sparsehub.training.sparse import gradient_at
+from sparsehub.training.sparse_model import gradient_at
 
 ROWS = 32  # of one forward pass
 

@@ -11,15 +11,15 @@ from typing import Any
 from sparsehub.errors import DataError, FormatError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, sha256_file, strict_json, write_file
 from sparsehub.package import Manifest, read_manifest, write_carded_package
-from sparsehub.package.draft import backbone_ref, delta_record
+from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.fit import Fitted, Metrics, device_named, fit
 from sparsehub.training.job import Report
-from sparsehub.training.loop import last_checkpoint
 from sparsehub.training.method import method_named
 from sparsehub.training.methods.phases import FIRST, FOUND_FILE
 from sparsehub.training.methods.selected import MASK_FILE
 from sparsehub.training.processes import Processes, join_processes, wait_for_all
+from sparsehub.training.trainer import last_checkpoint
 
 RUN_FILE = "run.json"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsehub.backbone import Arena, Backbone, Slot
 from sparsehub.delta import Delta
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.training.processes import mean_over_processes
 
 

@@ -318,13 +318,13 @@ def test_a_page_of_a_hostile_package_runs_nothing(packages: dict[str, Path]) -> 
     import dataclasses
 
     from sparsehub.deltafile import DELTA_FILE
-    from sparsehub.package.anatomy import heat_map, histogram
-    from sparsehub.package.page import html_page
-    from sparsehub.package.proof import prove_stored_delta
+    from sparsehub.package.delta_stats import heat_map, histogram
+    from sparsehub.package.html_report import html_page
+    from sparsehub.package.validation import validate_stored_delta
 
     folder, evil = packages["three"], "<script>alert(1)</script>\"' onload=x"
     manifest = read_manifest(folder)
-    stored = prove_stored_delta((folder / DELTA_FILE).read_bytes(), manifest)
+    stored = validate_stored_delta((folder / DELTA_FILE).read_bytes(), manifest)
     parameters = {f"{name}{evil}": touched for name, touched in manifest.delta.parameters.items()}
     spoilt = dataclasses.replace(
         manifest,

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from serving.access import Access, parse_keys
+from serving.auth import Authenticator, parse_keys
 from sparsehub.files import sha256_bytes
 
 
@@ -20,7 +20,7 @@ def test_a_key_is_made_listed_and_removed(run: Any, tmp_path: Path) -> None:
     content = file.read_text()
     assert secret not in content and sha256_bytes(secret.encode()) in content
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    caller = Access(parse_keys(file.read_bytes())).identify(f"Bearer {secret}", "10.0.0.1", None)
+    caller = Authenticator(parse_keys(file.read_bytes())).identify(f"Bearer {secret}", "10.0.0.1", None)
     assert caller.name == "team-a" and caller.may_ask("support-eu") and not caller.may_ask("trec")
     listed = run("keys", "ls", file).out
     assert "support-*" in listed and "boss" in listed and "sha256" not in listed

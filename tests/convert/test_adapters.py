@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from sparsehub.backbone import open_checkpoint
 from sparsehub.convert.adapters import change_of, is_adapter, read_adapter
 from sparsehub.convert.extract import Extraction, extract_adapter
-from sparsehub.convert.names import layout_of
+from sparsehub.convert.name_matching import layout_of
 from sparsehub.convert.shira import export_shira
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, FormatError, SparsehubError, UsageError
@@ -165,7 +165,7 @@ def a_package(base: Path, task: TaskSpec, tmp_path: Path, delta: Delta) -> Packa
     """Written and read, as any package is."""
     from sparsehub.backbone import load_backbone
     from sparsehub.package import Manifest, write_package
-    from sparsehub.package.draft import backbone_ref, delta_record
+    from sparsehub.package.manifest_builder import backbone_ref, delta_record
 
     backbone = load_backbone(str(base))
     record = delta_record("random", delta, backbone.arena.numel, backbone.digest_of)

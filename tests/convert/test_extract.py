@@ -15,12 +15,12 @@ from torch import Tensor
 
 from sparsehub.backbone import load_backbone, open_checkpoint
 from sparsehub.convert.extract import Extraction, extract_largest, extract_lossless
-from sparsehub.convert.task import Told, task_of
+from sparsehub.convert.task_inference import TaskHints, task_of
 from sparsehub.errors import BackboneError, DeltaError, SparsehubError, UsageError
 from sparsehub.package import read_package
-from sparsehub.package.io import check_backbone
 from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.materialize import materialize
+from sparsehub.package.reader import check_backbone
 
 Base = Callable[[str, str], Path]
 Tune = Callable[..., Path]
@@ -233,9 +233,9 @@ def test_a_checkpoint_that_was_not_tuned_has_nothing_to_package(
 
 def test_the_task_is_what_the_checkpoint_says_or_what_is_told(base_in: Base, tune: Tune, tmp_path: Path) -> None:
     tuned = tune(base_in("bert", "float32"))
-    found = task_of(Told(), tuned)
+    found = task_of(TaskHints(), tuned)
     assert (found.kind, found.labels, found.text_fields) == ("text-classification", ("bad", "fair", "good"), ("text",))
-    told = task_of(Told(labels=("a", "b", "c"), text=("q", "a"), max_length=7), tuned)
+    told = task_of(TaskHints(labels=("a", "b", "c"), text=("q", "a"), max_length=7), tuned)
     assert (told.labels, told.text_fields, told.max_length) == (("a", "b", "c"), ("q", "a"), 7)
     config = json.loads((tuned / "config.json").read_text())
     for change, kind in (
@@ -244,25 +244,25 @@ def test_the_task_is_what_the_checkpoint_says_or_what_is_told(base_in: Base, tun
         ({"id2label": {"0": "score"}}, "regression"),
     ):
         (tuned / "config.json").write_text(json.dumps({**config, **change}))
-        assert task_of(Told(), tuned).kind == kind
+        assert task_of(TaskHints(), tuned).kind == kind
     for change, message in (
         ({"architectures": ["BertModel"]}, "does not say what kind of task"),
         ({"problem_type": "multi_label_classification"}, "tuned for several"),
     ):
         (tuned / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UsageError, match=message):
-            task_of(Told(), tuned)
+            task_of(TaskHints(), tuned)
     with pytest.raises(UsageError, match="nothing says what the labels are"):
-        task_of(Told(kind="text-classification"), None)
+        task_of(TaskHints(kind="text-classification"), None)
     with pytest.raises(UsageError, match="choices belong to"):
-        task_of(Told(kind="multiple-choice"), None)
+        task_of(TaskHints(kind="multiple-choice"), None)
 
 
 LARGE = """
 import sys
 from pathlib import Path
 from sparsehub.backbone import open_checkpoint
-from sparsehub.convert import extract, pair
+from sparsehub.convert import checkpoint_pair, extract
 from sparsehub.convert.extract import Extraction, extract_largest, extract_lossless
 from sparsehub.package.manifest import TaskSpec
 

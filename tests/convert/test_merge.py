@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone, load_backbone, open_checkpoint
 from sparsehub.convert.extract import Extraction, extract_lossless
-from sparsehub.convert.merge import Label, Recipe, compare, difference_package, merge_packages
+from sparsehub.convert.merge import MergeRecipe, PackageLabel, compare, difference_package, merge_packages
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, DeltaError, UsageError
 from sparsehub.package import Manifest, Package, read_package, write_package
-from sparsehub.package.draft import backbone_ref, delta_record
-from sparsehub.package.io import check_backbone
 from sparsehub.package.manifest import Parent, TaskSpec
+from sparsehub.package.manifest_builder import backbone_ref, delta_record
+from sparsehub.package.reader import check_backbone
 from sparsehub.patch import apply_patch, make_patch
 
 TinyCheckpoint = Callable[[str], Path]
@@ -71,7 +71,9 @@ def weights_with(backbone: Backbone, *deltas: tuple[Delta, float]) -> Tensor:
 
 def test_a_merged_package_adds_up_and_tells_its_parents(make: Make, backbone: Backbone, tmp_path: Path) -> None:
     first, second = make("first", 1), make("second", 2)
-    manifest = merge_packages([first, second], Recipe(weights=(1.0, -0.5)), Label(tmp_path / "out", "both", "2.0"))
+    manifest = merge_packages(
+        [first, second], MergeRecipe(weights=(1.0, -0.5)), PackageLabel(tmp_path / "out", "both", "2.0")
+    )
     merged = read_package(tmp_path / "out")
     check_backbone(merged.manifest, backbone)
     expected = weights_with(backbone, (first.delta, 1.0), (second.delta, -0.5))
@@ -87,33 +89,33 @@ def test_a_merged_package_adds_up_and_tells_its_parents(make: Make, backbone: Ba
 
 @pytest.mark.parametrize("method", ["ties", "dare", "dare-ties"])
 def test_other_ways_a_budget_and_a_dtype(make: Make, tmp_path: Path, method: str) -> None:
-    recipe = Recipe(method, density=0.5, seed=3, budget=20, value_dtype="bfloat16")
+    recipe = MergeRecipe(method, density=0.5, seed=3, budget=20, value_dtype="bfloat16")
     packages = [make(f"p{i}", i) for i in range(3)]
-    manifest = merge_packages(packages, recipe, Label(tmp_path / "out", "merged"))
+    manifest = merge_packages(packages, recipe, PackageLabel(tmp_path / "out", "merged"))
     assert (manifest.delta.nnz, manifest.delta.value_dtype) == (20, "bfloat16")
     assert manifest.training["merge"] == {"method": method, "weights": [1.0] * 3, "density": 0.5, "seed": 3}
 
 
 def test_different_licences_leave_it_open(make: Make, tmp_path: Path) -> None:
     packages = [make("a", 1), make("b", 2, license="apache-2.0")]
-    assert merge_packages(packages, Recipe(), Label(tmp_path / "out", "ab")).license == ""
+    assert merge_packages(packages, MergeRecipe(), PackageLabel(tmp_path / "out", "ab")).license == ""
 
 
 def test_the_way_from_one_to_another_merged_with_the_one_is_the_other(
     make: Make, backbone: Backbone, tmp_path: Path
 ) -> None:
     first, second = make("first", 1), make("second", 2)
-    manifest = difference_package(first, second, Label(tmp_path / "way", "way"))
+    manifest = difference_package(first, second, PackageLabel(tmp_path / "way", "way"))
     way = read_package(tmp_path / "way")
     assert "the change from first@1.0.0 to second@1.0.0" in manifest.training["meaning"]
     assert [(p.name, p.weight) for p in manifest.lineage.parents] == [("second", 1.0), ("first", -1.0)]
-    merge_packages([way, first], Recipe(), Label(tmp_path / "there", "there"))
+    merge_packages([way, first], MergeRecipe(), PackageLabel(tmp_path / "there", "there"))
     there = read_package(tmp_path / "there")
     expected = weights_with(backbone, (second.delta, 1.0))
     torch.testing.assert_close(weights_with(backbone, (there.delta, 1.0)), expected, rtol=0, atol=1e-6)
     assert {n: t.tolist() for n, t in there.head.items()} == {n: t.tolist() for n, t in second.head.items()}
     with pytest.raises(DeltaError, match="changes nothing"):
-        difference_package(first, first, Label(tmp_path / "nothing", "nothing"))
+        difference_package(first, first, PackageLabel(tmp_path / "nothing", "nothing"))
     assert not (tmp_path / "nothing").exists()
 
 
@@ -144,8 +146,8 @@ def test_set_values_need_the_backbone(make: Make, tune: Any, tiny_checkpoint: Ti
     extract_lossless(Extraction(checkpoint, task, tmp_path / "exact", "exact"), open_checkpoint(str(tuned)))
     exact, one = read_package(tmp_path / "exact"), make("two", 2)
     with pytest.raises(UsageError, match=r"exact sets weights.*--backbone"):
-        merge_packages([exact, one], Recipe(), Label(tmp_path / "out", "merged"))
-    merge_packages([exact, one], Recipe(weights=(1.0, 0.0)), Label(tmp_path / "out", "merged"), checkpoint)
+        merge_packages([exact, one], MergeRecipe(), PackageLabel(tmp_path / "out", "merged"))
+    merge_packages([exact, one], MergeRecipe(weights=(1.0, 0.0)), PackageLabel(tmp_path / "out", "merged"), checkpoint)
     backbone = load_backbone(str(base))
     merged = weights_with(backbone, (read_package(tmp_path / "out").delta, 1.0))
     apply_patch(backbone.arena, make_patch(backbone, exact.delta))
@@ -153,7 +155,10 @@ def test_set_values_need_the_backbone(make: Make, tune: Any, tiny_checkpoint: Ti
     torch.testing.assert_close(merged, wanted, rtol=1e-6, atol=1e-7)
     with pytest.raises(BackboneMismatchError, match="made for another backbone"):
         merge_packages(
-            [exact, one], Recipe(), Label(tmp_path / "x", "x"), open_checkpoint(str(tiny_checkpoint("roberta")))
+            [exact, one],
+            MergeRecipe(),
+            PackageLabel(tmp_path / "x", "x"),
+            open_checkpoint(str(tiny_checkpoint("roberta"))),
         )
 
 
@@ -166,15 +171,15 @@ def test_what_cannot_be_merged_is_refused(make: Make, tmp_path: Path) -> None:
             backbone=dataclasses.replace(first.manifest.backbone, fingerprint="sha256:" + "0" * 64, id="other"),
         ),
     )
-    label = Label(tmp_path / "out", "merged")
+    label = PackageLabel(tmp_path / "out", "merged")
     with pytest.raises(BackboneMismatchError, match=r"belong to different backbones.*other"):
-        merge_packages([first, strange], Recipe(), label)
+        merge_packages([first, strange], MergeRecipe(), label)
     with pytest.raises(BackboneMismatchError, match="belong to different backbones"):
         compare(first, strange)
     with pytest.raises(UsageError, match="it takes two packages"):
-        merge_packages([first], Recipe(), label)
+        merge_packages([first], MergeRecipe(), label)
     with pytest.raises(UsageError, match="one weight for each delta"):
-        merge_packages([first, make("second", 2)], Recipe(weights=(1.0,)), label)
+        merge_packages([first, make("second", 2)], MergeRecipe(weights=(1.0,)), label)
     with pytest.raises(UsageError, match="unknown way to merge 'tie', did you mean 'ties'"):
-        merge_packages([first, first], Recipe("tie"), label)
+        merge_packages([first, first], MergeRecipe("tie"), label)
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsehub.delta import Delta, ParameterDelta, delta_bytes, read_delta
-from sparsehub.delta.io import encode_indices, quantise
+from sparsehub.delta.serialization import encode_indices, quantise
 from sparsehub.deltafile import BLOCK, SCALE_GROUP
 from sparsehub.errors import DeltaError
 

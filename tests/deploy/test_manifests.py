@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serving.access.access import PUBLIC
+from serving.auth.authenticator import PUBLIC
 from serving.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]

@@ -40,7 +40,7 @@ class TinyTasks:
         from sparsehub.backbone import open_checkpoint
         from sparsehub.delta import Delta, ParameterDelta
         from sparsehub.package import write_package
-        from sparsehub.package.model import load_task_model
+        from sparsehub.package.task_model import load_task_model
 
         out = self.root / f"{name}-{version}-{seed}-{kind}-{labels}"
         if out.exists():

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsehub.engine.cost import GROUPED, MIXED, PLAIN, SWAP, CostModel, Group, Points, padded_tokens, work_of
+from sparsehub.engine.cost_model import (
+    GROUPED,
+    MIXED,
+    PLAIN,
+    SWAP,
+    CalibrationPoints,
+    CostModel,
+    RowGroup,
+    padded_tokens,
+    work_of,
+)
 
 FORWARD = [(10, 0.010), (100, 0.040), (1000, 0.300)]
 SWITCH = [(1000, 0.0011), (10_000, 0.002)]
@@ -21,11 +31,11 @@ SPARSE = [(n, w, sparse_seconds(n, w)) for n, w in [(10, 1e4), (200, 1e5), (200,
 
 @pytest.fixture
 def costs() -> CostModel:
-    return CostModel(Points(FORWARD, SWITCH, SPARSE))
+    return CostModel(CalibrationPoints(FORWARD, SWITCH, SPARSE))
 
 
-def group(rows: int, longest: int, entries: int = 5000) -> Group:
-    return Group(rows * longest, entries, rows, longest)
+def group(rows: int, longest: int, entries: int = 5000) -> RowGroup:
+    return RowGroup(rows * longest, entries, rows, longest)
 
 
 def test_a_forward_is_read_off_the_curve(costs: CostModel) -> None:
@@ -87,7 +97,7 @@ def test_one_absurd_measurement_does_not_decide(costs: CostModel) -> None:
 
 
 def test_without_points_of_the_sparse_part_the_rest_is_predicted() -> None:
-    costs = CostModel(Points(FORWARD, SWITCH, []))
+    costs = CostModel(CalibrationPoints(FORWARD, SWITCH, []))
     assert costs.predict(SWAP, [group(4, 25)]) > 0
 
 
@@ -96,7 +106,7 @@ def test_without_points_of_the_sparse_part_the_rest_is_predicted() -> None:
     st.lists(st.tuples(st.integers(1, 64), st.integers(1, 128), st.integers(0, 10**6)), min_size=1, max_size=8),
 )
 def test_no_prediction_is_negative(noise: list[float], sizes: list[tuple[int, int, int]]) -> None:
-    points = Points(FORWARD, [(1000, noise[0]), (9000, noise[1])], [(n, w, noise[2]) for n, w, _ in SPARSE])
+    points = CalibrationPoints(FORWARD, [(1000, noise[0]), (9000, noise[1])], [(n, w, noise[2]) for n, w, _ in SPARSE])
     costs, groups = CostModel(points), [group(rows, longest, entries) for rows, longest, entries in sizes]
     for mode in (SWAP, MIXED, GROUPED):
         assert costs.predict(mode, groups) >= 0

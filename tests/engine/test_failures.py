@@ -16,8 +16,8 @@ import torch
 import sparsehub.patch
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Engine, Limits
-from sparsehub.engine.report import Share
-from sparsehub.engine.ticket import Ticket
+from sparsehub.engine.pending_request import PendingRequest
+from sparsehub.engine.stats import BatchShare
 from sparsehub.errors import CancelledError, QueueFullError, RequestError, StoppingError, UnhealthyError
 from sparsehub.package import read_package
 
@@ -43,9 +43,9 @@ def engine(tiny_tasks: Any, suite: Mapping[str, Path], reports: list[BatchReport
 
 def poison(engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The task's head raises for every batch with the poisoned word in it."""
-    holding = engine._residency.holding(engine.tasks.find(name).digest)
-    assert holding is not None and holding.resident is not None
-    head, token = holding.resident.head, engine.tokenizer.convert_tokens_to_ids(POISON)
+    handle = engine._residency.handle(engine.tasks.find(name).digest)
+    assert handle is not None and handle.resident is not None
+    head, token = handle.resident.head, engine.tokenizer.convert_tokens_to_ids(POISON)
     assert token != engine.tokenizer.unk_token_id
     sound = head._model.forward
 
@@ -57,7 +57,7 @@ def poison(engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head._model, "forward", forward)
 
 
-def check_answers(ticket: Ticket, texts: list[str], reference: Any, close: Close, *, poisoned: bool) -> None:
+def check_answers(ticket: PendingRequest, texts: list[str], reference: Any, close: Close, *, poisoned: bool) -> None:
     """All texts are answered, but where the task is poisoned those with the word in them, which are told why."""
     for text, future in zip(texts, ticket.futures, strict=True):
         if poisoned and POISON in text:
@@ -271,8 +271,8 @@ def test_a_report_says_what_a_batch_was(engine: Engine, reports: list[BatchRepor
     run_all(engine)
     digest = engine.tasks.find("three").digest
     assert [(report.mode, report.shares, report.switches) for report in reports] == [
-        ("swap", (Share("three", digest, 2, 0),), 1),
-        ("swap", (Share("", "", 1, 0),), 1),
+        ("swap", (BatchShare("three", digest, 2, 0),), 1),
+        ("swap", (BatchShare("", "", 1, 0),), 1),
     ]
     assert [(report.rows, report.failed) for report in reports] == [(2, 0), (1, 0)]
     assert all(report.predictions["swap"] > 0 and report.measured > 0 for report in reports)

@@ -98,10 +98,10 @@ def test_a_task_that_cannot_be_mixed_waits_for_the_others_to_drain_and_then_runs
     """Pretend that a norm's scale is read by a module that mixed batches do not know."""
     made = engine()
     slot = made.backbone.arena.slots["norm.weight"]
-    made._sites.others[slot] = "is read by something else"
+    made._targets.others[slot] = "is read by something else"
     mixable = speakers.write("easy", "text-generation", seed=3, scale=0.3, per_parameter=9)
     swap_only = speakers.write("hard", "text-generation", seed=4, scale=0.3)
-    monkeypatch.setattr(type(made._sites), "why_not", lambda self, slots: None)
+    monkeypatch.setattr(type(made._targets), "why_not", lambda self, slots: None)
     made.add(read_package(mixable))
     monkeypatch.undo()
     made.add(read_package(swap_only))
@@ -125,7 +125,7 @@ def test_where_packed_tokens_are_not_in_the_order_that_we_believe_nothing_is_mix
     from sparsehub.engine.generation import packing
 
     real = packing._mixed
-    monkeypatch.setattr(packing, "_mixed", lambda sites, parts: real(sites, parts[::-1]))
+    monkeypatch.setattr(packing, "_mixed", lambda targets, parts: real(targets, parts[::-1]))
     made, packages = engine(), [speakers.write(f"s{i}", "text-generation", seed=i, scale=0.3) for i in range(3)]
     assert "by swap alone" in caplog.text
     for package in packages:

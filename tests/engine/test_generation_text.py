@@ -7,7 +7,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsehub.engine.generation.text import TextStream
+from sparsehub.engine.generation.detokenizer import TextStream
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsehub.engine.generation.admission_queue import AdmissionQueue
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, Sampling
-from sparsehub.engine.generation.waiting import WaitingRoom
 from sparsehub.errors import QueueFullError, StoppingError, UsageError
 
 LIMITS = GenerationLimits(cache_tokens=160, page_tokens=16, sequences=4, waiting=100)
@@ -20,8 +20,8 @@ def generation(name: str, lane: str | None = "mixed", prompt: int = 8, tokens: i
     return made
 
 
-def room(limits: GenerationLimits = LIMITS) -> WaitingRoom:
-    return WaitingRoom(limits, lambda each: each.lane)
+def room(limits: GenerationLimits = LIMITS) -> AdmissionQueue:
+    return AdmissionQueue(limits, lambda each: each.lane)
 
 
 def test_those_of_the_oldest_lane_are_let_in_together():

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-import sparsehub.engine.arena
+import sparsehub.engine.arena_manager
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine
-from sparsehub.engine.guard import ArenaGuard
+from sparsehub.engine.integrity import IntegrityChecker
 from sparsehub.errors import BackboneError, UnhealthyError
 from sparsehub.package import read_package
 
 
 @pytest.fixture
 def engine(tiny_tasks: Any, suite: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("sparsehub.engine.guard.BLOCK_BYTES", 4096)  # several blocks in a tiny arena
+    monkeypatch.setattr("sparsehub.engine.integrity.BLOCK_BYTES", 4096)  # several blocks in a tiny arena
     engine = Engine(load_backbone(str(tiny_tasks.folder)), mode="swap", check_seconds=0)
     engine.add(read_package(suite["three"]))
     yield engine
@@ -67,7 +67,7 @@ def test_any_flipped_bit_is_found_and_the_weights_loaded_again(
 
 
 def test_every_block_has_its_turn(engine: Engine) -> None:
-    guard = ArenaGuard(engine.backbone.arena)
+    guard = IntegrityChecker(engine.backbone.arena)
     assert guard.blocks > 3
     flip_a_bit(engine, 0)
     outcomes = [guard.check_next(None) for _ in range(2 * guard.blocks)]
@@ -90,7 +90,7 @@ def test_weights_that_cannot_be_loaded_again_stop_the_engine(engine: Engine, mon
     def gone(_: Any) -> None:
         raise BackboneError("the checkpoint is gone")
 
-    monkeypatch.setattr(sparsehub.engine.arena, "reload", gone)
+    monkeypatch.setattr(sparsehub.engine.arena_manager, "reload", gone)
     flip_a_bit(engine, 7)
     assert not engine.arena.check_all()
     assert not engine.healthy and engine.arena.repairs == 0

@@ -14,7 +14,7 @@ import pytest
 from sparsehub.backbone import load_backbone
 from sparsehub.delta.algebra import weighted_sum
 from sparsehub.engine import BatchReport, Budgets, Engine, Task
-from sparsehub.engine.cost import CostModel, Points
+from sparsehub.engine.cost_model import CalibrationPoints, CostModel
 from sparsehub.errors import BackboneMismatchError, FormatError, RequestError, UnknownTaskError, UsageError
 from sparsehub.package import Package, read_manifest, read_package, write_package
 
@@ -91,7 +91,7 @@ def test_the_cheaper_way_is_taken(make_engine: Callable[..., Engine], suite: Map
     for switch, sparse, modes in ((dear, cheap, ["mixed"]), (cheap, dear, ["swap", "swap"])):
         reports: list[BatchReport] = []
         engine = make_engine([suite["three"], suite["seven"]], observe=reports.append)
-        points = Points(forward, switch, [(tokens, 0.0, seconds) for tokens, seconds in sparse])
+        points = CalibrationPoints(forward, switch, [(tokens, 0.0, seconds) for tokens, seconds in sparse])
         engine._loop.__dict__["costs"] = CostModel(points)
         for name in ("three", "seven"):
             engine.load(name)
@@ -107,7 +107,7 @@ def test_a_lone_row_goes_along_with_another_tasks_batch(
     """Where mixing is dear: one after the other in one step, the first forward being hardly worth its row."""
     reports: list[BatchReport] = []
     engine = make_engine([suite["three"], suite["seven"]], observe=reports.append)
-    points = Points([(1, 1.0), (100, 1.1)], [(100, 1e-6), (1000, 1e-6)], [(1, 0.0, 9.0), (100, 0.0, 9.0)])
+    points = CalibrationPoints([(1, 1.0), (100, 1.1)], [(100, 1e-6), (1000, 1e-6)], [(1, 0.0, 9.0), (100, 0.0, 9.0)])
     engine._loop.__dict__["costs"] = CostModel(points)
     for name in ("three", "seven"):
         engine.load(name)

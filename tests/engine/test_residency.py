@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from sparsehub.engine.holding import Budgets, Holding
-from sparsehub.engine.report import TaskStatus
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import HostTask, Resident
-from sparsehub.engine.tasks import Task, TaskInfo
+from sparsehub.engine.stats import TaskStatus
+from sparsehub.engine.task_handle import Budgets, TaskHandle
+from sparsehub.engine.task_registry import Task, TaskInfo
 from sparsehub.errors import CancelledError, EngineError, FormatError, HubError, StoppingError, UsageError
 
 
@@ -37,7 +37,7 @@ class World:
 
     def __init__(self, **budgets: Any):
         self.reads: list[str] = []
-        self.loaded: list[Holding] = []
+        self.loaded: list[TaskHandle] = []
         self.gate = threading.Event()
         self.gate.set()
         self.let_go: Callable[[], None] = lambda: None
@@ -57,9 +57,9 @@ class World:
 
     def use(self, number: int) -> None:
         """Have a task ready once, and let it go."""
-        holding = self.residency.acquire(task_of(number))
-        holding.wait(10)
-        self.residency.release(holding)
+        handle = self.residency.acquire(task_of(number))
+        handle.wait(10)
+        self.residency.release(handle)
 
     def where(self, number: int) -> str:
         status: TaskStatus = self.residency.status(task_of(number))
@@ -105,8 +105,8 @@ def test_the_least_recently_used_goes_and_what_is_known_of_it_stays(world: Calla
 def test_what_is_held_never_goes_and_a_load_waits_for_it(world: Callable[..., World]) -> None:
     it = world(device_bytes=20)
     held = [it.residency.acquire(task_of(number)) for number in (1, 2)]
-    for holding in held:
-        holding.wait(10)
+    for handle in held:
+        handle.wait(10)
     third = it.residency.acquire(task_of(3))
     with pytest.raises(CancelledError, match="not loaded in time"):
         third.wait(0.3)
@@ -152,36 +152,36 @@ def test_a_load_that_fails_is_told_and_tried_again(world: Callable[..., World], 
     with pytest.raises((FormatError, HubError, EngineError), match=str(error)):
         it.residency.acquire(task).wait(10)
     assert it.residency.acquire(task).wait(10).nbytes == 10
-    assert [holding.error is None for holding in it.loaded] == [False, True]
+    assert [handle.error is None for handle in it.loaded] == [False, True]
 
 
 def test_many_who_want_one_task_wait_for_one_load(world: Callable[..., World]) -> None:
     it = world()
     it.gate.clear()
-    holdings = [it.residency.acquire(task_of(1)) for _ in range(20)]
+    handles = [it.residency.acquire(task_of(1)) for _ in range(20)]
     assert it.where(1) == "loading"
     it.gate.set()
-    assert len({id(holding.wait(10)) for holding in holdings}) == 1
+    assert len({id(handle.wait(10)) for handle in handles}) == 1
     assert it.reads == ["task1"] and it.residency.status(task_of(1)).references == 20
 
 
 def test_a_task_that_is_forgotten_goes_with_its_last_reference(world: Callable[..., World]) -> None:
     it = world()
-    holding = it.residency.acquire(task_of(1))
-    holding.wait(10)
+    handle = it.residency.acquire(task_of(1))
+    handle.wait(10)
     it.residency.forget(task_of(1).digest)
-    assert it.where(1) == "device" and holding.resident is not None
-    it.residency.release(holding)
+    assert it.where(1) == "device" and handle.resident is not None
+    it.residency.release(handle)
     assert it.where(1) == "disk" and it.residency.usage().device_bytes == 0
 
 
 def test_a_task_that_is_forgotten_and_wanted_again_stays(world: Callable[..., World]) -> None:
     it = world()
-    holding = it.residency.acquire(task_of(1))
-    holding.wait(10)
+    handle = it.residency.acquire(task_of(1))
+    handle.wait(10)
     it.residency.forget(task_of(1).digest)
     again = it.residency.acquire(task_of(1))
-    for one in (holding, again):
+    for one in (handle, again):
         it.residency.release(one)
     assert it.where(1) == "device"
 
@@ -233,15 +233,15 @@ def test_many_threads_leave_the_books_in_order(world: Callable[..., World]) -> N
         choices = random.Random(seed)
         for _ in range(60):
             number = choices.randrange(12)
-            holding = it.residency.acquire(task_of(number))
-            resident = holding.wait(20)
+            handle = it.residency.acquire(task_of(number))
+            resident = handle.wait(20)
             if choices.random() < 0.1:
                 it.residency.forget(task_of(number).digest)
-            if holding.resident is not resident:
+            if handle.resident is not resident:
                 wrong.append("a held task was dropped")
             if it.residency.usage().device_bytes > budget:
                 wrong.append("over the budget")
-            it.residency.release(holding)
+            it.residency.release(handle)
 
     threads = [threading.Thread(target=client, args=(seed,)) for seed in range(4)]
     for thread in threads:

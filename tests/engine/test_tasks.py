@@ -168,12 +168,12 @@ def test_adding_a_task_while_another_is_in_the_arena_saves_the_base_weights(
 def test_a_task_says_what_memory_it_holds(engine: Engine, suite: Mapping[str, Path]) -> None:
     package = read_package(suite["three"])
     info = engine.add(package)
-    holding = engine._residency.holding(info.digest)
-    assert holding is not None and holding.resident is not None and holding.resident.side is not None
+    handle = engine._residency.handle(info.digest)
+    assert handle is not None and handle.resident is not None and handle.resident.adapter is not None
     head = sum(tensor.nbytes for tensor in package.head.values())
     position = position_dtype(next(iter(engine.backbone.arena.buffers.values()))).itemsize
     patch = package.delta.nnz * (position + 4 + 4)
     (status,) = engine.status()
     assert status.where == "device" and status.pinned
-    assert status.nbytes == patch + head + holding.resident.side.nbytes
+    assert status.nbytes == patch + head + handle.resident.adapter.nbytes
     assert engine.usage.device_bytes == status.nbytes

@@ -20,7 +20,7 @@ PROGRAM = "azurite-blob"
 CONTAINER = "container"
 ACCOUNT = "devstoreaccount1"  # with the key that every copy of Azurite has
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-AZURE = pytest.param(  # a home for tests
+AZURE = pytest.param(  # a backend for tests
     "azure", marks=pytest.mark.skipif(shutil.which(PROGRAM) is None, reason="no Azurite here: npm install -g azurite")
 )
 _VERSION = "2021-08-06"

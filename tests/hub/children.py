@@ -21,12 +21,12 @@ from typing import Any
 import numpy  # noqa: F401 - everything heavy before the first fork
 import obstore  # noqa: F401
 
-import sparsehub.hub.folder
-import sparsehub.hub.huggingface
-import sparsehub.hub.loading  # noqa: F401
+import sparsehub.hub.folder_blob_store
+import sparsehub.hub.huggingface_backend
+import sparsehub.hub.package_loader  # noqa: F401
 from sparsehub.errors import SparsehubError
 from sparsehub.hub import open_hub
-from sparsehub.package import prove_package  # noqa: F401
+from sparsehub.package import validate_package  # noqa: F401
 
 
 def forked(action: Callable[[], Any]) -> tuple[int, int]:
@@ -93,7 +93,7 @@ def push(location: str, package: str, kills: int, seed: int) -> None:
 
 
 def pull(location: str, reference: str, kills: int, seed: int) -> None:
-    from sparsehub.hub.loading import pull as fetch
+    from sparsehub.hub.package_loader import pull as fetch
 
     def run(number: int) -> str:
         os.environ["SPARSEHUB_CACHE"] = str(Path(os.environ["CACHES"]) / str(number))

@@ -15,9 +15,9 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.hub import PackageHub, open_hub
-from sparsehub.hub.huggingface import HuggingFaceHome
-from sparsehub.hub.objects import Objects
-from sparsehub.hub.store import StoreHome
+from sparsehub.hub.blob_store import BlobStore
+from sparsehub.hub.blob_store_backend import BlobStoreBackend
+from sparsehub.hub.huggingface_backend import HuggingFaceBackend
 from sparsehub.package import Manifest, TaskSpec, write_package
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
 
@@ -34,12 +34,12 @@ MakePackage = Callable[..., Path]
 
 
 class Home(Protocol):
-    """A hub, and what lies in its home, for those who look at it or spoil it."""
+    """A hub, and what lies in its backend, for those who look at it or spoil it."""
 
     hub: PackageHub
 
     def everything(self) -> dict[str, Any]:
-        """All that the home holds: equal before and after, where nothing was written."""
+        """All that the backend holds: equal before and after, where nothing was written."""
 
     def paths(self, prefix: str | None = None) -> list[str]:
         """Every stored run of bytes."""
@@ -166,8 +166,8 @@ def hosted(address: str, state: hf_server.State, token: str | bool = "hf_writer"
     """A new organisation."""
     state.fault, state.cdn_host, state.cdn_tokens = (lambda method, path: None), "", []
     owner = f"org-{next(_numbers)}"
-    home = HuggingFaceHome(owner, api=HfApi(endpoint=address, token=token))
-    return HostedHome(PackageHub(home), state, owner, address)
+    backend = HuggingFaceBackend(owner, api=HfApi(endpoint=address, token=token))
+    return HostedHome(PackageHub(backend), state, owner, address)
 
 
 def _make(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
@@ -175,7 +175,7 @@ def _make(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch
         return StoredHome(open_hub(tmp_path / "hub"), LocalStore(tmp_path / "hub", mkdir=True))
     if kind == "memory":
         store = MemoryStore()
-        return StoredHome(PackageHub(StoreHome(Objects(lambda: store, "memory"))), store)
+        return StoredHome(PackageHub(BlobStoreBackend(BlobStore(lambda: store, "memory"))), store)
     if kind == "s3":
         return _s3(request, monkeypatch)
     if kind == "gcs":
@@ -187,19 +187,19 @@ def _make(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch
 
 @pytest.fixture
 def make_home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Home]:
-    """make_home("s3"): an empty home of that kind."""
+    """make_home("s3"): an empty backend of that kind."""
     return lambda kind: _make(kind, request, tmp_path, monkeypatch)
 
 
 @pytest.fixture(params=[*STORES, "huggingface"])
-def home(request: pytest.FixtureRequest, make_home: Callable[[str], Home]) -> Home:
-    """A home of each kind, empty."""
+def backend(request: pytest.FixtureRequest, make_home: Callable[[str], Home]) -> Home:
+    """A backend of each kind, empty."""
     return make_home(request.param)
 
 
 @pytest.fixture(params=STORES)
 def store_home(request: pytest.FixtureRequest, make_home: Callable[[str], Home]) -> Home:
-    """A home of each kind that keeps objects, empty."""
+    """A backend of each kind that keeps objects, empty."""
     return make_home(request.param)
 
 

@@ -16,8 +16,8 @@ import pytest
 from sparsehub.errors import FormatError, HubError, IntegrityError, NotFoundError, UnreachableError, UsageError
 from sparsehub.hub import open_hub
 from sparsehub.hub.cache import PackageCache
-from sparsehub.hub.loading import load_package, pull
-from sparsehub.package import prove_package
+from sparsehub.hub.package_loader import load_package, pull
+from sparsehub.package import validate_package
 
 MANY = 12
 
@@ -57,7 +57,7 @@ def test_a_package_is_fetched_once(cache, hub) -> None:
     assert pull("trec@1.0.0", counted).folder == first.folder == cache.root / "packages" / first.resolved.digest[7:]
     assert load_package("trec@1.0.0", counted).digest == first.resolved.digest
     assert len(counted.fetched) == 1
-    assert prove_package(first.folder).digest == first.resolved.digest
+    assert validate_package(first.folder).digest == first.resolved.digest
 
 
 def test_of_many_threads_one_fetches_and_all_get_it(cache, hub) -> None:
@@ -72,7 +72,7 @@ def test_many_processes_share_one_cache(cache, hub, tmp_path) -> None:
     code = """
 import json, sys
 from sparsehub.hub import open_hub
-from sparsehub.hub.loading import pull
+from sparsehub.hub.package_loader import pull
 moved = [0]
 pulled = pull("trec@1.1.0", open_hub(sys.argv[1]), progress=lambda done, total: moved.append(done))
 print(json.dumps({"folder": str(pulled.folder), "moved": moved[-1]}))
@@ -131,7 +131,7 @@ def test_pinned_bytes_that_are_here_need_no_hub(cache, hub, tmp_path) -> None:
 
 
 def test_an_interrupted_fetch_goes_on_where_it_stopped(cache, hub, monkeypatch) -> None:
-    opened, broken, honest = [], [], type(hub.home).open_file
+    opened, broken, honest = [], [], type(hub.backend).open_file
 
     def failing(self, name, digest, file, record, start, stop):
         if file == "head.safetensors" and not broken:
@@ -140,7 +140,7 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(cache, hub, monkeypatch) 
         opened.append((file, start))
         return honest(self, name, digest, file, record, start, stop)
 
-    monkeypatch.setattr(type(hub.home), "open_file", failing)
+    monkeypatch.setattr(type(hub.backend), "open_file", failing)
     with pytest.raises(HubError, match="the power went"):
         pull("trec@1.0.0", hub)
     digest = hub.resolve("trec@1.0.0").digest
@@ -183,7 +183,7 @@ def test_what_is_read_is_never_removed(cache, hub) -> None:
     resolved = hub.resolve("trec@1.0.0")
     with cache.package(resolved, lambda: hub) as folder:
         assert cache.shrink(0) == []
-        assert prove_package(folder).digest == resolved.digest
+        assert validate_package(folder).digest == resolved.digest
         with ThreadPoolExecutor(1) as other:  # readers do not wait for each other
             assert other.submit(lambda: pull("trec@1.0.0", hub).folder).result(10) == folder
     assert [kept.path for kept in cache.shrink(0)] == [folder]
@@ -229,7 +229,7 @@ def test_what_a_killed_process_left_is_removed_after_a_while(cache, hub) -> None
 def test_pull_into_a_folder_copies_proved_bytes(cache, hub, tmp_path) -> None:
     pulled = pull("trec@1.0.0", hub, out=tmp_path / "mine")
     assert pulled.folder == tmp_path / "mine"
-    assert prove_package(tmp_path / "mine").digest == pulled.resolved.digest
+    assert validate_package(tmp_path / "mine").digest == pulled.resolved.digest
     (tmp_path / "mine" / "README.md").write_text("edited")
     assert pull("trec@1.0.0", hub).manifest == pulled.manifest, "the cache has its own bytes"
     with pytest.raises(UsageError, match="exists already"):
@@ -239,16 +239,16 @@ def test_pull_into_a_folder_copies_proved_bytes(cache, hub, tmp_path) -> None:
 
 
 def test_a_package_larger_than_the_disk_is_refused_before_a_byte_is_fetched(cache, hub, monkeypatch) -> None:
-    monkeypatch.setattr("sparsehub.hub.verbs.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    monkeypatch.setattr(type(hub.home), "open_file", lambda *_: pytest.fail("asked for bytes"))
+    monkeypatch.setattr("sparsehub.hub.package_hub.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(type(hub.backend), "open_file", lambda *_: pytest.fail("asked for bytes"))
     with pytest.raises(UsageError, match="no room"):
         pull("trec@1.0.0", hub)
 
 
 def test_a_hub_that_changes_its_mind_about_a_digest_is_refused(cache, hub, monkeypatch) -> None:
     other = hub.resolve("trec@1.1.0").digest
-    data = hub.home.read_manifest("trec", other)
-    monkeypatch.setattr(type(hub.home), "read_manifest", lambda *_: data)
+    data = hub.backend.read_manifest("trec", other)
+    monkeypatch.setattr(type(hub.backend), "read_manifest", lambda *_: data)
     with pytest.raises(IntegrityError):
         pull("trec@1.0.0", hub)
 
@@ -257,6 +257,6 @@ def test_a_hub_out_of_reach_is_told_as_such(cache, hub, monkeypatch) -> None:
     def dead(*_: object) -> None:
         raise UnreachableError("no route to host")
 
-    monkeypatch.setattr(type(hub.home), "read_tag", dead)
+    monkeypatch.setattr(type(hub.backend), "read_tag", dead)
     with pytest.raises(UnreachableError, match="no route"):
         pull("trec@1.0.0", hub)

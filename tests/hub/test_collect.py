@@ -11,8 +11,8 @@ import pytest
 
 from sparsehub.errors import HubError, UsageError, VersionExistsError
 from sparsehub.files import canonical_json
-from sparsehub.hub.collect import GRACE, find_garbage, remove_garbage
-from sparsehub.hub.store import YOUNG
+from sparsehub.hub.blob_store_backend import YOUNG
+from sparsehub.hub.gc import GRACE, find_garbage, remove_garbage
 
 NOW = timedelta(0)
 
@@ -27,14 +27,14 @@ def test_a_publish_that_lost_leaves_garbage_and_nothing_else(store_home, make_pa
     before = store_home.paths()
     assert find_garbage(hub, NOW) == []
     loser = make_package(card="---\nlibrary_name: sparsehub\n---\nAnother.\n")
-    read_tag, looked = type(hub.home).read_tag, []
+    read_tag, looked = type(hub.backend).read_tag, []
 
     def late(*arguments):
         looked.append(arguments)
         return None if len(looked) == 1 else read_tag(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:  # it finds out only at the very end
-        patch.setattr(type(hub.home), "read_tag", late)
+        patch.setattr(type(hub.backend), "read_tag", late)
         with pytest.raises(VersionExistsError):
             hub.publish(loser)
     garbage = find_garbage(hub, NOW)
@@ -87,7 +87,7 @@ def test_the_hugging_face_hub_cleans_up_after_itself(hf_home, make_package) -> N
 
 
 @pytest.fixture
-def folder_home(make_home, tmp_path: Path):
+def folder_backend(make_home, tmp_path: Path):
     return make_home("folder")
 
 
@@ -97,32 +97,32 @@ def age(root: Path, hours: float) -> None:
         os.utime(path, (then, then))
 
 
-def test_a_publisher_makes_young_what_it_leans_on(folder_home, make_package, tmp_path) -> None:
+def test_a_publisher_makes_young_what_it_leans_on(folder_backend, make_package, tmp_path) -> None:
     """Its blobs lie there for nobody since long ago; until it has its tag, they must not be collected."""
-    hub, root, package = folder_home.hub, tmp_path / "hub", make_package()
+    hub, root, package = folder_backend.hub, tmp_path / "hub", make_package()
     hub.publish(package)
     (root / "tags/trec/1.0.0").unlink()
     (root / "channels/trec/latest").unlink()
     age(root, 100)
     garbage = find_garbage(hub)
     assert len(garbage) == 4
-    create, tried = type(hub.home).create_tag, []
+    create, tried = type(hub.backend).create_tag, []
 
     def collect_first(*arguments):
         tried.append(remove_garbage(hub, garbage))
         return create(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(hub.home), "create_tag", collect_first)
+        patch.setattr(type(hub.backend), "create_tag", collect_first)
         published = hub.publish(package)
     assert tried == [[]]
     assert hub.fetch(published, tmp_path / "fetched").digest == published.digest
 
 
-def test_a_blob_that_is_collected_under_a_publisher_is_sent_again(folder_home, make_package, tmp_path) -> None:
-    hub, root, package = folder_home.hub, tmp_path / "hub", make_package()
+def test_a_blob_that_is_collected_under_a_publisher_is_sent_again(folder_backend, make_package, tmp_path) -> None:
+    hub, root, package = folder_backend.hub, tmp_path / "hub", make_package()
     hub.publish(package)
-    store = type(hub.home)._store
+    store = type(hub.backend)._store
 
     def collected(self, *arguments):
         for blob in (root / "blobs/sha256").iterdir():
@@ -130,22 +130,22 @@ def test_a_blob_that_is_collected_under_a_publisher_is_sent_again(folder_home, m
         store(self, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(hub.home), "_store", collected)
+        patch.setattr(type(hub.backend), "_store", collected)
         published = hub.publish(package)
     hub.fetch(published, tmp_path / "fetched")
 
 
-def test_what_a_killed_writer_left_is_collected(folder_home, make_package, tmp_path) -> None:
-    folder_home.hub.publish(make_package())
+def test_what_a_killed_writer_left_is_collected(folder_backend, make_package, tmp_path) -> None:
+    folder_backend.hub.publish(make_package())
     staged = tmp_path / "hub/blobs/sha256" / ("a" * 64 + "#1")
     staged.write_bytes(b"half")
     os.utime(staged, (1000, 1000))
-    garbage = find_garbage(folder_home.hub)
+    garbage = find_garbage(folder_backend.hub)
     assert paths(garbage) == {f"blobs/sha256/{staged.name}"}
-    remove_garbage(folder_home.hub, garbage)
+    remove_garbage(folder_backend.hub, garbage)
     assert not staged.exists()
 
 
-def test_the_ages_leave_a_publisher_half_a_day(folder_home) -> None:
+def test_the_ages_leave_a_publisher_half_a_day(folder_backend) -> None:
     assert YOUNG * 2 == GRACE
     assert canonical_json({"a": 1}) == b'{"a":1}'

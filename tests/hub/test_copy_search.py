@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparsehub.errors import TrustError, UsageError, VersionExistsError
-from sparsehub.hub import Entry, memory_hub, open_hub
+from sparsehub.hub import HubEntry, memory_hub, open_hub
 from sparsehub.hub.copying import copy_package, versions_of
 from sparsehub.hub.search import Condition, Query, parse_condition, search
 
@@ -24,19 +24,19 @@ def source(tmp_path: Path, make_package):
     return found
 
 
-def test_a_copy_is_the_same_package_in_every_home(home, source, tmp_path) -> None:
-    copied = copy_package("trec@1.0.0", source, home.hub)
+def test_a_copy_is_the_same_package_in_every_home(backend, source, tmp_path) -> None:
+    copied = copy_package("trec@1.0.0", source, backend.hub)
     assert copied == source.resolve("trec@1.0.0")
-    assert home.hub.resolve("trec@1.0.0") == copied
-    home.hub.fetch(copied, tmp_path / "fetched")
-    assert copy_package("trec@1.0.0", source, home.hub) == copied, "again is fine"
+    assert backend.hub.resolve("trec@1.0.0") == copied
+    backend.hub.fetch(copied, tmp_path / "fetched")
+    assert copy_package("trec@1.0.0", source, backend.hub) == copied, "again is fine"
 
 
-def test_whole_tasks_are_copied_with_their_channels(home, source) -> None:
+def test_whole_tasks_are_copied_with_their_channels(backend, source) -> None:
     for reference in versions_of("trec", source):
-        copy_package(reference, source, home.hub)
-    assert [entry.version for entry in home.hub.list("trec")] == ["1.0.0", "1.1.0"]
-    assert {name: c.target.version for name, c in home.hub.channels("trec").items()} == {
+        copy_package(reference, source, backend.hub)
+    assert [entry.version for entry in backend.hub.list("trec")] == ["1.0.0", "1.1.0"]
+    assert {name: c.target.version for name, c in backend.hub.channels("trec").items()} == {
         "stable": "1.0.0",
         "latest": "1.1.0",
     }
@@ -58,7 +58,7 @@ def test_a_version_that_is_another_package_there_is_left_alone(source, make_pack
 
 
 def test_the_policy_holds_for_copies_too(source, tmp_path) -> None:
-    from sparsehub.package.trust import Policy
+    from sparsehub.package.policy import Policy
 
     key = tmp_path / "key.pub"
     key.write_text("")
@@ -69,12 +69,12 @@ def test_the_policy_holds_for_copies_too(source, tmp_path) -> None:
 
 
 ENTRIES = [
-    Entry("trec", "1.0.0", kind="text-classification", backbone="org/MiniLM", fingerprint="sha256:abc",
+    HubEntry("trec", "1.0.0", kind="text-classification", backbone="org/MiniLM", fingerprint="sha256:abc",
           metrics={"test": {"accuracy": 0.96}, "validation": {"accuracy": 0.5}}),
-    Entry("stsb", "2.0.0", kind="regression", backbone="org/MiniLM", fingerprint="sha256:abc", channels=("stable",),
+    HubEntry("stsb", "2.0.0", kind="regression", backbone="org/MiniLM", fingerprint="sha256:abc", channels=("stable",),
           metrics={"validation": {"pearson": 0.84}}),
-    Entry("ner", "1.0.0", kind="token-classification", backbone="org/bert", fingerprint="sha256:def"),
-    Entry("bad", "1.0.0", error="damaged"),
+    HubEntry("ner", "1.0.0", kind="token-classification", backbone="org/bert", fingerprint="sha256:def"),
+    HubEntry("bad", "1.0.0", error="damaged"),
 ]  # fmt: skip
 
 

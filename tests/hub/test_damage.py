@@ -13,27 +13,27 @@ from sparsehub.hub import open_hub
 from sparsehub.package import read_manifest
 
 
-def assert_refused(home, tmp_path: Path, kinds=(IntegrityError,)) -> None:
+def assert_refused(backend, tmp_path: Path, kinds=(IntegrityError,)) -> None:
     target = tmp_path / "target"
     target.mkdir(exist_ok=True)
     with pytest.raises(kinds):
-        home.hub.fetch(home.hub.resolve("trec@1.0.0"), target / "fetched")
+        backend.hub.fetch(backend.hub.resolve("trec@1.0.0"), target / "fetched")
     assert list(target.iterdir()) == []
 
 
-def test_one_flipped_bit_in_any_file_of_any_home_is_refused(home, make_package, tmp_path) -> None:
-    home.hub.publish(make_package())
-    paths = [path for path in home.paths() if not path.startswith(("tags", "channels"))]
+def test_one_flipped_bit_in_any_file_of_any_home_is_refused(backend, make_package, tmp_path) -> None:
+    backend.hub.publish(make_package())
+    paths = [path for path in backend.paths() if not path.startswith(("tags", "channels"))]
     assert len(paths) == 4  # manifest, delta, head, card
     for path in paths:
-        good = home.read(path)
+        good = backend.read(path)
         for position in (0, len(good) // 2, len(good) - 1):
             bad = bytearray(good)
             bad[position] ^= 1
-            home.overwrite(path, bytes(bad))
-            assert_refused(home, tmp_path)
-        home.overwrite(path, good)
-    home.hub.fetch(home.hub.resolve("trec"), tmp_path / "whole")
+            backend.overwrite(path, bytes(bad))
+            assert_refused(backend, tmp_path)
+        backend.overwrite(path, good)
+    backend.hub.fetch(backend.hub.resolve("trec"), tmp_path / "whole")
 
 
 @pytest.mark.parametrize("kind", ["blobs", "manifests", "tags"])
@@ -66,7 +66,7 @@ def test_a_blob_of_another_size_is_refused(store_home, make_package, tmp_path, c
 def test_a_blob_that_is_larger_than_its_store_says_is_cut_off(store_home, make_package, tmp_path, monkeypatch) -> None:
     """The size that a store states and the bytes that it sends are two things."""
     store_home.hub.publish(make_package())
-    objects, taken = store_home.hub.home.objects, []
+    objects, taken = store_home.hub.backend.objects, []
     honest = type(objects).stream
 
     def endless(self, path: str, *part: int | None):
@@ -147,7 +147,7 @@ def test_a_malformed_tag_is_refused(store_home, make_package, tmp_path, content)
 
 def test_an_over_large_manifest_is_refused_unread(store_home, make_package, tmp_path, monkeypatch) -> None:
     store_home.hub.publish(make_package())
-    monkeypatch.setattr("sparsehub.hub.store.MAX_PACKAGE_JSON_BYTES", 100)
+    monkeypatch.setattr("sparsehub.hub.blob_store_backend.MAX_PACKAGE_JSON_BYTES", 100)
     with pytest.raises(IntegrityError, match="too large"):
         store_home.hub.fetch(store_home.hub.resolve("trec"), tmp_path / "fetched")
 

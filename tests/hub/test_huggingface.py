@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from sparsehub.errors import HubError, IntegrityError, NotFoundError, UnreachableError, UsageError
 from sparsehub.hub import PackageHub, open_hub, retry
-from sparsehub.hub.huggingface import HuggingFaceHome, digest_tag
+from sparsehub.hub.huggingface_backend import HuggingFaceBackend, digest_tag
 from sparsehub.package import read_manifest
 
 
@@ -24,13 +24,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))  # it waits by itself
 
 
-def visitor(home, token: str | bool = False) -> PackageHub:
+def visitor(backend, token: str | bool = False) -> PackageHub:
     """The same hub, seen by somebody else."""
-    return PackageHub(HuggingFaceHome(home.owner, api=HfApi(endpoint=home.address, token=token)))
+    return PackageHub(HuggingFaceBackend(backend.owner, api=HfApi(endpoint=backend.address, token=token)))
 
 
-def repo(home, name: str = "trec"):
-    return home.repos[f"{home.owner}/{name}"]
+def repo(backend, name: str = "trec"):
+    return backend.repos[f"{backend.owner}/{name}"]
 
 
 def test_a_publish_is_one_commit_and_then_its_tags(hf_home, make_package) -> None:
@@ -107,7 +107,7 @@ def test_without_a_token_nothing_is_published_and_public_packages_are_read(hf_ho
 
 
 def test_a_private_task_is_there_for_those_who_may_see_it(hf_home, make_package, tmp_path) -> None:
-    owner = HuggingFaceHome(hf_home.owner, private=True, api=HfApi(endpoint=hf_home.address, token="hf_writer"))
+    owner = HuggingFaceBackend(hf_home.owner, private=True, api=HfApi(endpoint=hf_home.address, token="hf_writer"))
     published = PackageHub(owner).publish(make_package())
     assert repo(hf_home).private
     assert hf_home.hub.fetch(published, tmp_path / "fetched").digest == published.digest
@@ -136,7 +136,7 @@ def test_the_token_comes_from_the_environment_and_does_not_leave_the_hub(
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     hf_home.state.cdn_tokens.clear()
     hf_home.state.cdn_host = hf_home.address.replace("127.0.0.1", "localhost")
-    own = PackageHub(HuggingFaceHome(hf_home.owner, api=HfApi(endpoint=hf_home.address)))
+    own = PackageHub(HuggingFaceBackend(hf_home.owner, api=HfApi(endpoint=hf_home.address)))
     assert own.fetch(published, tmp_path / "fetched").digest == published.digest
     assert hf_home.state.cdn_tokens and set(hf_home.state.cdn_tokens) == {""}
 
@@ -178,11 +178,11 @@ def test_a_commit_whose_answer_was_lost_is_found_and_not_made_twice(hf_home, mak
 
 
 def test_a_commit_that_fails_each_time_says_why(hf_home, make_package, monkeypatch) -> None:
-    monkeypatch.setattr("sparsehub.hub.huggingface.wait_before", lambda attempt: None)
+    monkeypatch.setattr("sparsehub.hub.huggingface_backend.wait_before", lambda attempt: None)
     hf_home.state.fault = lambda method, path: Response(status_code=503) if "/commit/" in path else None
     with pytest.raises(UnreachableError, match="503"):
         hf_home.hub.publish(make_package())
-    assert hf_home.hub.home.versions("trec") == []
+    assert hf_home.hub.backend.versions("trec") == []
 
 
 def test_a_hub_without_xet_says_what_to_do(hf_home, make_package, monkeypatch) -> None:
@@ -197,7 +197,7 @@ def test_a_hub_that_stays_down_is_told_as_such(hf_home, make_package) -> None:
     with pytest.raises(UnreachableError, match="failed at"):
         hf_home.hub.resolve("trec")
     hf_home.state.fault = lambda method, path: None
-    nobody = PackageHub(HuggingFaceHome("nobody", api=HfApi(endpoint="http://127.0.0.1:9", token=False)))
+    nobody = PackageHub(HuggingFaceBackend("nobody", api=HfApi(endpoint="http://127.0.0.1:9", token=False)))
     with pytest.raises(UnreachableError):
         nobody.list()
 
@@ -254,10 +254,10 @@ def test_a_foreign_tag_is_listed_and_hides_nothing(hf_home, make_package) -> Non
 
 
 def test_a_publisher_who_died_before_his_tag_is_followed_by_the_next(hf_home, make_package, monkeypatch) -> None:
-    monkeypatch.setattr("sparsehub.hub.huggingface.PATIENCE", 0.2)
+    monkeypatch.setattr("sparsehub.hub.huggingface_backend.PATIENCE", 0.2)
     dead, alive = make_package(card="---\nlibrary_name: sparsehub\n---\nDead.\n"), make_package()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HuggingFaceHome, "_tag", lambda *_: 1 / 0)
+        patch.setattr(HuggingFaceBackend, "_tag", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             hf_home.hub.publish(dead)
     assert hf_home.hub.list() == []

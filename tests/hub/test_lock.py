@@ -10,8 +10,8 @@ import pytest
 from sparsehub.errors import IntegrityError, NotFoundError, UnreachableError, UsageError
 from sparsehub.files import canonical_json
 from sparsehub.hub import open_hub
-from sparsehub.hub.loading import load_package, pull
 from sparsehub.hub.lockfile import Lock, Pin, lock_references, read_lock, write_lock
+from sparsehub.hub.package_loader import load_package, pull
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_locked_package_that_is_here_is_used_when_the_hub_is_out_of_reach(hub,
     def dead(*_: object) -> None:
         raise UnreachableError("no route to host")
 
-    monkeypatch.setattr(type(hub.home), "read_tag", dead)
+    monkeypatch.setattr(type(hub.backend), "read_tag", dead)
     assert pull("trec", hub, lock=lock).folder == first.folder
     with pytest.raises(UnreachableError):
         pull("trec@1.1.0", hub)

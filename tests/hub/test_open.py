@@ -11,9 +11,9 @@ from obstore.exceptions import GenericError
 
 from sparsehub.errors import HubError, NotFoundError, UnreachableError, UsageError
 from sparsehub.hub import PackageHub, memory_hub, open_hub
-from sparsehub.hub.objects import Objects
-from sparsehub.hub.settings import read_policy, read_settings
-from sparsehub.hub.store import StoreHome
+from sparsehub.hub.blob_store import BlobStore
+from sparsehub.hub.blob_store_backend import BlobStoreBackend
+from sparsehub.hub.user_settings import read_policy, read_settings
 
 
 @pytest.mark.parametrize(
@@ -128,5 +128,5 @@ def test_where_the_last_place_for_credentials_fails_they_are_asked_for(server: s
         raise GenericError(f"Generic S3 error: Error performing PUT http://{server} in 1ms - 403 Forbidden")
 
     with pytest.raises(HubError, match=r"no credentials for s3://bucket.*environment variables") as caught:
-        PackageHub(StoreHome(Objects(store, "s3://bucket"))).list()
+        PackageHub(BlobStoreBackend(BlobStore(store, "s3://bucket"))).list()
     assert not isinstance(caught.value, UnreachableError), "another try would not help"

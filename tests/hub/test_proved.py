@@ -15,12 +15,12 @@ from sparsehub.errors import FormatError, IntegrityError, TrustError
 from sparsehub.files import canonical_json
 from sparsehub.hub import open_hub
 from sparsehub.hub.cache import PackageCache
-from sparsehub.hub.loading import Pulled, load_package, pull, use_package
-from sparsehub.hub.proved import SETTLED, record_of
-from sparsehub.package import Manifest, proof, prove_package
+from sparsehub.hub.package_loader import PulledPackage, load_package, pull, use_package
+from sparsehub.hub.validation_cache import SETTLED, record_of
+from sparsehub.package import Manifest, validate_package, validation
 from sparsehub.package.materialize import materialize
+from sparsehub.package.policy import Policy
 from sparsehub.package.signing import KeySigner, sign_package
-from sparsehub.package.trust import Policy
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def hub(tmp_path: Path, make_package, monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders whose every byte `pull` hashed, in order."""
-    found, honest = list[Path](), proof.prove_digests
+    found, honest = list[Path](), validation.validate_digests
 
     def counted(folder: Path, manifest: Manifest) -> None:
         found.append(folder)
         honest(folder, manifest)
 
-    monkeypatch.setattr(proof, "prove_digests", counted)
+    monkeypatch.setattr(validation, "validate_digests", counted)
     return found
 
 
@@ -50,7 +50,7 @@ def settle() -> None:
 
 
 @pytest.fixture
-def pulled(hub, hashed: list[Path]) -> Pulled:
+def pulled(hub, hashed: list[Path]) -> PulledPackage:
     """The package in the cache, and its record beside it."""
     pull("trec@1.0.0", hub)
     settle()
@@ -114,7 +114,7 @@ def test_a_forged_record_deceives_pull_and_nobody_who_uses_the_package(hub, pull
     assert load_package("trec@1.0.0", hub).digest == pulled.resolved.digest
     assert (pulled.folder / name).read_bytes() == good, "mended before anything was used"
     spoil()
-    assert use_package("trec@1.0.0", hub, lambda folder, _: prove_package(folder)) == pulled.manifest
+    assert use_package("trec@1.0.0", hub, lambda folder, _: validate_package(folder)) == pulled.manifest
     assert (pulled.folder / name).read_bytes() == good
     spoil()
     pull("trec@1.0.0", hub, out=tmp_path / "mine")

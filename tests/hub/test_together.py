@@ -17,8 +17,8 @@ from azure_server import AZURE
 from sparsehub.errors import NotFoundError, VersionExistsError
 from sparsehub.hub import open_hub
 from sparsehub.hub.cache import PackageCache
-from sparsehub.hub.loading import pull
-from sparsehub.package import prove_package, read_package
+from sparsehub.hub.package_loader import pull
+from sparsehub.package import read_package, validate_package
 
 PROCESSES = 16
 KILLS = int(os.environ.get("HUB_TEST_KILLS", "8"))  # `make soak` asks for 50
@@ -27,9 +27,9 @@ CARD = "---\nlibrary_name: sparsehub\n---\n"
 PROGRAM = Path(__file__).with_name("children.py")
 
 
-def children(home: Any, *arguments: object, **environment: str) -> list[dict[str, Any]]:
-    """What each child of the program said. They reach the home through the environment alone, as users do."""
-    hosted = {"HF_ENDPOINT": home.address, "HF_TOKEN": "hf_writer"} if hasattr(home, "address") else {}
+def children(backend: Any, *arguments: object, **environment: str) -> list[dict[str, Any]]:
+    """What each child of the program said. They reach the backend through the environment alone, as users do."""
+    hosted = {"HF_ENDPOINT": backend.address, "HF_TOKEN": "hf_writer"} if hasattr(backend, "address") else {}
     command = [sys.executable, str(PROGRAM), *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **hosted, **environment}, timeout=570
@@ -40,7 +40,7 @@ def children(home: Any, *arguments: object, **environment: str) -> list[dict[str
 
 @pytest.fixture(params=["folder", "s3", "gcs", AZURE, "huggingface"])
 def reachable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_home: Any) -> Any:
-    """A home of each kind that other processes can reach."""
+    """A backend of each kind that other processes can reach."""
     return make_home(request.param)
 
 
@@ -58,33 +58,33 @@ def test_of_16_processes_with_one_version_exactly_one_wins(reachable, make_packa
         assert fetched.digest == winners[0]
 
 
-def test_of_many_packages_under_one_version_exactly_one_wins(home, make_package, tmp_path) -> None:
+def test_of_many_packages_under_one_version_exactly_one_wins(backend, make_package, tmp_path) -> None:
     folders = [make_package(card=f"{CARD}Card {number}\n") for number in range(PROCESSES)]
     barrier = Barrier(PROCESSES)
 
     def publish(folder: Path) -> str | None:
         barrier.wait()
         try:
-            return home.hub.publish(folder).digest
+            return backend.hub.publish(folder).digest
         except VersionExistsError:
             return None
 
     with ThreadPoolExecutor(PROCESSES) as pool:
         digests = [digest for digest in pool.map(publish, folders) if digest]
     assert len(digests) == 1
-    assert home.hub.fetch(home.hub.resolve("trec@1.0.0"), tmp_path / "fetched").digest == digests[0]
+    assert backend.hub.fetch(backend.hub.resolve("trec@1.0.0"), tmp_path / "fetched").digest == digests[0]
 
 
-def test_of_many_publishers_of_one_package_all_succeed(home, make_package, tmp_path) -> None:
+def test_of_many_publishers_of_one_package_all_succeed(backend, make_package, tmp_path) -> None:
     folder, barrier = make_package(), Barrier(PROCESSES)
 
     def publish(_: int) -> str:
         barrier.wait()
-        return home.hub.publish(folder).digest
+        return backend.hub.publish(folder).digest
 
     with ThreadPoolExecutor(PROCESSES) as pool:
         assert set(pool.map(publish, range(PROCESSES))) == {read_package(folder).digest}
-    home.hub.fetch(home.hub.resolve("trec"), tmp_path / "fetched")
+    backend.hub.fetch(backend.hub.resolve("trec"), tmp_path / "fetched")
 
 
 def test_a_push_killed_anywhere_leaves_a_whole_version_or_none(reachable, make_package, tmp_path) -> None:
@@ -113,11 +113,11 @@ def test_a_pull_killed_anywhere_leaves_a_sound_cache(reachable, make_package, tm
     for number in range(1, len(outcomes)):
         cache = PackageCache(tmp_path / str(number))
         if cache.holds(published.digest):
-            assert prove_package(cache.root / "packages" / published.digest[7:]).digest == published.digest
+            assert validate_package(cache.root / "packages" / published.digest[7:]).digest == published.digest
         monkeypatch.setenv("SPARSEHUB_CACHE", str(cache.root))
         pulled = pull("trec@1.0.0", reachable.hub)
         assert pulled.manifest.digest == published.digest
-        assert prove_package(pulled.folder).digest == published.digest
+        assert validate_package(pulled.folder).digest == published.digest
         assert not list((cache.root / "partial").glob("*/*"))
 
 
@@ -144,14 +144,14 @@ def test_every_object_and_folder_is_on_disk_before_the_tag_that_promises_it(
 STEPS = """
 import os, signal, sys
 from pathlib import Path
-import sparsehub.package.proof
-from sparsehub.hub.folder import FolderObjects
-from sparsehub.hub.store import StoreHome
-from sparsehub.hub.verbs import PackageHub
+import sparsehub.package.validation
+from sparsehub.hub.folder_blob_store import FolderBlobStore
+from sparsehub.hub.blob_store_backend import BlobStoreBackend
+from sparsehub.hub.package_hub import PackageHub
 
 package, hubs = Path(sys.argv[1]), Path(sys.argv[2])
 
-class Mortal(FolderObjects):
+class Mortal(FolderBlobStore):
     step, last = 0, 0
 
     def create(self, path, data):
@@ -175,7 +175,7 @@ for step in range(int(sys.argv[3])):
     if child == 0:
         objects = Mortal(hubs / str(step))
         objects.last = step
-        PackageHub(StoreHome(objects)).publish(package)
+        PackageHub(BlobStoreBackend(objects)).publish(package)
         os._exit(0)
     print(os.WTERMSIG(os.waitpid(child, 0)[1]))
 """

@@ -72,7 +72,7 @@ def attempt(folder: Path, part: str, data: bytes) -> bool:
     """
     from malicious import reseal
 
-    from sparsehub.package import prove_package, read_package
+    from sparsehub.package import read_package, validate_package
 
     (folder / part).write_bytes(data)
     if part != PARTS[0]:
@@ -81,7 +81,7 @@ def attempt(folder: Path, part: str, data: bytes) -> bool:
     with watched(folder):
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        proved = refused(prove_package, folder)
+        proved = refused(validate_package, folder)
         peak = tracemalloc.get_traced_memory()[1] - before
         read = refused(read_package, folder)
     assert peak < 2 * declared + SLACK, f"{peak} bytes for a package of {declared}"
@@ -107,17 +107,17 @@ def _warm_up(folder: Path) -> None:
     """Read what is sound and what is not, so that later nothing is imported and no annotation is evaluated."""
     from malicious import PARENT, manifest, reseal
 
-    from sparsehub.package import prove_package, read_package
+    from sparsehub.package import read_package, validate_package
 
     for part in PARTS:
         for data in (b"\xff", (GOLDEN / part).read_bytes()):
             (folder / part).write_bytes(data)
             if part != PARTS[0]:
                 reseal(folder)
-            for read in (prove_package, read_package):
+            for read in (validate_package, read_package):
                 refused(read, folder)
     manifest("lineage/parents", [PARENT])(folder)
-    prove_package(folder)
+    validate_package(folder)
     restore(folder)
 
 
@@ -175,8 +175,8 @@ def main() -> int:
 
     sys.path.insert(0, str(Path(__file__).parent))
     with atheris.instrument_imports(include=["sparsehub"]):
-        import sparsehub.package.io
-        import sparsehub.package.proof  # noqa: F401
+        import sparsehub.package.reader
+        import sparsehub.package.validation  # noqa: F401
     with spoilable() as folder, tempfile.TemporaryDirectory() as corpus:
         for number, seed in enumerate({*seeds(folder)}):
             (Path(corpus) / str(number)).write_bytes(seed)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sparsehub.delta import Delta, ParameterDelta, delta_bytes
-from sparsehub.deltafile import StoredDelta, prove_delta
+from sparsehub.deltafile import StoredDelta, validate_delta
 from sparsehub.package import Manifest, read_manifest, read_package, write_carded_package
-from sparsehub.package.anatomy import heat_map, histogram, kind_of, percent, sizes, split_name
+from sparsehub.package.delta_stats import heat_map, histogram, kind_of, percent, sizes, split_name
 from sparsehub.package.manifest import TouchedParameter
-from sparsehub.package.pictures import draw_matrices, draw_pictures
+from sparsehub.package.plots import draw_matrices, draw_pictures
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 SHAPES = {
@@ -30,7 +30,7 @@ SHAPES = {
 
 def stored(values: torch.Tensor, value_dtype: str = "float32") -> StoredDelta:
     part = ParameterDelta((len(values),), torch.arange(len(values)), values)
-    return prove_delta(delta_bytes(Delta({"w": part}, "add", value_dtype)), {"w": part.shape}, value_dtype)
+    return validate_delta(delta_bytes(Delta({"w": part}, "add", value_dtype)), {"w": part.shape}, value_dtype)
 
 
 @pytest.fixture

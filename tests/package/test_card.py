@@ -13,7 +13,7 @@ import pytest
 from sparsehub.package import Manifest, read_manifest
 from sparsehub.package.card import write_card
 from sparsehub.package.manifest import Lineage, Parent, TaskSpec
-from sparsehub.package.proof import prove_attachment
+from sparsehub.package.validation import validate_attachment
 
 DIGEST = "sha256:" + "a" * 64
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
@@ -139,7 +139,7 @@ def test_text_from_elsewhere_breaks_neither_the_card_nor_a_terminal(
         metrics={"validation": {"accuracy": 0.5}, text: {"accuracy": 0.5}},
     )
     card = write_card(spoilt)
-    prove_attachment("README.md", card.encode())
+    validate_attachment("README.md", card.encode())
     body = card.split("---\n", 2)[2]
     assert "<script>" not in re.sub(r"```.*?```|`[^`\n]*`", "", body, flags=re.DOTALL)
     rows = [line for line in card.splitlines() if line.startswith("|") and ("0.5000" in line or "split" in line)]

@@ -11,8 +11,8 @@ from sparsehub.errors import (
     BackboneMismatchError,
 )
 from sparsehub.package import Package, read_package
-from sparsehub.package.io import check_backbone
 from sparsehub.package.manifest import TouchedParameter
+from sparsehub.package.reader import check_backbone
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 

@@ -17,7 +17,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import FormatError
 from sparsehub.package.heads import HeadModel, build_head, run_heads
 from sparsehub.package.manifest import TaskSpec
-from sparsehub.package.model import load_task_model
+from sparsehub.package.task_model import load_task_model
 
 MakeTask = Callable[..., TaskSpec]
 TaskRows = dict[str, list[dict[str, Any]]]

@@ -14,7 +14,7 @@ from malicious import CASES, Case
 
 from sparsehub.errors import FormatError
 from sparsehub.hub import open_hub
-from sparsehub.package import prove_package, read_package
+from sparsehub.package import read_package, validate_package
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 SLACK = 24 << 20  # bytes beside the twofold of what a package declares: a JSON text, and its values
@@ -39,7 +39,7 @@ def test_it_is_refused_with_its_own_message(folder: Path, case: Case) -> None:
     case.change(folder)
     tracemalloc.start()
     try:
-        message = refusal(prove_package, folder)
+        message = refusal(validate_package, folder)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -54,7 +54,7 @@ def test_no_two_rules_say_the_same(tmp_path: Path) -> None:
     for number, case in enumerate(CASES):
         folder = shutil.copytree(GOLDEN, tmp_path / str(number))
         case.change(folder)
-        message, (rule, _, _) = refusal(prove_package, folder).replace(str(folder), "it"), case.rule.partition(" ")
+        message, (rule, _, _) = refusal(validate_package, folder).replace(str(folder), "it"), case.rule.partition(" ")
         assert said.setdefault(message, rule) == rule, case.rule
     assert len(said) >= len(CASES) - 4, "all but a few ways to break one rule have their own words too"
 
@@ -68,4 +68,4 @@ def test_none_of_them_gets_into_a_hub(folder: Path, tmp_path: Path, case: Case) 
 
 
 def test_the_package_that_they_spoil_is_sound(tmp_path: Path) -> None:
-    prove_package(shutil.copytree(GOLDEN, tmp_path / "package"))
+    validate_package(shutil.copytree(GOLDEN, tmp_path / "package"))

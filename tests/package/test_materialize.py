@@ -17,7 +17,7 @@ from sparsehub.package import Package, read_package, write_package
 from sparsehub.package.encoding import collate, encode
 from sparsehub.package.manifest import HEADED_KINDS, BackboneRef, DeltaRecord, Manifest, TaskSpec, TouchedParameter
 from sparsehub.package.materialize import materialize
-from sparsehub.package.model import auto_class, base_prefix, load_task_model
+from sparsehub.package.task_model import auto_class, base_prefix, load_task_model
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 
 TinyCheckpoint = Callable[[str], Path]

@@ -19,7 +19,7 @@ from sparsehub.errors import BackboneError
 from sparsehub.package.encoding import collate, encode
 from sparsehub.package.heads import build_head
 from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
-from sparsehub.package.model import TaskModel, base_prefix, load_task_model, task_config
+from sparsehub.package.task_model import TaskModel, base_prefix, load_task_model, task_config
 
 TinyCheckpoint = Callable[[str], Path]
 MakeTask = Callable[..., TaskSpec]

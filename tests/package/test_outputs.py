@@ -8,7 +8,7 @@ import torch
 
 from sparsehub.package.encoding import Encoded
 from sparsehub.package.manifest import TaskSpec
-from sparsehub.package.outputs import Answer, answers
+from sparsehub.package.outputs import Prediction, answers
 
 MakeTask = Callable[..., TaskSpec]
 ROW = Encoded(({"input_ids": [1, 2, 3]},))
@@ -33,7 +33,7 @@ def test_a_class_has_a_probability_for_every_label(make_task: MakeTask, dtype: t
 @pytest.mark.parametrize("scale", [1e4, 1e30])
 def test_huge_logits_are_still_probabilities(make_task: MakeTask, scale: float) -> None:
     (found,) = answers(make_task("text-classification"), [ROW], torch.tensor([[1.0, 2.0, 3.0]]) * scale)
-    assert found == Answer(label="good", scores=(0.0, 0.0, 1.0))
+    assert found == Prediction(label="good", scores=(0.0, 0.0, 1.0))
 
 
 def test_a_choice_is_named_by_its_field(make_task: MakeTask) -> None:
@@ -45,7 +45,7 @@ def test_a_choice_is_named_by_its_field(make_task: MakeTask) -> None:
 @pytest.mark.parametrize("shape", [(3, 1), (3,)])
 def test_a_regression_is_its_value(make_task: MakeTask, shape: tuple[int, ...]) -> None:
     found = answers(make_task("regression"), [ROW] * 3, torch.tensor([0.5, -2.0, 7.25]).view(shape))
-    assert found == [Answer(value=0.5), Answer(value=-2.0), Answer(value=7.25)]
+    assert found == [Prediction(value=0.5), Prediction(value=-2.0), Prediction(value=7.25)]
 
 
 def test_a_word_is_answered_at_its_first_token_and_padding_never(make_task: MakeTask) -> None:
@@ -61,4 +61,4 @@ def test_a_word_is_answered_at_its_first_token_and_padding_never(make_task: Make
 
 
 def test_a_row_without_words_has_no_answers(make_task: MakeTask) -> None:
-    assert answers(make_task("token-classification"), [ROW], torch.zeros(1, 2, 3)) == [Answer()]
+    assert answers(make_task("token-classification"), [ROW], torch.zeros(1, 2, 3)) == [Prediction()]

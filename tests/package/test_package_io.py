@@ -15,8 +15,8 @@ from sparsehub.errors import (
     ManifestError,
 )
 from sparsehub.files import canonical_json, sha256_file
-from sparsehub.package import Package, proof, read_manifest, read_package, write_package
-from sparsehub.package.proof import PNG_SIGNATURE
+from sparsehub.package import Package, read_manifest, read_package, validation, write_package
+from sparsehub.package.validation import PNG_SIGNATURE
 from sparsehub.tensorfile import tensor_bytes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
@@ -118,7 +118,7 @@ def test_an_extra_or_missing_file_is_refused(folder: Path, change: Change) -> No
 def test_another_size_is_refused_before_the_bytes_are_read(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof.os, "open", lambda *_: pytest.fail("opened a file of the wrong size"))
+    monkeypatch.setattr(validation.os, "open", lambda *_: pytest.fail("opened a file of the wrong size"))
     data = (folder / name).read_bytes()
     for spoilt in (data[:-1], data + b"\x00", b""):
         (folder / name).write_bytes(spoilt)

@@ -20,7 +20,7 @@ from sparsehub.errors import (
 )
 from sparsehub.files import TEMPORARY_PREFIX
 from sparsehub.package import Manifest, Package, read_package, rename_package, write_package
-from sparsehub.package import io as package_io
+from sparsehub.package import reader as package_reader
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 
@@ -72,7 +72,7 @@ def test_nothing_is_left_after_a_failure(
     def fail(_: Path) -> Manifest:
         raise error
 
-    monkeypatch.setattr(package_io, "prove_package", fail)
+    monkeypatch.setattr(package_reader, "validate_package", fail)
     with pytest.raises(type(error)):
         write(tmp_path / "new", golden)
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +90,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from sparsehub.package import io, read_package, write_package
+from sparsehub.package import read_package, reader, write_package
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -101,7 +101,7 @@ def second_write(path, data, write=Path.write_bytes, seen=[]):
 
 moments = {
     "writing": (Path, "write_bytes", second_write),
-    "proving": (io, "prove_package", die),
+    "proving": (reader, "validate_package", die),
     "naming": (Path, "rename", die),
     "never": None,
 }

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from sparsehub.package import Manifest, read_manifest
-from sparsehub.package.told import commands, limits, measured_on, python_lines, training_text, values_text
+from sparsehub.package.describe import commands, limits, measured_on, python_lines, training_text, values_text
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 
 from sparsehub.errors import FormatError, TrustError, UsageError
 from sparsehub.package import read_manifest
+from sparsehub.package.policy import Identity, Policy
 from sparsehub.package.signing import CertificateSigner, KeySigner, SigstoreSigner, sign_package
-from sparsehub.package.trust import Identity, Policy
 
 pytest.importorskip("model_signing", reason="signatures need model-signing (pip install 'sparsehub[sign]')")
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparsehub.errors import UsageError
 from sparsehub.selection import Chosen, by_layer, in_scope
-from sparsehub.selection.report import layer_of
+from sparsehub.selection.layer_report import layer_of
 
 PARAMETERS: dict[str, Tensor] = {
     name: torch.zeros(2)

@@ -18,13 +18,13 @@ import httpx
 import pytest
 import uvicorn
 
-from serving.access import Access
-from serving.app import Service, create_app, gated
-from serving.catalog.keeper import Keeper
+from serving.app import Service, behind_middleware, create_app
+from serving.auth import Authenticator
+from serving.catalog.reconciler import Reconciler
 from serving.catalog.router import Router
 from serving.metrics import Metrics
 from serving.settings import Settings
-from serving.start import start_catalog
+from serving.startup import start_catalog
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Budgets, Engine, Limits
 from sparsehub.package import read_package
@@ -42,9 +42,9 @@ class Server:
     port: int
     client: httpx.Client
     metrics: Metrics = field(repr=False, default_factory=Metrics)
-    keeper: Keeper | None = None
+    reconciler: Reconciler | None = None
     gate: Any = field(repr=False, default=None)
-    access: Access = field(default_factory=Access)
+    access: Authenticator = field(default_factory=Authenticator)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -58,28 +58,30 @@ class Server:
 
 
 @contextmanager
-def listening(engine: Engine, settings: Settings, metrics: Metrics, access: Access | None = None) -> Iterator[Server]:
-    app, router, access = create_app(), Router(), access or Access()
-    keeper = start_catalog(settings, engine, router)
-    app.state.service = Service(settings, engine, metrics, access, router, keeper)
+def listening(
+    engine: Engine, settings: Settings, metrics: Metrics, access: Authenticator | None = None
+) -> Iterator[Server]:
+    app, router, access = create_app(), Router(), access or Authenticator()
+    reconciler = start_catalog(settings, engine, router)
+    app.state.service = Service(settings, engine, metrics, access, router, reconciler)
     if settings.console:
         from serving.console.mount import add_console
 
         add_console(app, app.state.service)
-    gate = gated(app)
+    gate = behind_middleware(app)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = uvicorn.Server(
-        uvicorn.Config(gated(app), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(behind_middleware(app), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-            yield Server(engine, port, client, metrics, keeper, gate, access)
+            yield Server(engine, port, client, metrics, reconciler, gate, access)
     finally:
-        if keeper is not None:
-            keeper.stop()
+        if reconciler is not None:
+            reconciler.stop()
         server.should_exit = True
         thread.join(20)
         listener.close()
@@ -91,7 +93,7 @@ def new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any]
     def new(
         start: bool,
         limits: Limits | None = None,
-        access: Access | None = None,
+        access: Authenticator | None = None,
         budgets: Budgets | None = None,
         **settings: Any,
     ) -> Iterator[Server]:
@@ -138,7 +140,7 @@ def new_language_server(speakers: Any) -> Callable[..., Any]:
     """new_language_server(access): serves the small language model with two ways to speak."""
 
     @contextmanager
-    def new(access: Access | None = None) -> Iterator[Server]:
+    def new(access: Authenticator | None = None) -> Iterator[Server]:
         metrics = Metrics()
         engine = Engine(load_backbone(str(speakers.folder)), None, metrics.observe)
         for seed, name in enumerate(("gruff", "meek")):

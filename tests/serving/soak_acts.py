@@ -18,7 +18,7 @@ import httpx
 import pytest
 from soak_faults import FAULTS, PASS, Disk, Proxy
 
-from serving.catalog import Target, change_catalog, changes, open_catalog
+from serving.catalog import CatalogTarget, change_catalog, changes, open_catalog
 from sparsehub.errors import SparsehubError
 from sparsehub.hub.cache import PackageCache
 
@@ -37,7 +37,7 @@ class World:
     server: Any
     where: Path
     cache: Path
-    targets: Mapping[str, Mapping[str, Target]]
+    targets: Mapping[str, Mapping[str, CatalogTarget]]
     expected: Mapping[tuple[str, str], list[float]]
     line: Proxy
     disk: Disk | None
@@ -143,7 +143,7 @@ class Soak:
             content = self.world.where.read_bytes()
             self.world.where.write_bytes(choices.choice((b"{", b"", content[: len(content) // 2])))
             with suppress(SparsehubError):
-                self.world.server.keeper.follower.look()
+                self.world.server.reconciler.follower.look()
             self.world.where.write_bytes(content)
         self.over.wait(0.5)
 
@@ -209,7 +209,7 @@ class Soak:
         with suppress(SparsehubError, KeyError):
             with self._lock:
                 change_catalog(open_catalog(str(self.world.where)), edit)
-            self.world.server.keeper.follower.look()
+            self.world.server.reconciler.follower.look()
 
     def _empty_cache(self) -> None:
         PackageCache(self.world.cache).shrink(0)

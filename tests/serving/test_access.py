@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.access import ADMIN, PREDICT, WATCH, Access, Key, KeyRing, parse_keys
-from serving.access.bucket import Bucket
-from serving.access.keys import new_secret
 from serving.app import create_app
+from serving.auth import ADMIN, PREDICT, WATCH, Authenticator, Key, KeyRing, parse_keys
+from serving.auth.keys import new_secret
+from serving.auth.rate_limit import TokenBucket
 from sparsehub.errors import RateLimitError, UnauthenticatedError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes
 
@@ -83,7 +83,7 @@ def header(kind: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def guarded(new_server: Callable[..., Any], tiny_tasks: Any) -> Iterator[Any]:
-    with new_server(start=True, access=Access(RING)) as server:
+    with new_server(start=True, access=Authenticator(RING)) as server:
         server.engine.add(tiny_tasks.read("match", "regression", fields=("a", "b"), seed=9))
         yield server
 
@@ -176,7 +176,8 @@ def test_no_file_url_or_hub_can_be_reached_from_a_request(guarded: Any, suite: A
 
 def test_cors_is_off(guarded: Any) -> None:
     response = guarded.client.options(
-        "/v1/classify", headers={**header("predict"), "Origin": "http://x", "Access-Control-Request-Method": "POST"}
+        "/v1/classify",
+        headers={**header("predict"), "Origin": "http://x", "Access-Control-Request-Method": "POST"},
     )
     assert not [name for name in response.headers if name.startswith("access-control")]
     plain = guarded.client.post(
@@ -188,14 +189,14 @@ def test_cors_is_off(guarded: Any) -> None:
 
 
 def test_without_keys_only_this_machine_is_answered() -> None:
-    access = Access()
+    access = Authenticator()
     for here in ("127.0.0.1", "::1", "127.8.8.8", "::ffff:127.0.0.1", None):
         assert access.identify(None, here, here).name == "anonymous"
     for client, server in (("10.0.0.7", "10.0.0.5"), ("127.0.0.1", "10.0.0.5"), ("10.0.0.7", "127.0.0.1"), ("x", None)):
         with pytest.raises(UnauthenticatedError, match="answers its own machine only"):
             access.identify(None, client, server)
-    assert Access(everybody=True).identify(None, "10.0.0.7", "10.0.0.5").name == "anonymous"
-    assert ADMIN not in Access(everybody=True).identify(None, None, None).may
+    assert Authenticator(everybody=True).identify(None, "10.0.0.7", "10.0.0.5").name == "anonymous"
+    assert ADMIN not in Authenticator(everybody=True).identify(None, None, None).may
 
 
 def test_a_key_of_the_wrong_kind_is_not_counted_as_a_request_and_is_logged(
@@ -257,7 +258,7 @@ def test_rates_of_a_key_are_429_with_retry_after(new_server: Callable[..., Any])
             Key("hungry", sha256_bytes(hungry.encode()), tokens_per_second=0.01),
         )
     )
-    with new_server(start=True, access=Access(ring)) as server:
+    with new_server(start=True, access=Authenticator(ring)) as server:
         for secret, what in ((slow, "requests"), (hungry, "tokens")):
             headers = {"Authorization": f"Bearer {secret}"}
             answers = [
@@ -276,7 +277,7 @@ def test_a_bucket_never_lets_more_pass_than_its_rate_and_one_request(
     steps: list[tuple[float, int]], rate: float
 ) -> None:
     now, passed, largest = 0.0, 0, 0
-    bucket = Bucket(rate, clock=lambda: now)
+    bucket = TokenBucket(rate, clock=lambda: now)
     for wait, amount in steps:
         now += wait
         try:
@@ -314,7 +315,7 @@ def test_a_key_file_comes_back_from_its_own_bytes() -> None:
     ],
 )
 def test_a_wrong_key_file_is_refused_and_the_keys_before_it_hold(content: bytes) -> None:
-    access = Access(RING)
+    access = Authenticator(RING)
     with pytest.raises(UsageError):
         access.reload(content)
     assert access.identify(f"Bearer {SECRETS['admin']}", "10.0.0.1", None).name == "admin"
@@ -322,7 +323,7 @@ def test_a_wrong_key_file_is_refused_and_the_keys_before_it_hold(content: bytes)
 
 def test_a_running_endpoint_follows_its_key_file(tmp_path: Path) -> None:
     from serving.settings import Settings
-    from serving.start import start_access
+    from serving.startup import start_access
 
     def write(ring: KeyRing) -> None:
         (tmp_path / "keys.json").write_bytes(canonical_json(ring.to_json()))

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.catalog import Catalog, Entry, Target, change_catalog, changes, open_catalog, parse_catalog
+from serving.catalog import Catalog, CatalogEntry, CatalogTarget, change_catalog, changes, open_catalog, parse_catalog
 from serving.catalog.router import Router, share_of
-from serving.documents import ObjectDocument
+from serving.config_watch import ObjectDocument
 from sparsehub.errors import ConflictError, NotFoundError, UnknownTaskError, UsageError
 from sparsehub.files import sha256_bytes
 from sparsehub.hub import memory_hub
 
-ONE, TWO, THREE = (Target(f"{number}.0.0", sha256_bytes(b"%d" % number)) for number in (1, 2, 3))
+ONE, TWO, THREE = (CatalogTarget(f"{number}.0.0", sha256_bytes(b"%d" % number)) for number in (1, 2, 3))
 
 
-def catalog_of(**entries: Entry) -> Catalog:
+def catalog_of(**entries: CatalogEntry) -> Catalog:
     return Catalog(1, entries)
 
 
@@ -30,16 +30,16 @@ def catalog_of(**entries: Entry) -> Catalog:
 
 
 def test_a_canary_is_promoted_and_rolled_back() -> None:
-    catalog = changes.add(Catalog(), "topic", Entry(ONE))
+    catalog = changes.add(Catalog(), "topic", CatalogEntry(ONE))
     tried = changes.canary(catalog, "topic", TWO, 5)
-    assert tried.tasks["topic"] == Entry(ONE, TWO, 5)
-    assert changes.rollback(tried, "topic").tasks["topic"] == Entry(ONE)
+    assert tried.tasks["topic"] == CatalogEntry(ONE, TWO, 5)
+    assert changes.rollback(tried, "topic").tasks["topic"] == CatalogEntry(ONE)
     promoted = changes.promote(tried, "topic")
-    assert promoted.tasks["topic"] == Entry(TWO, before=(ONE,))
+    assert promoted.tasks["topic"] == CatalogEntry(TWO, before=(ONE,))
     moved = changes.move(promoted, "topic", THREE)
-    assert moved.tasks["topic"] == Entry(THREE, before=(ONE, TWO))
+    assert moved.tasks["topic"] == CatalogEntry(THREE, before=(ONE, TWO))
     back = changes.rollback(changes.rollback(moved, "topic"), "topic")
-    assert back.tasks["topic"] == Entry(ONE)
+    assert back.tasks["topic"] == CatalogEntry(ONE)
     assert (catalog.revision, back.revision) == (1, 6)
     assert changes.remove(back, "topic").tasks == {}
     assert changes.set_options(back, "topic", pinned=True, items_per_second=2.0).tasks["topic"].pinned
@@ -48,7 +48,7 @@ def test_a_canary_is_promoted_and_rolled_back() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: changes.add(c, "topic", Entry(TWO)), "in the catalogue already"),
+        (lambda c: changes.add(c, "topic", CatalogEntry(TWO)), "in the catalogue already"),
         (lambda c: changes.remove(c, "topik"), "did you mean 'topic'"),
         (lambda c: changes.promote(c, "topic"), "has no canary"),
         (lambda c: changes.rollback(c, "topic"), "was never at another version"),
@@ -61,15 +61,15 @@ def test_a_canary_is_promoted_and_rolled_back() -> None:
 )
 def test_a_change_that_makes_no_sense_says_so(change: Callable[[Catalog], object], message: str) -> None:
     with pytest.raises((UsageError, NotFoundError, ConflictError), match=message):
-        change(catalog_of(topic=Entry(ONE)))
+        change(catalog_of(topic=CatalogEntry(ONE)))
 
 
 def test_a_catalogue_comes_back_from_its_own_bytes() -> None:
-    catalog = catalog_of(topic=Entry(ONE, TWO, 12.5, True, 5.0, None, (THREE,)), trec=Entry(TWO))
+    catalog = catalog_of(topic=CatalogEntry(ONE, TWO, 12.5, True, 5.0, None, (THREE,)), trec=CatalogEntry(TWO))
     assert parse_catalog(catalog.to_bytes()) == catalog
 
 
-SOUND = catalog_of(topic=Entry(ONE)).to_json()
+SOUND = catalog_of(topic=CatalogEntry(ONE)).to_json()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_of_many_who_change_it_at_once_nobodys_change_is_lost(place: str, tmp_pa
     def work(worker: int) -> None:
         for step in range(4):
             name = f"t{worker}-{step}"
-            change_catalog(documents[place](), functools.partial(changes.add, name=name, entry=Entry(ONE)))
+            change_catalog(documents[place](), functools.partial(changes.add, name=name, entry=CatalogEntry(ONE)))
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, range(3)))
@@ -123,7 +123,7 @@ def test_a_catalogue_lives_in_a_file_or_in_a_hubs_store(location: str) -> None:
 # who gets what
 
 
-def router_of(**entries: Entry) -> Router:
+def router_of(**entries: CatalogEntry) -> Router:
     router = Router()
     router.use(entries)
     return router
@@ -135,7 +135,7 @@ def test_a_caller_of_a_canary_stays_with_it_as_its_share_grows(caller: str, less
 
     def gets(percent: float) -> str:
         router = Router()
-        router.use({"topic": Entry(ONE, TWO, percent)})
+        router.use({"topic": CatalogEntry(ONE, TWO, percent)})
         return router.hold("topic", caller).digests[0]
 
     assert gets(less) == gets(less)
@@ -153,7 +153,7 @@ def test_a_share_is_that_share_of_the_callers_and_other_ones_for_the_next_canary
 
 
 def test_a_reference_becomes_digests_and_what_is_not_served_is_unknown() -> None:
-    router = router_of(topic=Entry(ONE, TWO, 0), trec=Entry(THREE))
+    router = router_of(topic=CatalogEntry(ONE, TWO, 0), trec=CatalogEntry(THREE))
     assert router.hold("topic", "a").reference == f"topic@{ONE.digest}"
     assert router.hold("topic@2.0.0", "a").reference == f"topic@{TWO.digest}"
     assert router.hold(f"topic@{TWO.digest}", "a").digests == (TWO.digest,)
@@ -168,7 +168,7 @@ def test_a_reference_becomes_digests_and_what_is_not_served_is_unknown() -> None
 
 
 def test_what_is_held_is_counted() -> None:
-    router = router_of(topic=Entry(ONE))
+    router = router_of(topic=CatalogEntry(ONE))
     first, second = router.hold("topic", "a"), router.hold("topic+topic", "b")
     router.release(first)
     assert router.is_held(ONE.digest)

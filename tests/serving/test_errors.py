@@ -152,7 +152,7 @@ def test_a_wrong_method_is_405(server: Any, method: str, path: str) -> None:
 
 
 def test_a_row_that_fails_alone_stands_in_its_place(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    head = server.engine._residency.holding(server.engine.tasks.find("three").digest).resident.head
+    head = server.engine._residency.handle(server.engine.tasks.find("three").digest).resident.head
     token, sound = server.engine.tokenizer.convert_tokens_to_ids("river"), head._model.forward
 
     def forward(**inputs: Any) -> Any:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from serving.access import ADMIN, Access, Key, KeyRing
-from serving.access.keys import new_secret
-from serving.catalog import Catalog, Entry, Target, change_catalog, changes, open_catalog
+from serving.auth import ADMIN, Authenticator, Key, KeyRing
+from serving.auth.keys import new_secret
+from serving.catalog import Catalog, CatalogEntry, CatalogTarget, change_catalog, changes, open_catalog
 from sparsehub.errors import UsageError
 from sparsehub.files import sha256_bytes
 from sparsehub.hub import open_hub
@@ -30,12 +30,12 @@ class World:
     hub: Path
     where: str
     server: Any
-    targets: Mapping[str, Target]
+    targets: Mapping[str, CatalogTarget]
     references: Mapping[str, Callable[[Any], list[float]]]  # by digest
 
     def change(self, edit: Callable[[Catalog], Catalog]) -> None:
         change_catalog(open_catalog(self.where), edit)
-        self.server.keeper.follower.look()
+        self.server.reconciler.follower.look()
 
     def ask(self, model: str, key: str | None = None, inputs: Any = "the fox") -> Any:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -63,7 +63,9 @@ RING = KeyRing(
 
 
 @pytest.fixture(scope="module")
-def hub(tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Target], dict[str, Any]]:
+def hub(
+    tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, CatalogTarget], dict[str, Any]]:
     """A hub with `three` in versions 1 to 3 and `seven`; their targets; what plain transformers answers."""
     folder = tmp_path_factory.mktemp("hub")
     made = {f"three{n}": tiny_tasks.write("three", labels=2 + n, version=f"{n}.0.0", seed=40 + n) for n in (1, 2, 3)}
@@ -71,7 +73,7 @@ def hub(tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     targets, references = {}, {}
     for name, package in made.items():
         found = open_hub(folder).publish(package)
-        targets[name] = Target(found.version or "", found.digest)
+        targets[name] = CatalogTarget(found.version or "", found.digest)
         references[found.digest] = tiny_tasks.reference(package)
     return folder, targets, references
 
@@ -89,7 +91,11 @@ def world(
     with ExitStack() as stack:
 
         def new(
-            entries: Mapping[str, Entry], access: Access | None = None, *, start: bool = True, **settings: Any
+            entries: Mapping[str, CatalogEntry],
+            access: Authenticator | None = None,
+            *,
+            start: bool = True,
+            **settings: Any,
         ) -> World:
             where = str(tmp_path / "catalog.json")
             if entries:
@@ -104,7 +110,7 @@ def world(
 def test_a_canary_promoted_and_rolled_back_by_an_admin_while_it_serves(
     world: Callable[..., World], caplog: pytest.LogCaptureFixture
 ) -> None:
-    it = world({}, Access(RING))
+    it = world({}, Authenticator(RING))
 
     def act(verb: str, **body: Any) -> Any:
         headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -148,9 +154,9 @@ def test_a_canary_promoted_and_rolled_back_by_an_admin_while_it_serves(
 
 def test_it_follows_without_a_word_and_survives_a_restart(world: Callable[..., World], hub: Any) -> None:
     _, targets, _ = hub
-    it = world({"three": Entry(targets["three1"])})
+    it = world({"three": CatalogEntry(targets["three1"])})
     change_catalog(open_catalog(it.where), lambda c: changes.move(c, "three", targets["three2"]))
-    it.server.until(lambda: it.server.keeper.revision == 2)
+    it.server.until(lambda: it.server.reconciler.revision == 2)
     assert it.answered("three") == "three2"
     again = world({})  # the same file, another process' engine
     assert again.answered("three") == "three2"
@@ -160,23 +166,23 @@ def test_it_follows_without_a_word_and_survives_a_restart(world: Callable[..., W
 
 def test_a_bad_entry_is_refused_and_what_was_good_serves_on(world: Callable[..., World], hub: Any) -> None:
     folder, targets, _ = hub
-    it = world({"three": Entry(targets["three1"]), "seven": Entry(targets["seven"])})
-    missing = Target("9.0.0", sha256_bytes(b"nowhere"))
+    it = world({"three": CatalogEntry(targets["three1"]), "seven": CatalogEntry(targets["seven"])})
+    missing = CatalogTarget("9.0.0", sha256_bytes(b"nowhere"))
     it.change(lambda c: changes.move(changes.remove(c, "seven"), "three", missing))
     assert it.answered("three") == "three1"
     assert it.ask("seven").status_code == 404  # the sound part of the same change is taken over
-    assert "three" in it.server.keeper.refused
+    assert "three" in it.server.reconciler.refused
 
     damaged = folder / "manifests" / "sha256" / targets["three3"].digest.removeprefix("sha256:")
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-2] + b" }")
     it.change(lambda c: changes.move(c, "three", targets["three3"]))
     assert it.answered("three") == "three1"
-    assert set(it.server.keeper.refused) == {"three"}
+    assert set(it.server.reconciler.refused) == {"three"}
     damaged.write_bytes(content)
-    it.server.keeper._retry_at = 0.0
-    it.server.keeper.tidy()
-    assert it.answered("three") == "three3" and it.server.keeper.refused == {}
+    it.server.reconciler._retry_at = 0.0
+    it.server.reconciler.tidy()
+    assert it.answered("three") == "three3" and it.server.reconciler.refused == {}
 
 
 @pytest.mark.parametrize("damage", [b"{", b"", None])
@@ -184,57 +190,57 @@ def test_a_damaged_or_lost_catalogue_changes_nothing_not_even_after_a_restart(
     world: Callable[..., World], hub: Any, damage: bytes | None
 ) -> None:
     _, targets, _ = hub
-    it = world({"three": Entry(targets["three2"])})
+    it = world({"three": CatalogEntry(targets["three2"])})
     path = Path(it.where)
     content = path.read_bytes()
     path.unlink() if damage is None else path.write_bytes(damage)
     with pytest.raises(UsageError):
-        it.server.keeper.follower.look()
+        it.server.reconciler.follower.look()
     assert it.answered("three") == "three2"
     if damage is not None:
         assert world({}).answered("three") == "three2"
     path.write_bytes(content)
-    it.server.keeper.follower.look()
-    assert it.server.keeper.follower.error is None
+    it.server.reconciler.follower.look()
+    assert it.server.reconciler.follower.error is None
 
 
 def test_a_full_disk_keeps_nobody_from_following(
     world: Callable[..., World], hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, targets, _ = hub
-    it = world({"three": Entry(targets["three1"])})
+    it = world({"three": CatalogEntry(targets["three1"])})
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr("serving.catalog.keeper.write_file", full)
+    monkeypatch.setattr("serving.catalog.reconciler.write_file", full)
     it.change(lambda c: changes.move(c, "three", targets["three2"]))
-    assert it.answered("three") == "three2" and it.server.keeper.follower.error is None
+    assert it.answered("three") == "three2" and it.server.reconciler.follower.error is None
 
 
 def test_a_task_that_is_removed_answers_what_has_begun_and_then_goes(world: Callable[..., World], hub: Any) -> None:
     _, targets, _ = hub
-    it = world({"three": Entry(targets["three1"]), "seven": Entry(targets["seven"])}, start=False)
-    engine, keeper = it.server.engine, it.server.keeper
+    it = world({"three": CatalogEntry(targets["three1"]), "seven": CatalogEntry(targets["seven"])}, start=False)
+    engine, reconciler = it.server.engine, it.server.reconciler
     with ThreadPoolExecutor(1) as pool:
         begun = pool.submit(it.ask, "three")
         it.server.until(lambda: engine.waiting == 1)
         it.change(lambda c: changes.remove(c, "three"))
-        keeper.tidy()
+        reconciler.tidy()
         assert it.ask("three").status_code == 404
-        assert keeper.draining == 1 and len(engine.tasks) == 2
+        assert reconciler.draining == 1 and len(engine.tasks) == 2
         while engine.step():
             pass
         response = begun.result(20)
     assert response.status_code == 200 and response.json()["digest"] == targets["three1"].digest
-    it.server.until(lambda: keeper.tidy() or len(engine.tasks) == 1)
-    assert keeper.draining == 0
+    it.server.until(lambda: reconciler.tidy() or len(engine.tasks) == 1)
+    assert reconciler.draining == 0
     assert [status.task.name for status in engine.status()] == ["seven"]
 
 
 def test_while_it_moves_every_request_is_answered_by_one_version_whole(world: Callable[..., World], hub: Any) -> None:
     _, targets, references = hub
-    it = world({"three": Entry(targets["three1"])})
+    it = world({"three": CatalogEntry(targets["three1"])})
     done = threading.Event()
     texts = ["the fox", "a dog", "who wrote the book"]
 
@@ -260,25 +266,25 @@ def test_while_it_moves_every_request_is_answered_by_one_version_whole(world: Ca
             done.set()
         seen = set().union(*(one.result(60) for one in clients))
     assert len(seen) > 1
-    it.server.until(lambda: it.server.keeper.tidy() or len(it.server.engine.tasks) == 1)
+    it.server.until(lambda: it.server.reconciler.tidy() or len(it.server.engine.tasks) == 1)
 
 
 def test_contents_that_change_under_one_version_replace_each_other_in_place(
     world: Callable[..., World], hub: Any
 ) -> None:
     _, targets, _ = hub
-    it = world({"three": Entry(targets["three1"])})
-    same = Target(targets["three1"].version, targets["three2"].digest)
+    it = world({"three": CatalogEntry(targets["three1"])})
+    same = CatalogTarget(targets["three1"].version, targets["three2"].digest)
     it.change(lambda c: changes.move(c, "three", same))
     assert it.ask("three@1.0.0").json()["digest"] == same.digest
-    it.server.until(lambda: it.server.keeper.tidy() or len(it.server.engine.tasks) == 1)
+    it.server.until(lambda: it.server.reconciler.tidy() or len(it.server.engine.tasks) == 1)
 
 
 def test_a_tasks_quotas_hold_for_all_its_callers_together(world: Callable[..., World], hub: Any) -> None:
     _, targets, _ = hub
-    quotas = Entry(targets["three1"], items_per_second=3.0)
-    tokens = Entry(targets["seven"], tokens_per_second=0.01)
-    it = world({"three": quotas, "seven": tokens}, Access(RING))
+    quotas = CatalogEntry(targets["three1"], items_per_second=3.0)
+    tokens = CatalogEntry(targets["seven"], tokens_per_second=0.01)
+    it = world({"three": quotas, "seven": tokens}, Authenticator(RING))
     assert it.ask("three", CALLERS[0], ["a"] * 600).status_code == 200
     refused = it.ask("three", CALLERS[1])
     assert refused.status_code == 429 and "the quota of items of the task three" in refused.text
@@ -288,7 +294,7 @@ def test_a_tasks_quotas_hold_for_all_its_callers_together(world: Callable[..., W
 
 def test_pins_follow_the_catalogue(world: Callable[..., World], hub: Any) -> None:
     _, targets, _ = hub
-    it = world({"three": Entry(targets["three1"], pinned=True)})
+    it = world({"three": CatalogEntry(targets["three1"], pinned=True)})
     assert [status.pinned for status in it.server.engine.status()] == [True]
     it.change(lambda c: changes.set_options(c, "three", pinned=False))
     assert [status.pinned for status in it.server.engine.status()] == [False]

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from serving.access import Access, Key, KeyRing
+from serving.auth import Authenticator, Key, KeyRing
 from sparsehub.files import sha256_bytes
 
 MESSAGES = [{"role": "user", "content": "Who waits by the quay?"}]
@@ -228,7 +228,7 @@ def test_a_key_opens_its_own_tasks_for_as_many_tokens_as_it_may_have(new_languag
             Key("poor", sha256_bytes(b"secret-of-poor-that-is-long"), tokens_per_second=0.01),
         )
     )
-    with new_language_server(Access(ring)) as server:
+    with new_language_server(Authenticator(ring)) as server:
 
         def ask(secret: str, **body) -> tuple[int, str]:
             options = {"prompt": "SAILOR:\n", "max_tokens": 4, "temperature": 0, **body}

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from serving.catalog import Catalog, Entry, Target, change_catalog, open_catalog
+from serving.catalog import Catalog, CatalogEntry, CatalogTarget, change_catalog, open_catalog
 from serving.catalog.router import Router
 from serving.settings import Settings
-from serving.start import start_catalog, start_engine
+from serving.startup import start_catalog, start_engine
 from sparsehub.engine import Engine
 from sparsehub.errors import SparsehubError, TrustError, UsageError
 from sparsehub.hub import open_hub
@@ -138,14 +138,14 @@ def test_of_a_catalogue_only_what_the_policy_allows_is_served(
     start: Start, folders: dict[str, str], policy: Path, tiny_tasks: Any
 ) -> None:
     location, hub = f"{folders['hub']}#production", open_hub(folders["hub"])
-    entries = {name: Entry(Target("1.0.0", hub.resolve(name).digest)) for name in (SIGNED, UNSIGNED)}
+    entries = {name: CatalogEntry(CatalogTarget("1.0.0", hub.resolve(name).digest)) for name in (SIGNED, UNSIGNED)}
     change_catalog(open_catalog(location), lambda catalog: Catalog(catalog.revision + 1, entries))
     engine = start(policy=str(policy), catalog=location)
     settings = Settings(backbone=str(tiny_tasks.folder), policy=str(policy), catalog=location)
-    keeper = start_catalog(settings, engine, Router())
-    assert keeper is not None
+    reconciler = start_catalog(settings, engine, Router())
+    assert reconciler is not None
     try:
-        assert list(keeper.served) == [SIGNED]
-        assert isinstance(keeper.refused[UNSIGNED], TrustError)
+        assert list(reconciler.served) == [SIGNED]
+        assert isinstance(reconciler.refused[UNSIGNED], TrustError)
     finally:
-        keeper.stop()
+        reconciler.stop()

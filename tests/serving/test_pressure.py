@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from serving.answering import results
+from serving.request.results import results
 from sparsehub.engine import Limits
-from sparsehub.engine.holding import Holding
+from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import CancelledError, HubError
 
 SENTENCE = "the quick brown fox jumps over lazy dog good film great cast bad ending who wrote book river"
@@ -175,11 +175,11 @@ def test_a_row_whose_load_failed_is_told_so_though_another_request_has_loaded_th
     engine = halted().engine
     (lost,), (held,) = (engine.classify("three", ["the fox"]).futures for _ in range(2))
     first, error = next(iter(engine._scheduler._queues.values()))[0], HubError("no answer")
-    first.payload = dataclasses.replace(first.payload, holding=Holding(first.payload.holding.task, error=error))
+    first.payload = dataclasses.replace(first.payload, handle=TaskHandle(first.payload.handle.task, error=error))
     assert engine.step() and lost.exception(1) is error and held.result(1).label
     (gone,) = engine.classify("three", ["the fox"]).futures
     (row,) = next(iter(engine._scheduler._queues.values()))
-    row.payload = dataclasses.replace(row.payload, holding=Holding(row.payload.holding.task))  # cancelled, and evicted
+    row.payload = dataclasses.replace(row.payload, handle=TaskHandle(row.payload.handle.task))  # cancelled, and evicted
     assert engine._loop.cost_per_token([row]) == math.inf
     assert engine.step() and isinstance(gone.exception(1), CancelledError) and not engine.step()
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving.access import ADMIN, Access, Key, KeyRing
-from serving.access.keys import new_secret
+from serving.auth import ADMIN, Authenticator, Key, KeyRing
+from serving.auth.keys import new_secret
 from sparsehub.files import sha256_bytes
 from sparsehub.hub import open_hub
 
@@ -45,7 +45,7 @@ def test_it_does_what_its_description_says(new_server: Callable[..., Any], suite
         if SOAK
         else ["--phases", "fuzzing", "--max-examples", "8"]
     )
-    with new_server(start=True, access=Access(ring), catalog=str(catalog), hub=str(hub)) as server:
+    with new_server(start=True, access=Authenticator(ring), catalog=str(catalog), hub=str(hub)) as server:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{server.port}/openapi.json"]
         command += ["--checks", CHECKS, "--exclude-path-regex", ALIASES, "--seed", "1", "--no-color", *amount]
         command += ["--header", f"Authorization: Bearer {secret}"]

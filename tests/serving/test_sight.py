@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.ledger import MOST, RECENT, Ledger, percentile
+from serving.task_stats import MOST, RECENT, TaskStats, percentile
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "sparsehub.json"
 
@@ -87,16 +87,16 @@ def test_the_state_of_every_task(server: Any) -> None:
 
 
 def test_a_ledger_remembers_the_latest_and_forgets_the_least_recent() -> None:
-    ledger = Ledger()
+    task_stats = TaskStats()
     for second in range(2 * RECENT):
-        ledger.note("a", 2, second % 2 == 0, float(second))
-    found = ledger.of("a")
+        task_stats.note("a", 2, second % 2 == 0, float(second))
+    found = task_stats.of("a")
     assert (found["requests"], found["items"], found["failed"]) == (2 * RECENT, 4 * RECENT, RECENT)
     assert found["p50_ms"] == (RECENT + RECENT // 2 - 1) * 1e3
     for number in range(MOST):
-        ledger.note(str(number), 1, False, 0.0)
-    assert ledger.of("a")["requests"] == 0 and ledger.of("a")["p50_ms"] is None
-    assert ledger.of("0")["requests"] == 1
+        task_stats.note(str(number), 1, False, 0.0)
+    assert task_stats.of("a")["requests"] == 0 and task_stats.of("a")["p50_ms"] is None
+    assert task_stats.of("0")["requests"] == 1
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 2000.0), (99, 4000.0), (1, 1000.0), (100, 4000.0)])

@@ -19,9 +19,9 @@ import pytest
 from soak_acts import TASKS, TEXTS, VERSIONS, Soak, World
 from soak_faults import FAULTS, Proxy, small_disk
 
-from serving.catalog import Catalog, Entry, Target
+from serving.catalog import Catalog, CatalogEntry, CatalogTarget
 from sparsehub.engine import Budgets
-from sparsehub.hub import open_hub, places, retry
+from sparsehub.hub import locations, open_hub, retry
 
 SECONDS = float(os.environ.get("SPARSEHUB_SOAK_SECONDS", "120"))
 HUB = "s3://bucket/soak"
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "soak", 
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The way to a hub in a bucket, with less patience than users have: a fault is over in seconds."""
-    monkeypatch.setattr(places, "_PATIENCE", {"connect_timeout": "1s", "read_timeout": "1s", "timeout": "5s"})
-    monkeypatch.setattr(places, "_RETRIES", {**places._RETRIES, "retry_timeout": timedelta(seconds=2)})
+    monkeypatch.setattr(locations, "_PATIENCE", {"connect_timeout": "1s", "read_timeout": "1s", "timeout": "5s"})
+    monkeypatch.setattr(locations, "_RETRIES", {**locations._RETRIES, "retry_timeout": timedelta(seconds=2)})
     monkeypatch.setattr(retry, "GIVE_UP", 2.0)
     monkeypatch.setattr(retry, "LONGEST_WAIT", 1.0)
     with _s3["served"]() as address:
@@ -56,9 +56,9 @@ def world(
     for number, (task, version) in enumerate((t, v) for t in TASKS for v in VERSIONS):
         package = tiny_tasks.write(task, labels=2 + number % 4, version=version, seed=70 + number)
         found, reference = open_hub(HUB).publish(package), tiny_tasks.reference(package)
-        targets.setdefault(task, {})[version] = Target(version, found.digest)
+        targets.setdefault(task, {})[version] = CatalogTarget(version, found.digest)
         expected |= {(found.digest, text): reference(text) for text in TEXTS}
-    where.write_bytes(Catalog(1, {task: Entry(targets[task]["1.0.0"]) for task in TASKS}).to_bytes())
+    where.write_bytes(Catalog(1, {task: CatalogEntry(targets[task]["1.0.0"]) for task in TASKS}).to_bytes())
     budgets = Budgets(60_000, loaders=4)
     with ExitStack() as stack:
         disk = stack.enter_context(small_disk(tmp_path / "disk", mebibytes=8))
@@ -108,11 +108,11 @@ def recovers(it: Soak) -> None:
     """Nothing is refused any more, every task answers rightly, nothing waits, and the whole arena is what it was."""
     world, server = it.world, it.world.server
     before = it.statuses[200]
-    server.until(lambda: not server.keeper.refused and server.keeper.follower.error is None)
-    for task in server.keeper.served:
+    server.until(lambda: not server.reconciler.refused and server.reconciler.follower.error is None)
+    for task in server.reconciler.served:
         answer = server.post("/v1/classify", model=task, input=TEXTS)
         assert answer.status_code == 200, answer.text
         it._judge(answer, TEXTS, 0.0)
-    assert it.wrong == [] and it.statuses[200] - before == len(server.keeper.served) > 0
-    server.until(lambda: server.engine.waiting == 0 and server.keeper.draining == 0)
+    assert it.wrong == [] and it.statuses[200] - before == len(server.reconciler.served) > 0
+    server.until(lambda: server.engine.waiting == 0 and server.reconciler.draining == 0)
     assert server.engine.arena.check_all() and world.server.engine.healthy

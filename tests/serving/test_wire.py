@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from serving.routes.classify import tagged_words
 from sparsehub.package.encoding import words_of
-from sparsehub.package.outputs import Answer
+from sparsehub.package.outputs import Prediction
 
 TEXTS = ["the fox", "who wrote the book", "a bad ending"]
 
@@ -169,7 +169,7 @@ def test_every_word_has_its_place_in_the_text(server: Any, reference_of: Any) ->
 @given(st.text(max_size=60))
 def test_the_words_of_the_places_are_those_that_the_model_reads(text: str) -> None:
     words = words_of({"text": text}, "text")
-    answer = Answer(words=tuple(Answer(label=str(index)) for index in range(len(words))))
+    answer = Prediction(words=tuple(Prediction(label=str(index)) for index in range(len(words))))
     tagged = tagged_words(text, answer)
     assert [word["word"] for word in tagged] == words == [text[word["start"] : word["end"]] for word in tagged]
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from sparsehub.backbone import Checkpoint, open_checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.package.manifest import TaskSpec
-from sparsehub.package.model import TaskModel, load_task_model
+from sparsehub.package.task_model import TaskModel, load_task_model
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import TrainConfig
 from sparsehub.training.batches import Collator
 from sparsehub.training.data import TaskData, load_data
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import candidates
 
 Write = Callable[..., str]

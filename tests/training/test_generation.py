@@ -14,9 +14,9 @@ from sparsehub.backbone import load_backbone, open_checkpoint
 from sparsehub.cli.app import app
 from sparsehub.errors import UsageError
 from sparsehub.package import read_package
-from sparsehub.package.io import check_backbone
 from sparsehub.package.manifest import HEAD_FILE
 from sparsehub.package.materialize import materialize
+from sparsehub.package.reader import check_backbone
 from sparsehub.selection import rule_names
 from sparsehub.training import TrainConfig, train
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsehub.training.sparse import gradient_at
+from sparsehub.training.sparse_model import gradient_at
 
 
 @pytest.mark.parametrize("tokens", [[3, 3, 0], [9, 1, 9, 1, 4], [0]])

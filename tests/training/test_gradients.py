@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from sparsehub.backbone import Backbone, Checkpoint
 from sparsehub.backbone.arena import build_arena
 from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
-from sparsehub.package.model import TaskModel, load_task_model
+from sparsehub.package.task_model import TaskModel, load_task_model
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import gradients
 from sparsehub.training.gradients import summed_gradients
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import candidates
 
 Batch = Mapping[str, Tensor]

@@ -23,7 +23,7 @@ Configure = Callable[..., TrainConfig]
 SLOW = """
 import json, sys, time
 from sparsehub.training import TrainConfig, run, train
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.sparse_model import SparseModel
 table = json.loads(sys.argv[1])
 wait, kept = float(sys.argv[2]), SparseModel.write
 def slow(self):
@@ -102,7 +102,7 @@ def test_a_run_killed_while_it_chooses_begins_its_choice_anew(config: TrainConfi
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(config: TrainConfig, tmp_path: Path) -> None:
-    from sparsehub.training.loop import last_checkpoint
+    from sparsehub.training.trainer import last_checkpoint
 
     for step, state in {2: '{"global_step": 2}', 4: '{"global_step": 4}', 10: '{"global_st', 12: None}.items():
         folder = tmp_path / f"checkpoint-{step}"

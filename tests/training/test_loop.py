@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsehub.training import TrainConfig, fit
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.sparse_model import SparseModel
 
 Configure = Callable[..., TrainConfig]
 
@@ -69,14 +69,14 @@ def test_a_run_stops_when_nothing_gets_better(config: TrainConfig, tmp_path: Pat
 
 def test_the_best_evaluation_is_the_one_that_is_kept(config: TrainConfig, tmp_path: Path, monkeypatch: Any) -> None:
     """The metric falls from the first evaluation on, so the last epochs are thrown away."""
-    from sparsehub.training import loop
+    from sparsehub.training import trainer
 
     falling = iter(range(100, 0, -1))
 
     def judged(*_: Any) -> dict[str, float]:
         return {"accuracy": next(falling) / 100, "macro_f1": 0.0, "matthews": 0.0, "f1": 0.0}
 
-    monkeypatch.setattr(loop, "compute", judged)
+    monkeypatch.setattr(trainer, "compute", judged)
     fitted = fit(dataclasses.replace(config, epochs=4), tmp_path / "run")
     monkeypatch.undo()
     first = load_file(tmp_path / "run" / "checkpoint-3" / "model.safetensors")["values"]

@@ -15,8 +15,8 @@ from torch import Tensor
 from sparsehub.backbone import load_backbone
 from sparsehub.errors import UsageError
 from sparsehub.package import read_package
-from sparsehub.package.io import check_backbone
-from sparsehub.package.model import TaskModel
+from sparsehub.package.reader import check_backbone
+from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import rule_names
 from sparsehub.tensorfile import load_tensors
 from sparsehub.training import TrainConfig, fit, measure, train
@@ -341,7 +341,7 @@ def test_gates_have_a_learning_rate_of_their_own_and_no_decay(task_model: TaskMo
 def test_a_second_phase_trains_the_largest_changes_of_the_first(
     config: TrainConfig, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsehub.training.sparse import SparseModel
+    from sparsehub.training.sparse_model import SparseModel
 
     starts: list[Tensor] = []
     kept = SparseModel.optimizer

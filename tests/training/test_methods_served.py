@@ -10,7 +10,7 @@ import torch
 from sparsehub.backbone import Checkpoint, load_backbone
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.engine import Engine
-from sparsehub.package import Package, prove_package, read_package
+from sparsehub.package import Package, read_package, validate_package
 from sparsehub.package.materialize import task_model_of
 from sparsehub.training import TrainConfig, train
 from sparsehub.training.method import method_named, method_names
@@ -27,7 +27,7 @@ def packages(make_config: Configure, tmp_path_factory: pytest.TempPathFactory) -
         density = 0.02 if method_named(method).defaults.get("density") is None else None
         out = str(folder / method)
         result = train(make_config(method=method, name=method, density=density, epochs=1, out=out))
-        assert prove_package(result.folder).delta.method == method
+        assert validate_package(result.folder).delta.method == method
         found[method] = read_package(result.folder)
     return found
 

@@ -16,15 +16,15 @@ from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError, DataError, SparsehubError, UsageError
 from sparsehub.package import Package, read_package
 from sparsehub.package.encoding import collate, encode
-from sparsehub.package.io import check_backbone
 from sparsehub.package.manifest import HEADED_KINDS
-from sparsehub.package.model import load_task_model
+from sparsehub.package.reader import check_backbone
+from sparsehub.package.task_model import load_task_model
 from sparsehub.patch import apply_patch, make_patch
 from sparsehub.training import TrainConfig, TrainResult, fit, train
 from sparsehub.training.data import TaskData, load_data
 from sparsehub.training.metrics import compute
 from sparsehub.training.run import open_run
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.sparse_model import SparseModel
 
 Configure = Callable[..., TrainConfig]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from sparsehub.backbone import open_checkpoint
 from sparsehub.package.manifest import TaskSpec
-from sparsehub.package.model import TaskModel, load_task_model
+from sparsehub.package.task_model import TaskModel, load_task_model
 from sparsehub.selection import SelectionRequest, select
-from sparsehub.training import sampled
-from sparsehub.training.memory import checkpoint_activations
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training import sampled_gradients
+from sparsehub.training.activation_checkpointing import checkpoint_activations
+from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import candidates
 
 Batch = Mapping[str, Tensor]
@@ -49,11 +49,11 @@ def test_sampled_gradients_are_the_dense_ones(tiny_checkpoint: TinyCheckpoint, t
 def test_no_dense_gradient_of_a_sampled_weight_is_made(
     task_model: TaskModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsehub.training import sparse
+    from sparsehub.training import sparse_model
 
     seen: list[tuple[int, ...]] = []
-    kept = sparse.gradient_at
-    monkeypatch.setattr(sparse, "gradient_at", lambda g, p: (seen.append(tuple(g.shape)), kept(g, p))[1])
+    kept = sparse_model.gradient_at
+    monkeypatch.setattr(sparse_model, "gradient_at", lambda g, p: (seen.append(tuple(g.shape)), kept(g, p))[1])
     mask = {
         "encoder.layer.0.output.dense.weight": torch.tensor([3, 70, 1999]),
         "encoder.layer.0.output.dense.bias": torch.tensor([1]),
@@ -78,9 +78,9 @@ def test_the_first_layer_of_a_frozen_input_learns_too(batch: Batch) -> None:
     layer = nn.Linear(4, 3).requires_grad_(False)
     backbone = nn.Sequential(layer)
     anchor, found = nn.Parameter(torch.zeros(2)), []
-    sampled.MOST, before = 0.5, sampled.MOST
+    sampled_gradients.MOST, before = 0.5, sampled_gradients.MOST
     try:
-        sampled.SampledLinears(
+        sampled_gradients.SampledLinears(
             backbone,
             dict(backbone.named_parameters()),
             {"0.weight": torch.tensor([1, 11])},
@@ -88,7 +88,7 @@ def test_the_first_layer_of_a_frozen_input_learns_too(batch: Batch) -> None:
             anchor,
         )
     finally:
-        sampled.MOST = before
+        sampled_gradients.MOST = before
     x = torch.randn(5, 4)
     layer(x).square().sum().backward()
     dense = (2 * (x @ layer.weight.T + layer.bias)).T @ x

@@ -13,9 +13,9 @@ from sparsehub.backbone import Backbone, Checkpoint, load_backbone
 from sparsehub.backbone.arena import build_arena
 from sparsehub.errors import DataError
 from sparsehub.package.manifest import TaskSpec
-from sparsehub.package.model import TaskModel, load_task_model
+from sparsehub.package.task_model import TaskModel, load_task_model
 from sparsehub.patch import apply_patch, make_patch
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import candidates
 
 Batch = Mapping[str, Tensor]

@@ -119,7 +119,7 @@ def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:
-    from sparsehub.training.pictures import draw_stability, draw_sweep
+    from sparsehub.training.stability_plots import draw_stability, draw_sweep
 
     points = [
         Stability(p, 10, 0.8, (0.7, 0.8), (0.8, 0.82), 0.1 + p, 0.05, 0.2, 1.0, theorem_1(1.0, p, 50))

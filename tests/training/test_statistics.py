@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sparsehub.backbone import Checkpoint, open_checkpoint
 from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
-from sparsehub.package.model import TaskModel, load_task_model
+from sparsehub.package.task_model import TaskModel, load_task_model
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import hessian
+from sparsehub.training.fisher import batch_squares, row_squares
 from sparsehub.training.gradients import clipped_gradients, same_randomness, summed_gradients
 from sparsehub.training.hessian import hessian_diagonal
-from sparsehub.training.squares import batch_squares, row_squares
 from sparsehub.training.trainable import candidates
 
 Batch = Mapping[str, Tensor]

@@ -6,7 +6,7 @@ what is ours is whose tokens are whose, who is let in, and what is said of each 
 
 from sparsehub.engine.generation.generator import Generator
 from sparsehub.engine.generation.limits import GenerationLimits, GenerationUsage
-from sparsehub.engine.generation.request import Completion, Generation, Piece, Sampling, TokenLog
+from sparsehub.engine.generation.request import Completion, Generation, Sampling, TextDelta, TokenLog
 
 __all__ = [
     "Completion",
@@ -14,7 +14,7 @@ __all__ = [
     "GenerationLimits",
     "GenerationUsage",
     "Generator",
-    "Piece",
+    "TextDelta",
     "Sampling",
     "TokenLog",
 ]

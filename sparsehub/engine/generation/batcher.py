@@ -17,9 +17,9 @@ from transformers.generation.continuous_batching.requests import RequestState
 
 from sparsehub.backbone import Backbone
 from sparsehub.engine.generation.limits import GenerationLimits
-from sparsehub.engine.generation.packing import Part
+from sparsehub.engine.generation.packing import PackedSpan
 from sparsehub.engine.generation.request import Generation
-from sparsehub.engine.generation.sampling import Chosen, Sampler
+from sparsehub.engine.generation.sampling import SampledToken, Sampler
 from sparsehub.errors import BackboneError
 
 NO_END = -1
@@ -78,17 +78,17 @@ class Batcher:
             scheduler.clear_cancelled_requests()
             self.sampler.forget(generation)
 
-    def prepare(self) -> list[Part]:
-        """The tokens of the next step, those of a task side by side; none where nothing can run."""
+    def prepare(self) -> list[PackedSpan]:
+        """The tokens of the next step, those of a task adapter by adapter; none where nothing can run."""
         scheduler = self._processor.scheduler
         by_task = sorted(scheduler.active_requests.items(), key=lambda item: str(self._running[item[0]].digest))
         scheduler.active_requests = dict(by_task)  # in this order they are packed: a task's tokens are one segment
         if not self._processor.prepare_next_batch():
             return []
         found = self._processor.inputs_and_outputs.requests_in_batch
-        return [Part(self._running[f.state.request_id], f.query_length, f.has_new_token) for f in found]
+        return [PackedSpan(self._running[f.state.request_id], f.query_length, f.has_new_token) for f in found]
 
-    def run(self, parts: Sequence[Part]) -> list[tuple[Generation, int, Chosen | None]]:
+    def run(self, parts: Sequence[PackedSpan]) -> list[tuple[Generation, int, SampledToken | None]]:
         """Run the step that was prepared, with the weights and modules as they are now; each speaker's next token."""
         speakers = [part.generation for part in parts if part.speaks]
         self.sampler.speakers = speakers

@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+from sparsehub.engine.generation.admission_queue import AdmissionQueue
 from sparsehub.engine.generation.limits import GenerationLimits, GenerationUsage
-from sparsehub.engine.generation.request import Generation, Piece, Sampling
-from sparsehub.engine.generation.speech import Speech
-from sparsehub.engine.generation.steps import Stepper
-from sparsehub.engine.generation.waiting import WaitingRoom
-from sparsehub.engine.holding import Holding
-from sparsehub.engine.tasks import TaskInfo
-from sparsehub.engine.ticket import Admit
+from sparsehub.engine.generation.model_runner import Stepper
+from sparsehub.engine.generation.output_processor import OutputProcessor
+from sparsehub.engine.generation.request import Generation, Sampling, TextDelta
+from sparsehub.engine.pending_request import Admit
+from sparsehub.engine.task_handle import TaskHandle
+from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import CancelledError, RequestError, SparsehubError, StoppingError, UnhealthyError
 
 log = logging.getLogger("sparsehub")
 IDLE_SECONDS = 0.5  # how often an idle generator looks whether it should end
-Listen = Callable[[Piece | None], None]
+Listen = Callable[[TextDelta | None], None]
 
 
 class Generator:
@@ -43,8 +43,8 @@ class Generator:
         self.tokenizer, self.tokenizer_lock = tokenizer, threading.Lock()
         self.residency = stepper.residency
         self._stepper, self._batcher = stepper, stepper.batcher
-        self._waiting = WaitingRoom(limits, lambda generation: lane(generation.digest))
-        self._speeches: dict[str, Speech] = {}
+        self._waiting = AdmissionQueue(limits, lambda generation: lane(generation.digest))
+        self._speeches: dict[str, OutputProcessor] = {}
         self._lane: Hashable | None = None  # of what is running
         self._numbers = itertools.count()
         self._pages = self._steps = self._tokens = self._running = 0
@@ -58,13 +58,13 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         samplings: Sequence[Sampling],
         task: TaskInfo | None,
-        holding: Holding | None,
+        handle: TaskHandle | None,
         *,
         timeout: float | None = None,
         listen: Callable[[int], Listen] = lambda _: lambda _: None,
         admit: Admit = lambda _: None,
     ) -> list[Generation]:
-        """Queue sequences, all or none; the caller holds `holding` until this returns.
+        """Queue sequences, all or none; the caller holds `handle` until this returns.
 
         timeout: seconds that they may wait for a place; listen: what hears the pieces of each, by its number;
         admit: called with the tokens of all that they may come to, before any of them waits; what it raises is raised.
@@ -82,23 +82,23 @@ class Generator:
                 length,
                 sampling,
                 task,
-                holding,
+                handle,
                 deadline,
                 listen(number),
                 wake=self._waiting.stir,
             )
             for number, (prompt, length, sampling) in enumerate(zip(prompts, lengths, samplings, strict=True))
         ]
-        if holding is not None:
-            self.residency.hold(holding, len(generations))
+        if handle is not None:
+            self.residency.hold(handle, len(generations))
         try:
             self._waiting.submit(generations)
         except SparsehubError:
             for generation in generations:
                 self._release(generation)
             raise
-        if holding is not None and holding.error is not None:  # its load failed before they were in the queue
-            self.loaded(holding)
+        if handle is not None and handle.error is not None:  # its load failed before they were in the queue
+            self.loaded(handle)
         return generations
 
     def _length(self, prompt: Sequence[int], sampling: Sampling) -> int:
@@ -123,11 +123,11 @@ class Generator:
             )
         return wanted or min(room, self.limits.new_tokens)
 
-    def loaded(self, holding: Holding) -> None:
+    def loaded(self, handle: TaskHandle) -> None:
         """A task was loaded, or could not be: those that wait for it run, or hear why not."""
-        if holding.error is not None:
-            for generation in self._waiting.take_all(lambda g: g.holding is holding):
-                self._end(generation, holding.error)
+        if handle.error is not None:
+            for generation in self._waiting.take_all(lambda g: g.handle is handle):
+                self._end(generation, handle.error)
         self._waiting.stir()
 
     @property
@@ -177,7 +177,7 @@ class Generator:
         chosen, self._lane = self._waiting.admit(self._batcher.running, self._lane)
         for generation in chosen:
             self._batcher.add(generation)
-            self._speeches[generation.id] = Speech(generation, self.tokenizer, self._batcher.ends)
+            self._speeches[generation.id] = OutputProcessor(generation, self.tokenizer, self._batcher.ends)
         if not self._batcher.running:
             self._note_usage()
             self._stepper.rest()
@@ -231,8 +231,8 @@ class Generator:
         self._release(generation)
 
     def _release(self, generation: Generation) -> None:
-        if generation.holding is not None:
-            self.residency.release(generation.holding)
+        if generation.handle is not None:
+            self.residency.release(generation.handle)
 
     def _note_usage(self) -> None:
         self._running, self._pages = len(self._batcher.running), self._batcher.pages

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.mixed import Bounds, MixedBatch
-from sparsehub.engine.side import Side
-from sparsehub.engine.sites import Sites
+from sparsehub.engine.target_modules import TargetModules
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedSpan:
     """One sequence's tokens in a step. speaks: whether the last of them gives the next token; not where a prompt had to
     be split, which only the last sequence of a step can be."""
 
@@ -21,23 +21,23 @@ class Part:
     speaks: bool
 
     @property
-    def side(self) -> Side | None:
-        holding = self.generation.holding
-        return holding.resident.side if holding is not None and holding.resident is not None else None
+    def adapter(self) -> AdapterWeights | None:
+        handle = self.generation.handle
+        return handle.resident.adapter if handle is not None and handle.resident is not None else None
 
 
 class Packer:
     """Makes mixed batches of parts; the last one is kept, since most steps are like the one before."""
 
-    def __init__(self, sites: Sites):
-        self._sites = sites
+    def __init__(self, targets: TargetModules):
+        self._targets = targets
         self._last: tuple[tuple[object, ...], MixedBatch] | None = None
 
-    def pack(self, parts: Sequence[Part]) -> MixedBatch:
+    def pack(self, parts: Sequence[PackedSpan]) -> MixedBatch:
         """parts: in the order of their tokens; at least one of them changes something."""
         key = tuple((part.generation.id, part.tokens, part.speaks) for part in parts)
         if self._last is None or self._last[0] != key:
-            self._last = (key, _mixed(self._sites, parts))
+            self._last = (key, _mixed(self._targets, parts))
         return self._last[1]
 
     def forget(self) -> None:
@@ -45,17 +45,19 @@ class Packer:
         self._last = None
 
 
-def _mixed(sites: Sites, parts: Sequence[Part]) -> MixedBatch:
-    groups: list[list[Part]] = []
+def _mixed(targets: TargetModules, parts: Sequence[PackedSpan]) -> MixedBatch:
+    groups: list[list[PackedSpan]] = []
     for part in parts:
         if groups and groups[-1][0].generation.digest == part.generation.digest:
             groups[-1].append(part)
         else:
             groups.append([part])
     tokens = [sum(part.tokens for part in group) for group in groups]
-    sides = [group[0].side for group in groups]
+    adapters = [group[0].adapter for group in groups]
     # One row of each sequence goes on to the output layer; of one that does not speak it is not looked at.
-    return MixedBatch(sites, sides, _bounds(tokens), packed=True, outputs=_bounds([len(group) for group in groups]))
+    return MixedBatch(
+        targets, adapters, _bounds(tokens), packed=True, outputs=_bounds([len(group) for group in groups])
+    )
 
 
 def _bounds(counts: Sequence[int]) -> Bounds:

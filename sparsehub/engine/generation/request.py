@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from sparsehub.engine.holding import Holding
-from sparsehub.engine.tasks import TaskInfo
+from sparsehub.engine.task_handle import TaskHandle
+from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import RequestError
 
 log = logging.getLogger("sparsehub")
@@ -65,7 +65,7 @@ class TokenLog:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextDelta:
     """The next part of a text. tokens: how many it took; finish: `stop` or `length` with the last one."""
 
     text: str
@@ -88,7 +88,7 @@ class Completion:
 class Generation:
     """One sequence that waits, runs, or is done. Any thread may read it and cancel it.
 
-    task, holding: the very package that answers, None for the plain backbone; deadline: on the monotonic clock, until
+    task, handle: the very package that answers, None for the plain backbone; deadline: on the monotonic clock, until
     which it may wait; listen: called with every piece in the generator's thread, and with None after the last.
     """
 
@@ -97,16 +97,16 @@ class Generation:
     max_tokens: int
     sampling: Sampling
     task: TaskInfo | None
-    holding: Holding | None
+    handle: TaskHandle | None
     deadline: float | None = None
-    listen: Callable[[Piece | None], None] = lambda _: None
+    listen: Callable[[TextDelta | None], None] = lambda _: None
     future: Future[Completion] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)
     logs: list[TokenLog] = field(default_factory=list)
     cancelled: bool = False
     arrived: float = 0.0
     wake: Callable[[], None] = lambda: None
-    _pieces: queue.SimpleQueue[Piece | None] = field(default_factory=queue.SimpleQueue)
+    _pieces: queue.SimpleQueue[TextDelta | None] = field(default_factory=queue.SimpleQueue)
 
     @property
     def digest(self) -> str | None:
@@ -129,7 +129,7 @@ class Generation:
         """The whole text, once it is there; raises what kept it from being made."""
         return self.future.result(timeout)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[TextDelta]:
         """The text as it comes; raises at the end what broke it off. To be read once."""
         while (piece := self._pieces.get()) is not None:
             yield piece
@@ -137,7 +137,7 @@ class Generation:
         if error is not None:
             raise error
 
-    def say(self, piece: Piece | None) -> None:
+    def say(self, piece: TextDelta | None) -> None:
         """For the generator: hand a piece to whoever listens."""
         self._pieces.put(piece)
         try:

@@ -16,7 +16,7 @@ MASKED = float("-inf")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SampledToken:
     """The log probability of a chosen token at temperature 1, and the likeliest tokens in its place with theirs."""
 
     logprob: float
@@ -34,7 +34,7 @@ class Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
         super().__init__(LogitsProcessorList())
         self.do_processing = True
         self.speakers: Sequence[Generation] = ()  # whose rows the next logits are, in order
-        self.chosen: list[Chosen | None] = []  # what was asked to be told of each, after the step
+        self.chosen: list[SampledToken | None] = []  # what was asked to be told of each, after the step
         self._draws: dict[str, torch.Generator] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:  # noqa: ARG002
@@ -79,7 +79,7 @@ def _nucleus(logits: Tensor, share: float) -> Tensor:
     return logits.index_fill(0, places[before >= share], MASKED)
 
 
-def _told(logits: Tensor, token: int, count: int) -> Chosen:
+def _told(logits: Tensor, token: int, count: int) -> SampledToken:
     logs = logits.log_softmax(-1)
     values, places = logs.topk(min(count, len(logs)))
-    return Chosen(float(logs[token]), tuple(zip(places.tolist(), values.tolist(), strict=True)))
+    return SampledToken(float(logs[token]), tuple(zip(places.tolist(), values.tolist(), strict=True)))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sparsehub.errors import UsageError
 from sparsehub.files import write_file
 from sparsehub.package.manifest import HEAD_FILE
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.tensorfile import tensor_bytes
 from sparsehub.training.job import Job, Prepared
 from sparsehub.training.trainable import Trainable

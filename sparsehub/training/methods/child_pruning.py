@@ -16,7 +16,7 @@ import torch
 
 from sparsehub.delta import Delta
 from sparsehub.errors import UsageError
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import in_scope
 from sparsehub.selection.largest import largest
 from sparsehub.training.dense import DenseModel

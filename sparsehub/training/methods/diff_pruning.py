@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import in_scope
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, Prepared
 from sparsehub.training.methods.phases import find_by_training, set_head, share
-from sparsehub.training.sparse import SparseModel, not_the_head
+from sparsehub.training.sparse_model import SparseModel, not_the_head
 from sparsehub.training.trainable import candidates
 
 defaults: Mapping[str, Any] = {"learning_rate": 5e-4}

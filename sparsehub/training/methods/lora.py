@@ -20,14 +20,14 @@ from sparsehub.delta import Delta
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
 from sparsehub.files import write_file
-from sparsehub.package.draft import public_name
 from sparsehub.package.manifest import HEAD_FILE
-from sparsehub.package.model import TaskModel
+from sparsehub.package.manifest_builder import public_name
+from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import in_scope
 from sparsehub.selection.largest import cut
 from sparsehub.tensorfile import tensor_bytes
 from sparsehub.training.job import Job, Prepared
-from sparsehub.training.sparse import finite
+from sparsehub.training.sparse_model import finite
 from sparsehub.training.trainable import Trainable, candidates
 
 defaults: Mapping[str, Any] = {}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.errors import UsageError
-from sparsehub.package.model import TaskModel
+from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import in_scope
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, Prepared

@@ -14,7 +14,7 @@ from sparsehub.selection.largest import largest
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job
-from sparsehub.training.loop import make_trainer, resume_from
+from sparsehub.training.trainer import make_trainer, resume_from
 
 FOUND_FILE = "first-phase.safetensors"
 FIRST = "first-phase"

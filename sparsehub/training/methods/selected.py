@@ -18,7 +18,7 @@ from sparsehub.training.gradients import head_of
 from sparsehub.training.job import Job, Prepared
 from sparsehub.training.methods.phases import set_head
 from sparsehub.training.processes import from_the_first
-from sparsehub.training.sparse import SparseModel
+from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import candidates
 
 MASK_FILE = "selection.safetensors"

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from serving.access import Access
-from serving.catalog import Catalog, Entry, Target
+from serving.auth import Authenticator
+from serving.catalog import Catalog, CatalogEntry, CatalogTarget
 from sparsehub.hub import open_hub
 from sparsehub.package import read_package, write_package
-from sparsehub.package.pictures import draw_pictures
+from sparsehub.package.plots import draw_pictures
 
 sys.path.insert(0, str(Path(__file__).parent))  # what the tests of this folder share is imported by its name
 
@@ -23,7 +23,7 @@ from visitors import CARD, RING
 
 
 @pytest.fixture(scope="module")
-def hub(tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Target]]:
+def hub(tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, CatalogTarget]]:
     """Four tasks, one in two versions, one with a card that means harm."""
     folder, targets = tmp_path_factory.mktemp("hub"), {}
     made = {
@@ -37,7 +37,7 @@ def hub(tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     write_package(made["three"], draft, sound.delta, sound.head, CARD, pictures)
     for name, package in made.items():
         found = open_hub(folder / "hub").publish(package)
-        targets[name] = Target(found.version or "", found.digest)
+        targets[name] = CatalogTarget(found.version or "", found.digest)
     return folder / "hub", targets
 
 
@@ -46,11 +46,11 @@ def served(hub: Any, new_server: Callable[..., Any], tmp_path_factory: pytest.Te
     """An endpoint with keys and a catalogue, and the console."""
     folder, targets = hub
     where = tmp_path_factory.mktemp("catalog")
-    entries = {name: Entry(target) for name, target in targets.items() if name != "three2"}
+    entries = {name: CatalogEntry(target) for name, target in targets.items() if name != "three2"}
     (where / "catalog.json").write_bytes(Catalog(1, entries).to_bytes())
     before, os.environ["SPARSEHUB_CACHE"] = os.environ.get("SPARSEHUB_CACHE"), str(where / "cache")
     with new_server(
-        start=True, access=Access(RING), catalog=str(where / "catalog.json"), hub=str(folder), console=True
+        start=True, access=Authenticator(RING), catalog=str(where / "catalog.json"), hub=str(folder), console=True
     ) as server:
         yield server
     os.environ.pop("SPARSEHUB_CACHE")

@@ -163,11 +163,11 @@ def test_an_admin_act_is_refused_without_the_key_and_done_with_it(visit: Callabl
     team = visit("team")
     canary(team)
     team.page.locator(".toast-body", has_text="may not do that").wait_for()
-    assert served.keeper.served["three"].canary is None
+    assert served.reconciler.served["three"].canary is None
     boss = visit("boss", color_scheme="dark")
     canary(boss)
     boss.page.locator("#catalog", has_text="2.0.0").wait_for()
-    assert served.keeper.served["three"].canary.version == "2.0.0"
+    assert served.reconciler.served["three"].canary.version == "2.0.0"
     boss.page.locator("#catalog-said", has_text="Revision 2").wait_for()
     boss.picture("catalogue-dark")
     boss.page.set_viewport_size({"width": 390, "height": 800})

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from visitors import CARD, RING, SECRETS, signed_in
 
-from serving.access import Access, KeyRing
+from serving.auth import Authenticator, KeyRing
 from serving.console import history
 from serving.console.cards import card_html
 from serving.console.history import History
-from serving.console.packages import Packages
+from serving.console.package_views import Packages
 from serving.console.tab_catalog import body_of
-from serving.console.table import ago
+from serving.console.task_table import ago
 from sparsehub.files import canonical_json
 
 # who is let in
@@ -56,7 +56,7 @@ def test_signing_out_takes_the_cookie_away(served: Any) -> None:
 
 
 def test_without_the_setting_there_is_no_console(new_server: Callable[..., Any]) -> None:
-    with new_server(start=False, access=Access(RING)) as server:
+    with new_server(start=False, access=Authenticator(RING)) as server:
         key = {"authorization": f"Bearer {SECRETS['boss']}"}
         assert server.client.get("/console/", headers=key).status_code == 404
         assert "<form" not in server.client.get("/console/").text

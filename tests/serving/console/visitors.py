@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.access import ADMIN, PREDICT, WATCH, Key, KeyRing
-from serving.access.keys import new_secret
+from serving.auth import ADMIN, PREDICT, WATCH, Key, KeyRing
+from serving.auth.keys import new_secret
 from sparsehub.files import sha256_bytes
 
 SECRETS = {name: new_secret() for name in ("boss", "team", "watcher")}

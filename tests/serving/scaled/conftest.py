@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.access.keys import Key, KeyRing, new_secret
-from serving.catalog import Entry, Target, change_catalog, changes, open_catalog
+from serving.auth.keys import Key, KeyRing, new_secret
+from serving.catalog import CatalogEntry, CatalogTarget, change_catalog, changes, open_catalog
 from sparsehub.files import canonical_json, sha256_bytes
 
 ROOT = Path(__file__).parents[3]
@@ -115,7 +115,7 @@ def endpoint(
     with tempfile.TemporaryDirectory(prefix="ray") as short:  # the paths of local sockets must be
         log, path = folder / "log", f"{short}/http"
         serve = str(Path(sys.executable).with_name("serve"))
-        command = [serve, "run", "serving.ray_app:app", f"replicas={REPLICAS}", "cpus=0"]
+        command = [serve, "run", "serving.ray.app:app", f"replicas={REPLICAS}", "cpus=0"]
         with log.open("wb") as out:
             process = subprocess.Popen(
                 ["unshare", "-n", sys.executable, str(APART), path, "8000", *command],
@@ -163,7 +163,7 @@ def adding(hub: Path, name: str) -> Callable[[Any], Any]:
     from sparsehub.hub import open_hub
 
     resolved = open_hub(hub).resolve(name)
-    return lambda catalog: changes.add(catalog, name, Entry(Target(resolved.version, resolved.digest)))
+    return lambda catalog: changes.add(catalog, name, CatalogEntry(CatalogTarget(resolved.version, resolved.digest)))
 
 
 def wait_until_ready(endpoint: Endpoint, log: Path) -> None:

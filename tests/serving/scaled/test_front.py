@@ -11,7 +11,7 @@ import pytest
 
 ray = pytest.importorskip("ray", reason="Ray Serve needs ray (pip install 'sparsehub[ray]')")
 
-from serving import front  # noqa: E402 - it needs ray
+from serving.ray import ingress  # noqa: E402 - it needs ray
 from serving.settings import Settings  # noqa: E402
 
 Play = Callable[[int], AsyncIterator[list[dict[str, Any]]]]
@@ -51,7 +51,7 @@ class Response:
 
 def ask(handle: Handle, path: str = "/v1/classify", model: str = "topic", timeout: float = 5.0) -> list[Any]:
     """The messages that a client gets."""
-    asked = front.Front(Settings("tiny", catalog="hub#it", timeout=timeout), handle)
+    asked = ingress.Front(Settings("tiny", catalog="hub#it", timeout=timeout), handle)
     body = json.dumps({"model": model}).encode()
     scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
     sent: list[Any] = []
@@ -89,7 +89,7 @@ def test_after_the_last_try_it_is_503_in_the_shape_of_all_errors() -> None:
     handle = Handle(lost_until(100))
     start, body = ask(handle)
     assert start["status"] == 503 and json.loads(body["body"])["error"]["code"] == "ReplicaLostError"
-    assert len(handle.placed) == front.TRIES
+    assert len(handle.placed) == ingress.TRIES
 
 
 def test_what_changes_the_catalogue_is_sent_once() -> None:
@@ -123,7 +123,7 @@ def test_a_replica_that_is_silent_is_504(monkeypatch: pytest.MonkeyPatch) -> Non
         await asyncio.sleep(60)
         yield WHOLE
 
-    monkeypatch.setattr(front, "PATIENCE", 0.05)
+    monkeypatch.setattr(ingress, "PATIENCE", 0.05)
     handle = Handle(play)
     start, _ = ask(handle, timeout=0.05)
     assert start["status"] == 504 and handle.cancelled == 1

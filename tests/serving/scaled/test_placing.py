@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from serving.access.access import needed_for
-from serving.placing import carried, may_repeat, task_in
+from serving.auth.authenticator import needed_for
+from serving.ray.routing import carried, may_repeat, task_in
 
 
 @pytest.mark.parametrize(

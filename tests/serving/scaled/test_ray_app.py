@@ -1,4 +1,4 @@
-"""What `serve run serving.ray_app:app` is told, and what it makes of that: no Ray runs here."""
+"""What `serve run serving.ray.app:app` is told, and what it makes of that: no Ray runs here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 pytest.importorskip("ray", reason="Ray Serve needs ray (pip install 'sparsehub[ray]')")
 
-from serving.ray_app import Scale, app, replica_options
+from serving.ray.app import Scale, app, replica_options
 from serving.settings import Settings, absolute
 from sparsehub.errors import UsageError
 

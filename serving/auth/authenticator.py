@@ -1,0 +1,98 @@
+"""From a request's headers to its caller."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Mapping
+
+from serving.auth.caller import ANONYMOUS, Caller, caller_of
+from serving.auth.keys import ADMIN, PREDICT, WATCH, Key, KeyRing, parse_keys
+from serving.auth.rate_limit import TokenBucket
+from serving.console import SIGN_IN, SIGN_OUT, is_console
+from sparsehub.errors import ForbiddenError, UnauthenticatedError, UsageError
+
+log = logging.getLogger("sparsehub")
+PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
+ADMIN_ROUTES = "/v1/admin"
+_LOOKING = frozenset({"/v1/models", "/v1/tasks", "/openapi.json", "/v2"})
+
+
+def needed_for(path: str) -> frozenset[str] | None:
+    """The roles of which a caller needs one; None where nobody is asked. What is not named is for predict keys."""
+    if path in PUBLIC:
+        return None
+    if path == ADMIN_ROUTES or path.startswith(f"{ADMIN_ROUTES}/"):
+        return frozenset({ADMIN})
+    if path == "/metrics":
+        return frozenset({WATCH})
+    looking = path in _LOOKING or path.startswith("/v1/models/") or is_console(path)
+    return frozenset({PREDICT, WATCH}) if looking else frozenset({PREDICT})
+
+
+class Authenticator:
+    """ring: None where the endpoint has no keys; it then answers this machine alone, unless `everybody` says so."""
+
+    def __init__(self, ring: KeyRing | None = None, everybody: bool = False):
+        self._everybody = everybody
+        self._known = None if ring is None else (ring, _callers(ring, {}))
+
+    def reload(self, data: bytes | None) -> None:
+        """Take over a key file's content; raises `UsageError` and changes nothing where it cannot be one."""
+        if data is None:
+            raise UsageError("the key file is gone", fix="put it back; until then the keys that were read last hold")
+        ring = parse_keys(data)
+        self._known = (ring, _callers(ring, self._known[1] if self._known else {}))
+        log.info("%d keys", len(ring.keys))
+
+    def identify(self, authorization: str | None, client: str | None, server: str | None) -> Caller:
+        """The caller; raises `UnauthenticatedError`.
+
+        authorization: the header; client, server: the addresses of the connection's two ends, None for a local socket.
+        """
+        if self._known is None:
+            if self._everybody or (_is_here(client) and _is_here(server)):
+                return ANONYMOUS
+            raise UnauthenticatedError(
+                "this endpoint has no keys, so it answers its own machine only",
+                fix="start it with keys: sparsehub serve --keys FILE",
+            )
+        ring, callers = self._known
+        scheme, _, secret = (authorization or "").partition(" ")
+        key = ring.find(secret.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            found = "no key" if not authorization else "a key that is not known here"
+            raise UnauthenticatedError(
+                "a key is needed", found=found, fix="send the header Authorization: Bearer <key>"
+            )
+        return callers[key]
+
+
+def check_role(caller: Caller, path: str) -> None:
+    """Raises `ForbiddenError` unless the caller's role reaches this path."""
+    needed = needed_for(path)
+    if needed is not None and not needed & caller.may:
+        roles = " or ".join(sorted(needed))
+        raise ForbiddenError(f"{caller.name} may not do that", expected=f"a key of the role {roles}")
+
+
+def _callers(ring: KeyRing, known: Mapping[Key, Caller]) -> dict[Key, Caller]:
+    """A key that did not change keeps what is left of its rates."""
+    return {key: known.get(key) or _caller(key) for key in ring.keys}
+
+
+def _caller(key: Key) -> Caller:
+    requests, tokens = key.requests_per_second, key.tokens_per_second
+    return caller_of(key, TokenBucket(requests) if requests else None, TokenBucket(tokens) if tokens else None)
+
+
+def _is_here(address: str | None) -> bool:
+    """Whether an address is this machine's own."""
+    if address is None:
+        return True
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return (mapped or found).is_loopback

@@ -1,0 +1,52 @@
+"""Where a catalogue lives: a file, or an object in a hub (`./hub#production`, `s3://bucket/models#production`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.catalog.catalog import Catalog, CatalogTarget, parse_catalog
+from serving.config_watch import Document, FileDocument, ObjectDocument, change
+from sparsehub.errors import UsageError
+from sparsehub.hub import PackageHub, open_hub
+from sparsehub.hub.blob_store_backend import BlobStoreBackend
+from sparsehub.hub.locations import open_backend
+
+FOLDER = "catalogs"
+FORMS = "a file, or HUB#NAME for an object in a hub"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def open_catalog(location: str) -> Document:
+    """The document at a location; nothing is asked of it yet. Raises `UsageError`."""
+    hub, mark, name = location.rpartition("#")
+    if not mark:
+        return FileDocument(Path(location).absolute())
+    if not hub or not _NAME.fullmatch(name):
+        raise UsageError("not a place for a catalogue", found=location[:200], expected=FORMS)
+    home = open_backend(hub)
+    if not isinstance(home, BlobStoreBackend):
+        raise UsageError("a catalogue lives in a folder or a bucket", found=location[:200], expected=FORMS)
+    return ObjectDocument(home.objects, f"{FOLDER}/{name}")
+
+
+def hub_beside(location: str, hub: str | None) -> PackageHub:
+    """The hub that holds the packages of a catalogue: `hub`, or the one that the catalogue itself lives in."""
+    inside = location.rpartition("#")[0]
+    if not hub and not inside:
+        raise UsageError("a catalogue in a file does not say where its packages are", fix="give --hub")
+    return open_hub(hub or inside)
+
+
+def target_of(reference: str, hub: PackageHub) -> tuple[str, CatalogTarget]:
+    """The name and the exact version that a reference means in a hub now."""
+    resolved = hub.resolve(reference)
+    return resolved.name, CatalogTarget(resolved.version or resolved.digest, resolved.digest)
+
+
+def change_catalog(document: Document, edit: Callable[[Catalog], Catalog]) -> Catalog:
+    """Change a catalogue by compare-and-swap; raises what `edit` raises, and `ConflictError`."""
+    return parse_catalog(
+        change(document, lambda data: edit(Catalog() if data is None else parse_catalog(data)).to_bytes())
+    )

@@ -1,0 +1,56 @@
+"""What the page's parts share: the way to the endpoint, and what is inside its packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+import gradio as gr
+from starlette.types import ASGIApp
+
+from serving.auth import Authenticator, Caller
+from serving.console.client import EndpointClient
+from serving.console.package_views import Packages
+from serving.console.session import authorization
+from sparsehub.errors import SparsehubError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ConsoleContext:
+    """gate: the endpoint, as strangers reach it; backbone: what it is called."""
+
+    gate: ASGIApp
+    access: Authenticator
+    packages: Packages
+    backbone: str
+
+    def asker(self, request: gr.Request) -> EndpointClient:
+        return EndpointClient(self.gate, request)
+
+    def caller(self, request: gr.Request) -> Caller:
+        """Who looks; raises `UnauthenticatedError`."""
+        assert request.request is not None, "Gradio gives every event its request"
+        scope = request.request.scope
+        client, server = scope.get("client"), scope.get("server")
+        given = authorization(scope["path"], dict(scope["headers"]))
+        return self.access.identify(given, client and client[0], server and server[0])
+
+    async def inside(self, request: gr.Request, references: list[str], look: Callable[..., T]) -> T:
+        """What `look` finds in the packages of these tasks, by their digests; only of tasks that the user may ask."""
+        digests = {task["id"]: task["digest"] for task in await self.asker(request).tasks()}
+        unknown = [reference for reference in references if reference not in digests]
+        if unknown or not references:
+            raise gr.Error("choose a task" if not references else f"no task {unknown[0][:200]} is served to you")
+        try:
+            return await anyio.to_thread.run_sync(look, *(digests[reference] for reference in references))
+        except SparsehubError as error:
+            raise shown(error) from error
+
+
+def shown(error: SparsehubError) -> gr.Error:
+    """An error as the page shows it: a note at the side that stays until it is read."""
+    return gr.Error(str(error), duration=15, title="Refused", print_exception=False)

@@ -1,0 +1,67 @@
+"""What is inside the packages of served tasks: cards, heat maps, overlaps. Read when somebody looks."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from serving.console.cards import card_html, picture_html
+from sparsehub.engine import Engine
+from sparsehub.errors import UnknownTaskError, UsageError
+from sparsehub.extras import require
+from sparsehub.package import Package
+from sparsehub.package.card import DENSITY_PICTURE
+from sparsehub.package.comparison import compare_packages
+from sparsehub.package.plots import draw_matrices, draw_pictures
+
+KEPT = 64  # of what was drawn
+MOST_COMPARED = 8
+
+
+class Packages:
+    """Thread-safe; one package is read at a time, however many look. Whoever asks by a digest has proved that it is his
+    to see: it stands in his list of tasks."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, ...], str] = OrderedDict()
+
+    def card(self, digest: str) -> str:
+        """The card as harmless HTML."""
+        return self._made(("card", digest), lambda: card_html(self._read(digest).attachments))
+
+    def heat_map(self, digest: str) -> str:
+        """The share of changed entries by layer and kind of matrix, drawn from the manifest."""
+        return self._made(("heat", digest), lambda: self._draw_heat(digest))
+
+    def overlap(self, digests: Sequence[str]) -> str:
+        """Jaccard index and sign agreement of two or more tasks; raises `UsageError`."""
+        if not 2 <= len(set(digests)) <= MOST_COMPARED:
+            raise UsageError("choose other tasks", found=len(set(digests)), expected=f"2 to {MOST_COMPARED}")
+        return self._made(("overlap", *digests), lambda: self._draw_overlap(digests))
+
+    def _draw_heat(self, digest: str) -> str:
+        require("matplotlib", "console")
+        return picture_html(draw_pictures(self._read(digest).manifest, None)[DENSITY_PICTURE], "density by layer")
+
+    def _draw_overlap(self, digests: Sequence[str]) -> str:
+        require("matplotlib", "console")
+        found = compare_packages([self._read(digest) for digest in digests])
+        return picture_html(draw_matrices(list(found.names), found.matrices), "overlap of tasks")
+
+    def _read(self, digest: str) -> Package:
+        for status in self._engine.status():
+            if status.task.digest == digest:
+                return status.task.load()
+        raise UnknownTaskError("this task is served no longer")
+
+    def _made(self, key: tuple[str, ...], make: Callable[[], str]) -> str:
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = make()
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+            return self._kept[key]

@@ -1,0 +1,30 @@
+"""From our errors to answers in OpenAI's shape."""
+
+from __future__ import annotations
+
+import math
+
+from fastapi import Response
+from fastapi.responses import JSONResponse
+
+from serving.protocol.tasks import error_body, status_of
+from serving.request.results import CLIENT_LEFT, ClientLeft
+from sparsehub.errors import QueueFullError, RateLimitError, SparsehubError, UnauthenticatedError
+
+AGAIN = "5"  # seconds; what failed for a hub or a disk is tried anew by the next request
+
+
+def failure(error: SparsehubError) -> Response:
+    """The answer to a request that failed."""
+    if isinstance(error, ClientLeft):
+        return Response(status_code=CLIENT_LEFT)
+    status = status_of(error)
+    return JSONResponse(error_body(str(error), status, code=type(error).__name__), status, _headers(error, status))
+
+
+def _headers(error: SparsehubError, status: int) -> dict[str, str] | None:
+    if isinstance(error, QueueFullError | RateLimitError):
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, UnauthenticatedError):
+        return {"WWW-Authenticate": "Bearer"}
+    return {"Retry-After": AGAIN} if status == 503 else None

@@ -1,0 +1,119 @@
+"""Every request passes here first, BentoML's own routes included: who asks, how much comes, and what became of it.
+
+Plain ASGI: a middleware of Starlette's kind costs a task and two streams for every request.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.auth.authenticator import check_role, needed_for
+from serving.auth.caller import ANONYMOUS, Caller
+from serving.auth.keys import PREDICT
+from serving.console import is_console
+from serving.console.session import authorization, refusal
+from serving.error_responses import failure
+from serving.logs import log_request
+from serving.request.body import read_body, replay
+from serving.request.context import RequestContext, enter
+from serving.tracing import describe
+from sparsehub.errors import SparsehubError
+
+if TYPE_CHECKING:
+    from serving.app import Service
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KNOWN = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # that BentoML answers, with no route of ours
+
+
+class RequestMiddleware:
+    """service: gives what the endpoint runs on; it is asked at every request, since it exists later than the app."""
+
+    def __init__(self, app: ASGIApp, service: Callable[[], Service]):
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})  # no route of ours speaks it
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service()
+        headers = dict(scope["headers"])
+        call = RequestContext(_request_id(headers.get(b"x-request-id")), ANONYMOUS, _host(scope, "client") or "local")
+        status = 0  # until there is an answer
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *_told_by(call)]
+                describe(call)  # now: the span ends with the last byte
+            await send(message)
+
+        try:
+            call.caller = _admit(service, scope, headers)
+            enter(call)
+            body = await read_body(service.settings, headers, receive)
+            await self._app(scope, replay(body, receive), told)
+        except SparsehubError as error:
+            page = refusal(scope, headers, error) if service.settings.console else None
+            await (page or failure(error))(scope, receive, told)
+        except Exception:
+            if status == 0:
+                raise
+            # It was answered and logged, then raised again for the server, which would cut the connection before the
+            # answer has left.
+        finally:
+            seconds = time.monotonic() - call.began
+            service.metrics.request(_route(scope), status or 500, call, seconds)
+            service.finish(call)
+            log_request(call, scope["method"], scope["path"], status or 500, seconds)
+
+
+def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
+    """The caller, who may ask on this path and has not asked too often; raises `AccessError`."""
+    needed = needed_for(scope["path"])
+    if needed is None:
+        return ANONYMOUS
+    given = authorization(scope["path"], headers)
+    caller = service.access.identify(given, _host(scope, "client"), _host(scope, "server"))
+    check_role(caller, scope["path"])
+    if PREDICT in needed and caller.requests is not None and not is_console(scope["path"]):  # what it asks is counted
+        caller.requests.take(1, f"the rate of requests of the key {caller.name}")
+    return caller
+
+
+def _request_id(given: bytes | None) -> str:
+    """The caller's own, where it is one that may stand in a log."""
+    text = (given or b"").decode("latin-1")
+    return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
+
+
+def _told_by(call: RequestContext) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer: which request it was, and which package gave it."""
+    told = [(b"x-request-id", call.id.encode())]
+    if call.digest:
+        told += [(b"x-sparsehub-task", call.task.encode()), (b"x-sparsehub-digest", call.digest.encode())]
+    return told
+
+
+def _host(scope: Scope, end: str) -> str | None:
+    """The address at one end of the connection; None for a local socket."""
+    found = scope.get(end)
+    return None if found is None else found[0]
+
+
+def _route(scope: Scope) -> str:
+    """The path as it was declared: metrics by path itself would grow with every stranger's guess."""
+    declared = getattr(scope.get("route"), "path", None)
+    return declared or (scope["path"] if scope["path"] in _KNOWN else "(unknown)")

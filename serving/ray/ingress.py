@@ -1,0 +1,139 @@
+"""What stands before the replicas on Ray Serve: it sends a request where its task is ready, and again where a replica
+was lost with it. It holds no model and knows no key: a replica's gate sees every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from serving.error_responses import failure
+from serving.protocol.tasks import error_body
+from serving.ray.aggregate import MERGED
+from serving.ray.routing import carried, may_repeat, task_in
+from serving.request.body import read_body
+from serving.settings import Settings
+from sparsehub.errors import CancelledError, EngineError, SparsehubError
+from sparsehub.extras import require
+
+log = logging.getLogger("sparsehub")
+ray = require("ray", "ray")
+TRIES = 3
+PAUSE = 0.25  # seconds before a request is sent again: Ray takes a moment to see that a replica is gone
+PATIENCE = 10.0  # seconds beyond the timeout of a row, for the way there and back
+GONE = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
+
+
+class ReplicaLostError(EngineError):
+    """The replica that was to answer is gone, and whether it did is not known."""
+
+
+class Ingress:
+    """replicas: Ray's handle of them."""
+
+    def __init__(self, settings: Settings, replicas: Any):
+        self._settings, self._replicas = settings, replicas
+        self._known: set[str] = set()
+
+    async def __call__(self, _: Request) -> Response:
+        return _Forwarded(self._forward)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(self._settings, dict(scope["headers"]), receive)
+            scope = carried(scope)
+            if scope["method"] == "GET" and scope["path"] in MERGED:
+                await (await self._from_all(scope))(scope, receive, send)
+            else:
+                await self._from_one(scope, body, send)
+        except SparsehubError as error:
+            await failure(error)(scope, receive, send)
+
+    async def _from_one(self, scope: Scope, body: bytes, send: Send) -> None:
+        """Raises `ReplicaLostError` where the last try was lost before a byte of its answer came."""
+        tries, tried = (TRIES if may_repeat(scope) else 1), 0
+        while True:
+            tried, last = tried + 1, None
+            try:
+                async with aclosing(self._answer(scope, body)) as answer:
+                    async for last in answer:
+                        await send(last)
+                return
+            except GONE as error:
+                if last is not None and last["type"] == "http.response.body" and not last.get("more_body"):
+                    return  # it was lost after its answer
+                log.warning("a replica was lost with a request for %s: %s", scope["path"][:200], type(error).__name__)
+                if last is not None:
+                    await send(_broken_off())
+                    return
+                if tried == tries:
+                    raise ReplicaLostError("the replica was lost before it answered", fix="ask again") from error
+                await asyncio.sleep(PAUSE * tried)
+
+    async def _answer(self, scope: Scope, body: bytes) -> AsyncGenerator[Message]:
+        """One try. Raises what Ray raises for a lost replica, and `CancelledError` where none answers in time."""
+        try:
+            async with asyncio.timeout(self._settings.timeout + PATIENCE) as limit:
+                task = await self._task(scope["path"], body)
+                answer = self._replicas.options(stream=True, multiplexed_model_id=task).answer.remote(scope, body, task)
+                try:
+                    async for messages in answer:
+                        limit.reschedule(None)  # what streams may take its time
+                        for message in messages:
+                            yield message
+                except BaseException:  # the client has left, or it takes too long
+                    answer.cancel()
+                    raise
+        except TimeoutError as error:
+            raise CancelledError("no replica answered in time", fix="ask again, or add replicas") from error
+
+    async def _task(self, path: str, body: bytes) -> str:
+        """What a request is placed by: a task of the catalogue or nothing; what strangers invent is not kept."""
+        task = task_in(path, body)
+        if task in ("", "backbone", self._settings.backbone):
+            return ""
+        if task not in self._known:
+            if not await self._replicas.serves.remote(task):
+                return ""
+            self._known.add(task)
+        return task
+
+    async def _from_all(self, scope: Scope) -> Response:
+        """What all replicas say, as one answer; the first refusal where one refuses."""
+        asked = self._replicas.broadcast("whole", scope)
+        try:
+            answers = await asked.results_async(timeout_s=self._settings.timeout, return_exceptions=True)
+        except TimeoutError as error:
+            raise CancelledError("a replica does not answer", fix="ask again") from error
+        found = dict(answer for answer in answers if not isinstance(answer, BaseException))
+        if not found:
+            raise ReplicaLostError("no replica answers", fix="ask again")
+        for status, headers, body in found.values():
+            if status != 200:
+                return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+        merged, kind = MERGED[scope["path"]]({name: body for name, (_, _, body) in found.items()})
+        return Response(merged, media_type=kind)
+
+
+class _Forwarded(Response):
+    """A response that another process gives."""
+
+    def __init__(self, forward: Any):
+        self._forward = forward
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._forward(scope, receive, send)
+
+
+def _broken_off() -> Message:
+    """The end of a stream whose replica was lost: an event that says so, and no [DONE]."""
+    body = json.dumps(error_body("the replica was lost in the middle of its answer", 503, code="ReplicaLostError"))
+    return {"type": "http.response.body", "body": f"data: {body}\n\n".encode(), "more_body": False}

@@ -1,0 +1,63 @@
+"""From submitted rows to their results: waiting without a thread, and letting go when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from serving.protocol.tasks import error_body, status_of
+from sparsehub.errors import CancelledError, SparsehubError
+
+T = TypeVar("T")
+CLIENT_LEFT = 499  # nginx's number: nobody reads it, but the log and the metrics do
+
+
+class ClientLeft(CancelledError):  # noqa: N818 - it is an event more than an error
+    """The connection was closed before the answer was ready."""
+
+
+async def results(request: Request, futures: list[Future[T]]) -> list[T | SparsehubError]:
+    """Every row's result or its own error, in order. Rows that wait are taken back when the client leaves.
+
+    A request whose rows all failed raises the first row's error, so that it has an honest status.
+    """
+    waiting = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
+    waiting.add_done_callback(_noticed)
+    leaving = asyncio.create_task(_disconnect(request))
+    either: list[asyncio.Future[Any]] = [waiting, leaving]
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientLeft("the client left")
+    finally:  # also where this request itself is cancelled, by a server's time limit for instance
+        leaving.cancel()
+        waiting.cancel()
+        for future in futures:
+            future.cancel()
+    outcome: list[T | SparsehubError] = []
+    for result in waiting.result():
+        if isinstance(result, BaseException) and not isinstance(result, SparsehubError):
+            raise result
+        outcome.append(result)
+    if isinstance(outcome[0], SparsehubError) and all(isinstance(result, SparsehubError) for result in outcome):
+        raise outcome[0]
+    return outcome
+
+
+def _noticed(waiting: asyncio.Future[Any]) -> None:
+    """asyncio writes into the log what nobody looks at: here, that a request was taken back."""
+    if not waiting.cancelled():
+        waiting.exception()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def failed_item(index: int, error: SparsehubError) -> dict[str, Any]:
+    """What stands in a list of answers for a row that failed alone."""
+    return {"index": index, **error_body(str(error), status_of(error))}

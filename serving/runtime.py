@@ -1,0 +1,41 @@
+"""Everything that one process of an endpoint runs, whichever server it stands in."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from serving.app import Service
+from serving.catalog.router import Router
+from serving.config_watch import Watcher
+from serving.logs import write_lines
+from serving.metrics import Metrics
+from serving.settings import Settings
+from serving.startup import start_access, start_catalog, start_engine
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """service: what the routes work with; keys: what follows the key file, where there is one."""
+
+    service: Service
+    keys: Watcher | None
+
+    def stop(self) -> None:
+        """Finish what runs, refuse what comes."""
+        if self.keys is not None:
+            self.keys.stop()
+        if self.service.reconciler is not None:
+            self.service.reconciler.stop()
+        self.service.engine.stop()
+
+
+def start_service(settings: Settings) -> Runtime:
+    """Start the engine, what follows its documents, and the log; raises what a user can mend."""
+    logging.getLogger("sparsehub").setLevel(logging.INFO)
+    write_lines()
+    metrics = Metrics()
+    access, keys = start_access(settings)
+    engine, router = start_engine(settings, metrics.observe), Router()
+    reconciler = start_catalog(settings, engine, router)
+    return Runtime(Service(settings, engine, metrics, access, router, reconciler), keys)

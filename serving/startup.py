@@ -1,0 +1,111 @@
+"""An engine with its tasks, from settings: where packages come from meets what runs them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from serving.auth import Authenticator, KeyRing
+from serving.catalog import open_catalog
+from serving.catalog.locations import hub_beside, target_of
+from serving.catalog.reconciler import Reconciler, Source
+from serving.catalog.router import Router
+from serving.config_watch import FileDocument, Watcher
+from serving.settings import Settings
+from sparsehub.backbone import load_backbone
+from sparsehub.engine import BatchReport, Budgets, Engine, GenerationLimits, Limits, Task
+from sparsehub.engine.task_handle import UNLIMITED
+from sparsehub.errors import NotFoundError, UsageError
+from sparsehub.hub import PackageHub, open_hub
+from sparsehub.hub.package_loader import load_package
+from sparsehub.hub.user_settings import read_policy
+from sparsehub.package import MANIFEST_FILE, read_manifest
+
+log = logging.getLogger("sparsehub")
+LOADERS = 4  # so that tasks that are on this machine need not wait for a hub that hangs
+
+
+def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = lambda _: None) -> Engine:
+    """Load the backbone and every task, and start the model thread; raises what a user can mend."""
+    began = time.monotonic()
+    backbone = load_backbone(
+        settings.backbone, dtype=settings.dtype, device=settings.device, revision=settings.revision
+    )
+    limits = Limits(settings.queue_rows, settings.batch_tokens, settings.batch_rows)
+    texts = GenerationLimits(cache_tokens=settings.cache_tokens, new_tokens=settings.new_tokens)
+    engine = Engine(backbone, limits, observe, budgets=_budgets(settings), mode=settings.mode, generation=texts)
+    policy = _policy(settings)
+    read_policy(policy)  # a policy that cannot be understood stops the endpoint here, and not its first request
+    hub = open_hub(settings.hub) if settings.hub else None
+    for reference in () if settings.catalog else settings.tasks or _everything(hub):
+        task = task_of(reference, hub, policy)
+        engine.register(task)
+        if settings.tasks:  # what is named must be right; all of a hub is read as it is asked for
+            engine.load(f"{task.name}@{task.digest}")
+        log.info("task %s %s", task.reference, task.digest)
+    engine.start()
+    log.info("%d tasks on %s in %.1f s", len(engine.tasks), settings.backbone, time.monotonic() - began)
+    return engine
+
+
+def start_catalog(settings: Settings, engine: Engine, router: Router) -> Reconciler | None:
+    """What makes the engine serve the catalogue, where there is one; raises what a user can mend."""
+    if settings.catalog is None:
+        return None
+    hub = hub_beside(settings.catalog, settings.hub)
+    policy = _policy(settings)
+    source = Source(
+        lambda pinned: load_package(pinned, hub, policy=read_policy(policy)),
+        lambda reference: target_of(reference, hub),
+    )
+    reconciler = Reconciler(open_catalog(settings.catalog), engine, router, source)
+    reconciler.start()
+    return reconciler
+
+
+def start_access(settings: Settings) -> tuple[Authenticator, Watcher | None]:
+    """Who may ask, and what follows the key file while the endpoint runs; raises `UsageError` for a wrong file."""
+    if settings.keys is None:
+        return Authenticator(everybody=settings.open), None
+    access = Authenticator(KeyRing())
+    follower = Watcher(FileDocument(Path(settings.keys)), access.reload)
+    follower.look()
+    follower.start()
+    return access, follower
+
+
+def task_of(reference: str, hub: PackageHub | None, policy: Path | None) -> Task:
+    """The task that a package folder or a reference means; of its package no more than the manifest is read.
+
+    policy: of `Settings`; it is read again, and must allow the package, whenever that is loaded.
+    """
+    if (Path(reference) / MANIFEST_FILE).is_file():
+        manifest = read_manifest(Path(reference))
+        name, version, digest, exact = manifest.name, manifest.version, manifest.digest, reference
+    elif hub is None:
+        raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
+    else:
+        resolved = hub.resolve(reference)
+        name, digest, exact = resolved.name, resolved.digest, resolved.pinned
+        version = resolved.version or digest
+    return Task(name, version, digest, lambda: load_package(exact, hub, policy=read_policy(policy)))
+
+
+def _policy(settings: Settings) -> Path | None:
+    return Path(settings.policy) if settings.policy else None
+
+
+def _budgets(settings: Settings) -> Budgets:
+    mebibyte = 1 << 20
+    device = settings.device_mib * mebibyte if settings.device_mib else UNLIMITED
+    return Budgets(device, settings.host_mib * mebibyte, loaders=LOADERS)
+
+
+def _everything(hub: PackageHub | None) -> list[str]:
+    """Every task of a hub, by the name that means what its `latest` says; no package is read for that."""
+    names = hub.backend.names() if hub else []
+    if not names:
+        raise NotFoundError("the hub holds no task", fix="push one: sparsehub push PACKAGE HUB --version 1.0.0")
+    return names

@@ -1,0 +1,120 @@
+"""Which stored tensor is which parameter: a task's model by its names alone, whatever a tool has put before them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsehub.backbone import Checkpoint
+from sparsehub.backbone.backbone import spellings
+from sparsehub.backbone.tokenizer import load_tokenizer
+from sparsehub.errors import BackboneError
+from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
+from sparsehub.package.task_model import auto_class, base_prefix, task_config
+
+Shape = tuple[int, ...]
+SHOWN = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class CheckpointLayout:
+    """The names of a task's model, without its weights.
+
+    architecture: of the base model; prefix: what its parameters' names begin with inside the task's model; base: their
+    shapes, by name without the prefix, each tied group once; aliases: other names of a tied parameter; others: shapes
+    of the task's own parameters, by their names in the task's model; linear: base weights of Linear layers; transposed:
+    of transformers' Conv1D, which stores them the other way round; around: names in `base` that have no prefix: the
+    output layer of a language model, which belongs to its backbone.
+    """
+
+    architecture: str
+    prefix: str
+    base: Mapping[str, Shape]
+    aliases: Mapping[str, tuple[str, ...]]
+    others: Mapping[str, Shape]
+    linear: frozenset[str]
+    transposed: frozenset[str]
+    around: frozenset[str] = frozenset()
+
+
+def layout_of(checkpoint: Checkpoint, task: TaskSpec) -> CheckpointLayout:
+    """The layout of a task's model on a backbone; nothing of its weights is read."""
+    from transformers import AutoConfig
+    from transformers.pytorch_utils import Conv1D
+
+    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    with torch.device("meta"):
+        model: Any = auto_class(task.kind).from_config(
+            task_config(config, task, load_tokenizer(checkpoint).pad_token_id)
+        )
+    prefix = base_prefix(model)
+    module = getattr(model, prefix[:-1])
+    groups: dict[int, list[str]] = {}
+    shapes: dict[str, Shape] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+        shapes[name] = tuple(parameter.shape)
+    generates = task.kind == TEXT_GENERATION
+    base = {names[0]: names[1:] for names in groups.values() if generates or names[0].startswith(prefix)}
+    around = frozenset(name for name in base if not name.startswith(prefix))
+    return CheckpointLayout(
+        architecture=type(module).__name__,
+        prefix=prefix,
+        base={name.removeprefix(prefix): shapes[name] for name in base},
+        aliases={n.removeprefix(prefix): tuple(a.removeprefix(prefix) for a in more) for n, more in base.items()},
+        others={n: shapes[n] for names in groups.values() for n in names[:1] if n not in base},
+        linear=around | {f"{n}.weight" for n, m in module.named_modules() if isinstance(m, torch.nn.Linear)},
+        transposed=frozenset(f"{n}.weight" for n, m in module.named_modules() if isinstance(m, Conv1D)),
+        around=around,
+    )
+
+
+@dataclass(frozen=True)
+class Matched:
+    """prefix: what the stored names have in front; names: parameter name to stored name, where there is one."""
+
+    prefix: str
+    names: Mapping[str, str]
+
+
+def match_layout(layout: CheckpointLayout, stored: Iterable[str], what: str) -> Matched:
+    """`match_names` for a layout: what lies around its base model is looked for beside it."""
+    present = set(stored)
+    found = match_names([name for name in layout.base if name not in layout.around], present, what)
+    outside = found.prefix.removesuffix(layout.prefix)
+    beside = {name: outside + name for name in layout.around if outside + name in present}
+    return Matched(found.prefix, {**found.names, **beside})
+
+
+def match_names(wanted: Collection[str], stored: Iterable[str], what: str) -> Matched:
+    """Find the parameters among stored tensors, whatever one prefix a tool has put before all of them.
+
+    The prefix under which most parameters are found is taken. Raises `BackboneError` where none is found at all, or
+    where two prefixes have as many.
+    """
+    present = set(stored)
+    known = {spelling: name for name in wanted for spelling in spellings(name)}
+    votes = Counter(prefix for name in present for prefix, rest in _cuts(name) if rest in known)
+    best = votes.most_common(2)
+    if not best or (len(best) == 2 and best[0][1] == best[1][1]):
+        found = ", ".join(sorted(present)[:SHOWN]) if not best else " and ".join(repr(prefix) for prefix, _ in best)
+        raise BackboneError(
+            f"the tensors of {what} are not those of this backbone" if not best else f"{what} holds two such models",
+            found=found or "no tensors",
+            expected=f"names that end like {', '.join(list(wanted)[:SHOWN])}",
+        )
+    prefix = best[0][0]
+    places = {n: next((prefix + s for s in spellings(n) if prefix + s in present), None) for n in wanted}
+    return Matched(prefix, {name: place for name, place in places.items() if place is not None})
+
+
+def _cuts(name: str) -> Iterable[tuple[str, str]]:
+    """A dotted name cut in two at each of its dots, and whole: ("", name), ("a.", "b.c"), ("a.b.", "c")."""
+    parts = name.split(".")
+    for place in range(len(parts)):
+        head = ".".join(parts[:place])
+        yield head + "." if head else "", ".".join(parts[place:])

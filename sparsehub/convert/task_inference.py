@@ -1,0 +1,101 @@
+"""What task a checkpoint was fine-tuned for, as its configuration tells or as the user says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from sparsehub.errors import UsageError
+from sparsehub.files import strict_json
+from sparsehub.package.manifest import (
+    KINDS,
+    MULTIPLE_CHOICE,
+    PROBLEM_TYPES,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    TaskSpec,
+)
+from sparsehub.package.manifest_builder import metric_names
+from sparsehub.schema import unknown_name
+
+_ENDS = {
+    "ForSequenceClassification": TEXT_CLASSIFICATION,
+    "ForTokenClassification": TOKEN_CLASSIFICATION,
+    "ForMultipleChoice": MULTIPLE_CHOICE,
+    "ForCausalLM": TEXT_GENERATION,
+    "LMHeadModel": TEXT_GENERATION,
+}
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskHints:
+    """What the user says of a task; None and empty where the checkpoint shall tell."""
+
+    kind: str | None = None
+    text: tuple[str, ...] = ("text",)
+    label: str = "label"
+    labels: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    max_length: int = 256
+
+
+def task_of(told: TaskHints, folder: Path | None) -> TaskSpec:
+    """The task of the checkpoint in `folder`; raises `UsageError` where nobody says what kind it is.
+
+    Labels come from the configuration (`id2label`) unless they are told.
+    """
+    config = _config(folder)
+    kind = told.kind or _kind(config)
+    if kind not in KINDS:
+        raise UsageError(unknown_name("kind", kind, list(KINDS)))
+    if (kind == MULTIPLE_CHOICE) != bool(told.choices):
+        raise UsageError(
+            f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix="give --choices choice1,choice2"
+        )
+    unlabelled = kind in (REGRESSION, TEXT_GENERATION)
+    labels = () if unlabelled else told.choices or told.labels or _labels(config)
+    if not unlabelled and len(labels) < 2:
+        raise UsageError("nothing says what the labels are", fix="give --labels, in the order of the head's outputs")
+    return TaskSpec(
+        kind=kind,
+        labels=tuple(labels),
+        problem_type=PROBLEM_TYPES[kind],
+        text_fields=told.text,
+        label_field="" if kind == TEXT_GENERATION and told.label == TaskHints.label else told.label,
+        max_length=told.max_length,
+        metrics=metric_names(kind, len(labels)),
+        choice_fields=told.choices,
+    )
+
+
+def _config(folder: Path | None) -> dict[str, Any]:
+    path = folder / CONFIG_FILE if folder else None
+    found = strict_json(path.read_bytes(), CONFIG_FILE) if path and path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _kind(config: dict[str, Any]) -> str:
+    names = config.get("architectures") or ["no architecture"]
+    kind = next((kind for end, kind in _ENDS.items() if str(names[0]).endswith(end)), None)
+    if kind is None:
+        known = ", ".join(_ENDS)
+        raise UsageError(
+            "the checkpoint does not say what kind of task it was tuned for",
+            found=names[0],
+            expected=known,
+            fix="give --kind",
+        )
+    problem = config.get("problem_type")
+    if problem == "multi_label_classification":
+        raise UsageError("a package holds one label a row, and this checkpoint was tuned for several", found=problem)
+    alone = len(config.get("id2label") or ("0", "1")) == 1
+    return REGRESSION if kind == TEXT_CLASSIFICATION and (problem == "regression" or alone) else kind
+
+
+def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+    table = config.get("id2label") or {}
+    return tuple(str(table[key]) for key in sorted(table, key=int))

@@ -1,0 +1,105 @@
+"""A task's changes by target: what its rows add in a mixed batch, made of its patch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsehub.backbone import Arena, Slot
+from sparsehub.engine.target_modules import CONV1D, TargetModule, TargetModules
+from sparsehub.kernels import ScaleShift, SparseChange, compress
+from sparsehub.kernels.sparse import for_gpu
+from sparsehub.patch import Patch
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """One task's change of every target module that it touches, for mixed batches; `MixedBatch` reads it.
+
+    parts: what each touched target has instead of the backbone's, by target index; addresses: [targets, ADDRESSES]
+    int64, of the parts and of the backbone's own scales and shifts, on the device.
+    """
+
+    parts: Mapping[int, SparseChange | ScaleShift]
+    addresses: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts.values()) + self.addresses.nbytes
+
+
+@dataclass(frozen=True)
+class WeightSlice:
+    """The part of a patch in one place of the arena.
+
+    local: [k] int32 or int64 flat positions inside it; change: [k] float32, what an entry becomes less what it was, in
+    the arena's dtype: so a mixed row computes with the same weights as a swapped one, rounding included.
+    """
+
+    slot: Slot
+    local: Tensor
+    change: Tensor
+
+
+def make_adapter_weights(targets: TargetModules, arena: Arena, patch: Patch) -> AdapterWeights | str:
+    """A patch by target; or why it cannot be mixed (`TargetModules.why_not`)."""
+    pieces = list(pieces_of(arena, patch))
+    problem = targets.why_not({piece.slot for piece in pieces})
+    return problem or _by_site(targets, pieces, next(iter(arena.buffers.values())).device)
+
+
+def _by_site(targets: TargetModules, pieces: Sequence[WeightSlice], device: torch.device) -> AdapterWeights:
+    found: dict[int, dict[str, WeightSlice]] = {}
+    for piece in pieces:
+        for target, role in targets.uses[piece.slot]:
+            found.setdefault(target.index, {})[role] = piece
+    parts = {index: _part(targets.targets[index], roles) for index, roles in found.items()}
+    addresses = targets.base_addresses(device)
+    for index, part in parts.items():
+        addresses[index] = torch.tensor(part.addresses)
+    return AdapterWeights(parts, addresses)
+
+
+def pieces_of(arena: Arena, patch: Patch) -> Iterator[WeightSlice]:
+    for segment in patch.segments:
+        slots = sorted({s for s in arena.slots.values() if s.dtype == segment.dtype}, key=lambda slot: slot.offset)
+        edges = torch.tensor([[slot.offset, slot.offset + slot.numel] for slot in slots])
+        edges = edges.to(segment.positions.device, segment.positions.dtype)
+        bounds = torch.searchsorted(segment.positions, edges).tolist()
+        base = segment.base.float()
+        becomes = segment.values if patch.value_kind == "set" else (base + segment.values).to(segment.dtype)
+        change = becomes.float() - base
+        for slot, (first, last) in zip(slots, bounds, strict=True):
+            if first < last:
+                local = segment.positions[first:last] - slot.offset
+                yield WeightSlice(slot, local, change[first:last])
+
+
+def _part(target: TargetModule, pieces: Mapping[str, WeightSlice]) -> SparseChange | ScaleShift:
+    """What a target has with the changes of its weight, its bias, or both."""
+    weight, bias = pieces.get("weight"), pieces.get("bias")
+    if target.base is not None:
+        shift = target.base.bias if bias is None else _changed(target.base.bias, bias)
+        return ScaleShift(target.base.weight if weight is None else _changed(target.base.weight, weight), shift)
+    change = None if bias is None else _changed(torch.zeros(bias.slot.numel, device=bias.change.device), bias)
+    if weight is None:
+        return SparseChange((0, 0), bias=change)
+    return dataclasses.replace(_compressed(weight, transposed=target.kind == CONV1D), bias=change)
+
+
+def _changed(vector: Tensor | None, piece: WeightSlice) -> Tensor:
+    assert vector is not None  # a place that a delta changes has values in the backbone
+    result = vector.clone()
+    result.index_add_(0, piece.local, piece.change)
+    return result
+
+
+def _compressed(piece: WeightSlice, *, transposed: bool) -> SparseChange:
+    """By rows of dW [out, in]; transposed: the place is [in, out], as in Conv1D."""
+    rows, width = piece.slot.shape
+    change = compress(piece.local, piece.change, rows, width, transposed=transposed)
+    return for_gpu(change, piece.slot.dtype) if piece.change.is_cuda else change

@@ -1,0 +1,120 @@
+"""Making a generator for a backbone, and token ids of what a request gives as its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, cast
+
+from sparsehub.backbone import Backbone
+from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
+from sparsehub.engine.arena_manager import ArenaManager
+from sparsehub.engine.batch_runner import AUTO
+from sparsehub.engine.generation.batcher import Batcher
+from sparsehub.engine.generation.decoding_check import mixes_well
+from sparsehub.engine.generation.generator import Generator, Listen
+from sparsehub.engine.generation.limits import GenerationLimits
+from sparsehub.engine.generation.model_runner import Stepper
+from sparsehub.engine.generation.output_processor import end_tokens
+from sparsehub.engine.generation.packing import Packer
+from sparsehub.engine.generation.request import Generation, Sampling
+from sparsehub.engine.inputs import check_text
+from sparsehub.engine.model_loop import ModelLoop
+from sparsehub.engine.pending_request import Admit
+from sparsehub.engine.residency import Residency
+from sparsehub.engine.target_modules import TargetModules
+from sparsehub.engine.task_handle import LOAD_SECONDS
+from sparsehub.engine.task_registry import Task
+from sparsehub.errors import DataError, RequestError
+from sparsehub.package.chat import check_messages, render
+from sparsehub.package.manifest import TEXT_GENERATION
+
+Lane = Callable[[str | None], Hashable | None]
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+def make_generator(
+    backbone: Backbone,
+    arena: ArenaManager,
+    residency: Residency,
+    targets: TargetModules,
+    limits: GenerationLimits,
+    lane: Lane,
+    loop: ModelLoop,
+) -> Generator | None:
+    """None for a backbone that is no causal language model; raises `BackboneError` where it cannot run in batches.
+
+    loop: of the other requests; the way in which it runs batches is the generator's too.
+    """
+    if backbone.language_model is None:
+        return None
+    tokenizer = load_tokenizer(backbone.checkpoint)
+    batcher = Batcher(backbone, limits, end_tokens(tokenizer, backbone.language_model))
+    stepper = Stepper(arena, residency, batcher, Packer(targets), lambda: loop.mode)
+    judge = Stepper(arena, residency, batcher, Packer(targets), lambda: AUTO)
+    if not mixes_well(judge, backbone, targets, limits.pages):
+        lane = _alone(lane)
+    arena.empty(residency)
+    return Generator(stepper, limits, lane, tokenizer, max_tokens(tokenizer, backbone.config))
+
+
+def _alone(lane: Lane) -> Lane:
+    """Every task in a lane of its own, as soon as it is in memory."""
+    return lambda digest: None if lane(digest) is None else (digest or "backbone")
+
+
+def ask(
+    generator: Generator,
+    task: Task | None,
+    prompts: Sequence[Prompt],
+    samplings: Sequence[Sampling],
+    timeout: float | None,
+    listen: Callable[[int], Listen],
+    admit: Admit,
+) -> list[Generation]:
+    """Hold the task, tokenise, check, queue.
+
+    timeout: seconds that a task may take to load, and a text to begin; None for a minute and for ever.
+    Raises `RequestError`, `QueueFullError`, and what the task's load raises.
+    """
+    if task is None:
+        ids = _encoded(generator, prompts)
+        return generator.submit(ids, samplings, None, None, timeout=timeout, listen=listen, admit=admit)
+    residency = generator.residency
+    handle = residency.acquire(task)  # it comes while its prompts are tokenised
+    try:
+        ids = _encoded(generator, prompts)
+        info = residency.info(task.digest) or handle.wait(timeout or LOAD_SECONDS).info
+        if info.spec.kind != TEXT_GENERATION:
+            raise RequestError(f"{info.reference} generates no text", found=info.spec.kind)
+        return generator.submit(ids, samplings, info, handle, timeout=timeout, listen=listen, admit=admit)
+    finally:
+        residency.release(handle)
+
+
+def _encoded(generator: Generator, prompts: Sequence[Prompt]) -> list[list[int]]:
+    with generator.tokenizer_lock:
+        return [prompt_ids(generator.tokenizer, prompt) for prompt in prompts]
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """A text, token ids, or messages (by the chat template, with the opening of an answer); raises `RequestError`."""
+    if isinstance(prompt, str):
+        return _ids(tokenizer, prompt, special=True)
+    if not prompt:
+        raise RequestError("the prompt is empty", expected="a text, token ids or messages")
+    if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
+        return list(cast("Sequence[int]", prompt))
+    try:
+        check_messages(prompt, tokenizer)
+        text = render(cast("Sequence[Mapping[str, Any]]", prompt), tokenizer, answer=True)
+    except DataError as error:
+        raise RequestError(str(error)) from error
+    except Exception as error:  # a template may refuse a conversation with any error
+        raise RequestError("the chat template refuses these messages", found=str(error)[:300]) from error
+    return _ids(tokenizer, text, special=False)  # the template writes the special tokens itself
+
+
+def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    check_text("the prompt", text)
+    ids: list[int] = tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
+    return ids

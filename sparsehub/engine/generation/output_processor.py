@@ -1,0 +1,63 @@
+"""What one running sequence has said so far: text, probabilities, and whether it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparsehub.engine.generation.detokenizer import TextStream
+from sparsehub.engine.generation.request import LENGTH, STOP, Completion, Generation, TextDelta, TokenLog
+from sparsehub.engine.generation.sampling import SampledToken
+
+
+class OutputProcessor:
+    """Hears tokens, and says their text to whoever listens. finish: why it ended, None while it goes on."""
+
+    def __init__(self, generation: Generation, tokenizer: Any, ends: Sequence[int]):
+        self.finish: str | None = None
+        self._ends = ends
+        self._generation, self._tokenizer = generation, tokenizer
+        self._stream = TextStream(tokenizer, generation.sampling.stop)
+        self._text: list[str] = []
+        self._untold: list[TokenLog] = []  # of tokens whose text is not whole yet
+        self._quiet = 0  # tokens since the last piece
+
+    def hear(self, token: int, chosen: SampledToken | None) -> None:
+        """The next token."""
+        generation = self._generation
+        generation.tokens.append(token)
+        self._quiet += 1
+        text = self._stream.push(token)
+        if chosen is not None:
+            self._untold.append(self._log(token, chosen))
+        if self._stream.stopped or token in self._ends:
+            self.finish = STOP
+        elif len(generation.tokens) >= generation.max_tokens:
+            self.finish = LENGTH
+        if self.finish is not None and not self._stream.stopped:
+            text += self._stream.flush()
+        if text or self.finish is not None:
+            self._say(text)
+
+    def completion(self) -> Completion:
+        """All of it, once it is done."""
+        assert self.finish is not None
+        generation = self._generation
+        return Completion("".join(self._text), tuple(generation.tokens), self.finish, tuple(generation.logs))
+
+    def _say(self, text: str) -> None:
+        self._text.append(text)
+        self._generation.logs.extend(self._untold)
+        self._generation.say(TextDelta(text, self._quiet, tuple(self._untold), self.finish))
+        self._untold, self._quiet = [], 0
+
+    def _log(self, token: int, chosen: SampledToken) -> TokenLog:
+        top = tuple((other, self._tokenizer.decode([other]), logprob) for other, logprob in chosen.top)
+        return TokenLog(token, self._tokenizer.decode([token]), chosen.logprob, top)
+
+
+def end_tokens(tokenizer: Any, model: Any) -> list[int]:
+    """Tokens at which a text ends: the tokenizer's, and those that the model's generation settings name."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return sorted({token for token in found if isinstance(token, int) and token >= 0})

@@ -1,0 +1,73 @@
+"""Before anything is mixed on a backbone: does a mixed pass give what the changed weights give?"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from sparsehub.backbone import Backbone
+from sparsehub.delta import Delta, ParameterDelta
+from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
+from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.target_modules import TargetModules, find_target_modules, nothing_mixes, sample_batch
+from sparsehub.patch import apply_patch, make_patch, restore_patch
+
+ENTRIES = 64  # changed in every place, or a thousandth of it
+ROWS, LENGTH = 2, 6
+# The largest difference, as a share of what the change moves the outputs by: rounding passes, a missed module does not.
+ALLOWED = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+log = logging.getLogger("sparsehub")
+
+
+def checked_targets(backbone: Backbone) -> TargetModules:
+    """The targets of a backbone, proved on a small batch; none where the proof fails. The arena must hold the base."""
+    try:
+        targets = find_target_modules(backbone)
+        problem = _problem(backbone, targets) if targets.uses else None
+    except Exception as error:  # a model that a plain batch of ids does not suit
+        problem = f"its modules cannot be watched: {type(error).__name__}: {error}"[:300]
+    if problem is None:
+        return targets
+    log.warning("tasks on %s run by swap alone: %s", backbone.checkpoint.id, problem)
+    return nothing_mixes(backbone.arena, problem)
+
+
+@torch.inference_mode()
+def _problem(backbone: Backbone, targets: TargetModules) -> str | None:
+    patch = make_patch(backbone, loud_delta(backbone, targets))
+    adapter = make_adapter_weights(targets, backbone.arena, patch)
+    assert isinstance(adapter, AdapterWeights)  # it changes nothing but what can be mixed
+    batch = sample_batch(backbone, ROWS, LENGTH)
+    with MixedBatch(targets, [adapter], [(0, 0, ROWS)]).on_model():
+        mixed = _states(backbone, batch)
+    plain = _states(backbone, batch)
+    apply_patch(backbone.arena, patch)
+    try:
+        changed = _states(backbone, batch)
+    finally:
+        restore_patch(backbone.arena, patch)
+    wrong, moved = float((mixed - changed).abs().max()), float((changed - plain).abs().max())
+    if wrong <= ALLOWED[backbone.dtype] * moved:
+        return None
+    return f"a mixed pass is off by {wrong:.2g} where the change moves outputs by {moved:.2g}"
+
+
+def _states(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
+    outputs = backbone.whole(**batch)  # of a language model the logits: its output layer is to be proved too
+    states: Tensor = outputs.last_hidden_state if backbone.language_model is None else outputs.logits
+    return states.float()
+
+
+def loud_delta(backbone: Backbone, targets: TargetModules) -> Delta:
+    """A few large changes in every place that can be mixed."""
+    generator, parts = torch.Generator().manual_seed(0), {}
+    for slot, name in {slot: name for name, slot in backbone.arena.slots.items() if slot in targets.uses}.items():
+        if slot in targets.others:
+            continue
+        count = max(ENTRIES, slot.numel // 1000)
+        places = torch.randint(slot.numel, (count,), generator=generator).unique()
+        scale = float(backbone.arena.view(name).float().std(correction=0)) or 0.1
+        parts[name] = ParameterDelta(slot.shape, places, torch.randn(len(places), generator=generator) * scale)
+    return Delta(parts, "add", "float32")

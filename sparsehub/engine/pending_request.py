@@ -1,0 +1,22 @@
+"""What a request for rows gets at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from sparsehub.engine.task_registry import TaskInfo
+
+T = TypeVar("T")
+Admit = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class PendingRequest(Generic[T]):
+    """What a request gets at once. futures: one per input, in order; task: the very package that will answer."""
+
+    futures: list[Future[T]]
+    task: TaskInfo | None
+    tokens: int

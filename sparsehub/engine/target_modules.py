@@ -1,0 +1,235 @@
+"""The modules of a backbone that a mixed batch can run, found by watching one small forward pass.
+
+A module is a target when it is of a kind that we know and sees its input row by row: then each row can have its own
+task's change. Whatever else a delta touches runs by swap, and `TargetModules.why_not` says why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehub.backbone import Arena, Backbone, Slot
+from sparsehub.kernels import ScaleShift
+from sparsehub.kernels.sparse import ADDRESSES, NOTHING
+
+LINEAR, CONV1D, EMBEDDING, LAYER_NORM, RMS_NORM = "Linear", "Conv1D", "Embedding", "LayerNorm", "RMSNorm"
+_ROWS, _LENGTH = 3, 5  # of the watched pass: different, and unlike most sizes inside a model
+
+
+@dataclass(frozen=True)
+class TargetModule:
+    """One module. index: its row in address tables; base: a norm's unchanged scale and shift, in float32.
+
+    neutral: an RMSNorm's weight under which it only normalises; its scale is weight + 1 - neutral (some models count
+    from 1). epsilon: an RMSNorm's, where it was seen to compute what the kernel does; None where the model's own code
+    must run.
+    """
+
+    index: int
+    name: str
+    kind: str
+    module: nn.Module
+    base: ScaleShift | None = None
+    neutral: Tensor | None = None
+    epsilon: float | None = None
+
+    @cached_property
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """A Linear's or Conv1D's weight as [in, out], and its bias."""
+        module: Any = self.module
+        return module.weight.t() if self.kind == LINEAR else module.weight, module.bias
+
+
+@dataclass(frozen=True)
+class TargetModules:
+    """The modules of a backbone that a mixed batch can change, and why others cannot be.
+
+    targets: by index; uses: what reads a place of the arena, as (target, `weight` or `bias`); others: why a place
+    that something else reads cannot be mixed; shared: the linear targets that are called with the very input of one
+    before them, as key and value are after query, by that one."""
+
+    targets: tuple[TargetModule, ...]
+    uses: Mapping[Slot, tuple[tuple[TargetModule, str], ...]]
+    others: Mapping[Slot, str]
+    shared: Mapping[int, tuple[int, ...]]
+
+    def base_addresses(self, device: torch.device) -> Tensor:
+        """[targets, ADDRESSES] int64: the table of a task that changes nothing. A norm always has a scale."""
+        rows = [NOTHING if target.base is None else target.base.addresses for target in self.targets]
+        return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, ADDRESSES)
+
+    def why_not(self, slots: set[Slot]) -> str | None:
+        """Why a change of these places cannot be mixed; None where it can."""
+        return next((self.others[slot] for slot in slots if slot in self.others), None)
+
+
+def find_target_modules(backbone: Backbone) -> TargetModules:
+    """Watch a pass of a few rows and sort the arena's places by whether a mixed batch can change them.
+
+    The arena must hold the base weights.
+    """
+    calls, whole = _watch(backbone), backbone.whole
+    seen = _shapes(calls)
+    names = {id(module): name for name, module in whole.named_modules()}
+    slots = {id(p): slot for name, p in backbone.parameters.items() if (slot := backbone.arena.slots.get(name))}
+    targets: list[TargetModule] = []
+    uses: dict[Slot, tuple[tuple[TargetModule, str], ...]] = {}
+    others: dict[Slot, str] = {}
+    for module in whole.modules():
+        problem = _problem(module, seen.get(id(module), []))
+        target = _target(len(targets), names[id(module)], module)
+        owned = _places(slots, target)
+        if problem is None and owned:
+            targets.append(target)
+        for slot, role in owned:
+            if problem is None:
+                uses[slot] = (*uses.get(slot, ()), (target, role))
+            else:
+                others[slot] = f"{target.name or 'the model'} ({type(module).__name__}) {problem}"
+    return TargetModules(tuple(targets), uses, others, _shared(calls, targets))
+
+
+def _target(index: int, name: str, module: Any) -> TargetModule:
+    kind = kind_of(module) or ""
+    if kind == RMS_NORM:
+        neutral = _neutral(module)
+        scale = module.weight.detach().float() + 1 - neutral.float()
+        return TargetModule(index, name, kind, module, ScaleShift(scale), neutral, _epsilon(module, scale))
+    if kind == LAYER_NORM:
+        weight, bias = module.weight.detach().float().clone(), module.bias
+        return TargetModule(
+            index, name, kind, module, ScaleShift(weight, None if bias is None else bias.detach().float().clone())
+        )
+    return TargetModule(index, name, kind, module)
+
+
+def _neutral(norm: Any) -> Tensor:
+    """Zeros where the norm multiplies by 1 + weight, ones where by weight."""
+    zeros = torch.zeros_like(norm.weight)
+    with torch.inference_mode(), with_weight(norm, zeros):
+        counts_from_one = bool(type(norm).forward(norm, torch.ones_like(zeros)[None]).any())
+    return zeros if counts_from_one else torch.ones_like(zeros)
+
+
+def _epsilon(norm: Any, scale: Tensor) -> float | None:
+    """Of an RMSNorm that is x / sqrt(mean of squares + epsilon) * scale, up to rounding; None of any other."""
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if not isinstance(epsilon, float):
+        return None
+    # one row of usual size, and one so small that epsilon decides
+    sizes = torch.tensor([[1.0], [epsilon**0.5]], device=scale.device)
+    x = (torch.linspace(-1, 1, len(scale), device=scale.device) * sizes).to(norm.weight.dtype)
+    with torch.inference_mode():
+        found = type(norm).forward(norm, x)
+    expected = torch.nn.functional.rms_norm(x.float(), (len(scale),), scale, epsilon)
+    return epsilon if torch.allclose(found.float(), expected, rtol=4 * torch.finfo(x.dtype).eps, atol=1e-6) else None
+
+
+@contextmanager
+def with_weight(module: nn.Module, weight: Tensor) -> Iterator[None]:
+    """Inside, the module computes with another weight."""
+    parameters: dict[str, Any] = module._parameters
+    own = parameters["weight"]
+    parameters["weight"] = weight
+    try:
+        yield
+    finally:
+        parameters["weight"] = own
+
+
+def nothing_mixes(arena: Arena, reason: str) -> TargetModules:
+    """TargetModules of a backbone that runs by swap alone."""
+    return TargetModules((), {}, dict.fromkeys(arena.slots.values(), reason), {})
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """The kind of a module whose arithmetic we know; None for any other."""
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) is nn.Linear:
+        return LINEAR
+    if type(module) is Conv1D:
+        return CONV1D
+    if type(module) is nn.Embedding and module.max_norm is None:
+        return EMBEDDING
+    if type(module) is nn.LayerNorm and module.weight is not None and len(module.normalized_shape) == 1:
+        return LAYER_NORM
+    names = [name for name, _ in module.named_parameters()]
+    if type(module).__name__.endswith("RMSNorm") and names == ["weight"] and module.weight.ndim == 1:
+        return RMS_NORM
+    return None
+
+
+Calls = Sequence[tuple[nn.Module, Tensor]]
+
+
+def _watch(backbone: Backbone) -> Calls:
+    """Every call of a module in a pass of `_ROWS` rows, in order, and its first input."""
+    calls: list[tuple[nn.Module, Tensor]] = []
+
+    def watch(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments and isinstance(arguments[0], Tensor):
+            calls.append((module, arguments[0]))
+
+    handles = [module.register_forward_pre_hook(watch) for module in backbone.whole.modules()]
+    try:
+        with torch.inference_mode():
+            backbone.whole(**sample_batch(backbone, _ROWS, _LENGTH))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _shapes(calls: Calls) -> dict[int, list[tuple[int, ...]]]:
+    """The shapes of every module's inputs, by its id."""
+    seen: dict[int, list[tuple[int, ...]]] = {}
+    for module, x in calls:
+        seen.setdefault(id(module), []).append(tuple(x.shape))
+    return seen
+
+
+def _shared(calls: Calls, targets: Sequence[TargetModule]) -> dict[int, tuple[int, ...]]:
+    """`TargetModules.shared`: those whose every call was in the company of the same others."""
+    linear = {target.module: target.index for target in targets if target.kind in (LINEAR, CONV1D)}
+    groups: dict[int, list[int]] = {}
+    for module, x in calls:  # which hold their inputs: no id is used twice
+        if module in linear:
+            groups.setdefault(id(x), []).append(linear[module])
+    together = {tuple(group) for group in groups.values()}
+    counts = Counter(index for group in together for index in group)
+    return {group[0]: group[1:] for group in together if len(group) > 1 and all(counts[i] == 1 for i in group)}
+
+
+def sample_batch(backbone: Backbone, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
+    """Token ids that mean nothing, for measuring and checking."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(backbone.config.vocab_size, (rows, length), generator=generator).to(backbone.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _problem(module: nn.Module, shapes: list[tuple[int, ...]]) -> str | None:
+    """Why a module is no target; None where it is one."""
+    if kind_of(module) is None:
+        return "is of a kind that mixed batches do not know"
+    if not shapes:
+        return "is not called: its weights are used directly"
+    rows = {shape[0] for shape in shapes}
+    if rows == {_ROWS} or (kind_of(module) == EMBEDDING and rows == {1}):
+        return None
+    return "does not see its input row by row"
+
+
+def _places(slots: Mapping[int, Slot], target: TargetModule) -> list[tuple[Slot, str]]:
+    """The places of the arena that a module's own parameters have, with their roles. slots: by the parameters' ids, so
+    that an output layer that is tied to the embedding has the embedding's."""
+    own = target.module.named_parameters(recurse=False)
+    return [(slots[id(parameter)], name) for name, parameter in own if id(parameter) in slots]

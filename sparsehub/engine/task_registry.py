@@ -1,0 +1,122 @@
+"""The tasks an engine may be asked for, found by reference: `name`, `name@version`, `name@sha256:...`."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sparsehub.errors import UnknownTaskError, UsageError
+from sparsehub.package import Manifest, Package, TaskSpec
+
+MOST_NAMES = 2_000  # among more of them, no near one is looked for: it would take longer than an answer
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that is served. load: reads and proves its package; called whenever it is needed and not in memory.
+
+    composed: a request made it of other tasks; there is no end of such, so only a few are kept in memory.
+
+    Everything that is cached about a task is keyed by `digest`, never by its name.
+    """
+
+    name: str
+    version: str
+    digest: str
+    load: Callable[[], Package]
+    composed: bool = False
+
+    @property
+    def reference(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What is known of a task once its package was read; it stays when the weights are dropped."""
+
+    name: str
+    version: str
+    digest: str
+    spec: TaskSpec
+    nnz: int
+
+    @property
+    def reference(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+def info_of(manifest: Manifest, digest: str) -> TaskInfo:
+    return TaskInfo(manifest.name, manifest.version, digest, manifest.task, manifest.delta.nnz)
+
+
+class TaskRegistry:
+    """Thread-safe. The newest task under a name is what the bare name means."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_name: dict[str, dict[str, Task]] = {}  # name -> digest -> task, in the order of adding
+
+    def add(self, task: Task, *, replace: bool = False, beside: bool = False) -> list[Task]:
+        """Serve a task; returns those it took the place of.
+
+        Raises `UsageError` where its name and version already mean another digest, unless it takes its place
+        (`replace`) or is served beside it, each to be asked for by its digest (`beside`).
+        """
+        with self._lock:
+            family = self._by_name.setdefault(task.name, {})
+            others = [t for t in family.values() if t.version == task.version and t.digest != task.digest]
+            if others and not replace and not beside:
+                raise UsageError(
+                    f"{task.reference} is served already, with other contents",
+                    found=task.digest,
+                    expected=others[0].digest,
+                    fix="remove the task first, or give the new one another version",
+                )
+            replaced = others if replace else []
+            for other in replaced:
+                del family[other.digest]
+            family.pop(task.digest, None)
+            family[task.digest] = task
+            return replaced
+
+    def remove(self, reference: str) -> Task:
+        """Serve a task no longer; rows that are queued keep what they hold and are still answered."""
+        task = self.find(reference)
+        with self._lock:
+            family = self._by_name.get(task.name, {})
+            family.pop(task.digest, None)
+            if not family:
+                self._by_name.pop(task.name, None)
+        return task
+
+    def find(self, reference: str) -> Task:
+        """The task that a reference means; raises `UnknownTaskError`, which names the nearest one."""
+        name, _, wanted = reference.partition("@")
+        with self._lock:
+            family = list(self._by_name.get(name, {}).values())
+        for task in reversed(family):
+            if wanted in ("", task.version, task.digest):
+                return task
+        raise self._unknown(reference)
+
+    def all(self) -> list[Task]:
+        with self._lock:
+            return [task for family in self._by_name.values() for task in family.values()]
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(map(len, self._by_name.values()))
+
+    def _unknown(self, reference: str) -> UnknownTaskError:
+        tasks, shown = self.all(), repr(reference[:200])
+        if not tasks:
+            return UnknownTaskError(f"no task {shown}: none is served")
+        known = sorted({task.name for task in tasks} | {task.reference for task in tasks})
+        near = difflib.get_close_matches(reference[:200], known, n=1) if len(known) <= MOST_NAMES else []
+        hint = f"did you mean {near[0]!r}?" if near else f"{len(tasks)} tasks are served, {known[0]!r} for example"
+        return UnknownTaskError(f"unknown task {shown}, {hint}")

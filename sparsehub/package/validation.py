@@ -1,0 +1,182 @@
+"""The proof that a folder is a package, before anything of it is used: docs/format.md, section 8. Without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsehub.deltafile import DELTA_FILE, StoredDelta, validate_delta
+from sparsehub.errors import FormatError, IntegrityError, ManifestError
+from sparsehub.files import CHUNK, MAX_PACKAGE_JSON_BYTES, sha256_bytes
+from sparsehub.package.manifest import (
+    CARD_FILE,
+    HEAD_FILE,
+    MANIFEST_FILE,
+    MAX_SIGNATURE_BYTES,
+    SIGNATURE_FILE,
+    FileRecord,
+    Manifest,
+    check_manifest,
+    is_allowed_file,
+    parse_manifest,
+)
+from sparsehub.tensorfile import not_finite_at, parse_header, stored_array
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Whoever shows a card in a terminal must not be shown what moves its cursor or renames its window.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, proved; raises `ManifestError`."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise ManifestError(f"{folder} is not a package", found="no " + MANIFEST_FILE, fix="give a package folder")
+    if path.stat().st_size > MAX_PACKAGE_JSON_BYTES:
+        raise ManifestError(
+            f"{MANIFEST_FILE} is too large",
+            found=f"{path.stat().st_size} bytes",
+            expected=f"at most {MAX_PACKAGE_JSON_BYTES}",
+        )
+    return parse_manifest(path.read_bytes())
+
+
+def validate_package(folder: Path) -> Manifest:
+    """Prove every byte of a package; raises `FormatError`. Whether it fits a backbone: `check_backbone`.
+
+    Needs no more memory than one and a half times the largest file.
+    """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    for name, record in manifest.files.items():
+        data = read_file(folder, name, record)
+        if name == DELTA_FILE:
+            validate_stored_delta(data, manifest)
+        elif name == HEAD_FILE:
+            validate_head(data)
+        else:
+            validate_attachment(name, data)
+    return manifest
+
+
+def validate_digests(folder: Path, manifest: Manifest) -> None:
+    """Prove that every byte of the files is the one that the manifest promises; raises `IntegrityError`.
+
+    Enough for a package whose digest is that of one that was proved before: it has the same bytes.
+    """
+    for name, record in manifest.files.items():
+        with _opened(folder, name) as file:
+            hashed, size = hashlib.sha256(), 0
+            while size <= record.size and (chunk := file.read(CHUNK)):
+                hashed.update(chunk)
+                size += len(chunk)
+        _check_same(name, record, size, "sha256:" + hashed.hexdigest())
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Names, kinds and sizes of everything in the folder; not a byte is read."""
+    found = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
+    for name, status in found.items():
+        if not is_allowed_file(name) or not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{folder} holds something that a package may not hold", found=ascii(name[:200]))
+    present = set(found) - {MANIFEST_FILE, SIGNATURE_FILE}
+    if present != set(manifest.files):
+        raise FormatError(
+            f"the files in {folder} are not those of the manifest",
+            found=", ".join(sorted(present)),
+            expected=", ".join(sorted(manifest.files)),
+        )
+    for name, record in manifest.files.items():
+        if found[name].st_size != record.size:
+            raise _wrong_size(name, found[name].st_size, record.size)
+    if SIGNATURE_FILE in found and found[SIGNATURE_FILE].st_size > MAX_SIGNATURE_BYTES:
+        size = found[SIGNATURE_FILE].st_size
+        raise FormatError(f"{SIGNATURE_FILE} is too large", found=f"{size} bytes", expected=MAX_SIGNATURE_BYTES)
+
+
+def read_file(folder: Path, name: str, record: FileRecord) -> bytes:
+    """A file's bytes, proved against its size and digest: what is hashed is what is returned."""
+    with _opened(folder, name) as file:
+        data = file.read(record.size)
+        more = file.read(1)
+    _check_same(name, record, len(data) + len(more), sha256_bytes(data))
+    return data
+
+
+def _opened(folder: Path, name: str) -> BinaryIO:
+    return os.fdopen(os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+
+
+def _check_same(name: str, record: FileRecord, size: int, digest: str) -> None:
+    if size != record.size:
+        raise _wrong_size(name, size, record.size)
+    if digest != record.sha256:
+        fix = "fetch the package again"
+        raise IntegrityError(f"{name} is damaged or was changed", found=digest, expected=record.sha256, fix=fix)
+
+
+def validate_stored_delta(data: bytes, manifest: Manifest) -> StoredDelta:
+    """Prove the bytes of delta.safetensors against the manifest."""
+    shapes = {name: touched.shape for name, touched in manifest.delta.parameters.items()}
+    stored = validate_delta(data, shapes, manifest.delta.value_dtype)
+    check_nnz(manifest, dict(zip(stored.layout.names, stored.nnz.tolist(), strict=True)))
+    return stored
+
+
+def check_nnz(manifest: Manifest, found: Mapping[str, int]) -> None:
+    """Raises `FormatError` where a parameter has other than the stated number of entries."""
+    for name, touched in manifest.delta.parameters.items():
+        if found[name] != touched.nnz:
+            raise FormatError(
+                f"{name!r} has another number of entries than the manifest says",
+                found=found[name],
+                expected=touched.nnz,
+            )
+
+
+def validate_head(data: bytes) -> None:
+    """Prove the bytes of head.safetensors: its header, and that every number in it is finite."""
+    for name, entry in parse_header(data, HEAD_FILE).entries.items():
+        array: NDArray[np.generic] = stored_array(data, entry)
+        if not_finite_at(array, entry.dtype) is not None:
+            raise FormatError(f"{name!r} holds values that are not finite", found=f"in {HEAD_FILE}")
+
+
+def validate_attachment(name: str, data: bytes) -> None:
+    """Prove the card or a picture: nothing reads them but people and browsers, so only what could harm those."""
+    if name != CARD_FILE:
+        if not data.startswith(PNG_SIGNATURE):
+            raise FormatError(f"{name} is not a PNG picture", found=repr(data[:8]), expected=repr(PNG_SIGNATURE))
+        return
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{name} is not UTF-8", found=str(error)) from error
+    if (control := _CONTROL.search(text)) is not None:
+        found = f"U+{ord(control[0]):04X} at character {control.start()}"
+        raise FormatError(f"{name} holds a control character", found=found, expected="text, tabs and line feeds")
+
+
+def rename_package(manifest: Manifest, *, name: str | None = None, version: str | None = None) -> Manifest:
+    """The same package under another name or version: another manifest, so another digest."""
+    renamed = dataclasses.replace(manifest, name=name or manifest.name, version=version or manifest.version)
+    check_manifest(renamed)
+    return renamed
+
+
+def _wrong_size(name: str, found: int, expected: int) -> IntegrityError:
+    return IntegrityError(
+        f"{name} has the wrong size, truncated perhaps",
+        found=f"{found} bytes",
+        expected=f"{expected} bytes",
+        fix="fetch the package again",
+    )

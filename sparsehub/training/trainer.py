@@ -1,0 +1,191 @@
+"""transformers' Trainer, set up for a sparse model: loop, bar, evaluation, best checkpoint, stopping, resuming."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sparsehub.errors import UsageError
+from sparsehub.extras import require
+from sparsehub.package.manifest import TEXT_GENERATION
+from sparsehub.training.activation_checkpointing import checkpoint_activations
+from sparsehub.training.batches import by_length
+from sparsehub.training.data import Split
+from sparsehub.training.job import Job, Report
+from sparsehub.training.language_modeling import row_scores
+from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute
+from sparsehub.training.trainable import Trainable
+
+EVALUATION_ROWS = 64  # rows of one evaluation batch
+STATE_FILE = "trainer_state.json"
+
+
+def make_trainer(job: Job, model: Trainable, epochs: float, run: Path, *, judged: bool = True) -> Any:
+    """A Trainer whose checkpoints go to `run`. judged: whether the validation split chooses the best epoch."""
+    require("accelerate", "train")
+    from transformers import EarlyStoppingCallback
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    config, data = job.config, job.data
+    if config.gradient_checkpointing and not checkpoint_activations(model.task):
+        raise UsageError(f"{type(model.task).__name__} cannot compute its activations again", fix="leave it out")
+    assert config.learning_rate is not None  # a job's settings are resolved
+    optimizer = model.optimizer(
+        learning_rate=config.learning_rate,
+        head_learning_rate=config.head_learning_rate,
+        weight_decay=config.weight_decay,
+    )
+    validation = data.validation if judged else None
+    trainer = _trainer_class()(
+        model=model,
+        args=_arguments(job, epochs, run, judged=validation is not None),
+        data_collator=job.collator,
+        train_dataset=job.rows(data.train),
+        eval_dataset=job.rows(by_length(validation, data.task)) if validation else None,
+        optimizers=(optimizer, None),
+        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience and validation else [],
+        preprocess_logits_for_metrics=_scores if data.task.kind == TEXT_GENERATION else None,
+        compute_metrics=lambda prediction: compute(data.task, _logits(prediction.predictions), prediction.label_ids),
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_progress())
+    return trainer
+
+
+def _trainer_class() -> Any:
+    from transformers import Trainer
+
+    class SparseTrainer(Trainer):
+        def training_step(self, model: Any, *inputs: Any, **more: Any) -> Any:
+            loss = super().training_step(model, *inputs, **more)
+            if self.accelerator.sync_gradients:  # the last batch of a step: all its gradients have been added up
+                self.accelerator.unwrap_model(model, keep_torch_compile=False).average_gradients()
+            return loss
+
+    return SparseTrainer
+
+
+def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
+    from transformers import TrainingArguments
+
+    config, data = job.config, job.data
+    when = "no" if not judged else "steps" if config.evaluation_steps else "epoch"
+    metric = best_metric(data.task, config.metric)
+    rows_a_step = job.batch_rows * config.accumulation
+    steps = math.ceil(math.ceil(len(data.train.rows) / rows_a_step) * epochs)
+    cuda = job.task_model.backbone.device.type == "cuda"
+    return TrainingArguments(
+        output_dir=str(run),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size if data.task.kind == TEXT_GENERATION else EVALUATION_ROWS,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=math.ceil(steps * config.warmup),
+        max_grad_norm=config.clip,
+        bf16=config.precision == "bfloat16",
+        fp16=config.precision == "float16",
+        torch_compile=config.compile is not None,
+        torch_compile_backend=config.compile,
+        use_cpu=not cuda,
+        ddp_backend="gloo" if job.processes.count > 1 and not cuda else None,
+        dataloader_pin_memory=cuda and not config.preload,
+        seed=config.seed,
+        eval_strategy=when,
+        save_strategy="steps" if config.evaluation_steps else "epoch",
+        eval_steps=config.evaluation_steps or None,
+        save_steps=config.evaluation_steps or 500,
+        logging_strategy="epoch",
+        load_best_model_at_end=judged,
+        metric_for_best_model=metric,
+        greater_is_better=metric not in LOWER_IS_BETTER,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+    )
+
+
+def _scores(logits: Any, labels: Tensor) -> Tensor:
+    """What is kept of a language model's logits: whole, those of a few rows would fill the memory."""
+    return row_scores(_logits(logits), labels)
+
+
+def _logits(predictions: Any) -> Any:
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def evaluate(trainer: Any, job: Job, split: Split) -> tuple[dict[str, float], float]:
+    """The metrics of the model as its weights are now, and its mean loss."""
+    output = trainer.predict(job.rows(by_length(split, job.data.task)))
+    return compute(job.data.task, _logits(output.predictions), output.label_ids), float(output.metrics["test_loss"])
+
+
+def last_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; the Trainer writes its state file last."""
+    found = [folder for folder in run.glob("checkpoint-*") if _is_whole(folder / STATE_FILE)]
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def resume_from(run: Path, report: Report) -> str | None:
+    """The newest checkpoint in the Trainer's own terms: its folder, or None to begin anew."""
+    checkpoint = last_checkpoint(run)
+    if checkpoint is None:
+        return None
+    report(f"resuming at step {checkpoint.name.rpartition('-')[2]}")
+    return str(checkpoint)
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        return isinstance(json.loads(state.read_text())["global_step"], int)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _progress() -> Any:
+    """One bar for training, one for each evaluation, and a readable line an evaluation, all on standard error."""
+    from transformers.trainer_callback import ProgressCallback
+
+    class Progress(ProgressCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+            line = _readable(logs or {})
+            if state.is_world_process_zero and line:
+                bar = self.training_bar
+                (bar.write(line, file=sys.stderr) if bar is not None else print(line, file=sys.stderr))  # noqa: T201
+
+    return Progress()
+
+
+def _readable(logs: dict[str, Any]) -> str:
+    parts = [f"epoch {logs['epoch']:.2f}"] if "epoch" in logs else []
+    if "loss" in logs:
+        return "  ".join([*parts, f"training loss {float(logs['loss']):.4f}"])
+    noise = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+    scores = [f"{k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items() if k.startswith("eval_") and k not in noise]
+    return "  ".join([*parts, "validation:", *scores]) if scores else ""
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers' and datasets' own chatter out of a user's terminal while a run goes on."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    datasets = require("datasets", "train")
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        datasets.enable_progress_bars()
