@@ -1,1 +1,1 @@
-"""What a switch and a training step cost, measured; nothing here is part of the package."""
+"""Scripts that measure sparsehub, one package for each part of it; nothing here is part of the package."""

@@ -92,7 +92,9 @@ def surroundings(threads: str) -> dict[str, Any]:
 
 
 def _module() -> str:
-    return "benchmarks." + Path(sys.argv[0]).stem
+    """The running script as `python -m` names it, and by its file's name where it was run as a file."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else Path(sys.argv[0]).name
 
 
 def _cpu() -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks.engine import gpu
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the script would measure it")

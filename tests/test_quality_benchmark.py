@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import quality, quality_table
-from benchmarks.quality_setup import METHODS, PLANS, TASKS
+from benchmarks.quality import render, runs, table
+from benchmarks.quality.__main__ import parse
+from benchmarks.quality.setup import METHODS, PLANS, TASKS
 from sparsehub.training import TrainConfig
 
 GRID = PLANS["short"].grid
@@ -41,7 +42,7 @@ def cell(method: str, tests: tuple[float, ...], task: str = "cb") -> list[dict[s
 
 def run(results: Path, *more: str) -> None:
     flags = ["run", "--plan", "short", "--tasks", "cb", "--methods", "sam", "--results", str(results), *more]
-    quality.run_all(quality.parse(flags))
+    runs.run_all(parse(flags))
 
 
 def test_trials_choose_the_rate_of_the_other_seeds_and_no_run_is_repeated(
@@ -49,12 +50,12 @@ def test_trials_choose_the_rate_of_the_other_seeds_and_no_run_is_repeated(
 ) -> None:
     asked = []
 
-    def measured(cell: quality.Cell, seed: int, rate: float, folder: Path) -> dict[str, Any]:
+    def measured(cell: runs.Cell, seed: int, rate: float, folder: Path) -> dict[str, Any]:
         assert folder.is_dir()
         asked.append((seed, rate))
         return line(cell.entry.name, seed, rate, 0.9 if rate == GRID[1] else 0.5, 0.7)
 
-    monkeypatch.setattr(quality, "_measured", measured)
+    monkeypatch.setattr(runs, "_measured", measured)
     results = tmp_path / "quality.jsonl"
     run(results, "--seeds", "1")
     assert asked == [(1, rate) for rate in GRID]
@@ -68,7 +69,7 @@ def test_trials_choose_the_rate_of_the_other_seeds_and_no_run_is_repeated(
 
 def test_equal_dev_scores_are_told_apart_by_the_loss() -> None:
     trials = [{"dev": 0.5, "dev_loss": 0.9, "learning_rate": 1}, {"dev": 0.5, "dev_loss": 0.8, "learning_rate": 2}]
-    assert quality.best_trial(trials)["learning_rate"] == 2
+    assert runs.best_trial(trials)["learning_rate"] == 2
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -78,52 +79,52 @@ def test_every_line_of_the_table_can_be_told_to_train(plan: str, method: str, tm
         folder = tmp_path / task
         folder.mkdir()
         (folder / "train.jsonl").write_text("{}\n")
-        entry = quality.Cell(PLANS[plan], TASKS[task], METHODS[method], 1, tmp_path, tmp_path / "r", "cpu")
-        settings = quality.settings_of(entry, 1, PLANS[plan].grid[0], tmp_path)
+        entry = runs.Cell(PLANS[plan], TASKS[task], METHODS[method], 1, tmp_path, tmp_path / "r", "cpu")
+        settings = runs.settings_of(entry, 1, PLANS[plan].grid[0], tmp_path)
         assert TrainConfig(**settings).resolved().method == METHODS[method].settings["method"]
 
 
 def test_a_cell_without_all_its_trials_is_not_run() -> None:
-    results = quality_table.results_of(cell("full", (0.8, 0.9)) + cell("sam", (0.7,))[:-1])
+    results = table.results_of(cell("full", (0.8, 0.9)) + cell("sam", (0.7,))[:-1])
     assert str(results["full", ("short", "cb")]) == "0.850 ± 0.071 (2)"
     assert list(results) == [("full", ("short", "cb"))]
-    both = quality_table.results_of(cell("full", (0.8,)) + cell("sam", (0.7,)) + cell("sam", (0.9,), "copa"))
-    (full,) = [row for row in quality_table.table(both) if row.startswith("| full |")]
+    both = table.results_of(cell("full", (0.8,)) + cell("sam", (0.7,)) + cell("sam", (0.9,), "copa"))
+    (full,) = [row for row in table.table(both) if row.startswith("| full |")]
     assert full.split(" | ")[1:5] == ["0.800 (1)", "not run", "0.800", "1.0"]
-    assert quality_table.complete_columns(both) == [("short", "cb")]
+    assert table.complete_columns(both) == [("short", "cb")]
 
 
 def test_averages_ranks_and_differences() -> None:
     lines = cell("full", (0.8, 0.6)) + cell("sam", (0.9, 0.7, 0.8)) + cell("random", (0.5,))
     lines += cell("full", (0.6,), "copa") + cell("sam", (0.5,), "copa") + cell("random", (0.5,), "copa")
-    results = quality_table.results_of(lines)
-    columns = quality_table.columns_of(results)
+    results = table.results_of(lines)
+    columns = table.columns_of(results)
     assert columns == [("short", "cb"), ("short", "copa")]
-    ranks = {method: quality_table.average_rank(results, method, columns) for method in ("full", "sam", "random")}
+    ranks = {method: table.average_rank(results, method, columns) for method in ("full", "sam", "random")}
     assert ranks == {"full": 1.5, "sam": 1.75, "random": 2.75}
-    assert quality_table.differences(results, "sam", columns) == pytest.approx([0.1, 0.1, -0.1])
-    (sam,) = [row for row in quality_table.table(results) if row.startswith("| sam |")]
+    assert table.differences(results, "sam", columns) == pytest.approx([0.1, 0.1, -0.1])
+    (sam,) = [row for row in table.table(results) if row.startswith("| sam |")]
     assert sam.split(" | ")[3:8] == ["0.650", "1.8", "+0.033 (3)", "-", "0.48 MB"]
 
 
 def test_sign_flips_are_exact() -> None:
-    assert quality_table.sign_flip_p([0.1] * 5) == pytest.approx(2 / 32)
-    assert quality_table.sign_flip_p([0.1, -0.1, 0.1, -0.1, 0.1, -0.1]) == 1.0
-    assert quality_table.sign_flip_p([0.1] * 4) is None
+    assert table.sign_flip_p([0.1] * 5) == pytest.approx(2 / 32)
+    assert table.sign_flip_p([0.1, -0.1, 0.1, -0.1, 0.1, -0.1]) == 1.0
+    assert table.sign_flip_p([0.1] * 4) is None
 
 
 def test_what_is_rendered_goes_between_the_marks(tmp_path: Path) -> None:
-    page = f"a\n{quality_table.BEGIN}\nold\n{quality_table.END}\nb\n"
-    assert quality_table.put_into(page, "new") == page.replace("old", "new")
+    page = f"a\n{render.BEGIN}\nold\n{render.END}\nb\n"
+    assert render.put_into(page, "new") == page.replace("old", "new")
     results = tmp_path / "quality.jsonl"
     results.write_text("\n".join(map(json.dumps, cell("full", (0.8, 0.9)))))
-    quality_table.render(results)
+    render.render(results)
     assert "0.850 ± 0.071 (2)" in results.with_suffix(".md").read_text()
     assert results.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_in_the_docs_is_that_of_the_lines() -> None:
-    assert quality.RESULTS.is_file()
-    text = "\n".join(quality_table.report(list(quality.lines(quality.RESULTS))))
-    page = quality_table.DOCS.read_text(encoding="utf-8")
-    assert page == quality_table.put_into(page, text)
+    assert runs.RESULTS.is_file()
+    text = "\n".join(table.report(list(runs.lines(runs.RESULTS))))
+    page = render.DOCS.read_text(encoding="utf-8")
+    assert page == render.put_into(page, text)

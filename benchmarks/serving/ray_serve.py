@@ -1,6 +1,6 @@
 """Ray Serve: how many requests meet a replica that has their task ready, what replicas bring, what a lost one costs.
 
-python -m benchmarks.ray_serve
+python -m benchmarks.serving.ray_serve
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from benchmarks.harness import Report, Row, verdict, write_report
 from benchmarks.models import save_encoder
 from benchmarks.packages import example_texts, save_tokenizer, write_random
-from benchmarks.ray_device import ROW_SECONDS, BlindFront, SlowReplica
+from benchmarks.serving.ray_device import ROW_SECONDS, BlindFront, SlowReplica
 from serving.catalog import CatalogEntry, CatalogTarget, change_catalog, changes, open_catalog
 from serving.ray import app as ray_app
 from serving.ray.ingress import Ingress
@@ -287,7 +287,7 @@ def checks_of(rows: Sequence[Row], lost: Row) -> list[str]:
 
 if __name__ == "__main__":
     if APART not in os.environ:  # Ray listens on every interface: it gets a network of its own
-        arguments = ["-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, "-m", "benchmarks.ray_serve"]
+        arguments = ["-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, "-m", "benchmarks.serving.ray_serve"]
         raise SystemExit(subprocess.call(["unshare", "-n", "sh", *arguments], env={**os.environ, APART: "1"}))
     del os.environ[APART]  # no setting of an endpoint
     main()

@@ -1,6 +1,6 @@
 """The endpoint under load: what HTTP, the gate and BentoML cost on top of the engine, and whether tasks cost anything.
 
-python -m benchmarks.serve
+python -m benchmarks.serving.serve
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def main() -> None:
             server(["-m", "sparsehub", "serve", "--backbone", BACKBONE, "--hub", f"{folder}/hub", "--port"])
         )
         checkpoint = str(open_checkpoint(BACKBONE).folder)
-        bare = stack.enter_context(server(["benchmarks/serve_bare.py", checkpoint, "0"]))
-        peft = stack.enter_context(server(["benchmarks/serve_bare.py", checkpoint, str(PEFT_TASKS)]))
+        bare = stack.enter_context(server(["-m", "benchmarks.serving.bare_server", checkpoint, "0"]))
+        peft = stack.enter_context(server(["-m", "benchmarks.serving.bare_server", checkpoint, str(PEFT_TASKS)]))
         asks = {ENDPOINT: over_http(endpoint), ENGINE: directly(engine), BARE: over_http(bare), PEFT: over_http(peft)}
         warm(asks)
         rows = throughput(asks)

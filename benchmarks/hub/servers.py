@@ -124,5 +124,5 @@ def _answer(pipe: Any, address: str, **known: Any) -> None:
 
 
 def _module(name: str) -> Any:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "hub"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "hub"))
     return importlib.import_module(name)

@@ -1,6 +1,6 @@
 """What the endpoint is compared with: FastAPI under uvicorn around a model of transformers', and nothing else.
 
-python benchmarks/serve_bare.py CHECKPOINT ADAPTERS PORT
+python -m benchmarks.serving.bare_server CHECKPOINT ADAPTERS PORT
 
 ADAPTERS 0: one plain model; else so many tasks as LoRA adapters of rank 8 with heads of their own in one PEFT model.
 """

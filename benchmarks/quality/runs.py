@@ -1,11 +1,6 @@
-"""Which method a user should take: methods x tasks x seeds on public data, one line of results a run.
+"""The runs of `benchmarks.quality`: every method on every task with every seed, one line of results a run.
 
-    python -m benchmarks.quality run --data FOLDER                  # what a CPU can: cb copa wsc rte trec, 3 seeds
-    python -m benchmarks.quality run --data FOLDER --plan gpu --seeds 5 --workers 8
-    python -m benchmarks.quality render                             # the table and the plots, from the lines there are
-
-FOLDER holds one folder a task with train.jsonl, dev.jsonl and test.jsonl. A run whose line is there is not run again:
-an interrupted benchmark goes on. Nothing is rendered that was not run.
+A run whose line is there is not run again: an interrupted benchmark goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +14,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +22,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from benchmarks.quality_setup import BACKBONE, DENSITY, METHODS, PLANS, TASKS, Entry, Plan, Task
+from benchmarks.quality.setup import BACKBONE, DENSITY, METHODS, PLANS, TASKS, Entry, Plan, Task
 
-RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+RESULTS = Path(__file__).parents[1] / "results" / "quality.jsonl"
 FIRST_SEED = 1
 VERSIONS = ("torch", "transformers", "peft", "scikit-learn")
 
@@ -251,30 +245,3 @@ def after_half_a_line(file: BinaryIO) -> bytes:
         return b""
     file.seek(-1, os.SEEK_END)
     return b"" if file.read(1) == b"\n" else b"\n"
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=("run", "render"))
-    parser.add_argument("--data", type=Path, default=Path("../shared/tasks"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--plan", choices=sorted(PLANS), default="cpu")
-    parser.add_argument("--tasks", nargs="+", choices=sorted(TASKS))
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    arguments = parse(sys.argv[1:])
-    if arguments.verb == "run":
-        run_all(arguments)
-    from benchmarks.quality_table import render
-
-    render(arguments.results)
-
-
-if __name__ == "__main__":
-    main()

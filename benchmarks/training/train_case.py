@@ -1,4 +1,6 @@
-"""One case of `benchmarks.train` in a process of its own: `train_case NAME FOLDER THREADS PASSES` prints one JSON line.
+"""One case of `benchmarks.training.train` in a process of its own; prints one JSON line.
+
+python -m benchmarks.training.train_case NAME FOLDER THREADS PASSES
 
 PASSES: how many forward and backward passes a batch is cut into; their gradients are summed before the step.
 """

@@ -1,6 +1,6 @@
 """What a training step costs in time and memory: ours, full fine-tuning, PEFT LoRA and PEFT SHiRA.
 
-Every case runs in processes of its own (`benchmarks.train_case`), in turn, so that no case sees what another left.
+Every case runs in processes of its own (`benchmarks.training.train_case`), in turn: none sees what another left.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def _setup(passes: int) -> dict[str, Any]:
 def run_case(run: Run, folder: str) -> dict[str, Any]:
     """What one fresh process has measured."""
     name, passes = run
-    command = [sys.executable, "-m", "benchmarks.train_case", name, folder, str(THREADS), str(passes)]
+    command = [sys.executable, "-m", "benchmarks.training.train_case", name, folder, str(THREADS), str(passes)]
     environment = {**os.environ, "SPARSEHUB_CACHE": folder, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[1], env=environment, check=True, stdout=subprocess.PIPE, text=True
+        command, cwd=Path(__file__).parents[2], env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -1,4 +1,4 @@
-"""The table and the plot of `benchmarks.quality`, from the lines of its results file and nothing else.
+"""The tables of `benchmarks.quality`, from the lines of its results file and nothing else.
 
 A cell stands where every trial of its grid was run; it says how many seeds it rests on. The others say "not run".
 """
@@ -9,13 +9,11 @@ import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_setup import COMPARED, METHODS, PLANS, TASKS
+from benchmarks.quality.runs import FIRST_SEED, best_trial
+from benchmarks.quality.setup import COMPARED, METHODS, PLANS, TASKS
 
-DOCS = Path(__file__).parent.parent / "docs" / "methods.md"
-BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 NOT_RUN = "not run"
 REFERENCE = "full"
 Line = Mapping[str, Any]
@@ -59,8 +57,6 @@ def results_of(lines: Iterable[Line]) -> Results:
 
 
 def _result(key: tuple[str, tuple[str, str]], group: Sequence[Line]) -> Result | None:
-    from benchmarks.quality import FIRST_SEED, best_trial
-
     trials = [line for line in group if line["seed"] == FIRST_SEED]
     if {line["learning_rate"] for line in trials} != set(trials[0]["grid"] if trials else ()) or not trials:
         return None
@@ -230,22 +226,3 @@ def report(lines: Sequence[Line]) -> list[str]:
         *chosen_rates(results),
         *(["", "What the budget of 0.5% would leave of what trains more:", "", *cut] if cut else []),
     ]
-
-
-def render(path: Path) -> None:
-    """Write the table beside the results and into docs/methods.md, and draw the plot."""
-    from benchmarks.quality import RESULTS, lines
-    from benchmarks.quality_plot import draw
-
-    found = list(lines(path))
-    text = "\n".join(report(found))
-    path.with_suffix(".md").write_text(f"# Methods by tasks\n\n{text}\n", encoding="utf-8")
-    draw(results_of(found), path.with_suffix(".png"))
-    if path == RESULTS:
-        DOCS.write_text(put_into(DOCS.read_text(encoding="utf-8"), text), encoding="utf-8")
-
-
-def put_into(page: str, text: str) -> str:
-    """The page with what stands between the two marks replaced."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"

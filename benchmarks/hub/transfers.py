@@ -17,9 +17,9 @@ import obstore
 import torch
 from obstore.store import LocalStore, ObjectStore
 
-from benchmarks.format import entropy
 from benchmarks.harness import Case, Report, Row, Timing, interleaved, write_report
-from benchmarks.hub_made import (
+from benchmarks.hub.format import entropy
+from benchmarks.hub.made_packages import (
     OWN,
     OWN_VERSIONS,
     VERSIONS_A_TASK,
@@ -30,7 +30,7 @@ from benchmarks.hub_made import (
     folder_hub,
     large_package,
 )
-from benchmarks.hub_servers import Server, bucket, hosted_hub, objects_of, served
+from benchmarks.hub.servers import Server, bucket, hosted_hub, objects_of, served
 from benchmarks.models import SIZES, load_plain
 from sparsehub.files import fsync
 from sparsehub.hub import PackageHub

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_table import Results, columns_of, rows_of
+from benchmarks.quality.table import Results, columns_of, rows_of
 
 _INK, _ACCENT = "#1f2933", "#c2410c"
 

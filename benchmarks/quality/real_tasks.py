@@ -1,7 +1,7 @@
 """The main job on real data: train five public tasks, compare with baselines, serve all of them, compare every answer.
 
-    python benchmarks/real_tasks.py train --data FOLDER --out RUN      # packages, head-only baselines, results table
-    python benchmarks/real_tasks.py serve --data FOLDER --out RUN      # one endpoint, 16 clients, 200 rows of each task
+    python -m benchmarks.quality.real_tasks train --data FOLDER --out RUN   # packages, head-only baselines, a table
+    python -m benchmarks.quality.real_tasks serve --data FOLDER --out RUN   # one endpoint, 16 clients, 200 rows a task
 
 FOLDER holds trec, rte, stsb, copa and wnut17_ner, each with train.jsonl, dev.jsonl and test.jsonl.
 `serve` compares every answer with the materialised model, loaded by plain transformers and run row by row.
@@ -29,7 +29,7 @@ from sparsehub.training import TrainConfig, fit, train
 
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 CLI = (sys.executable, "-m", "sparsehub")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 ROWS, CLIENTS, TOLERANCE = 200, 16, 1e-4
 
 
@@ -256,9 +256,8 @@ def write(name: str, title: str, lines: list[str]) -> None:
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     head = [f"# {title}", "", f"{machine}; {versions}; {time.strftime('%Y-%m-%d')}", ""]
-    command = (
-        f"`python benchmarks/real_tasks.py {'train' if name == 'real_tasks' else 'serve'} --data FOLDER --out RUN`"
-    )
+    verb = "train" if name == "real_tasks" else "serve"
+    command = f"`python -m benchmarks.quality.real_tasks {verb} --data FOLDER --out RUN`"
     text = "\n".join([*head, *lines, "", command, ""])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)

@@ -1,6 +1,6 @@
 """The whole engine under traffic: how many tasks cost how much, and whether it chooses well.
 
-python -m benchmarks.engine
+python -m benchmarks.engine.many_tasks
 """
 
 from __future__ import annotations

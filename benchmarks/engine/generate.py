@@ -19,7 +19,7 @@ from sparsehub.engine import Engine, GenerationLimits, Sampling
 from sparsehub.package import Manifest, Package, TaskSpec
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "tiny_lm"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "tiny_lm"))
 
 # hidden size, layers, heads, keys' heads, vocabulary; random weights
 SHAPES = {"6 x 384": (384, 6, 6, 2, 4096), "8 x 768": (768, 8, 12, 4, 4096)}

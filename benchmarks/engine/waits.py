@@ -1,6 +1,6 @@
 """How long a rare task waits beside a hot one, and how long the first answer of a task on disk takes.
 
-python -m benchmarks.engine_waits
+python -m benchmarks.engine.waits
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.engine import BATCH_ROWS, serve
+from benchmarks.engine.many_tasks import BATCH_ROWS, serve
 from benchmarks.harness import Report, Row, verdict, write_report
 from benchmarks.models import save_encoder
 from benchmarks.packages import BACKBONE, example_texts, numbered, random_package, save_tokenizer, write_random

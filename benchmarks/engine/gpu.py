@@ -1,7 +1,7 @@
 """Switching, mixing and loading on a GPU, with the shapes of Llama 8B and random weights, in bfloat16.
 
-    python -m benchmarks.gpu               # needs one GPU with 40 GiB or more, and Triton
-    python -m benchmarks.gpu --shape tiny  # a few layers of 64, to try the script, on a CPU too
+    python -m benchmarks.engine.gpu               # needs one GPU with 40 GiB or more, and Triton
+    python -m benchmarks.engine.gpu --shape tiny  # a few layers of 64, to try the script, on a CPU too
 
 Everything is made on the device: nothing is downloaded.
 """
@@ -41,7 +41,7 @@ SHAPES = {
              "num_key_value_heads": 2, "vocab_size": 500},
 }  # fmt: skip
 TASKS, CONTEXT, ROUNDS = 16, 128, 15
-NEEDS = "benchmarks.gpu needs an NVIDIA GPU with 40 GiB or more (for --shape 8B) and Triton; there is none here"
+NEEDS = "benchmarks.engine.gpu needs an NVIDIA GPU with 40 GiB or more (for --shape 8B) and Triton; there is none here"
 
 
 @dataclass(frozen=True)

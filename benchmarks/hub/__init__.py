@@ -1,0 +1,1 @@
+"""Hubs and the package format measured: push, pull, listings, bytes an entry."""

@@ -1,0 +1,1 @@
+"""A training step measured: time and peak memory."""
