@@ -1,9 +1,10 @@
-"""The arena's keeper: one lock, one journal, one guard; whoever touches the weights comes through here."""
+"""The arena manager: whoever reads or changes the backbone's weights comes through it."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from torch import Tensor
 from sparsehub.backbone import Backbone, reload
 from sparsehub.engine.fair_lock import FairLock
 from sparsehub.engine.integrity import IntegrityChecker
-from sparsehub.engine.residency import Residency
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import SparsehubError, UnhealthyError
@@ -21,26 +21,24 @@ log = logging.getLogger("sparsehub")
 
 
 class ArenaManager:
-    """lock: held around every use of the model and the arena; check_seconds: between two looks of the guard, 0: never.
+    """Owns what is in the arena: its lock, its swap journal, the task whose patch is applied, and its integrity checks.
 
-    checks, failures, repairs: counted for whoever watches.
+    check_seconds: between two checks of a block of the base weights; 0 for none.
     """
 
     def __init__(self, backbone: Backbone, check_seconds: float):
-        self.lock = FairLock()
+        self.lock = FairLock()  # held around every use of the model and the arena
         self.swap = Swap(backbone.arena)
-        self.checks = self.failures = self.repairs = 0
+        self.checks = self.failures = self.repairs = 0  # integrity checks, for metrics
         self._backbone = backbone
-        self._guard = IntegrityChecker(backbone.arena)
+        self._integrity = IntegrityChecker(backbone.arena)
         self._check_seconds, self._checked = check_seconds, time.monotonic()
-        self._inside: TaskHandle | None = (
-            None  # whose patch is in the arena; it is referenced, so that it stays in memory
-        )
+        self._active: TaskHandle | None = None  # whose patch is applied; referenced, so that it is not evicted
 
     def read(self, buffer: Tensor, positions: Tensor) -> Tensor:
-        """Base values for a patch that is being made, between two batches.
+        """Base values at positions of one of the arena's buffers, for a patch that is being made between two batches.
 
-        The task that is in the arena is taken out: that, and putting it back for its next batch, costs less
+        The patch that is applied is taken out: that, and applying it again for its task's next batch, costs less
         than finding which of its entries the new patch shares.
         """
         with self.lock:
@@ -54,42 +52,47 @@ class ArenaManager:
                 torch.cuda.current_stream(buffer.device).synchronize()
             return values
 
-    def note_inside(self, residency: Residency, handles: list[TaskHandle]) -> None:
-        """After a batch: reference the task whose patch was left in the arena, and none else. The lock is held."""
+    def note_active(self, handles: Iterable[TaskHandle]) -> None:
+        """Reference the task whose patch a batch has left applied, and no other. Called after every batch, with the
+        lock held.
+
+        handles: of the batch's tasks; where none of them is in the arena, the batch has not changed what is.
+        """
         patch = self.swap.current
         now = next((h for h in handles if h.resident is not None and h.resident.patch is patch), None)
         if patch is not None and now is None:
-            return  # the batch did not move it
-        if now is not self._inside:
-            before, self._inside = self._inside, now
+            return
+        if now is not self._active:
+            before, self._active = self._active, now
             if now is not None:
-                residency.hold(now)
+                now.hold()
             if before is not None:
-                residency.release(before)
+                before.release()
 
-    def empty(self, residency: Residency) -> None:
-        """Put the base weights back and let go of the task that was in the arena."""
+    def release_active(self) -> None:
+        """Unapply the patch in the arena so that its task can be evicted."""
         with self.lock:
             if self.swap.healthy:
                 self.swap.to(None)
-                self.note_inside(residency, [])
+                self.note_active(())
 
     def check_if_due(self) -> None:
-        """Look at one block of the arena where it is time; the lock is not held."""
+        """Check the next block of the base weights where it is time. The caller does not hold the lock."""
         if self._check_seconds and time.monotonic() - self._checked >= self._check_seconds:
             self._checked = time.monotonic()
             with self.lock:
                 if self.swap.healthy:
-                    self._judge(self._guard.check_next(self.swap.current))
+                    self._judge(self._integrity.check_next(self.swap.current))
 
     def check_all(self) -> bool:
-        """Look at the whole arena; a damaged one is loaded again. Whether it is what it should be now."""
+        """Check all base weights, and load damaged ones again; whether they are right afterwards."""
         with self.lock:
             if self.swap.healthy:
-                self._judge(self._guard.check_all(self.swap.current))
+                self._judge(self._integrity.check_all(self.swap.current))
             return self.swap.healthy
 
     def _judge(self, sound: bool) -> None:
+        """Count a check; where it failed, read the checkpoint again."""
         self.checks += 1
         if sound:
             return
@@ -101,7 +104,7 @@ class ArenaManager:
         except (SparsehubError, OSError) as error:
             log.error("they cannot be loaded again: %s", error)
             return
-        if self._guard.check_all(None):
+        if self._integrity.check_all(None):
             self.swap.reset()
             self.repairs += 1
             log.warning("the base weights are whole again")

@@ -17,18 +17,19 @@ from sparsehub.engine.generation.entrypoint import Prompt, ask, make_generator
 from sparsehub.engine.generation.generator import Listen
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, Sampling
+from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.input_processor import InputProcessor
 from sparsehub.engine.mixing_check import checked_targets
 from sparsehub.engine.model_loop import ModelLoop
 from sparsehub.engine.pending_request import Admit, PendingRequest
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.residency import Residency
-from sparsehub.engine.resident import HostTask, Resident, make_resident, read_host_task
 from sparsehub.engine.scheduler import Limits, Scheduler
 from sparsehub.engine.stats import BatchReport, TaskStatus
-from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, TaskHandle, Usage
+from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, Usage
+from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
-from sparsehub.errors import RequestError, UnhealthyError, UnknownTaskError, UsageError
+from sparsehub.errors import RequestError, UnknownTaskError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.outputs import Prediction
 
@@ -62,15 +63,11 @@ class Engine:
         pool = pooling_of(backbone.checkpoint.folder)
         runner = BatchRunner(backbone, self._targets, self.arena.swap, self.tokenizer, pool)
         self._scheduler = Scheduler(limits or Limits(), self._lane, lambda rows: self._loop.cost_per_token(rows))
-        self._residency = Residency(
-            budgets or Budgets(),
-            read=lambda task: read_host_task(task.load(), backbone),
-            place=self._place,
-            let_go=lambda: self.arena.empty(self._residency),
-            loaded=self._loaded,
-        )
+        self._loader = TaskLoader(backbone, self._targets, self.arena, self.tokenizer.pad_token_id)
+        self._residency = Residency(budgets or Budgets(), self._loader, self.arena)
         measure = functools.partial(measure_points, backbone, self._targets, self.max_tokens)
-        self._loop = ModelLoop(self.arena, runner, self._scheduler, self._residency, measure, observe)
+        self._loop = ModelLoop(self.arena, runner, self._scheduler, measure, observe)
+        self._residency.add_listener(self._loop)
         self.mode = mode
         self.generator = make_generator(
             backbone,
@@ -81,9 +78,10 @@ class Engine:
             self._lane_of,
             self._loop,
         )
-        self._desk = InputProcessor(
-            self._scheduler, self._residency, self.tokenizer, self.max_tokens, self._check, self._loaded
-        )
+        if self.generator is not None:
+            self._residency.add_listener(self.generator)
+        self._health = EngineHealth(self.arena, self._loop, self.generator)
+        self._desk = InputProcessor(self._scheduler, self._residency, self._health, self.tokenizer, self.max_tokens)
 
     # tasks
 
@@ -94,7 +92,7 @@ class Engine:
         """
         manifest = package.manifest
         task = Task(manifest.name, manifest.version, package.digest, lambda: package)
-        resident = self._residency.admit(task, read_host_task(package, self.backbone))
+        resident = self._residency.admit(task, self._loader.lay_out(package))
         try:
             self.tasks.add(task)
         except UsageError:
@@ -135,16 +133,6 @@ class Engine:
     def usage(self) -> Usage:
         """Bytes and counts of the tasks in memory."""
         return self._residency.usage()
-
-    def _place(self, host: HostTask) -> Resident:
-        return make_resident(host, self.backbone, self._targets, self.tokenizer.pad_token_id, self.arena.read)
-
-    def _loaded(self, handle: TaskHandle) -> None:
-        if handle.error is not None:
-            self._scheduler.fail(handle.error, lambda key: key[0] == handle.task.digest)
-        self._scheduler.wake()
-        if self.generator is not None:
-            self.generator.loaded(handle)
 
     def _lane_of(self, digest: str | None) -> Hashable | None:
         return self._lane((digest, False))
@@ -229,13 +217,8 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """Whether work is taken: the arena is known, nobody said stop, and a started model thread still runs."""
-        generates = self.generator is None or self.generator.takes_work
-        return self.arena.swap.healthy and self._loop.takes_work and generates
-
-    def _check(self) -> None:
-        if not self.healthy:
-            raise UnhealthyError("the engine takes no more work", fix="restart it")
+        """Whether work is taken: the base weights are known, `stop` was not called, and started threads still run."""
+        return self._health.ok
 
     def _find(self, reference: str) -> Task:
         """A task that is served, or one that the reference composes of such (`trec+tone*0.5`)."""
@@ -261,7 +244,7 @@ class Engine:
             self.generator.stop(drain)
         self._loop.stop(drain)
         self._residency.close()
-        self.arena.empty(self._residency)
+        self.arena.release_active()
 
     def step(self, timeout: float | None = 0.0) -> bool:
         """Take the next batch, run it in the cheapest way, answer. False where nothing came within `timeout`."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.inputs import check_length, rows_of, text_spec
 from sparsehub.engine.model_loop import QueuedRow
 from sparsehub.engine.pending_request import Admit, PendingRequest
@@ -21,20 +22,21 @@ from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
 
 
 class InputProcessor:
-    """max_tokens: of one sequence of the backbone; check: raises where no work is taken; loaded: told of a task whose
-    load failed before its rows were queued."""
+    """Checks, tokenises and queues the rows of requests, in the caller's thread; `Engine` calls it.
+
+    max_tokens: of one sequence of the backbone.
+    """
 
     def __init__(
         self,
         scheduler: Scheduler,
         residency: Residency,
+        health: EngineHealth,
         tokenizer: Any,
         max_tokens: int,
-        check: Callable[[], None],
-        loaded: Callable[[TaskHandle], None],
     ):
         self._scheduler, self._residency, self._tokenizer = scheduler, residency, tokenizer
-        self._max_tokens, self._check, self._loaded = max_tokens, check, loaded
+        self._health, self._max_tokens = health, max_tokens
         self._tokenizer_lock = threading.Lock()  # fast tokenizers keep their truncation settings inside
 
     def ask(
@@ -76,7 +78,7 @@ class InputProcessor:
         timeout: float | None,
         admit: Admit,
     ) -> PendingRequest[Any]:
-        self._check()
+        self._health.check()
         tokens = sum(row.tokens for row in rows)
         admit(tokens)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -93,5 +95,5 @@ class InputProcessor:
                 item.future.cancel()  # gives back what they hold
             raise
         if handle is not None and handle.error is not None:  # its load failed before its rows were in the queue
-            self._loaded(handle)
+            self._residency.announce(handle)
         return PendingRequest([item.future for item in items], info, tokens)

@@ -13,7 +13,6 @@ from typing import Any
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_runner import AUTO, BatchRows, BatchRunner, Clock, ExecutionPlan
 from sparsehub.engine.cost_model import CalibrationPoints, CostModel
-from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import Resident
 from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.engine.stats import BatchReport, BatchShare
@@ -49,11 +48,10 @@ class ModelLoop:
         arena: ArenaManager,
         runner: BatchRunner,
         scheduler: Scheduler,
-        residency: Residency,
         measure: Callable[[], CalibrationPoints],
         observe: Callable[[BatchReport], None],
     ):
-        self._arena, self._runner, self._scheduler, self._residency = arena, runner, scheduler, residency
+        self._arena, self._runner, self._scheduler = arena, runner, scheduler
         self._measure, self._observe = measure, observe
         self.mode = AUTO
         self._thread: threading.Thread | None = None
@@ -103,6 +101,12 @@ class ModelLoop:
             self._scheduler.fail(UnhealthyError("the model thread ended", found=repr(error), fix="restart it"))
             raise
 
+    def task_loaded(self, handle: TaskHandle) -> None:
+        """Let the rows of a task run, or answer them with the error of its load."""
+        if handle.error is not None:
+            self._scheduler.fail(handle.error, lambda key: key[0] == handle.task.digest)
+        self._scheduler.wake()
+
     def step(self, timeout: float | None) -> bool:
         """Take the next batch, run it in the cheapest way, answer. False where nothing came within `timeout`."""
         taken = self._scheduler.next_batch(timeout)
@@ -123,7 +127,7 @@ class ModelLoop:
             parts = sorted(_by_task(batch), key=lambda part: self._runner.place(part.rows))
             choice = self._runner.choose([part.rows for part in parts], costs, self.mode)
             results = self._results(choice, parts, costs, clock)
-            self._arena.note_inside(self._residency, [h for i in batch if (h := i.payload.handle) is not None])
+            self._arena.note_active([h for i in batch if (h := i.payload.handle) is not None])
             moves = self._arena.swap.moves - moves
         shares = tuple(_share(part, answers, clock.start) for part, answers in zip(parts, results, strict=True))
         tokens = sum(part.rows.group.tokens for part in parts)

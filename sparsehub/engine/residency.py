@@ -1,7 +1,7 @@
-"""Where each task is now: on the device, in host memory, or only on disk; by byte budgets, least recently used first.
+"""Residency: which tasks are on the device, which in host memory and which only on disk, by byte budgets.
 
-Whoever has rows of a task in the queue holds a reference to it, and nothing that is referenced is dropped. Loading
-happens in threads of its own, beside the running batch.
+Tasks are evicted least recently used first. A task with rows that wait or run is referenced, and what is referenced is
+never evicted. Tasks are loaded in threads of their own, beside the running batch.
 """
 
 from __future__ import annotations
@@ -9,46 +9,47 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
+from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.stats import TaskStatus
 from sparsehub.engine.task_handle import Budgets, TaskHandle, Usage
+from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import Task, TaskInfo
 from sparsehub.errors import EngineError, SparsehubError, StoppingError, UsageError
 
-WAIT_SECONDS = 0.1  # between two looks whether something may go
+WAIT_SECONDS = 0.1  # between two looks whether something can be evicted
 
 
 def _why(task: Task, error: Exception) -> SparsehubError:
-    """What the rows of a task that could not be loaded are told. A disk without room or a policy that cannot be read
-    is a usage error of whoever runs the engine, and not of who asks."""
+    """The error for the rows of a task that could not be loaded. A disk without room or a policy that cannot be read
+    is a usage error of whoever runs the engine, and not of the caller."""
     if isinstance(error, SparsehubError) and not isinstance(error, UsageError):
         return error
     found = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
     return EngineError(f"{task.reference} cannot be loaded", found=found[:500])
 
 
+class ResidencyListener(Protocol):
+    """What `Residency` tells about loads; `ModelLoop` and `Generator`, whose rows wait for them."""
+
+    def task_loaded(self, handle: TaskHandle) -> None:
+        """A task is ready, or could not be loaded (`handle.error`). Called without a lock, in any thread."""
+
+
 class Residency:
-    """Thread-safe.
+    """Loads tasks, counts their references and evicts them; `InputProcessor`, `Generator` and `Engine` acquire handles
+    here. Thread-safe.
 
-    A task is counted once it is placed, so while `loaders` of them load, so many tasks may lie above the budget.
-
-    read: a task's package into host memory; place: from there to the device; let_go: asks the model thread's adapter to
-    give back what it holds without need (the patch that is still in the arena); loaded: called after every load.
+    A task's bytes count once it is on the device, so while `Budgets.loaders` tasks load, as many may lie above the
+    budget.
     """
 
-    def __init__(
-        self,
-        budgets: Budgets,
-        read: Callable[[Task], HostTask],
-        place: Callable[[HostTask], Resident],
-        let_go: Callable[[], None] = lambda: None,
-        loaded: Callable[[TaskHandle], None] = lambda _: None,
-    ):
-        self._budgets = budgets
-        self._read, self._place, self._let_go, self._loaded = read, place, let_go, loaded
+    def __init__(self, budgets: Budgets, loader: TaskLoader, arena: ArenaManager):
+        self._budgets, self._loader, self._arena = budgets, loader, arena
+        self._listeners: list[ResidencyListener] = []
         self._changed = threading.Condition()
         self._handles: OrderedDict[str, TaskHandle] = OrderedDict()  # by digest, least recently used first
         self._hosts: OrderedDict[str, HostTask] = OrderedDict()
@@ -56,18 +57,27 @@ class Residency:
         self._closed = False
         self._device_bytes = self._host_bytes = 0
         self._hits = self._misses = self._loads = self._evictions = 0
-        self._loaders = ThreadPoolExecutor(budgets.loaders, thread_name_prefix="sparsehub-load")
+        self._threads = ThreadPoolExecutor(budgets.loaders, thread_name_prefix="sparsehub-load")
+
+    def add_listener(self, listener: ResidencyListener) -> None:
+        """Tell a listener of every load from now on; before the first task is acquired."""
+        self._listeners.append(listener)
+
+    def announce(self, handle: TaskHandle) -> None:
+        """Tell the listeners how a load has ended; again, where rows were queued after it had failed."""
+        for listener in self._listeners:
+            listener.task_loaded(handle)
 
     def info(self, digest: str) -> TaskInfo | None:
-        """What is known of a task that was in memory before."""
+        """What is known of a task that was in memory before; None of others."""
         return self._infos.get(digest)
 
     def acquire(self, task: Task) -> TaskHandle:
-        """Hold a task, and begin to load it where it is not on the device."""
+        """Reference a task, and begin to load it where it is not on the device. The caller releases the handle."""
         with self._changed:
             handle = self._handles.get(task.digest)
             if handle is None or handle.error is not None:  # what failed is tried again
-                handle = self._handles[task.digest] = TaskHandle(task)
+                handle = self._handles[task.digest] = TaskHandle(task, self)
             handle.unwanted = False
             self._handles.move_to_end(task.digest)
             handle.references += 1
@@ -75,15 +85,16 @@ class Residency:
             self._misses += handle.resident is None
             if handle.resident is None and not handle.loading:
                 handle.loading = True
-                self._loaders.submit(self._load, handle)
+                self._threads.submit(self._load, handle)
         return handle
 
     def hold(self, handle: TaskHandle, count: int = 1) -> None:
-        """Hold what is held already `count` times more."""
+        """Add `count` references to a handle that has one."""
         with self._changed:
             handle.references += count
 
     def release(self, handle: TaskHandle) -> None:
+        """Give one reference back; a task that is no longer served is dropped with the last one."""
         with self._changed:
             handle.references -= 1
             assert handle.references >= 0
@@ -94,14 +105,14 @@ class Residency:
             self._changed.notify_all()
 
     def pin(self, task: Task) -> TaskHandle:
-        """Keep a task on the device whatever else is wanted."""
+        """Load a task where it is not on the device, and never evict it."""
         handle = self.acquire(task)
         handle.pinned = True
         self.release(handle)
         return handle
 
     def unpin(self, digest: str) -> None:
-        """Let a task that is in memory go when others need its room."""
+        """Allow the eviction of a task that was pinned."""
         with self._changed:
             handle = self._handles.get(digest)
             if handle is not None:
@@ -109,10 +120,10 @@ class Residency:
                 self._changed.notify_all()
 
     def admit(self, task: Task, host: HostTask) -> Resident:
-        """Put a task that was read elsewhere on the device now, pinned: there is nowhere to read it from again."""
-        resident = self._place(host)
+        """Put a task that the caller has read on the device now, pinned: there is nowhere to read it from again."""
+        resident = self._loader.place(host)
         with self._changed:
-            handle = self._handles.setdefault(task.digest, TaskHandle(task))
+            handle = self._handles.setdefault(task.digest, TaskHandle(task, self))
             if handle.resident is None:
                 self._make_room(resident.nbytes, handle)
                 self._settle(handle, resident)
@@ -121,7 +132,7 @@ class Residency:
             return handle.resident
 
     def forget(self, digest: str) -> None:
-        """Drop a task that is served no longer as soon as nobody holds it."""
+        """Drop a task that is no longer served, now or with its last reference."""
         with self._changed:
             handle = self._handles.get(digest)
             if handle is not None:
@@ -133,7 +144,7 @@ class Residency:
             self._infos.pop(digest, None)
 
     def status(self, task: Task) -> TaskStatus:
-        """Where a task is."""
+        """Where a task is, and what it takes."""
         with self._changed:
             handle, info = self._handles.get(task.digest), self._infos.get(task.digest)
             resident = handle.resident if handle is not None else None
@@ -151,9 +162,11 @@ class Residency:
             )
 
     def handle(self, digest: str) -> TaskHandle | None:
+        """The handle of a task that is in memory or on its way there, without a reference; None of others."""
         return self._handles.get(digest)
 
     def usage(self) -> Usage:
+        """Bytes and counts, as they are now."""
         with self._changed:
             on_device = sum(handle.resident is not None for handle in self._handles.values())
             return Usage(
@@ -168,23 +181,23 @@ class Residency:
             )
 
     def close(self) -> None:
-        """Load nothing more."""
+        """Load nothing more; waits for the loads that run."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._loaders.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _load(self, handle: TaskHandle) -> None:
         try:
-            host = self._hosts.get(handle.task.digest) or self._read(handle.task)
-            resident = self._place(host)
+            host = self._hosts.get(handle.task.digest) or self._loader.read(handle.task)
+            resident = self._loader.place(host)
             with self._changed:
                 self._make_room(resident.nbytes, handle)
                 self._settle(handle, resident)
                 self._keep_on_host(host, handle.task.composed)
         except Exception as error:  # a disk, a hub, a device: the task's rows fail, the engine goes on
             self._fail(handle, _why(handle.task, error))
-        self._loaded(handle)
+        self.announce(handle)
 
     def _settle(self, handle: TaskHandle, resident: Resident) -> None:
         handle.resident, handle.loading, handle.ready_at = resident, False, time.monotonic()
@@ -201,7 +214,7 @@ class Residency:
             handle.ready.set()
 
     def _make_room(self, nbytes: int, wanted: TaskHandle) -> None:
-        """Drop what is unused until `nbytes` fit; waits while all that could go is in use. The lock is held."""
+        """Evict tasks until `nbytes` fit; waits while every one is referenced. The lock is held."""
         if nbytes > self._budgets.device_bytes:
             raise EngineError(
                 f"{wanted.task.reference} is larger than the whole budget for tasks",
@@ -211,24 +224,24 @@ class Residency:
             )
         asked = False
         while self._device_bytes + nbytes > self._budgets.device_bytes:
-            victim = next((h for h in self._handles.values() if self._may_go(h, wanted)), None)
+            victim = next((h for h in self._handles.values() if self._is_evictable(h, wanted)), None)
             if victim is not None:
                 self._drop(victim)
                 self._evictions += 1
             elif not asked:
                 asked = True
-                self._without_lock(self._let_go)
+                self._release_active()
             else:
                 self._refuse_if_pinned(nbytes, wanted)
                 if self._closed:
                     raise StoppingError
                 self._changed.wait(WAIT_SECONDS)
 
-    def _may_go(self, handle: TaskHandle, wanted: TaskHandle) -> bool:
+    def _is_evictable(self, handle: TaskHandle, wanted: TaskHandle) -> bool:
         return handle.resident is not None and not handle.references and not handle.pinned and handle is not wanted
 
     def _refuse_if_pinned(self, nbytes: int, wanted: TaskHandle) -> None:
-        """Waiting ends when rows are answered; pinned tasks never go."""
+        """Raise where no wait can help: rows are answered in the end, pinned tasks stay."""
         pinned = sum(h.resident.nbytes for h in self._handles.values() if h.pinned and h.resident is not None)
         if pinned + nbytes > self._budgets.device_bytes:
             raise EngineError(
@@ -239,16 +252,19 @@ class Residency:
             )
 
     def _drop_composed(self) -> None:
-        """There is no end of compositions: the least recently used beyond a few go, with what is known of them."""
+        """Drop the least recently used compositions beyond their budget, and what is known of them: there is no end
+        of the compositions that requests can make."""
         idle = [h for h in self._handles.values() if h.task.composed and h.resident is not None and not h.references]
         for handle in idle[: max(0, len(idle) - self._budgets.composed)]:
             self._drop(handle)
             self._infos.pop(handle.task.digest, None)
 
-    def _without_lock(self, call: Callable[[], None]) -> None:
+    def _release_active(self) -> None:
+        """Give up the reference of the task in the arena. Not with the lock held: the model thread takes the arena's
+        lock first and this one second."""
         self._changed.release()
         try:
-            call()
+            self._arena.release_active()
         finally:
             self._changed.acquire()
 
@@ -259,7 +275,7 @@ class Residency:
         self._changed.notify_all()
 
     def _keep_on_host(self, host: HostTask, composed: bool) -> None:
-        """The budget of the host tier; what is larger than all of it is not kept."""
+        """Keep a task for its next load, within the host tier's budget; not one that is larger than all of it."""
         if host.nbytes > self._budgets.host_bytes or composed:
             return
         before = self._hosts.pop(host.info.digest, None)

@@ -1,28 +1,27 @@
-"""What residency is told, what it says, and what it hands out."""
+"""Task handles, the references that keep a task in memory; and the budgets and the usage of `Residency`."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sparsehub.engine.resident import Resident
 from sparsehub.engine.task_registry import Task
 from sparsehub.errors import CancelledError, SparsehubError, UsageError
 
 UNLIMITED = 1 << 62
-LOAD_SECONDS = 60.0  # that a request waits for a task which was never in memory, where it says nothing else
+LOAD_SECONDS = 60.0  # how long a request waits for a task that was never in memory, unless it says otherwise
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """device_bytes: of tasks that are ready to run; host_bytes: of tasks kept in host memory for the next time they are
-    wanted on the device, 0 for none (on a CPU the two are the same memory); loaders: threads that load; composed: tasks
-    that requests made of others and that nobody holds, kept for the next request."""
+    """How much memory `Residency` may use for tasks; given to `Engine`."""
 
-    device_bytes: int = UNLIMITED
-    host_bytes: int = 0
-    loaders: int = 1
-    composed: int = 64
+    device_bytes: int = UNLIMITED  # of tasks that are ready to run
+    host_bytes: int = 0  # of tasks kept in host memory after their eviction, 0 for none; on a CPU it is the same memory
+    loaders: int = 1  # threads that load tasks
+    composed: int = 64  # compositions (`a+b*0.5`) that are kept for the next request once no row references them
 
     def __post_init__(self) -> None:
         if self.device_bytes < 1 or self.host_bytes < 0 or self.loaders < 1 or self.composed < 0:
@@ -31,31 +30,43 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Usage:
-    """What residency holds and did. hits: requests whose task was ready; misses: that had to wait for a load."""
+    """What the tasks in memory take, and what `Residency` has done since the start; for metrics."""
 
     device_bytes: int
     host_bytes: int
     device_tasks: int
     host_tasks: int
-    hits: int
-    misses: int
+    hits: int  # acquisitions that found their task on the device
+    misses: int  # acquisitions that had to wait for a load
     loads: int
     evictions: int
 
 
+class ReferenceCounter(Protocol):
+    """What counts the references to task handles; `Residency` does."""
+
+    def hold(self, handle: TaskHandle, count: int = 1) -> None:
+        """Add references to a handle that has one."""
+
+    def release(self, handle: TaskHandle) -> None:
+        """Give one reference back."""
+
+
 @dataclass(eq=False)
 class TaskHandle:
-    """One task that somebody wants or that is in memory. ready: set when it is on the device or could not be loaded."""
+    """One task that is in memory or on its way there; `Residency.acquire` gives it. A task that is referenced is never
+    evicted. All but `wait` is read and written by `Residency`, under its lock."""
 
     task: Task
+    counter: ReferenceCounter
     references: int = 0
-    pinned: bool = False
-    unwanted: bool = False  # served no longer: it goes with its last reference
-    resident: Resident | None = None
-    error: SparsehubError | None = None
+    pinned: bool = False  # never evicted, referenced or not
+    unwanted: bool = False  # no longer served: dropped with its last reference
+    resident: Resident | None = None  # None until it is loaded, and after it was evicted
+    error: SparsehubError | None = None  # why the load failed
     loading: bool = False
     ready_at: float = 0.0  # when it came to the device, on the monotonic clock
-    ready: threading.Event = field(default_factory=threading.Event)
+    ready: threading.Event = field(default_factory=threading.Event)  # set when it is on the device or its load failed
 
     def wait(self, timeout: float | None = None) -> Resident:
         """The task, once it is on the device; raises what its load raised, or `CancelledError` after `timeout` s."""
@@ -65,3 +76,11 @@ class TaskHandle:
             raise self.error
         assert self.resident is not None  # ready, and no error
         return self.resident
+
+    def hold(self) -> None:
+        """Add a reference."""
+        self.counter.hold(self)
+
+    def release(self) -> None:
+        """Give a reference back."""
+        self.counter.release(self)

@@ -88,7 +88,7 @@ def test_every_way_of_running_says_the_same(engine, speakers, says, mode):
     run(made, asked)
     for i, (n, generation) in enumerate(zip(names, asked, strict=True)):
         assert list(generation.result().tokens) == says(packages[n], generation.prompt, 9 + i)
-    made.arena.empty(made._residency)
+    made.arena.release_active()
     assert made.arena.check_all()
 
 

@@ -312,7 +312,7 @@ def test_only_a_few_compositions_are_kept(make_engine: Callable[..., Engine], su
     for weight in range(6):
         engine.classify(f"three+seven*{weight}", ["the fox"])
         run_all(engine)
-    engine.arena.empty(engine._residency)
+    engine.arena.release_active()
     assert engine.usage.device_tasks == 2
 
 

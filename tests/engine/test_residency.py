@@ -33,25 +33,34 @@ def task_of(number: int, load: Callable[[], Any] = lambda: None) -> Task:
 
 
 class World:
-    """A residency over tasks of 10 bytes each, and what it did. gate: loads wait for it."""
+    """A residency over tasks of 10 bytes each, its loader, arena and listener in one, and what it did.
+
+    gate: loads wait for it; active: the task in the arena.
+    """
 
     def __init__(self, **budgets: Any):
         self.reads: list[str] = []
         self.loaded: list[TaskHandle] = []
         self.gate = threading.Event()
         self.gate.set()
-        self.let_go: Callable[[], None] = lambda: None
-        self.residency = Residency(
-            Budgets(**budgets), self._read, self._place, lambda: self.let_go(), self.loaded.append
-        )
+        self.active: TaskHandle | None = None
+        self.residency = Residency(Budgets(**budgets), cast(Any, self), cast(Any, self))
+        self.residency.add_listener(self)
 
-    def _read(self, task: Task) -> HostTask:
+    def task_loaded(self, handle: TaskHandle) -> None:
+        self.loaded.append(handle)
+
+    def release_active(self) -> None:
+        if self.active is not None:
+            self.active.release()
+
+    def read(self, task: Task) -> HostTask:
         self.gate.wait(10)
         self.reads.append(task.name)
         task.load()
         return cast(HostTask, Sized(task, 10))
 
-    def _place(self, host: HostTask) -> Resident:
+    def place(self, host: HostTask) -> Resident:
         sized = cast(Any, host)
         return cast(Resident, Sized(Task(sized.info.name, "1.0.0", sized.info.digest, lambda: cast(Any, None)), 10))
 
@@ -203,7 +212,7 @@ def test_who_holds_something_without_need_is_asked_before_anyone_waits(world: Ca
     it = world(device_bytes=10)
     inside = it.residency.acquire(task_of(1))
     inside.wait(10)
-    it.let_go = lambda: it.residency.release(inside)
+    it.active = inside
     it.use(2)
     assert (it.where(1), it.where(2)) == ("disk", "device")
 

@@ -175,11 +175,12 @@ def test_a_row_whose_load_failed_is_told_so_though_another_request_has_loaded_th
     engine = halted().engine
     (lost,), (held,) = (engine.classify("three", ["the fox"]).futures for _ in range(2))
     first, error = next(iter(engine._scheduler._queues.values()))[0], HubError("no answer")
-    first.payload = dataclasses.replace(first.payload, handle=TaskHandle(first.payload.handle.task, error=error))
+    task, residency = first.payload.handle.task, engine._residency
+    first.payload = dataclasses.replace(first.payload, handle=TaskHandle(task, residency, error=error))
     assert engine.step() and lost.exception(1) is error and held.result(1).label
     (gone,) = engine.classify("three", ["the fox"]).futures
     (row,) = next(iter(engine._scheduler._queues.values()))
-    row.payload = dataclasses.replace(row.payload, handle=TaskHandle(row.payload.handle.task))  # cancelled, and evicted
+    row.payload = dataclasses.replace(row.payload, handle=TaskHandle(task, residency))  # cancelled, and evicted
     assert engine._loop.cost_per_token([row]) == math.inf
     assert engine.step() and isinstance(gone.exception(1), CancelledError) and not engine.step()
 

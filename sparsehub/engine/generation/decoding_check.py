@@ -16,6 +16,7 @@ from sparsehub.engine.generation.model_runner import Stepper
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.generation.sampling import SampledToken
 from sparsehub.engine.mixing_check import ALLOWED, loud_delta
+from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import Resident
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.task_handle import TaskHandle
@@ -31,14 +32,14 @@ SHOWN = 20  # of the likeliest tokens that are compared
 log = logging.getLogger("sparsehub")
 
 
-def mixes_well(stepper: Stepper, backbone: Backbone, targets: TargetModules, pages: int) -> bool:
+def mixes_well(stepper: Stepper, residency: Residency, backbone: Backbone, targets: TargetModules, pages: int) -> bool:
     """Whether mixed steps give what swapped ones give; what is wrong is in the log. Runs before anything else does.
 
     pages: of the cache; where it has one alone, there is never more than one sequence.
     """
     if not targets.uses or pages < len(PROMPTS):
         return False
-    task = _loud_task(backbone, targets)
+    task = _loud_task(residency, backbone, targets)
     mixed = _said(stepper, backbone, [task, None])
     alone = [_said(stepper, backbone, [task, None], only=number)[0] for number in range(2)]
     plain = _said(stepper, backbone, [None, None], only=0)
@@ -55,14 +56,14 @@ def mixes_well(stepper: Stepper, backbone: Backbone, targets: TargetModules, pag
     return False
 
 
-def _loud_task(backbone: Backbone, targets: TargetModules) -> TaskHandle:
+def _loud_task(residency: Residency, backbone: Backbone, targets: TargetModules) -> TaskHandle:
     """A task that is on no hub, and changes every place that can be mixed."""
     patch = make_patch(backbone, loud_delta(backbone, targets))
     adapter = make_adapter_weights(targets, backbone.arena, patch)
     assert isinstance(adapter, AdapterWeights)  # it changes nothing but what can be mixed
     info = TaskInfo("self-check", "", "self-check", TaskSpec(TEXT_GENERATION, (), "", (), "", 1, ()), patch.nnz)
     return TaskHandle(
-        Task(info.name, "", info.digest, _no_package), resident=Resident(info, patch, adapter, None, None)
+        Task(info.name, "", info.digest, _no_package), residency, resident=Resident(info, patch, adapter, None, None)
     )
 
 

@@ -49,12 +49,12 @@ def make_generator(
         return None
     tokenizer = load_tokenizer(backbone.checkpoint)
     batcher = Batcher(backbone, limits, end_tokens(tokenizer, backbone.language_model))
-    stepper = Stepper(arena, residency, batcher, Packer(targets), lambda: loop.mode)
-    judge = Stepper(arena, residency, batcher, Packer(targets), lambda: AUTO)
-    if not mixes_well(judge, backbone, targets, limits.pages):
+    stepper = Stepper(arena, batcher, Packer(targets), lambda: loop.mode)
+    judge = Stepper(arena, batcher, Packer(targets), lambda: AUTO)
+    if not mixes_well(judge, residency, backbone, targets, limits.pages):
         lane = _alone(lane)
-    arena.empty(residency)
-    return Generator(stepper, limits, lane, tokenizer, max_tokens(tokenizer, backbone.config))
+    arena.release_active()
+    return Generator(stepper, residency, limits, lane, tokenizer, max_tokens(tokenizer, backbone.config))
 
 
 def _alone(lane: Lane) -> Lane:

@@ -15,6 +15,7 @@ from sparsehub.engine.generation.model_runner import Stepper
 from sparsehub.engine.generation.output_processor import OutputProcessor
 from sparsehub.engine.generation.request import Generation, Sampling, TextDelta
 from sparsehub.engine.pending_request import Admit
+from sparsehub.engine.residency import Residency
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import CancelledError, RequestError, SparsehubError, StoppingError, UnhealthyError
@@ -34,6 +35,7 @@ class Generator:
     def __init__(
         self,
         stepper: Stepper,
+        residency: Residency,
         limits: GenerationLimits,
         lane: Callable[[str | None], Hashable | None],
         tokenizer: Any,
@@ -41,7 +43,7 @@ class Generator:
     ):
         self.limits, self.context = limits, min(context, limits.pages * limits.page_tokens)
         self.tokenizer, self.tokenizer_lock = tokenizer, threading.Lock()
-        self.residency = stepper.residency
+        self.residency = residency
         self._stepper, self._batcher = stepper, stepper.batcher
         self._waiting = AdmissionQueue(limits, lambda generation: lane(generation.digest))
         self._speeches: dict[str, OutputProcessor] = {}
@@ -98,7 +100,7 @@ class Generator:
                 self._release(generation)
             raise
         if handle is not None and handle.error is not None:  # its load failed before they were in the queue
-            self.loaded(handle)
+            self.task_loaded(handle)
         return generations
 
     def _length(self, prompt: Sequence[int], sampling: Sampling) -> int:
@@ -123,7 +125,7 @@ class Generator:
             )
         return wanted or min(room, self.limits.new_tokens)
 
-    def loaded(self, handle: TaskHandle) -> None:
+    def task_loaded(self, handle: TaskHandle) -> None:
         """A task was loaded, or could not be: those that wait for it run, or hear why not."""
         if handle.error is not None:
             for generation in self._waiting.take_all(lambda g: g.handle is handle):

@@ -12,7 +12,6 @@ from sparsehub.engine.generation.batcher import Batcher
 from sparsehub.engine.generation.packing import PackedSpan, Packer
 from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.generation.sampling import SampledToken
-from sparsehub.engine.residency import Residency
 from sparsehub.patch import Patch
 
 Spoken = list[tuple[Generation, int, SampledToken | None]]
@@ -21,10 +20,8 @@ Spoken = list[tuple[Generation, int, SampledToken | None]]
 class Stepper:
     """Holds the arena's lock for the time of a step; between two of them others may use the model."""
 
-    def __init__(
-        self, arena: ArenaManager, residency: Residency, batcher: Batcher, packer: Packer, mode: Callable[[], str]
-    ):
-        self.residency, self.batcher = residency, batcher
+    def __init__(self, arena: ArenaManager, batcher: Batcher, packer: Packer, mode: Callable[[], str]):
+        self.batcher = batcher
         self._arena, self._packer, self._mode = arena, packer, mode
 
     @torch.inference_mode()
@@ -36,7 +33,7 @@ class Stepper:
                 return []
             spoken = self._run(parts)
             handles = [part.generation.handle for part in parts if part.generation.handle is not None]
-            self._arena.note_inside(self.residency, handles)
+            self._arena.note_active(handles)
             return spoken
 
     def check_weights(self) -> None:

@@ -1,0 +1,68 @@
+"""Loading a task: its package is read into host memory, then copied to the device and made ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sparsehub.backbone import Backbone
+from sparsehub.engine.adapter_weights import make_adapter_weights
+from sparsehub.engine.arena_manager import ArenaManager
+from sparsehub.engine.resident import HostTask, Resident
+from sparsehub.engine.target_modules import TargetModules
+from sparsehub.engine.task_registry import Task, info_of
+from sparsehub.package import Package
+from sparsehub.package.heads import build_head
+from sparsehub.package.manifest import TEXT_GENERATION
+from sparsehub.package.reader import check_backbone
+from sparsehub.patch import PatchLayout, bind, lay_out
+
+
+class TaskLoader:
+    """Reads packages and makes each a `Resident`; `Residency` calls it in its own threads, beside the running batch."""
+
+    def __init__(self, backbone: Backbone, targets: TargetModules, arena: ArenaManager, pad_token_id: int):
+        self._backbone, self._targets, self._arena = backbone, targets, arena
+        self._pad_token_id = pad_token_id
+
+    def read(self, task: Task) -> HostTask:
+        """Read a task's package into host memory; raises what the read raises, and what `lay_out` raises."""
+        return self.lay_out(task.load())
+
+    def lay_out(self, package: Package) -> HostTask:
+        """A package in host memory, laid out for this backbone; raises `BackboneMismatchError` or `DeltaError`."""
+        check_backbone(package.manifest, self._backbone)
+        layout = lay_out(self._backbone.arena, package.delta)
+        info = info_of(package.manifest, package.digest)
+        if self._backbone.device.type != "cuda":
+            return HostTask(info, layout, package.head)
+        pinned = {dtype: (p.pin_memory(), v.pin_memory()) for dtype, (p, v) in layout.parts.items()}
+        head = {name: tensor.pin_memory() for name, tensor in package.head.items()}
+        return HostTask(info, PatchLayout(pinned, layout.value_kind), head)
+
+    def place(self, host: HostTask) -> Resident:
+        """Copy a task to the device and make it ready for swap and for mixed batches; raises `FormatError` for a head
+        that does not fit."""
+        backbone = self._backbone
+        with _side_stream(backbone.device):
+            generates = host.info.spec.kind == TEXT_GENERATION
+            head = None if generates else build_head(backbone, host.info.spec, host.head, self._pad_token_id)
+            patch = bind(host.layout, backbone.arena, self._arena.read)
+            adapter = make_adapter_weights(self._targets, backbone.arena, patch)
+        if isinstance(adapter, str):
+            return Resident(host.info, patch, None, adapter, head)
+        return Resident(host.info, patch, adapter, None, head)
+
+
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """Inside, a GPU works on a stream of its own, beside the running batch; all of it is done when the block ends."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
