@@ -30,8 +30,8 @@ from serving.routes import ROUTERS
 from serving.settings import Settings
 from sparsehub import __version__
 from sparsehub.engine import Engine, PendingRequest, TaskInfo
-from sparsehub.engine.composition import parse_composition
 from sparsehub.errors import RequestError, SparsehubError, UnknownTaskError
+from sparsehub.task_ref import ModelRef, parse_model
 
 log = logging.getLogger("sparsehub")
 
@@ -59,9 +59,10 @@ class Service:
         """
         call = current_request()
         routed = self._route(call, reference)
+        assert routed.model is not None  # only the plain backbone has none
         with _discreet(call, reference):
-            info = await anyio.to_thread.run_sync(self.engine.info, routed.reference, self.settings.timeout)
-        call.task, call.digest = info.reference, info.digest
+            info = await anyio.to_thread.run_sync(self.engine.info, routed.model, self.settings.timeout)
+        call.served = info
         return info
 
     async def submit(
@@ -80,14 +81,12 @@ class Service:
             if route.items is not None:
                 route.items.take(len(inputs), f"the quota of items of the task {route.name}")
         options = {"truncate": truncate, "timeout": self.settings.timeout, "admit": self._admit(call, routed)}
-        asked = None if reference is None else routed.reference
         with _discreet(call, reference or BACKBONE):
             ticket: PendingRequest[Any] = await anyio.to_thread.run_sync(
-                functools.partial(verb, asked, inputs, **options)
+                functools.partial(verb, routed.model, inputs, **options)
             )
         call.items, call.tokens = len(ticket.futures), ticket.tokens
-        if ticket.task is not None:
-            call.task, call.digest = ticket.task.reference, ticket.task.digest
+        call.served = ticket.task or call.served
         return ticket
 
     def finish(self, call: RequestContext) -> None:
@@ -97,12 +96,14 @@ class Service:
 
     def _route(self, call: RequestContext, reference: str | None) -> Routed:
         """What a reference means for this request, once and for all; None is the plain backbone."""
-        check_reference(call, reference or BACKBONE)
         if reference is None:
-            return Routed("")
+            call.caller.check_task(BACKBONE)
+            return Routed(None)
+        model = parse_model(reference)
+        check_model(call, model)
         if reference not in call.routed:
             with _discreet(call, reference):
-                call.routed[reference] = self.router.hold(reference, call.sticky)
+                call.routed[reference] = self.router.hold(model, call.sticky)
         return call.routed[reference]
 
     def _admit(self, call: RequestContext, routed: Routed) -> Callable[[int], None]:
@@ -123,11 +124,10 @@ class Service:
         return admit
 
 
-def check_reference(call: RequestContext, reference: str) -> None:
-    """Raises `ForbiddenError` unless every task that a reference or a composition names is the caller's."""
-    parts = [part.reference for part in parse_composition(reference) or ()] or [reference]
-    for part in parts:
-        call.caller.check_task(part.partition("@")[0])
+def check_model(call: RequestContext, model: ModelRef) -> None:
+    """Raises `ForbiddenError` unless every task that `model` names is the caller's."""
+    for name in model.names:
+        call.caller.check_task(name)
 
 
 @contextmanager

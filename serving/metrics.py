@@ -12,6 +12,7 @@ from serving.request.context import RequestContext
 from serving.task_stats import TaskStats
 from sparsehub.engine import BatchReport, Engine
 from sparsehub.engine.generation import GenerationUsage
+from sparsehub.task_ref import is_composed
 
 BACKBONE, COMPOSED = "(backbone)", "(composed)"
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -116,13 +117,12 @@ class Metrics:
         """Count one HTTP request."""
         self._requests.labels(route, str(status)).inc()
         self._route_seconds.labels(route).observe(seconds)
-        if call.digest:
-            name, _, version = call.task.rpartition("@")
-            task = _label(name)
-            version = "" if task == COMPOSED else version
+        if (served := call.served) is not None:
+            task = _label(served.name)
+            version = "" if task == COMPOSED else served.version
             self._task_requests.labels(task, version, str(status)).inc()
             self._task_seconds.labels(task, version).observe(seconds)
-            self.task_stats.note(call.digest, call.items, status >= 400, seconds)
+            self.task_stats.note(served.digest, call.items, status >= 400, seconds)
 
     def sample(self, engine: Engine, reconciler: Reconciler | None = None) -> None:
         """Read the gauges off the engine, and off what keeps its catalogue."""
@@ -166,7 +166,7 @@ class Metrics:
 
 def _label(name: str) -> str:
     """A task's name as a label. Of what requests compose there is no end, so all of it has one."""
-    return (COMPOSED if "+" in name or "*" in name else name) or BACKBONE
+    return (COMPOSED if is_composed(name) else name) or BACKBONE
 
 
 def _gauge(

@@ -22,6 +22,7 @@ from sparsehub.hub import PackageHub, open_hub
 from sparsehub.hub.package_loader import load_package
 from sparsehub.hub.user_settings import read_policy
 from sparsehub.package import MANIFEST_FILE, read_manifest
+from sparsehub.task_ref import TaskRef
 
 log = logging.getLogger("sparsehub")
 LOADERS = 4  # so that tasks that are on this machine need not wait for a hub that hangs
@@ -43,7 +44,7 @@ def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = la
         task = task_of(reference, hub, policy)
         engine.register(task)
         if settings.tasks:  # what is named must be right; all of a hub is read as it is asked for
-            engine.load(f"{task.name}@{task.digest}")
+            engine.load(TaskRef(task.name, digest=task.digest))
         log.info("task %s %s", task.reference, task.digest)
     engine.start()
     log.info("%d tasks on %s in %.1f s", len(engine.tasks), settings.backbone, time.monotonic() - began)
@@ -81,14 +82,15 @@ def task_of(reference: str, hub: PackageHub | None, policy: Path | None) -> Task
 
     policy: of `Settings`; it is read again, and must allow the package, whenever that is loaded.
     """
+    exact: str | TaskRef = reference
     if (Path(reference) / MANIFEST_FILE).is_file():
         manifest = read_manifest(Path(reference))
-        name, version, digest, exact = manifest.name, manifest.version, manifest.digest, reference
+        name, version, digest = manifest.name, manifest.version, manifest.digest
     elif hub is None:
         raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
     else:
         resolved = hub.resolve(reference)
-        name, digest, exact = resolved.name, resolved.digest, resolved.pinned
+        name, digest, exact = resolved.name, resolved.digest, resolved.reference
         version = resolved.version or digest
     return Task(name, version, digest, lambda: load_package(exact, hub, policy=read_policy(policy)))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from sparsehub.errors import FormatError, UsageError
 from sparsehub.files import canonical_json, strict_json
-from sparsehub.hub.reference import check_digest, check_task_name
 from sparsehub.schema import build
+from sparsehub.task_ref import check_digest, check_task_name
 
 MAX_CATALOG_BYTES = 4 << 20
 REMEMBERED = 20  # stable versions before the one of today

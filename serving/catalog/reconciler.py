@@ -17,6 +17,7 @@ from sparsehub.engine import Engine, Task
 from sparsehub.errors import SparsehubError, UsageError
 from sparsehub.files import cache_root, sha256_bytes, write_file
 from sparsehub.package import Package
+from sparsehub.task_ref import TaskRef
 
 log = logging.getLogger("sparsehub")
 RETRY_SECONDS = 15.0  # between two tries of an entry that was refused: a hub may have been away
@@ -24,10 +25,10 @@ RETRY_SECONDS = 15.0  # between two tries of an entry that was refused: a hub ma
 
 @dataclass(frozen=True)
 class Source:
-    """Where packages come from. load: reads and proves one by `name@sha256:...`; resolve: a reference's name and exact
+    """Where packages come from. load: reads and proves one by its digest; resolve: a reference's name and exact
     version, as they are now."""
 
-    load: Callable[[str], Package]
+    load: Callable[[TaskRef], Package]
     resolve: Callable[[str], tuple[str, CatalogTarget]]
 
 
@@ -95,7 +96,7 @@ class Reconciler:
             for digest, name in list(self._known.items()):
                 if not self._router.serves(name, digest) and not self._router.is_held(digest):
                     del self._known[digest]
-                    self._engine.remove(f"{name}@{digest}")
+                    self._engine.remove(TaskRef(name, digest=digest))
                     log.info("%s %s is served no longer", name, digest)
 
     @property
@@ -129,7 +130,7 @@ class Reconciler:
     def _prove(self, name: str, entry: CatalogEntry) -> None:
         """Have every version of an entry loaded once; raises what its load raises, and leaves nothing of it then."""
         for target in entry.targets:
-            reference, new = f"{name}@{target.digest}", target.digest not in self._known
+            reference, new = TaskRef(name, digest=target.digest), target.digest not in self._known
             if new:
                 self._engine.register(self._task(name, target), beside=True)
             elif not entry.pinned:
@@ -144,7 +145,7 @@ class Reconciler:
             self._known[target.digest] = name
 
     def _task(self, name: str, target: CatalogTarget) -> Task:
-        return Task(name, target.version, target.digest, lambda: self.source.load(f"{name}@{target.digest}"))
+        return Task(name, target.version, target.digest, lambda: self.source.load(TaskRef(name, digest=target.digest)))
 
     @property
     def _copy(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import threading
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 
 from serving.auth.rate_limit import TokenBucket
 from serving.catalog.catalog import CatalogEntry, CatalogTarget
-from sparsehub.engine.composition import parse_composition
 from sparsehub.errors import UnknownTaskError
+from sparsehub.task_ref import ModelRef, TaskRef, Term, compose
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Routed:
-    """reference: what the engine is asked for, by digests; digests: that are held until `release`."""
+    """What a request's `model` means for all of that request."""
 
-    reference: str
-    digests: tuple[str, ...] = ()
+    model: ModelRef | None  # what the engine is asked for, by digests; None for the plain backbone
+    digests: tuple[str, ...] = ()  # that are held until `release`
     routes: tuple[Route, ...] = ()
 
 
@@ -49,16 +50,16 @@ class Router:
         with self._lock:
             self._routes = routes
 
-    def hold(self, reference: str, caller: str) -> Routed:
-        """What a reference means for a caller now; its packages stay until `release`. Raises `UnknownTaskError`.
+    def hold(self, model: ModelRef, caller: str) -> Routed:
+        """What `model` means for a caller now; its packages stay until `release`. Raises `UnknownTaskError`.
 
         caller: the same caller gets the same version, as long as the canary and its share are what they are.
         """
         with self._lock:
             routes = self._routes
             if routes is None:
-                return Routed(reference)
-            routed = _routed(routes, reference, caller)
+                return Routed(model)
+            routed = _routed(routes, model, caller)
             self._held.update(routed.digests)
             return routed
 
@@ -98,40 +99,39 @@ def share_of(name: str, digest: str, caller: str) -> float:
     return int.from_bytes(place[:8], "big") / (1 << 64) * 100
 
 
-def _routed(routes: Mapping[str, Route], reference: str, caller: str) -> Routed:
-    found = _one(routes, reference, caller)
+def _routed(routes: Mapping[str, Route], model: ModelRef, caller: str) -> Routed:
+    found = _one(routes, model.task, caller)
     if found is not None:
         target, route = found
-        return Routed(f"{reference.partition('@')[0]}@{target.digest}", (target.digest,), (route,))
-    if parse_composition(reference) is None:
-        raise _unknown(routes, reference)
-    return _composed(routes, reference, caller)
+        return Routed(ModelRef(TaskRef(route.name, digest=target.digest)), (target.digest,), (route,))
+    if not model.terms:
+        raise _unknown(routes, str(model))
+    return _composed(routes, model.terms, caller)
 
 
-def _composed(routes: Mapping[str, Route], reference: str, caller: str) -> Routed:
+def _composed(routes: Mapping[str, Route], asked: Sequence[Term], caller: str) -> Routed:
     """Every term by its digest, with the weight as it was written."""
     terms, targets, used = [], [], []
-    for term in reference.split("+"):
-        part, star, weight = term.strip().partition("*")
-        found = _one(routes, part.strip(), caller)
+    for term in asked:
+        found = _one(routes, term.task, caller)
         if found is None:
-            raise _unknown(routes, part.strip())
-        terms.append(f"{part.strip().partition('@')[0]}@{found[0].digest}{star}{weight}")
-        targets.append(found[0].digest)
-        used.append(found[1])
-    return Routed("+".join(terms), tuple(targets), tuple(used))
+            raise _unknown(routes, str(term.task))
+        target, route = found
+        terms.append(dataclasses.replace(term, task=TaskRef(route.name, digest=target.digest)))
+        targets.append(target.digest)
+        used.append(route)
+    return Routed(compose(terms), tuple(targets), tuple(used))
 
 
-def _one(routes: Mapping[str, Route], reference: str, caller: str) -> tuple[CatalogTarget, Route] | None:
-    name, _, wanted = reference.partition("@")
-    route = routes.get(name)
+def _one(routes: Mapping[str, Route], asked: TaskRef, caller: str) -> tuple[CatalogTarget, Route] | None:
+    route = routes.get(asked.name)
     if route is None:
         return None
     entry = route.entry
-    if wanted:
-        named = [target for target in entry.targets if wanted in (target.version, target.digest)]
+    if asked.pin:
+        named = [target for target in entry.targets if asked.matches(target.version, target.digest)]
         return (named[0], route) if named else None
-    if entry.canary is not None and share_of(name, entry.canary.digest, caller) < entry.canary_percent:
+    if entry.canary is not None and share_of(route.name, entry.canary.digest, caller) < entry.canary_percent:
         return entry.canary, route
     return entry.stable, route
 

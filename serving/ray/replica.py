@@ -14,6 +14,7 @@ from serving.runtime import start_service
 from serving.settings import Settings
 from sparsehub.errors import UnhealthyError, UnknownTaskError
 from sparsehub.extras import require
+from sparsehub.task_ref import parse_model
 
 serve = require("ray.serve", "ray")
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -34,7 +35,7 @@ class Replica:
         """Whether the catalogue has the task, as far as this replica knows."""
         router = self._running.service.router
         try:
-            router.release(router.hold(task, ""))
+            router.release(router.hold(parse_model(task), ""))
         except UnknownTaskError:
             return False
         return True

@@ -11,6 +11,9 @@ from typing import Any
 
 from starlette.types import Scope
 
+from sparsehub.errors import RequestError
+from sparsehub.task_ref import parse_model
+
 _IN_PATH = ("/v2/models/", "/v1/models/")
 _CARRIED = ("type", "http_version", "method", "scheme", "query_string", "headers", "client", "server")
 
@@ -41,6 +44,7 @@ def carried(scope: Scope) -> dict[str, Any]:
     return {**plain, "path": path, "raw_path": path.encode(), "root_path": "", "asgi": {"spec_version": "2.3"}}
 
 
-def _name(reference: str) -> str:
-    term = reference[:300].partition("+")[0].partition("*")[0]
-    return term.partition("@")[0].strip()
+def _name(model: str) -> str:
+    with suppress(RequestError):  # a malformed composition is the answering replica's to refuse, too
+        return parse_model(model[:300]).names[0]
+    return ""

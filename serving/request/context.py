@@ -1,4 +1,4 @@
-"""One request as the endpoint sees it, from its first byte to its last: who asks, and what was done for him."""
+"""One request as the endpoint sees it, from its first byte to its last."""
 
 from __future__ import annotations
 
@@ -11,22 +11,31 @@ from serving.auth import ANONYMOUS, Caller
 
 if TYPE_CHECKING:
     from serving.catalog.router import Routed
+    from sparsehub.engine import TaskInfo
 
 
 @dataclass
 class RequestContext:
-    """The gate makes one for every request. client: the address that it came from; digest, task: of what answered;
-    routed: what references mean for all of this request, however the catalogue moves meanwhile."""
+    """Per-request context: caller, what was routed where, counters. The middleware makes one for every request."""
 
     id: str
     caller: Caller
-    client: str
+    client: str  # the address that it came from
     began: float = field(default_factory=time.monotonic)
-    task: str = ""
-    digest: str = ""
+    served: TaskInfo | None = None  # the very package that answers; None for the plain backbone
     items: int = 0
     tokens: int = 0
-    routed: dict[str, Routed] = field(default_factory=dict)
+    routed: dict[str, Routed] = field(default_factory=dict)  # what `model` means for all of this request
+
+    @property
+    def task(self) -> str:
+        """`name@version` of what answers; empty where no task does."""
+        return "" if self.served is None else self.served.reference
+
+    @property
+    def digest(self) -> str:
+        """Of the package that answers; empty where none does."""
+        return "" if self.served is None else self.served.digest
 
     @property
     def sticky(self) -> str:

@@ -10,6 +10,7 @@ from serving.auth.caller import BACKBONE
 from serving.request.context import current_request
 from sparsehub.engine import TaskStatus
 from sparsehub.errors import UnknownTaskError
+from sparsehub.task_ref import parse_model
 
 router = APIRouter()
 
@@ -23,10 +24,10 @@ async def models(request: Request) -> dict[str, Any]:
 @router.get("/v1/models/{model:path}")
 async def model(request: Request, model: str) -> dict[str, Any]:
     """One of them, by its name, its version or its digest; the newest of a bare name."""
-    name, _, wanted = model.partition("@")
+    asked = parse_model(model).task
     for entry in reversed(_seen(request)):
-        given, _, version = entry["id"].partition("@")
-        if model == entry["id"] or (given == name and wanted in ("", version, entry.get("digest"))):
+        one = parse_model(entry["id"]).task
+        if asked == one or (asked.name == one.name and asked.matches(one.pin or "", entry.get("digest", ""))):
             return entry
     raise UnknownTaskError(f"unknown task {model[:200]!r}")
 

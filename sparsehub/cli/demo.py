@@ -21,6 +21,7 @@ import typer
 from sparsehub.cli.output import console, errors, progress, show_table, size
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
+from sparsehub.task_ref import parse_model
 
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 SHOWN_ROWS = 4  # answers printed per task
@@ -145,7 +146,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
-            names = {entry["id"].partition("@")[0] for entry in _call(f"{url}/v1/models")["data"]}
+            names = {parse_model(entry["id"]).task.name for entry in _call(f"{url}/v1/models")["data"]}
             if names.issuperset(task.name for task in TASKS):
                 return
         except (OSError, ValueError, KeyError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from sparsehub.cli.transfers import transfer
 from sparsehub.errors import UsageError
+from sparsehub.task_ref import TaskRef, parse_reference
 
 if TYPE_CHECKING:
     from sparsehub.hub import PackageHub
@@ -54,9 +55,7 @@ def policy_of(path: Path | None, key: Path | None = None, root: Path | None = No
 
 def task_of(reference: str) -> str:
     """The name of a task; raises `UsageError` where more than that is given."""
-    from sparsehub.hub import parse_reference
-
     parsed = parse_reference(reference)
-    if str(parsed) != parsed.name:
+    if parsed != TaskRef(parsed.name):
         raise UsageError("a task is named here, and none of its versions", found=reference, expected=parsed.name)
     return parsed.name

@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from sparsehub.delta.algebra import weighted_sum
-from sparsehub.engine.task_registry import Task
-from sparsehub.errors import BackboneMismatchError, RequestError
+from sparsehub.engine.task_registry import Task, TaskRegistry
+from sparsehub.errors import BackboneMismatchError, UnknownTaskError
 from sparsehub.files import canonical_json, sha256_bytes
 from sparsehub.package import Package
-
-MOST_PARTS = 8
-_WEIGHT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+from sparsehub.task_ref import ModelRef, Term
 
 
-@dataclass(frozen=True)
-class CompositionTerm:
-    """One term of a composition."""
-
-    reference: str
-    weight: float
-
-
-def parse_composition(text: str) -> tuple[CompositionTerm, ...] | None:
-    """`a+b*0.5` as its terms; None for a plain reference. Raises `RequestError` for a malformed one.
-
-    A version may hold a plus sign: whoever serves `a@1.0+b` asks for it by its digest inside a composition.
-    """
-    terms = text.split("+")
-    if len(terms) == 1 and "*" not in text:
-        return None
-    if len(terms) > MOST_PARTS:
-        raise RequestError("too many tasks in one composition", found=len(terms), expected=f"at most {MOST_PARTS}")
-    return tuple(_part(term, text) for term in terms)
+def find_task(registry: TaskRegistry, model: ModelRef) -> Task:
+    """The task of this reference, or one that is composed of such; raises `UnknownTaskError`, and `RequestError` for a
+    malformed composition."""
+    try:
+        return registry.find(model.task)
+    except UnknownTaskError:
+        if not model.terms:
+            raise
+        return composite(model.terms, registry)
 
 
-def _part(term: str, text: str) -> CompositionTerm:
-    reference, star, weight = term.strip().partition("*")
-    if not reference or (star and not _WEIGHT.fullmatch(weight)) or not math.isfinite(float(weight or 1)):
-        raise RequestError("not a composition", found=repr(text)[:200], expected="name, name+name or name+name*0.5")
-    return CompositionTerm(reference.strip(), float(weight) if star else 1.0)
-
-
-def composite(parts: Sequence[CompositionTerm], find: Callable[[str], Task]) -> Task:
-    """The task that a composition means now. Its digest is one of its parts' digests and weights, so it is another when
+def composite(terms: Sequence[Term], registry: TaskRegistry) -> Task:
+    """The task that a composition means now. Its digest is one of its terms' digests and weights, so it is another when
     one of them is reloaded. Raises `UnknownTaskError`."""
-    tasks = [(find(part.reference), part.weight) for part in parts]
+    tasks = [(registry.find(term.task), term.weight) for term in terms]
     recipe = {"compose": [[task.digest, weight] for task, weight in tasks]}
     name = "+".join(task.name if weight == 1 else f"{task.name}*{weight:g}" for task, weight in tasks)
     digest = sha256_bytes(canonical_json(recipe))

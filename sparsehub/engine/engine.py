@@ -11,7 +11,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_runner import AUTO, MODES, BatchRunner
 from sparsehub.engine.calibrate import measure_points
-from sparsehub.engine.composition import composite, parse_composition
+from sparsehub.engine.composition import find_task
 from sparsehub.engine.cost_model import SWAP, CostModel
 from sparsehub.engine.generation.entrypoint import Prompt, ask, make_generator
 from sparsehub.engine.generation.generator import Listen
@@ -29,11 +29,13 @@ from sparsehub.engine.stats import BatchReport, TaskStatus
 from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, Usage
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
-from sparsehub.errors import RequestError, UnknownTaskError, UsageError
+from sparsehub.errors import RequestError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.outputs import Prediction
+from sparsehub.task_ref import ModelRef, TaskRef, model_of
 
 MIXED_LANE = "mixed"
+Reference = str | TaskRef | ModelRef
 
 
 class Engine:
@@ -107,11 +109,11 @@ class Engine:
         for replaced in self.tasks.add(task, replace=replace, beside=beside):
             self._residency.forget(replaced.digest)
 
-    def remove(self, reference: str) -> None:
+    def remove(self, reference: str | TaskRef) -> None:
         """Serve a task no longer; rows that are queued are still answered. Raises `UnknownTaskError`."""
         self._residency.forget(self.tasks.remove(reference).digest)
 
-    def load(self, reference: str, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> TaskInfo:
+    def load(self, reference: Reference, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> TaskInfo:
         """Have a task ready to run, and keep it so where `pin` says so; raises what its load raises."""
         task = self._find(reference)
         handle = self._residency.pin(task) if pin else self._residency.acquire(task)
@@ -121,7 +123,7 @@ class Engine:
             if not pin:
                 self._residency.release(handle)
 
-    def unpin(self, reference: str) -> None:
+    def unpin(self, reference: str | TaskRef) -> None:
         """Let a task make room for others again. Raises `UnknownTaskError`."""
         self._residency.unpin(self.tasks.find(reference).digest)
 
@@ -152,7 +154,7 @@ class Engine:
 
     def classify(
         self,
-        reference: str,
+        reference: Reference,
         inputs: Sequence[Any],
         *,
         truncate: bool = False,
@@ -167,7 +169,7 @@ class Engine:
 
     def embed(
         self,
-        reference: str | None,
+        reference: Reference | None,
         texts: Sequence[Any],
         *,
         truncate: bool = False,
@@ -180,14 +182,18 @@ class Engine:
         return self._desk.embed(texts, truncate, timeout, admit)
 
     def generate(
-        self, reference: str | None, prompt: Prompt, sampling: Sampling | None = None, timeout: float | None = None
+        self,
+        reference: Reference | None,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        timeout: float | None = None,
     ) -> Generation:
         """One text: from a task's weights or (None) from the plain backbone. prompt: a text, token ids, or messages."""
         return self.generate_many(reference, [prompt], [sampling or Sampling()], timeout)[0]
 
     def generate_many(
         self,
-        reference: str | None,
+        reference: Reference | None,
         prompts: Sequence[Prompt],
         samplings: Sequence[Sampling],
         timeout: float | None = None,
@@ -201,7 +207,7 @@ class Engine:
         task = None if reference is None else self._find(reference)
         return ask(self.generator, task, prompts, samplings, timeout, listen, admit)
 
-    def info(self, reference: str, timeout: float | None = None) -> TaskInfo:
+    def info(self, reference: Reference, timeout: float | None = None) -> TaskInfo:
         """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
         task = self._find(reference)
         return self._residency.info(task.digest) or self.load(reference, timeout=timeout or LOAD_SECONDS)
@@ -220,15 +226,9 @@ class Engine:
         """Whether work is taken: the base weights are known, `stop` was not called, and started threads still run."""
         return self._health.ok
 
-    def _find(self, reference: str) -> Task:
+    def _find(self, reference: Reference) -> Task:
         """A task that is served, or one that the reference composes of such (`trec+tone*0.5`)."""
-        try:
-            return self.tasks.find(reference)
-        except UnknownTaskError:
-            parts = parse_composition(reference)
-            if parts is None:
-                raise
-            return composite(parts, self.tasks.find)
+        return find_task(self.tasks, model_of(reference))
 
     # the main loop
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sparsehub.errors import UnknownTaskError, UsageError
 from sparsehub.package import Manifest, Package, TaskSpec
+from sparsehub.task_ref import TaskRef, model_of
 
 MOST_NAMES = 2_000  # among more of them, no near one is looked for: it would take longer than an answer
 
@@ -84,7 +85,7 @@ class TaskRegistry:
             family[task.digest] = task
             return replaced
 
-    def remove(self, reference: str) -> Task:
+    def remove(self, reference: str | TaskRef) -> Task:
         """Serve a task no longer; rows that are queued keep what they hold and are still answered."""
         task = self.find(reference)
         with self._lock:
@@ -94,15 +95,15 @@ class TaskRegistry:
                 self._by_name.pop(task.name, None)
         return task
 
-    def find(self, reference: str) -> Task:
+    def find(self, reference: str | TaskRef) -> Task:
         """The task that a reference means; raises `UnknownTaskError`, which names the nearest one."""
-        name, _, wanted = reference.partition("@")
+        wanted = model_of(reference).task
         with self._lock:
-            family = list(self._by_name.get(name, {}).values())
+            family = list(self._by_name.get(wanted.name, {}).values())
         for task in reversed(family):
-            if wanted in ("", task.version, task.digest):
+            if wanted.matches(task.version, task.digest):
                 return task
-        raise self._unknown(reference)
+        raise self._unknown(str(wanted))
 
     def all(self) -> list[Task]:
         with self._lock:

@@ -7,16 +7,16 @@ from pathlib import Path
 from sparsehub.hub.locations import open_backend
 from sparsehub.hub.package_hub import PackageHub
 from sparsehub.hub.protocol import Hub, HubEntry, Progress, Resolved
-from sparsehub.hub.reference import Reference, parse_reference
 from sparsehub.hub.versions import highest, version_order
+from sparsehub.task_ref import TaskRef, parse_reference
 
 __all__ = [
     "HubEntry",
     "Hub",
     "PackageHub",
     "Progress",
-    "Reference",
     "Resolved",
+    "TaskRef",
     "highest",
     "memory_hub",
     "open_hub",

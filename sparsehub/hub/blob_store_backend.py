@@ -22,10 +22,10 @@ from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes
 from sparsehub.hub.backend import Token, Upload
 from sparsehub.hub.blob_store import BlobStore
 from sparsehub.hub.channels import MAX_CHANNEL_BYTES
-from sparsehub.hub.reference import check_digest
 from sparsehub.hub.retry import with_retries
 from sparsehub.hub.transfer import FILES, Meter, damaged
 from sparsehub.schema import build
+from sparsehub.task_ref import check_digest
 
 if TYPE_CHECKING:
     from sparsehub.package.manifest import FileRecord

@@ -19,9 +19,9 @@ from sparsehub.errors import (
 )
 from sparsehub.files import canonical_json, strict_json
 from sparsehub.hub.backend import HubBackend
-from sparsehub.hub.reference import check_digest, check_tag
 from sparsehub.hub.retry import wait_before
 from sparsehub.schema import build
+from sparsehub.task_ref import check_digest, check_tag
 
 MAX_CHANNEL_BYTES = 64 << 10
 REMEMBERED = 100  # moves

@@ -10,10 +10,11 @@ from sparsehub.hub.package_hub import PackageHub
 from sparsehub.hub.package_loader import use_package
 from sparsehub.hub.protocol import Progress, Resolved
 from sparsehub.package.policy import Policy
+from sparsehub.task_ref import TaskRef, reference_of
 
 
 def copy_package(
-    reference: str,
+    reference: str | TaskRef,
     source: PackageHub,
     target: PackageHub,
     *,
@@ -27,17 +28,19 @@ def copy_package(
     the package later (`tag`) is given to the copy too. Raises what reading, the policy and publishing raise.
     """
 
+    wanted = reference_of(reference)
+
     def publish(folder: Path, found: Resolved) -> Resolved:
         copied = target.publish(folder, progress=progress)
         if copied.digest != found.digest:
             raise IntegrityError("the copy is another package", found=copied.digest, expected=found.digest)
         if found.version not in (None, copied.version):
             target.tag(found.name, str(found.version), found.digest)
-        if found.channel is not None and "@" in reference:
+        if found.channel is not None and wanted.channel is not None:
             target.tag(found.name, found.channel, found.digest)
         return Resolved(found.name, found.version or copied.version, found.digest, found.channel)
 
-    return use_package(reference, source, publish, policy=policy, lock=lock)
+    return use_package(wanted, source, publish, policy=policy, lock=lock)
 
 
 def versions_of(name: str, hub: PackageHub) -> list[str]:

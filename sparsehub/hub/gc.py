@@ -11,7 +11,7 @@ from sparsehub.errors import HubError, NotFoundError, SparsehubError, UsageError
 from sparsehub.hub.blob_store_backend import BLOBS, MANIFESTS, SIGNATURES, BlobStoreBackend, object_path
 from sparsehub.hub.channels import read_channel
 from sparsehub.hub.package_hub import PackageHub
-from sparsehub.hub.reference import is_channel, is_safe
+from sparsehub.task_ref import is_channel, is_safe
 
 # A publish that is still running has not named what it sent; nobody's takes this long. `store.YOUNG` is half of it.
 GRACE = timedelta(hours=24)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from sparsehub.errors import NotFoundError, SparsehubError
 from sparsehub.hub.backend import HubBackend
 from sparsehub.hub.protocol import Entries, HubEntry
-from sparsehub.hub.reference import check_task_name, is_channel, is_safe
 from sparsehub.hub.versions import version_order
 from sparsehub.schema import unknown_name
+from sparsehub.task_ref import check_task_name, is_channel, is_safe
 
 if TYPE_CHECKING:
     from sparsehub.hub.package_hub import PackageHub

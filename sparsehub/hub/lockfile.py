@@ -13,8 +13,8 @@ from sparsehub.errors import FormatError, IntegrityError, NotFoundError, Unreach
 from sparsehub.files import strict_json, write_file
 from sparsehub.hub.package_hub import PackageHub
 from sparsehub.hub.protocol import Resolved
-from sparsehub.hub.reference import check_digest, check_tag, check_task_name, parse_reference
 from sparsehub.schema import build
+from sparsehub.task_ref import TaskRef, check_digest, check_tag, check_task_name, reference_of
 
 LOCK_FILE = "sparsehub.lock"
 LOCK_VERSION = 1
@@ -45,13 +45,13 @@ class Lock:
         fix = f"sparsehub lock {name} --hub {self.hub}"
         raise NotFoundError(f"{name} is not in the lock file", found=", ".join(p.name for p in self.tasks), fix=fix)
 
-    def resolve(self, reference: str, hub: PackageHub) -> Resolved:
+    def resolve(self, reference: str | TaskRef, hub: PackageHub) -> Resolved:
         """What a reference means by this lock. The hub must agree, where it can be reached: pinned bytes are safe.
 
         Raises `UsageError` where the reference asks for something else than the lock pins, and `IntegrityError`, with
         both digests, where the hub has other bytes under that version by now.
         """
-        wanted = parse_reference(reference)
+        wanted = reference_of(reference)
         pin = self.pin(wanted.name)
         if wanted.version not in (None, pin.version) or wanted.digest not in (None, pin.digest):
             fix = f"sparsehub lock {reference} --hub {self.hub}"
@@ -74,7 +74,7 @@ def check_pin(pin: Pin, hub: PackageHub) -> None:
 
 
 def lock_references(
-    references: Sequence[str], hub: PackageHub, before: Lock | None, location: str | None = None
+    references: Sequence[str | TaskRef], hub: PackageHub, before: Lock | None, location: str | None = None
 ) -> Lock:
     """A lock with these references added or moved. A pinned version whose bytes have changed is refused.
 

@@ -16,17 +16,18 @@ from sparsehub.hub.backend import HubBackend, Upload, taken
 from sparsehub.hub.channels import Channel, change_channel, follow, point_at, read_channel, step_back
 from sparsehub.hub.listing import list_entries, unknown_task, unknown_version
 from sparsehub.hub.protocol import Entries, Progress, Resolved
-from sparsehub.hub.reference import (
+from sparsehub.hub.transfer import Download, Meter, damaged, download_all, download_bytes
+from sparsehub.hub.versions import highest
+from sparsehub.task_ref import (
     LATEST,
+    TaskRef,
     check_digest,
     check_tag,
     check_task_name,
     is_channel,
     is_safe,
-    parse_reference,
+    reference_of,
 )
-from sparsehub.hub.transfer import Download, Meter, damaged, download_all, download_bytes
-from sparsehub.hub.versions import highest
 
 if TYPE_CHECKING:
     from sparsehub.package import Manifest
@@ -52,9 +53,9 @@ class PackageHub:
         """The hub's location, as its user wrote it."""
         return self.backend.where
 
-    def resolve(self, reference: str) -> Resolved:
+    def resolve(self, reference: str | TaskRef) -> Resolved:
         """Make a task reference exact: see `Hub.resolve`."""
-        wanted = parse_reference(reference)
+        wanted = reference_of(reference)
         if wanted.digest is not None:
             self.manifest(wanted.name, wanted.digest)
             return Resolved(wanted.name, None, wanted.digest)

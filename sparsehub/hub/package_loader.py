@@ -14,9 +14,9 @@ from sparsehub.hub.cache import PackageCache
 from sparsehub.hub.lockfile import Lock
 from sparsehub.hub.package_hub import PackageHub
 from sparsehub.hub.protocol import Progress, Resolved
-from sparsehub.hub.reference import parse_reference
 from sparsehub.hub.user_settings import read_policy, read_settings
 from sparsehub.hub.validation_cache import validate_unchanged
+from sparsehub.task_ref import TaskRef, reference_of
 
 if TYPE_CHECKING:
     from sparsehub.package import Manifest, Package
@@ -36,21 +36,21 @@ class PulledPackage:
 
 
 def load_package(
-    reference: str, hub: PackageHub | None, *, policy: Policy | None = None, lock: Lock | None = None
+    reference: str | TaskRef, hub: PackageHub | None, *, policy: Policy | None = None, lock: Lock | None = None
 ) -> Package:
     """Read and prove a package, and hold it against a policy: the user's own where none is given.
 
-    reference: a package folder, or a task in `hub`. Raises `UsageError`, `NotFoundError`, `FormatError`, or
+    reference: a package folder as text, or a task in `hub`. Raises `UsageError`, `NotFoundError`, `FormatError`, or
     `TrustError`; nothing of the package is used then.
     """
     from sparsehub.package import MANIFEST_FILE, read_package  # lazy: torch
 
-    if (Path(reference) / MANIFEST_FILE).is_file():
+    if isinstance(reference, str) and (Path(reference) / MANIFEST_FILE).is_file():
         package = read_package(Path(reference))
         (policy or read_policy()).check(Path(reference), package.manifest)
         return package
     if hub is None:
-        raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
+        raise UsageError(f"{str(reference)!r} is no package folder, and no hub is given", fix="give --hub")
 
     def read(folder: Path, resolved: Resolved) -> Package:
         package = read_package(folder)
@@ -61,7 +61,7 @@ def load_package(
 
 
 def pull(
-    reference: str,
+    reference: str | TaskRef,
     hub: PackageHub,
     *,
     out: Path | None = None,
@@ -89,7 +89,7 @@ def pull(
 
 
 def use_package(
-    reference: str,
+    reference: str | TaskRef,
     hub: PackageHub,
     use: Callable[[Path, Resolved], T],
     *,
@@ -114,14 +114,14 @@ def use_package(
     return _used(_resolve(reference, hub, lock), hub, allowed, progress)
 
 
-def _resolve(reference: str, hub: PackageHub, lock: Lock | None) -> Resolved:
+def _resolve(reference: str | TaskRef, hub: PackageHub, lock: Lock | None) -> Resolved:
     """What the reference means. Bytes that are pinned and here already are taken without asking the hub."""
+    wanted = reference_of(reference)
     if lock is not None:
-        return lock.resolve(reference, hub)
-    wanted = parse_reference(reference)
+        return lock.resolve(wanted, hub)
     if wanted.digest is not None and PackageCache().holds(wanted.digest):
         return Resolved(wanted.name, None, wanted.digest)
-    return hub.resolve(reference)
+    return hub.resolve(wanted)
 
 
 def _used(

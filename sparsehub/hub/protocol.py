@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from sparsehub.task_ref import TaskRef
+
 if TYPE_CHECKING:
     from sparsehub.package import Manifest
 
@@ -25,8 +27,13 @@ class Resolved:
 
     @property
     def pinned(self) -> str:
+        """The reference that always means these bytes, as text."""
+        return str(self.reference)
+
+    @property
+    def reference(self) -> TaskRef:
         """The reference that always means these bytes."""
-        return f"{self.name}@{self.digest}"
+        return TaskRef(self.name, digest=self.digest)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ Entries = list[HubEntry]
 class Hub(Protocol):
     """A place where packages live. A published version never changes, and no reader ever sees half of one."""
 
-    def resolve(self, reference: str) -> Resolved:
+    def resolve(self, reference: str | TaskRef) -> Resolved:
         """Make a task reference exact; raises `UsageError` for a malformed one and `NotFoundError`."""
 
     def fetch(

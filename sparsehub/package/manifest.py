@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparsehub.deltafile import DELTA_FILE, STORED_DTYPES, VALUE_KINDS
-from sparsehub.errors import FormatError, ManifestError
+from sparsehub.errors import FormatError, ManifestError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes, strict_json
 from sparsehub.schema import build
+from sparsehub.task_ref import DIGEST, check_task_name
+from sparsehub.task_ref import check_version as check_version_text
 
 MANIFEST_FILE = "sparsehub.json"
 HEAD_FILE = "head.safetensors"
@@ -27,9 +30,6 @@ MAX_PICTURE_BYTES = 8 << 20
 
 _LIMITS = {DELTA_FILE: 1 << 48, HEAD_FILE: 1 << 48, CARD_FILE: MAX_CARD_BYTES}  # bytes
 
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
-VERSION = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.+-]{0,62}[0-9A-Za-z])?")
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 
 TEXT_CLASSIFICATION = "text-classification"
@@ -217,20 +217,19 @@ def is_allowed_file(name: str) -> bool:
 
 def check_name(name: str) -> None:
     """Raises `ManifestError` unless `name` can name a task."""
-    if not NAME.fullmatch(name) or ".." in name:
-        raise ManifestError(
-            "not a task name",
-            found=repr(name)[:200],
-            expected="1 to 96 of a-z 0-9 . _ -, beginning and ending with a letter or digit",
-        )
+    _reraised(check_task_name, name)
 
 
 def check_version(version: str) -> None:
     """Raises `ManifestError` unless `version` can name a version."""
-    if not VERSION.fullmatch(version) or ".." in version:
-        raise ManifestError(
-            "not a version", found=repr(version)[:200], expected="letters, digits, dots, + and -, for example 1.0.0"
-        )
+    _reraised(check_version_text, version)
+
+
+def _reraised(check: Callable[[str], None], text: str) -> None:
+    try:
+        check(text)
+    except UsageError as error:
+        raise ManifestError(error.problem, found=error.found, expected=error.expected) from error
 
 
 def _check_task(task: TaskSpec) -> None:

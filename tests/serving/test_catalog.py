@@ -18,6 +18,7 @@ from serving.config_watch import ObjectDocument
 from sparsehub.errors import ConflictError, NotFoundError, UnknownTaskError, UsageError
 from sparsehub.files import sha256_bytes
 from sparsehub.hub import memory_hub
+from sparsehub.task_ref import parse_model
 
 ONE, TWO, THREE = (CatalogTarget(f"{number}.0.0", sha256_bytes(b"%d" % number)) for number in (1, 2, 3))
 
@@ -96,7 +97,7 @@ def test_of_many_who_change_it_at_once_nobodys_change_is_lost(place: str, tmp_pa
     documents = {
         "file": lambda: open_catalog(str(tmp_path / "c.json")),
         "folder": lambda: open_catalog(f"{tmp_path}/hub#production"),
-        "memory": lambda: ObjectDocument(shared.home.objects, "catalogs/production"),  # type: ignore[attr-defined]
+        "memory": lambda: ObjectDocument(shared.backend.objects, "catalogs/production"),  # type: ignore[attr-defined]
     }
     shared = memory_hub()
     (tmp_path / "hub").mkdir()
@@ -136,7 +137,7 @@ def test_a_caller_of_a_canary_stays_with_it_as_its_share_grows(caller: str, less
     def gets(percent: float) -> str:
         router = Router()
         router.use({"topic": CatalogEntry(ONE, TWO, percent)})
-        return router.hold("topic", caller).digests[0]
+        return router.hold(parse_model("topic"), caller).digests[0]
 
     assert gets(less) == gets(less)
     if gets(less) == TWO.digest:
@@ -154,22 +155,22 @@ def test_a_share_is_that_share_of_the_callers_and_other_ones_for_the_next_canary
 
 def test_a_reference_becomes_digests_and_what_is_not_served_is_unknown() -> None:
     router = router_of(topic=CatalogEntry(ONE, TWO, 0), trec=CatalogEntry(THREE))
-    assert router.hold("topic", "a").reference == f"topic@{ONE.digest}"
-    assert router.hold("topic@2.0.0", "a").reference == f"topic@{TWO.digest}"
-    assert router.hold(f"topic@{TWO.digest}", "a").digests == (TWO.digest,)
-    composed = router.hold("topic@1.0.0 + trec*0.50", "a")
-    assert composed.reference == f"topic@{ONE.digest}+trec@{THREE.digest}*0.50"
+    assert str(router.hold(parse_model("topic"), "a").model) == f"topic@{ONE.digest}"
+    assert str(router.hold(parse_model("topic@2.0.0"), "a").model) == f"topic@{TWO.digest}"
+    assert router.hold(parse_model(f"topic@{TWO.digest}"), "a").digests == (TWO.digest,)
+    composed = router.hold(parse_model("topic@1.0.0 + trec*0.50"), "a")
+    assert str(composed.model) == f"topic@{ONE.digest}+trec@{THREE.digest}*0.50"
     assert composed.digests == (ONE.digest, THREE.digest)
     for unknown in ("topic@3.0.0", f"topic@{THREE.digest}", "top", "topic+none", "topic*2+trec@9", "", "@"):
         with pytest.raises(UnknownTaskError):
-            router.hold(unknown, "a")
+            router.hold(parse_model(unknown), "a")
     with pytest.raises(UnknownTaskError, match="did you mean 'topic'"):
-        router.hold("topik", "a")
+        router.hold(parse_model("topik"), "a")
 
 
 def test_what_is_held_is_counted() -> None:
     router = router_of(topic=CatalogEntry(ONE))
-    first, second = router.hold("topic", "a"), router.hold("topic+topic", "b")
+    first, second = router.hold(parse_model("topic"), "a"), router.hold(parse_model("topic+topic"), "b")
     router.release(first)
     assert router.is_held(ONE.digest)
     router.release(second)
