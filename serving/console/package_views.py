@@ -14,6 +14,7 @@ from sparsehub.package import Package
 from sparsehub.package.card import DENSITY_PICTURE
 from sparsehub.package.comparison import compare_packages
 from sparsehub.package.plots import draw_matrices, draw_pictures
+from sparsehub.package.summary import summarize
 
 KEPT = 64  # of what was drawn
 MOST_COMPARED = 8
@@ -44,7 +45,8 @@ class Packages:
 
     def _draw_heat(self, digest: str) -> str:
         require("matplotlib", "console")
-        return picture_html(draw_pictures(self._read(digest).manifest, None)[DENSITY_PICTURE], "density by layer")
+        pictures = draw_pictures(summarize(self._read(digest).manifest), None)
+        return picture_html(pictures[DENSITY_PICTURE], "density by layer")
 
     def _draw_overlap(self, digests: Sequence[str]) -> str:
         require("matplotlib", "console")

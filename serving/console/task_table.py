@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sparsehub.package.card import size_text
+from sparsehub.package.units import size_text
 
 COLUMNS = {
     "task": "str",

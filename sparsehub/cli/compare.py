@@ -71,7 +71,7 @@ def _as_table(comparison: PackageComparison, loaded: list[Package]) -> dict[str,
 
 def _show_matrix(title: str, names: Sequence[str], matrix: list[list[float]], highest: float) -> None:
     from sparsehub.cli.present import shaded
-    from sparsehub.package.delta_stats import percent
+    from sparsehub.package.units import percent
 
     table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ["", *names]:

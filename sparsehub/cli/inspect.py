@@ -1,14 +1,18 @@
-"""sparsehub inspect: what a package is."""
+"""sparsehub inspect: a validated package, on the terminal or as an HTML report."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsehub.cli.output import progress, show_json, show_table
+
+if TYPE_CHECKING:
+    from sparsehub.package.delta_stats import Histogram
+    from sparsehub.package.summary import PackageSummary
 
 
 def inspect(
@@ -28,42 +32,41 @@ def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -
     from sparsehub.cli import present
     from sparsehub.deltafile import DELTA_FILE
     from sparsehub.package import validate_package
-    from sparsehub.package.delta_stats import heat_map, histogram, sizes
+    from sparsehub.package.delta_stats import histogram
+    from sparsehub.package.summary import summarize
     from sparsehub.package.validation import read_file, validate_stored_delta
 
     manifest = validate_package(folder)
+    package = summarize(manifest)
     if as_json and html is None:
-        package = {"digest": manifest.digest, "bytes": sizes(manifest).package}
-        show_json({**package, "manifest": dataclasses.asdict(manifest)})
+        shown = {"digest": package.digest, "bytes": package.sizes.package}
+        show_json({**shown, "manifest": dataclasses.asdict(manifest)})
         return
-    map_ = heat_map(manifest)
     spread = histogram(validate_stored_delta(read_file(folder, DELTA_FILE, manifest.files[DELTA_FILE]), manifest))
     if html is not None:
-        _write_page(html, manifest, map_, spread, as_json)
+        _write_report(html, package, spread, as_json)
         return
-    present.show_package(manifest)
-    present.show_metrics(manifest)
-    present.show_training(manifest)
+    present.show_package(package)
+    present.show_metrics(package)
+    present.show_training(package)
     if parameters:
-        show_table(*_by_parameter(manifest.delta.parameters))
+        _show_parameters(package)
     else:
-        present.show_heat_map(map_)
+        present.show_heat_map(package.changes.heat_map)
     present.show_histogram(spread)
 
 
-def _write_page(html: Path, manifest: Any, map_: Any, spread: Any, as_json: bool) -> None:
+def _write_report(html: Path, package: PackageSummary, spread: Histogram, as_json: bool) -> None:
     from sparsehub.files import write_file
-    from sparsehub.package.html_report import html_page
+    from sparsehub.package.html_report import render_report
 
-    write_file(html, html_page(manifest, map_, spread).encode())
+    write_file(html, render_report(package, spread).encode())
     if as_json:
-        show_json({"digest": manifest.digest, "page": str(html)})
+        show_json({"digest": package.digest, "page": str(html)})
     else:
         progress(f"wrote {html}")
 
 
-def _by_parameter(parameters: dict[str, Any]) -> tuple[list[str], list[list[Any]], str]:
-    import math
-
-    rows = [[name, t.nnz, f"{t.nnz / math.prod(t.shape):.3%}"] for name, t in parameters.items()]
-    return ["parameter", "entries", "density"], rows, "\nwhat changes, by parameter"
+def _show_parameters(package: PackageSummary) -> None:
+    rows = [[name, cell.nnz, f"{cell.density:.3%}"] for name, cell in package.changes.parameters.items()]
+    show_table(["parameter", "entries", "density"], rows, "\nwhat changes, by parameter")

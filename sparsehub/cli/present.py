@@ -1,4 +1,4 @@
-"""How a package is shown on a terminal: what the card says, with the pictures drawn in characters."""
+"""A package on a terminal: its summary as tables, its charts in characters. For `sparsehub show` and `inspect`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from rich.text import Text
 from sparsehub.cli.output import console, show_fields, show_table, size
 
 if TYPE_CHECKING:
-    from sparsehub.package import Manifest
     from sparsehub.package.delta_stats import HeatMap, Histogram
+    from sparsehub.package.manifest import Lineage
+    from sparsehub.package.summary import PackageSummary
 
 _SHADES = ("#eaf3f6", "#c3dfe8", "#93c6d6", "#5aa7bf", "#2c86a3", "#12607d", "#073b50")
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -20,59 +21,53 @@ _BARS = 6  # lines of a histogram
 SHOWN_LABELS = 12
 
 
-def show_package(manifest: Manifest, **more: object) -> None:
-    """What a package is, where it came from, how large and how good it is. more: lines to add to the first block."""
-    from sparsehub.package.delta_stats import sizes
-    from sparsehub.package.describe import values_text
-
-    task, delta, backbone, found = manifest.task, manifest.delta, manifest.backbone, sizes(manifest)
+def show_package(package: PackageSummary, **more: object) -> None:
+    """What a package is, where it came from and how large it is. more: further lines of this block, by name."""
+    task, changes, backbone = package.task, package.changes, package.backbone
     labels = f"{len(task.labels)}: {', '.join(task.labels[:SHOWN_LABELS])}"
+    total = package.sizes.package
     fields: dict[str, object] = {
-        "digest": manifest.digest,
+        "digest": package.digest,
         **more,
         "kind": task.kind,
         "fields": ", ".join((*task.text_fields, *task.choice_fields)),
         **({"labels": labels + (" ..." if len(task.labels) > SHOWN_LABELS else "")} if task.labels else {}),
         "backbone": f"{backbone.id} ({backbone.architecture}, {backbone.parameters:,} parameters)",
         "fingerprint": backbone.fingerprint,
-        "changes": f"{delta.nnz:,} entries ({delta.density:.3%}), chosen by {delta.method}",
-        "values": values_text(manifest),
-        "size": f"{size(found.package)} ({found.package / delta.nnz:.2f} bytes an entry, head and card included)",
-        "beside": _beside(manifest),
-        "files": ", ".join(f"{name} {size(record.size)}" for name, record in sorted(manifest.files.items())),
-        "licence": manifest.license or "none stated",
-        **_lineage(manifest),
+        "changes": f"{changes.nnz:,} entries ({changes.density:.3%}), chosen by {changes.method}",
+        "values": changes.values,
+        "size": f"{size(total)} ({total / changes.nnz:.2f} bytes an entry, head and card included)",
+        "beside": _beside(package),
+        "files": ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in package.files.items()),
+        "licence": package.license or "none stated",
+        **_lineage(package.lineage),
     }
-    show_fields(f"{manifest.name}@{manifest.version}", {key: _visible(value) for key, value in fields.items()})
+    show_fields(f"{package.name}@{package.version}", {key: _visible(value) for key, value in fields.items()})
 
 
-def show_metrics(manifest: Manifest) -> None:
-    """The metrics, one line a split, with data and rows."""
-    from sparsehub.package.describe import baseline, measured_on
-
-    names = list(dict.fromkeys(name for row in manifest.metrics.values() for name in row))
+def show_metrics(package: PackageSummary) -> None:
+    """The scores of every split, one line each, with its data and rows; nothing where none were measured."""
+    metrics = package.metrics
     rows = [
-        [_visible(split), _visible(measured_on(manifest, split)), *(_number(row.get(name)) for name in names)]
-        for split, row in manifest.metrics.items()
+        [_visible(split.split), _visible(split.data), *(_number(split.scores.get(name)) for name in metrics.measured)]
+        for split in metrics.splits
     ]
     if rows:
-        show_table(["split", "data", *map(_visible, names)], rows, "\nhow good it is")
-        console.print(f"[dim]{baseline(manifest).replace('`', '')}[/]", highlight=False)
+        show_table(["split", "data", *map(_visible, metrics.measured)], rows, "\nhow good it is")
+        console.print(f"[dim]{metrics.note.replace('`', '')}[/]", highlight=False)
 
 
-def show_training(manifest: Manifest) -> None:
-    """What the manifest says about how the package was made."""
-    from sparsehub.package.describe import training_text
-
-    fields = {_visible(key): _visible(value) for key, value in training_text(manifest).items()}
+def show_training(package: PackageSummary) -> None:
+    """How the package was made, by setting; nothing where the manifest does not say."""
+    fields = {_visible(key): _visible(value) for key, value in package.training.items()}
     if fields:
         console.print()
         show_fields("how it was made", fields)
 
 
 def show_heat_map(found: HeatMap) -> None:
-    """The density by layer and kind of matrix, in shades; then what lies outside the layers."""
-    from sparsehub.package.delta_stats import percent
+    """The densities by layer and kind of parameter, in shades, then those of parameters in no layer."""
+    from sparsehub.package.units import percent
 
     highest = max((cell.density for cell in found.cells.values()), default=0.0)
     title = "\nwhat changes, by layer and kind (share of the entries of touched parameters)"
@@ -93,7 +88,7 @@ def show_heat_map(found: HeatMap) -> None:
 
 
 def show_histogram(found: Histogram) -> None:
-    """The spread of the values, as a few lines of blocks."""
+    """The histogram of the values, as a few lines of block characters."""
     highest = max(found.counts)
     lines = ["\n[bold]how much: the values[/]"]
     for line in range(_BARS, 0, -1):
@@ -108,14 +103,14 @@ def show_histogram(found: Histogram) -> None:
 
 
 def shaded(text: str, value: float, highest: float) -> Text:
-    """A cell of a heat map: text on a shade between nothing and the highest value."""
+    """A cell of a heat map, with `text` on the shade of `value`; `highest` has the darkest one."""
     step = round((len(_SHADES) - 1) * value / highest) if highest else 0
     colour = "white" if step > len(_SHADES) // 2 else "black"
     return Text(f" {text:>5} ", style=f"{colour} on {_SHADES[step]}")
 
 
-def _lineage(manifest: Manifest) -> dict[str, str]:
-    lineage, found = manifest.lineage, {}
+def _lineage(lineage: Lineage) -> dict[str, str]:
+    found = {}
     for number, parent in enumerate(lineage.parents):
         label = "merged from" if not number else " " * number  # one line each: names of fields differ
         found[label] = f"{parent.name}@{parent.version} times {parent.weight:g}, {parent.digest}"
@@ -124,13 +119,10 @@ def _lineage(manifest: Manifest) -> dict[str, str]:
     return found
 
 
-def _beside(manifest: Manifest) -> str:
-    from sparsehub.package.delta_stats import sizes
-
-    found = sizes(manifest)
-    times = found.full / max(found.delta + found.head, 1)
+def _beside(package: PackageSummary) -> str:
+    found = package.sizes
     lora = f"; LoRA r=8 {size(found.lora_8)}, as large at rank {found.lora_rank:.1f}" if found.lora_8 else ""
-    return f"the backbone {size(found.full)}, {times:.0f} times delta and head{lora}"
+    return f"the backbone {size(found.full)}, {found.full_ratio:.0f} times delta and head{lora}"
 
 
 def _number(value: float | None) -> str:
@@ -138,5 +130,5 @@ def _number(value: float | None) -> str:
 
 
 def _visible(value: Any) -> str:
-    """Text from elsewhere, without what would move the cursor or colour the screen."""
+    """A package's text without control characters, which could move the cursor or colour the screen."""
     return "".join(character if character.isprintable() else "�" for character in str(value))

@@ -20,7 +20,7 @@ def show(
     """Show what a version is: metrics, size, lineage, channels, card. No weight is fetched."""
     from sparsehub.cli import present
     from sparsehub.cli.packages import open_location
-    from sparsehub.package.delta_stats import heat_map
+    from sparsehub.package.summary import summarize
 
     home = open_location(hub)
     resolved = home.resolve(reference)
@@ -33,12 +33,12 @@ def show(
     if card:
         _show_card(peek.card)
         return
-    present.show_package(
-        peek.manifest, channels=", ".join(pointing) or "none", signature="signed" if peek.signature else "none"
-    )
-    present.show_metrics(peek.manifest)
-    present.show_training(peek.manifest)
-    present.show_heat_map(heat_map(peek.manifest))
+    package = summarize(peek.manifest)
+    signature = "signed" if peek.signature else "none"
+    present.show_package(package, channels=", ".join(pointing) or "none", signature=signature)
+    present.show_metrics(package)
+    present.show_training(package)
+    present.show_heat_map(package.changes.heat_map)
     console.print(f"\n[dim]the card: sparsehub show {reference} --hub {hub} --card[/]", highlight=False)
 
 

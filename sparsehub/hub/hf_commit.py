@@ -16,9 +16,11 @@ SMALL = 4 << 20  # bytes of a file that is read before it is sent; larger ones a
 def additions(upload: Upload) -> list[CommitOperationAdd]:
     """The files of a commit that holds a package; raises `IntegrityError` where one is not what was proved."""
     from sparsehub.package.metadata import eval_results
+    from sparsehub.package.summary import summarize
 
     manifest = upload.manifest
-    made = {"sparsehub.json": manifest.to_bytes(), "model.sig": upload.signature, **eval_results(manifest)}
+    results = eval_results(summarize(manifest))
+    made = {"sparsehub.json": manifest.to_bytes(), "model.sig": upload.signature, **results}
     operations = [CommitOperationAdd(path, data) for path, data in made.items() if data is not None]
     for name, record in upload.files.items():
         path = upload.folder / name

@@ -1,4 +1,4 @@
-"""What a delta changes, as numbers to draw: density over layers and kinds of matrix, values, sizes beside others."""
+"""Statistics of a delta for the package summary and the charts: density by layer and kind, value histogram, sizes."""
 
 from __future__ import annotations
 
@@ -14,68 +14,68 @@ from sparsehub.package.manifest import HEAD_FILE, Manifest, TouchedParameter
 
 BIASES, NORMS = "biases", "norms"
 _NORM = re.compile(r"norm|(^|[._])ln([._]|\d|$)", re.IGNORECASE)
-_FILLER = {"self", "dense", "weight"}  # parts of a name that tell two matrices of a layer apart no better than the rest
+_FILLER = {"self", "dense", "weight"}  # parts of a name that do not help to tell two matrices of a layer apart
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 _BINS = 41
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Changed entries, of how many. Parameters that the delta does not touch are counted in neither."""
+    """How many entries change in some of the touched parameters: a cell of the heat map, or one parameter."""
 
-    nnz: int = 0
-    numel: int = 0
+    nnz: int = 0  # entries that change
+    numel: int = 0  # all entries of these parameters
 
     @property
     def density(self) -> float:
+        """The share of the entries that change."""
         return self.nnz / self.numel if self.numel else 0.0
 
     def plus(self, touched: TouchedParameter) -> Cell:
+        """The same cell with one more parameter in it."""
         return Cell(self.nnz + touched.nnz, self.numel + math.prod(touched.shape))
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Where a delta changes its backbone.
+    """Where a delta changes its backbone: what the charts and tables of densities show."""
 
-    cells: by layer and kind, both in the order in which to show them; outside: what lies in no layer, by name.
-    """
-
-    layers: tuple[str, ...]
-    kinds: tuple[str, ...]
-    cells: Mapping[tuple[str, str], Cell]
-    outside: Mapping[str, Cell]
+    layers: tuple[str, ...]  # rows, in the order of the model
+    kinds: tuple[str, ...]  # columns: kinds of parameters, as `kind_of` names them
+    cells: Mapping[tuple[str, str], Cell]  # by layer and kind; absent where the delta touches no such parameter
+    outside: Mapping[str, Cell]  # parameters that lie in no layer, by name
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How the values are spread. edges: one more than counts; beyond: values outside the outermost edges."""
+    """How a delta's values are distributed."""
 
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    beyond: int
-    mean_size: float
-    largest: float
+    edges: tuple[float, ...]  # of the bins: one more than there are counts
+    counts: tuple[int, ...]  # values in each bin
+    beyond: int  # values outside the outermost edges
+    mean_size: float  # mean of the absolute values
+    largest: float  # largest absolute value
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a package beside what else a task could be shipped as. All values of LoRA in 16 bits.
+    """Bytes of a package beside the other forms in which a task could be shipped."""
 
-    lora_8: LoRA of rank 8 on the matrices that the delta touches; lora_rank: the rank at which LoRA on them takes as
-    many bytes as the delta does; full: all parameters of the backbone as stored.
-    """
+    package: int  # all its files
+    delta: int  # delta.safetensors
+    head: int  # head.safetensors
+    full: int  # all parameters of the backbone, as they are stored
+    lora_8: int  # LoRA of rank 8 in 16 bits on the matrices that the delta touches; 0 where it touches none
+    lora_rank: float  # the rank at which LoRA on these matrices takes as many bytes as the delta
 
-    package: int
-    delta: int
-    head: int
-    full: int
-    lora_8: int
-    lora_rank: float
+    @property
+    def full_ratio(self) -> float:
+        """How many times larger the backbone is than delta and head."""
+        return self.full / max(self.delta + self.head, 1)
 
 
 def heat_map(manifest: Manifest) -> HeatMap:
-    """The density of a delta by layer and kind of matrix."""
+    """The densities of a package's delta, by layer and kind of parameter."""
     cells: dict[tuple[str, str], Cell] = {}
     outside: dict[str, Cell] = {}
     layers: dict[str, tuple[str, int]] = {}
@@ -94,7 +94,11 @@ def heat_map(manifest: Manifest) -> HeatMap:
 
 
 def split_name(name: str) -> tuple[str, int | None, str]:
-    """A parameter's stack, its layer's number there, and what it is: `encoder.layer`, 3, `output.dense.weight`."""
+    """A parameter's stack of layers, its layer's number there, and the rest of its name.
+
+    `encoder.layer.3.output.dense.weight` gives `encoder.layer`, 3, `output.dense.weight`; a name without a number gives
+    an empty stack and None.
+    """
     parts = name.split(".")
     place = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
     if place is None:
@@ -103,7 +107,7 @@ def split_name(name: str) -> tuple[str, int | None, str]:
 
 
 def kind_of(rest: str) -> str:
-    """The kind of a layer's parameter: biases together, scales of norms together, each matrix by itself."""
+    """The column of a layer's parameter in the heat map: all biases, all parameters of norms, or one matrix."""
     if _NORM.search(rest):
         return NORMS
     if rest.endswith("bias"):
@@ -113,7 +117,7 @@ def kind_of(rest: str) -> str:
 
 
 def histogram(delta: StoredDelta) -> Histogram:
-    """The spread of a delta's values, over the range that holds all but a few in a thousand."""
+    """The histogram of a delta's values, over the range that holds all but 3 in a thousand."""
     values = delta.floats()
     sizes = np.abs(values)
     reach = float(np.quantile(sizes, 0.997)) or float(sizes.max()) or 1.0
@@ -124,7 +128,7 @@ def histogram(delta: StoredDelta) -> Histogram:
 
 
 def sizes(manifest: Manifest) -> Sizes:
-    """The bytes of a package beside a full model and LoRA."""
+    """The bytes of a package beside the whole backbone and LoRA."""
     files = {name: record.size for name, record in manifest.files.items()}
     matrices = [t.shape for name, t in manifest.delta.parameters.items() if _is_matrix(name, t)]
     per_rank = 2 * sum(rows + columns for rows, columns in matrices)
@@ -136,14 +140,6 @@ def sizes(manifest: Manifest) -> Sizes:
         lora_8=8 * per_rank,
         lora_rank=files.get(DELTA_FILE, 0) / per_rank if per_rank else 0.0,
     )
-
-
-def percent(share: float) -> str:
-    """A share for people: two or three digits, 0.0051 -> 0.51%; what is not nothing never looks like nothing."""
-    value = 100 * share
-    if 0 < value < 0.005:
-        return "<0.01%"
-    return f"{value:.0f}%" if value >= 10 else f"{value:.1f}%" if value >= 1 else f"{value:.2f}%"
 
 
 def _is_matrix(name: str, touched: TouchedParameter) -> bool:

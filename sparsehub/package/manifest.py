@@ -158,8 +158,8 @@ class Manifest:
             raise ManifestError(f"{MANIFEST_FILE} cannot be written", found=str(error)) from error
 
     @property
-    def training_told(self) -> dict[str, Any]:
-        """`training` without what is empty."""
+    def training_stated(self) -> dict[str, Any]:
+        """`training` without the settings that are empty."""
         return {name: value for name, value in self.training.items() if value not in ("", None, [], {})}
 
     @functools.cached_property

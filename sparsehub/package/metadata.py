@@ -1,111 +1,99 @@
-"""What the Hugging Face Hub reads of a package: the head of its card, and `.eval_results`."""
+"""What the Hugging Face Hub reads of a package: the front matter of its card, and `.eval_results`."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sparsehub.package.manifest import REGRESSION, Manifest
+from sparsehub.package.manifest import REGRESSION
+from sparsehub.package.summary import MetricsSummary, PackageSummary, SplitScores
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
 
 EVAL_RESULTS = ".eval_results/sparsehub.yaml"
-# The end of a split's name, where metrics are those of answering the commonest label, or of the untouched backbone.
-BASELINES = (" (majority)", " (backbone)")
-PIPELINES = {REGRESSION: "text-classification"}  # kinds that the Hub calls otherwise
+_PIPELINES = {REGRESSION: "text-classification"}  # kinds for which the Hub has another name
 # Names of metrics at huggingface.co/metrics, where they are others than ours.
-METRICS = {"macro_f1": "f1", "matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+_METRICS = {"macro_f1": "f1", "matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 _MODEL = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
-_DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?:([\w.-]+)")  # owner/name[:configuration]:split
+_ORDER = ["library_name", "base_model", "base_model_relation", "pipeline_tag", "tags", "license", "datasets", "metrics"]
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A data source as the manifest records it. id: on the Hub, empty for a file."""
-
-    source: str
-    id: str = ""
-    configuration: str = ""
-    split: str = ""
+def front_matter(package: PackageSummary) -> str:
+    """The YAML at the top of the card: by it a package is found, and listed under its base model, on the Hub."""
+    return _card_data(package).to_yaml(original_order=_ORDER)
 
 
-def front_matter(manifest: Manifest) -> str:
-    """The YAML block at the top of the card, by which a package is found, and shown under its base model."""
-    datasets = sorted({found.id for split in _splits(manifest) if (found := dataset_of(manifest, split)).id})
-    table: dict[str, Any] = {
-        "library_name": "sparsehub",
-        **base_model(manifest),
-        "pipeline_tag": PIPELINES.get(manifest.task.kind, manifest.task.kind),
-        "tags": ["sparsehub", "sparse-delta"],
-        **({"license": manifest.license} if manifest.license else {}),
-        **({"datasets": datasets} if datasets else {}),
-        **_metrics(manifest),
-    }
-    text = yaml.safe_dump(table, sort_keys=False, allow_unicode=True, width=10_000)
-    return f"---\n{text}---"
+def _card_data(package: PackageSummary) -> ModelCardData:
+    from huggingface_hub import ModelCardData
+
+    names, results = package.metrics.declared, _eval_results(package)
+    measured = bool(names and results)
+    return ModelCardData(
+        library_name="sparsehub",
+        pipeline_tag=_pipeline(package),
+        tags=["sparsehub", "sparse-delta"],
+        license=package.license or None,
+        datasets=list(package.datasets) or None,
+        metrics=list(dict.fromkeys(_METRICS.get(name, name) for name in names)) if measured else None,
+        model_name=package.name if measured else None,
+        eval_results=results if measured else None,
+        **_base_model(package),
+    )
 
 
-def base_model(manifest: Manifest) -> dict[str, str]:
-    """The lines that put a package under its base model; none for a folder, which nobody finds."""
-    backbone = manifest.backbone
+def eval_results(package: PackageSummary) -> dict[str, bytes]:
+    """`.eval_results` for the leaderboards of the data sets on the Hub that a package was measured on; often none.
+
+    Called by the Hugging Face hub where it publishes a package. Returns a file's contents by its path.
+    """
+    entries = []
+    for split in _measured(package.metrics):
+        metric = next((name for name in package.task.metrics if name in split.scores), None)
+        if split.dataset.id and metric is not None:
+            dataset = {"id": split.dataset.id, "task_id": split.dataset.configuration or "default"}
+            notes = f"{metric}, split {split.dataset.split}, {package.name} {package.version}"
+            entries.append({"dataset": dataset, "value": split.scores[metric], "notes": notes})
+    return {EVAL_RESULTS: yaml.safe_dump(entries, sort_keys=False).encode()} if entries else {}
+
+
+def _base_model(package: PackageSummary) -> dict[str, Any]:
+    """The lines that list a package under its base model; none where that is a folder, which nobody could find."""
+    backbone = package.backbone
     known = _MODEL.fullmatch(backbone.id) and ("/" in backbone.id or backbone.revision)
     return {"base_model": backbone.id, "base_model_relation": "adapter"} if known else {}
 
 
-def dataset_of(manifest: Manifest, split: str) -> Dataset:
-    """Where the rows of a split came from; an empty source where the manifest does not say."""
-    data = manifest.training.get("data")
-    record = data.get(split) if isinstance(data, dict) else None
-    source = record.get("source") if isinstance(record, dict) else None
-    if not isinstance(source, str):
-        return Dataset("")
-    found = _DATASET.fullmatch(source)
-    return Dataset(source, found[1], found[2] or "", found[3]) if found else Dataset(source)
+def _eval_results(package: PackageSummary) -> list[EvalResult]:
+    return [
+        _eval_result(package, split, metric, value)
+        for split in _measured(package.metrics)
+        for metric, value in split.scores.items()
+    ]
 
 
-def eval_results(manifest: Manifest) -> dict[str, bytes]:
-    """`.eval_results` for the leaderboards of the data sets on the Hub that a package was measured on; often none."""
-    entries = []
-    for split in _measured(manifest):
-        dataset, metric = dataset_of(manifest, split), _first(manifest, split)
-        if dataset.id and metric is not None:
-            task = dataset.configuration or "default"
-            entry = {"dataset": {"id": dataset.id, "task_id": task}, "value": manifest.metrics[split][metric]}
-            notes = f"{metric}, split {dataset.split}, {manifest.name} {manifest.version}"
-            entries.append({**entry, "notes": notes})
-    return {EVAL_RESULTS: yaml.safe_dump(entries, sort_keys=False).encode()} if entries else {}
+def _eval_result(package: PackageSummary, split: SplitScores, metric: str, value: float) -> EvalResult:
+    from huggingface_hub import EvalResult
+
+    dataset = split.dataset
+    return EvalResult(
+        task_type=_pipeline(package),
+        task_name=package.task.kind,
+        dataset_type=dataset.id or "file",
+        dataset_name=dataset.id or dataset.source or split.split,
+        dataset_config=dataset.configuration or None,
+        dataset_split=dataset.split or split.split,
+        metric_type=_METRICS.get(metric, metric),
+        metric_name=metric,
+        metric_value=value,
+    )
 
 
-def _metrics(manifest: Manifest) -> dict[str, Any]:
-    names = [name for name in manifest.task.metrics if any(name in row for row in manifest.metrics.values())]
-    results = [_result(manifest, split) for split in _measured(manifest)]
-    if not names or not results:
-        return {}
-    index = [{"name": manifest.name, "results": results}]
-    return {"metrics": list(dict.fromkeys(METRICS.get(name, name) for name in names)), "model-index": index}
+def _pipeline(package: PackageSummary) -> str:
+    return _PIPELINES.get(package.task.kind, package.task.kind)
 
 
-def _result(manifest: Manifest, split: str) -> dict[str, Any]:
-    """One entry of the model index: the measured metrics of one split."""
-    kind, dataset, row = manifest.task.kind, dataset_of(manifest, split), manifest.metrics[split]
-    described = {"name": dataset.id or dataset.source or split, "type": dataset.id or "file"}
-    configuration = {"config": dataset.configuration} if dataset.configuration else {}
-    return {
-        "task": {"type": PIPELINES.get(kind, kind), "name": kind},
-        "dataset": {**described, **configuration, "split": dataset.split or split},
-        "metrics": [{"type": METRICS.get(name, name), "name": name, "value": value} for name, value in row.items()],
-    }
-
-
-def _measured(manifest: Manifest) -> list[str]:
-    return [split for split, row in manifest.metrics.items() if row and not split.endswith(BASELINES)]
-
-
-def _splits(manifest: Manifest) -> list[str]:
-    data = manifest.training.get("data")
-    return list(data) if isinstance(data, dict) else []
-
-
-def _first(manifest: Manifest, split: str) -> str | None:
-    return next((name for name in manifest.task.metrics if name in manifest.metrics[split]), None)
+def _measured(metrics: MetricsSummary) -> list[SplitScores]:
+    return [split for split in metrics.splits if split.scores and not split.is_baseline]

@@ -1,4 +1,4 @@
-"""The pictures of a card, by matplotlib: where a delta changes its backbone, and by how much."""
+"""The charts of a card, a console and `sparsehub compare`, by matplotlib."""
 
 from __future__ import annotations
 
@@ -7,35 +7,40 @@ from typing import Any
 
 from sparsehub.deltafile import StoredDelta
 from sparsehub.package.card import DENSITY_PICTURE, VALUES_PICTURE
-from sparsehub.package.delta_stats import HeatMap, Histogram, heat_map, histogram, percent
-from sparsehub.package.manifest import Manifest
+from sparsehub.package.delta_stats import HeatMap, Histogram, histogram
+from sparsehub.package.summary import PackageSummary
+from sparsehub.package.units import percent
 
 _DPI = 100
 _COLOURS = 64
 _INK, _BAR = "#202124", "#1f6f8b"
 _CELL = 0.42  # inches
-_MAX_LAYERS = 64  # a picture with more rows than this is cut into no more rows, so that it stays a page
+_MAX_LAYERS = 64  # rows of a heat map that are drawn: more would not fit on a page
 
 
-def draw_pictures(manifest: Manifest, delta: StoredDelta | None) -> dict[str, bytes]:
-    """PNG files by name; none where matplotlib is not installed, none of values where the delta is not given."""
+def draw_pictures(package: PackageSummary, delta: StoredDelta | None) -> dict[str, bytes]:
+    """The pictures of a package's card, as PNG bytes by file name.
+
+    Empty where matplotlib is not installed; without the histogram of the values where no delta is given.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - no window, whatever the machine
     except ImportError:
         return {}
-    pictures = {DENSITY_PICTURE: _density(heat_map(manifest), manifest)}
+    pictures = {DENSITY_PICTURE: _density(package)}
     if delta is not None:
-        pictures[VALUES_PICTURE] = _values(histogram(delta), manifest)
+        pictures[VALUES_PICTURE] = _values(histogram(delta), package)
     return pictures
 
 
-def _density(map_: HeatMap, manifest: Manifest) -> bytes:
+def _density(package: PackageSummary) -> bytes:
+    map_ = package.changes.heat_map
     layers = map_.layers[:_MAX_LAYERS]
     outside = list(map_.outside.items())[:16]
     width, height = 2.6 + _CELL * 1.7 * len(map_.kinds), 1.9 + _CELL * max(len(layers), 2)
     below = 0.6 + 0.28 * len(outside) if outside else 0.0
     figure, (top, bottom) = _figure((max(width, 6.0), height + below), [height, below or 0.01])
-    top.set_title(f"{manifest.name} {manifest.version}: share of entries changed", loc="left", fontsize=11)
+    top.set_title(f"{package.name} {package.version}: share of entries changed", loc="left", fontsize=11)
     _draw_cells(top, map_, layers)
     if outside:
         _draw_outside(bottom, outside)
@@ -83,13 +88,13 @@ def _draw_outside(axes: Any, outside: list[Any]) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _values(spread: Histogram, manifest: Manifest) -> bytes:
+def _values(spread: Histogram, package: PackageSummary) -> bytes:
     figure, (axes, hidden) = _figure((6.4, 3.2), [3.2, 0.01])
     hidden.set_visible(False)
     edges = spread.edges
     axes.bar(edges[:-1], spread.counts, width=edges[1] - edges[0], align="edge", color=_BAR, edgecolor="white", lw=0.4)
-    what = "added to" if manifest.delta.value_kind == "add" else "put in place of"
-    axes.set_title(f"{manifest.delta.nnz:,} values {what} the weights", loc="left", fontsize=11)
+    what = "added to" if package.changes.value_kind == "add" else "put in place of"
+    axes.set_title(f"{package.changes.nnz:,} values {what} the weights", loc="left", fontsize=11)
     note = f"mean size {spread.mean_size:.2g}, largest {spread.largest:.2g}"
     axes.set_xlabel(f"value ({note}; {spread.beyond:,} lie beyond this range)", fontsize=8)
     axes.set_ylabel("entries", fontsize=8)
@@ -100,9 +105,10 @@ def _values(spread: Histogram, manifest: Manifest) -> bytes:
 
 
 def draw_matrices(names: list[str], matrices: dict[str, list[list[float]]]) -> bytes:
-    """Square matrices of shares side by side, rows and columns by name; their diagonals are left white.
+    """A PNG of square matrices of shares side by side, by title, such as `PackageComparison.matrices`.
 
-    The shades go from 0 to 1, whatever is drawn, so that pictures can be compared.
+    names: of rows and columns. The shades always go from 0 to 1, so that two pictures can be compared; the diagonals
+    are left white.
     """
     import numpy as np
     from matplotlib.figure import Figure
@@ -134,8 +140,8 @@ def _figure(size: tuple[float, float], heights: list[float]) -> tuple[Any, Any]:
 
 
 def _png(figure: Any) -> bytes:
-    """The file's bytes, in few colours: a picture weighs in a package whose delta is half a megabyte."""
-    from PIL import Image  # matplotlib brings it
+    """The PNG's bytes, with a palette: a package of half a megabyte should not be mostly picture."""
+    from PIL import Image  # a dependency of matplotlib
 
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")

@@ -12,10 +12,11 @@ from torch import Tensor
 from sparsehub.delta import Delta
 from sparsehub.deltafile import DELTA_FILE
 from sparsehub.files import new_folder, sha256_file
-from sparsehub.package.card import write_card
+from sparsehub.package.card import render_card
 from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
 from sparsehub.package.plots import draw_pictures
 from sparsehub.package.reader import check_values, tensor_files
+from sparsehub.package.summary import summarize
 from sparsehub.package.validation import check_files, read_file, read_manifest, validate_package, validate_stored_delta
 from sparsehub.tensorfile import read_header
 
@@ -40,8 +41,9 @@ def finalize_package(folder: Path, draft: Manifest) -> Manifest:
     known = dataclasses.replace(draft, files=_records(folder.iterdir()))
     small = known.files[DELTA_FILE].size <= WHOLE_BYTES
     delta = validate_stored_delta(read_file(folder, DELTA_FILE, known.files[DELTA_FILE]), known) if small else None
-    pictures = draw_pictures(known, delta)
-    beside = {**pictures, CARD_FILE: write_card(known, pictures).encode()}
+    summary = summarize(known)
+    pictures = draw_pictures(summary, delta)
+    beside = {**pictures, CARD_FILE: render_card(summary, pictures).encode()}
     for name, data in beside.items():
         (folder / name).write_bytes(data)
     manifest = dataclasses.replace(draft, files={**known.files, **_records(folder / name for name in beside)})

@@ -318,8 +318,9 @@ def test_a_page_of_a_hostile_package_runs_nothing(packages: dict[str, Path]) -> 
     import dataclasses
 
     from sparsehub.deltafile import DELTA_FILE
-    from sparsehub.package.delta_stats import heat_map, histogram
-    from sparsehub.package.html_report import html_page
+    from sparsehub.package.delta_stats import histogram
+    from sparsehub.package.html_report import render_report
+    from sparsehub.package.summary import summarize
     from sparsehub.package.validation import validate_stored_delta
 
     folder, evil = packages["three"], "<script>alert(1)</script>\"' onload=x"
@@ -337,7 +338,7 @@ def test_a_page_of_a_hostile_package_runs_nothing(packages: dict[str, Path]) -> 
         lineage=dataclasses.replace(manifest.lineage, checkpoint=evil, checkpoint_digest="x"),
     )
     page = Page()
-    page.feed(html_page(spoilt, heat_map(spoilt), histogram(stored)))
+    page.feed(render_report(summarize(spoilt), histogram(stored)))
     assert page.foreign == [] and page.open == [] and "alert(1)" in page.text
     served = next(line for line in page.text.splitlines() if "sparsehub serve" in line)
     words = shlex.split(served[served.index("sparsehub serve") :])

@@ -13,9 +13,10 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from sparsehub.package import Manifest, read_manifest
-from sparsehub.package.card import write_card
+from sparsehub.package.card import render_card
 from sparsehub.package.manifest import KINDS, TaskSpec
-from sparsehub.package.metadata import dataset_of, eval_results
+from sparsehub.package.metadata import eval_results
+from sparsehub.package.summary import dataset_of, summarize
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 MakeTask = Callable[..., TaskSpec]
@@ -37,6 +38,10 @@ def manifest(make_task: MakeTask) -> Manifest:
     )
 
 
+def card_of(manifest: Manifest) -> str:
+    return render_card(summarize(manifest))
+
+
 def metadata(card: str) -> dict[str, Any]:
     start, text, _ = card.split("---\n", 2)
     assert start == ""
@@ -45,7 +50,7 @@ def metadata(card: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_head_of_the_card_is_what_the_hub_searches(manifest: Manifest, make_task: MakeTask, kind: str) -> None:
-    found = metadata(write_card(dataclasses.replace(manifest, task=make_task(kind), license="apache-2.0")))
+    found = metadata(card_of(dataclasses.replace(manifest, task=make_task(kind), license="apache-2.0")))
     assert found == {
         "library_name": "sparsehub",
         "base_model": "example/backbone",
@@ -58,7 +63,7 @@ def test_the_head_of_the_card_is_what_the_hub_searches(manifest: Manifest, make_
 
 
 def test_the_hubs_own_reader_gets_data_and_metrics_back(manifest: Manifest) -> None:
-    data = ModelCard(write_card(manifest)).data
+    data = ModelCard(card_of(manifest)).data
     assert (data.library_name, data.base_model, data.base_model_relation) == (
         "sparsehub",
         "example/backbone",
@@ -81,20 +86,20 @@ def test_the_hubs_own_reader_gets_data_and_metrics_back(manifest: Manifest) -> N
 
 
 def test_eval_results_are_for_data_sets_of_the_hub_alone(manifest: Manifest) -> None:
-    ((path, data),) = eval_results(manifest).items()
+    ((path, data),) = eval_results(summarize(manifest)).items()
     assert path == ".eval_results/sparsehub.yaml"
     (entry,) = parse_eval_result_entries(yaml.safe_load(data))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("nyu-mll/glue", "sst2", 0.5)
     assert "accuracy" in str(entry.notes) and "validation" in str(entry.notes)
-    assert eval_results(dataclasses.replace(manifest, training={})) == {}
-    assert eval_results(dataclasses.replace(manifest, metrics={})) == {}
+    assert eval_results(summarize(dataclasses.replace(manifest, training={}))) == {}
+    assert eval_results(summarize(dataclasses.replace(manifest, metrics={}))) == {}
 
 
 @pytest.mark.parametrize(
     "text", ["a: b", "# none", "no", "1.0", "[x]", 'with "quotes"', "two\nlines", "@x", "ünï", "-", "\x1b[31m", "---"]
 )
 def test_the_metadata_survives_any_text(manifest: Manifest, text: str) -> None:
-    found = metadata(write_card(dataclasses.replace(manifest, license=text, name="n", training={})))
+    found = metadata(card_of(dataclasses.replace(manifest, license=text, name="n", training={})))
     assert found["license"] == text
     assert json.dumps(found)
 
@@ -112,16 +117,16 @@ def test_a_base_model_is_claimed_where_others_can_find_it(
     manifest: Manifest, identity: str, revision: str, shown: bool
 ) -> None:
     backbone = dataclasses.replace(manifest.backbone, id=identity, revision=revision)
-    found = metadata(write_card(dataclasses.replace(manifest, backbone=backbone)))
+    found = metadata(card_of(dataclasses.replace(manifest, backbone=backbone)))
     assert ("base_model" in found, "base_model_relation" in found) == (shown, shown)
 
 
 def test_without_a_licence_none_is_claimed(manifest: Manifest) -> None:
-    assert "license" not in metadata(write_card(dataclasses.replace(manifest, license="")))
+    assert "license" not in metadata(card_of(dataclasses.replace(manifest, license="")))
 
 
 @pytest.mark.parametrize("training", [{}, {"data": 5}, {"data": {"train": 5}}, {"data": {"train": {"source": 5}}}])
 def test_a_manifest_may_say_anything_about_its_training(manifest: Manifest, training: dict[str, Any]) -> None:
     spoilt = dataclasses.replace(manifest, training=training)
     assert dataset_of(spoilt, "train").source == ""
-    assert "datasets" not in metadata(write_card(spoilt))
+    assert "datasets" not in metadata(card_of(spoilt))

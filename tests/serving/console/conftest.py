@@ -16,6 +16,7 @@ from serving.catalog import Catalog, CatalogEntry, CatalogTarget
 from sparsehub.hub import open_hub
 from sparsehub.package import read_package, write_package
 from sparsehub.package.plots import draw_pictures
+from sparsehub.package.summary import summarize
 
 sys.path.insert(0, str(Path(__file__).parent))  # what the tests of this folder share is imported by its name
 
@@ -32,7 +33,7 @@ def hub(tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
         "three2": tiny_tasks.write("three", labels=4, version="2.0.0", seed=9),
     }
     sound, made["three"] = read_package(tiny_tasks.write("three", seed=5)), folder / "harmful"
-    pictures = draw_pictures(sound.manifest, None)
+    pictures = draw_pictures(summarize(sound.manifest), None)
     draft = dataclasses.replace(sound.manifest, files={})
     write_package(made["three"], draft, sound.delta, sound.head, CARD, pictures)
     for name, package in made.items():

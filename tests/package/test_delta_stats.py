@@ -12,9 +12,11 @@ import torch
 from sparsehub.delta import Delta, ParameterDelta, delta_bytes
 from sparsehub.deltafile import StoredDelta, validate_delta
 from sparsehub.package import Manifest, read_manifest, read_package, write_carded_package
-from sparsehub.package.delta_stats import heat_map, histogram, kind_of, percent, sizes, split_name
+from sparsehub.package.delta_stats import heat_map, histogram, kind_of, sizes, split_name
 from sparsehub.package.manifest import TouchedParameter
 from sparsehub.package.plots import draw_matrices, draw_pictures
+from sparsehub.package.summary import summarize
+from sparsehub.package.units import percent
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 SHAPES = {
@@ -118,7 +120,7 @@ def test_sizes_beside_lora(manifest: Manifest) -> None:
 def test_the_pictures_are_png_and_show_something(manifest: Manifest) -> None:
     from PIL import Image
 
-    pictures = draw_pictures(manifest, stored(torch.randn(200)))
+    pictures = draw_pictures(summarize(manifest), stored(torch.randn(200)))
     assert set(pictures) == {"density.png", "values.png"}
     for data in pictures.values():
         width, height = struct.unpack(">II", data[16:24])
