@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,15 +78,17 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def load_backbone(
-    reference: str | Checkpoint, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
+    reference: str | Path | Checkpoint, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None
 ) -> Backbone:
     """Load any transformers encoder or decoder into an arena; in evaluation mode.
+
+    reference: a folder, a hub id, or an open checkpoint; dtype: float32, float16 or bfloat16.
 
     A checkpoint of a causal language model keeps its output layer, so that it can generate.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
-    checkpoint = reference if isinstance(reference, Checkpoint) else open_checkpoint(reference, revision)
+    checkpoint = reference if isinstance(reference, Checkpoint) else open_checkpoint(str(reference), revision)
     if not is_language_model(checkpoint):
         module, missing = load_module(AutoModel, checkpoint, dtype=dtype, device=device)
         return adopt(module, checkpoint, missing)

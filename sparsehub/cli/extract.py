@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsehub.cli.output import progress, show_fields, show_json, show_table, size
-from sparsehub.errors import UsageError
-from sparsehub.files import TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
-    from sparsehub.backbone import Checkpoint
-    from sparsehub.convert.adapters import Adapter
-    from sparsehub.convert.extract import Budget, Extracted, Extraction
+    from sparsehub.convert.extract import Extracted
 
 _TASK = "The task"
 _CHANGE = "What is kept"
@@ -69,105 +63,33 @@ def extract(
     Without --density or --nnz it is lossless: every weight that differs, bit for bit (a LoRA needs a budget). A pair of
     checkpoints is read tensor by tensor, whatever its size.
     """
-    from sparsehub.backbone import open_checkpoint
-    from sparsehub.convert.extract import Extraction
-    from sparsehub.convert.task_inference import TaskHints
-    from sparsehub.convert.task_inference import task_of as task_from
+    from sparsehub.api.extract import extract as write
     from sparsehub.package import read_manifest
 
-    base = open_checkpoint(backbone, revision)
-    origin = _origin(source)
-    told = TaskHints(kind, split_list(text), label, split_list(labels), split_list(choices), max_length)
-    task = read_manifest(task_of).task if task_of else task_from(told, getattr(origin, "folder", None))
-    wanted = Extraction(base, task, out, name, version, license, tuple(drop or ()))
-    kept = _Kept(density, nnz, value_dtype)
     progress(f"comparing {source} with {backbone}")
-    found = _extract(wanted, origin, kept) if test is None else _measured(wanted, origin, kept, test)
+    found = write(
+        source,
+        backbone,
+        out,
+        name=name,
+        version=version,
+        license=license,
+        revision=revision,
+        density=density,
+        nnz=nnz,
+        value_dtype=value_dtype,
+        drop=drop or (),
+        task=read_manifest(task_of).task if task_of else None,
+        kind=kind,
+        text=split_list(text),
+        label=label,
+        labels=split_list(labels),
+        choices=split_list(choices),
+        max_length=max_length,
+        test=test,
+        report=progress,
+    )
     _show(found, as_json)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What the flags say of the budget."""
-
-    density: float | None
-    nnz: int | None
-    value_dtype: str | None
-
-    @property
-    def budget(self) -> Budget | None:
-        if self.density is not None and self.nnz is not None:
-            raise UsageError("density and nnz are two ways to say the same", fix="give one of them")
-        if self.density is not None and not 0 < self.density <= 1:
-            raise UsageError("density is a share of the backbone's entries", found=self.density, expected="0 to 1")
-        if self.nnz is not None and self.nnz < 1:
-            raise UsageError("nnz is a number of entries", found=self.nnz, expected="at least 1")
-        density, nnz = self.density, self.nnz
-        if density is not None:
-            return lambda total: round(density * total)
-        return None if nnz is None else lambda _: nnz
-
-
-def _origin(source: str) -> Checkpoint | Adapter:
-    from sparsehub.backbone import open_checkpoint
-    from sparsehub.convert.adapters import is_adapter, read_adapter
-
-    return read_adapter(Path(source)) if is_adapter(Path(source)) else open_checkpoint(source)
-
-
-def _extract(wanted: Extraction, origin: Checkpoint | Adapter, kept: _Kept) -> Extracted:
-    from sparsehub.convert.adapters import Adapter
-    from sparsehub.convert.extract import extract_adapter, extract_largest, extract_lossless
-
-    if isinstance(origin, Adapter):
-        return extract_adapter(wanted, origin, kept.budget, kept.value_dtype)
-    if kept.budget is not None:
-        return extract_largest(wanted, origin, kept.budget, kept.value_dtype or "float16")
-    if kept.value_dtype is not None:
-        raise UsageError("a lossless package keeps the checkpoint's own dtype", fix="give --density or --nnz as well")
-    return extract_lossless(wanted, origin)
-
-
-def _measured(wanted: Extraction, origin: Checkpoint | Adapter, kept: _Kept, test: str) -> Extracted:
-    """Extract, judge what was tuned and what the package keeps of it, and write the package with both."""
-    from sparsehub.package.writer import rewrite_package
-
-    wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=wanted.out.parent) as folder:
-        found = _extract(dataclasses.replace(wanted, out=Path(folder) / "package"), origin, kept)
-        progress(f"measuring on {test}")
-        before, after = _judged(wanted, origin, found.folder, Path(folder), test)
-        told = {"metrics": {"test": before}, "share_of_squared_norm_kept": round(found.kept, 6)}
-        manifest = rewrite_package(found.folder, wanted.out, {"test": after}, {"before_packaging": told})
-    return dataclasses.replace(found, folder=wanted.out, manifest=manifest)
-
-
-def _judged(
-    wanted: Extraction, origin: Checkpoint | Adapter, package: Path, folder: Path, test: str
-) -> tuple[dict[str, float], dict[str, float]]:
-    from sparsehub.backbone.tokenizer import load_tokenizer
-    from sparsehub.convert.adapters import Adapter
-    from sparsehub.convert.extract import extract_adapter
-    from sparsehub.package import read_package
-    from sparsehub.package.materialize import task_model_of
-    from sparsehub.package.task_model import auto_class
-    from sparsehub.training.data import load_split
-    from sparsehub.training.evaluation import judge
-
-    split, tokenizer = load_split(wanted.task, test), load_tokenizer(wanted.base)
-
-    def of_package(path: Path) -> dict[str, float]:
-        read = read_package(path)
-        dtype = read.delta.value_dtype if read.delta.value_kind == "set" else "float32"
-        return judge(task_model_of(read, wanted.base, dtype=dtype).model, wanted.task, tokenizer, split)
-
-    if isinstance(origin, Adapter):  # all of it: what PEFT itself would merge
-        whole = dataclasses.replace(wanted, out=folder / "whole")
-        before = of_package(extract_adapter(whole, origin, lambda total: total, "float32").folder)
-    else:
-        model = auto_class(wanted.task.kind).from_pretrained(origin.folder, local_files_only=True)
-        before = judge(model, wanted.task, tokenizer, split)
-    return before, of_package(package)
 
 
 def split_list(text: str) -> tuple[str, ...]:

@@ -20,3 +20,7 @@ class PendingRequest(Generic[T]):
     futures: list[Future[T]]
     task: TaskInfo | None
     tokens: int
+
+    def results(self, timeout: float | None = None) -> list[T]:
+        """The answers, in the order of the inputs; waits up to `timeout` seconds for each, and raises its error."""
+        return [future.result(timeout) for future in self.futures]

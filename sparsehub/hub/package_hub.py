@@ -94,10 +94,15 @@ class PackageHub:
         return manifest
 
     def publish(
-        self, folder: Path, *, name: str | None = None, version: str | None = None, progress: Progress | None = None
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        progress: Progress | None = None,
     ) -> Resolved:
         """Prove a package, send its files, then its manifest, then its tag: see `Hub.publish`."""
-        upload = _prepare(folder, name, version)
+        upload = _prepare(Path(folder), name, version)
         manifest = upload.manifest
         resolved = Resolved(manifest.name, manifest.version, manifest.digest)
         with suppress(NotFoundError):  # a taken version is refused early; no hub yet is fine

@@ -79,7 +79,12 @@ class Hub(Protocol):
         """
 
     def publish(
-        self, folder: Path, *, name: str | None = None, version: str | None = None, progress: Progress | None = None
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        progress: Progress | None = None,
     ) -> Resolved:
         """Publish a package folder, under another name or version where these are given; `latest` follows.
 

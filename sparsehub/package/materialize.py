@@ -14,6 +14,11 @@ from sparsehub.package.task_model import TaskModel, load_task_model, save_checkp
 from sparsehub.patch import apply_patch, make_patch
 
 
+def native_dtype(package: Package) -> str:
+    """The dtype in which a package's weights are exact: its own where it sets them, float32 where it adds to them."""
+    return package.delta.value_dtype if package.delta.value_kind == "set" else "float32"
+
+
 @torch.no_grad()
 def task_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "float32") -> TaskModel:
     """The task's whole model: the backbone with the package's change and head in it.

@@ -51,8 +51,9 @@ class Package:
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def read_package(folder: Path) -> Package:
+def read_package(folder: str | Path) -> Package:
     """Read a package and prove every byte of it; raises `FormatError`. Whether it fits a backbone: `check_backbone`."""
+    folder = Path(folder)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     delta, head, attachments = None, {}, {}

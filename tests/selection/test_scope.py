@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.errors import UsageError
-from sparsehub.selection import Chosen, by_layer, in_scope
+from sparsehub.selection import LayerSelection, by_layer, in_scope
 from sparsehub.selection.layer_report import layer_of
 
 PARAMETERS: dict[str, Tensor] = {
@@ -41,7 +41,11 @@ def test_an_empty_scope_is_refused() -> None:
 def test_a_report_has_a_line_for_each_layer_and_counts_what_was_chosen() -> None:
     mask = {"layer.0.query.weight": torch.tensor([1]), "layer.1.query.weight": torch.tensor([0, 1])}
     lines = by_layer(mask, {name: tensor.shape for name, tensor in PARAMETERS.items()})
-    assert lines == [Chosen("embeddings", 2, 0), Chosen("layer.0", 4, 1), Chosen("layer.1", 2, 2)]
+    assert lines == [
+        LayerSelection("embeddings", 2, 0),
+        LayerSelection("layer.0", 4, 1),
+        LayerSelection("layer.1", 2, 2),
+    ]
     assert [line.density for line in lines] == [0.0, 0.25, 1.0]
 
 

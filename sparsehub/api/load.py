@@ -1,0 +1,157 @@
+"""A package as an ordinary model of transformers or sentence-transformers, for code that knows nothing of sparsehub."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsehub.errors import UsageError
+from sparsehub.extras import require
+from sparsehub.files import TEMPORARY_PREFIX
+from sparsehub.package.manifest import (
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+)
+from sparsehub.schema import unknown_name
+
+if TYPE_CHECKING:
+    from sparsehub.backbone import Checkpoint
+    from sparsehub.hub import PackageHub
+    from sparsehub.package import Package
+    from sparsehub.package.policy import Policy
+    from sparsehub.package.task_model import TaskModel
+
+TRANSFORMERS, SENTENCE_TRANSFORMERS = "transformers", "sentence-transformers"
+LIBRARIES = [TRANSFORMERS, SENTENCE_TRANSFORMERS]
+_POOLING = Path("1_Pooling") / "config.json"
+_MODULES = [
+    {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for index, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")))
+]
+_PIPELINES = {
+    TEXT_CLASSIFICATION: "text-classification",
+    REGRESSION: "text-classification",
+    TOKEN_CLASSIFICATION: "token-classification",
+    TEXT_GENERATION: "text-generation",
+}
+
+
+def load(
+    reference: str | Path,
+    *,
+    hub: str | Path | PackageHub | None = None,
+    backbone: str | Path | None = None,
+    revision: str | None = None,
+    library: str = TRANSFORMERS,
+    dtype: str | None = None,
+    policy: Policy | None = None,
+) -> Any:
+    """A package's whole model, in memory, on the CPU and in evaluation mode.
+
+    reference: a package folder, or a task in `hub` (`topic`, `topic@1.0.0`, `topic@sha256:...`). hub: a location such
+    as `./hub` or `s3://bucket`, or an open hub. backbone: a folder or a hub id; by default the package's own.
+    library: `transformers` for its `AutoModelFor...` class with the task's head, or `sentence-transformers` for a
+    `SentenceTransformer` of the task's backbone without the head, whose `encode` gives what `/v1/embeddings` gives.
+    dtype: of the weights; by default float32, or the package's own where its values replace weights of that dtype.
+    policy: whose packages may be used; the user's own settings by default.
+
+    Raises `UsageError`, `NotFoundError`, `FormatError`, `TrustError` and `BackboneMismatchError`.
+    """
+    if library not in LIBRARIES:
+        raise UsageError(unknown_name("library", library, LIBRARIES))
+    package, checkpoint = _found(reference, hub, backbone, revision, policy)
+    task_model = _task_model(package, checkpoint, dtype)
+    if library == TRANSFORMERS:
+        return task_model.model.eval()
+    return _sentence_transformer(package, task_model, checkpoint)
+
+
+def pipeline(
+    reference: str | Path,
+    *,
+    hub: str | Path | PackageHub | None = None,
+    backbone: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str | None = None,
+    policy: Policy | None = None,
+) -> Any:
+    """A transformers pipeline on a package: a text in, a label (or a text) out. Arguments and errors as for `load`.
+
+    Longer texts than the task was trained on are cut, as pipelines do. A regression's score is its number. A multiple
+    choice has no pipeline in transformers: `UsageError`.
+    """
+    from transformers import pipeline as transformers_pipeline
+
+    from sparsehub.backbone.tokenizer import load_tokenizer
+
+    package, checkpoint = _found(reference, hub, backbone, revision, policy)
+    task = package.manifest.task
+    if task.kind not in _PIPELINES:
+        fix = "load the model with sparsehub.load, or serve it and post to /v1/classify"
+        raise UsageError("transformers has no pipeline for this kind of task", found=task.kind, fix=fix)
+    tokenizer = load_tokenizer(checkpoint)
+    options: dict[str, Any] = {}
+    if task.kind != TEXT_GENERATION:
+        tokenizer.model_max_length = task.max_length
+    if task.kind in (TEXT_CLASSIFICATION, REGRESSION):
+        options = {"truncation": True, **({"function_to_apply": "none"} if task.kind == REGRESSION else {})}
+    model = _task_model(package, checkpoint, dtype).model.eval()
+    return transformers_pipeline(_PIPELINES[task.kind], model=model, tokenizer=tokenizer, device="cpu", **options)
+
+
+def _found(
+    reference: str | Path,
+    hub: str | Path | PackageHub | None,
+    backbone: str | Path | None,
+    revision: str | None,
+    policy: Policy | None,
+) -> tuple[Package, Checkpoint]:
+    from sparsehub.backbone import open_checkpoint
+    from sparsehub.hub import open_hub
+    from sparsehub.hub.package_loader import load_package
+
+    opened = open_hub(hub) if isinstance(hub, str | Path) else hub
+    package = load_package(str(reference), opened, policy=policy)
+    record = package.manifest.backbone
+    wanted = str(backbone) if backbone is not None else record.id
+    return package, open_checkpoint(wanted, revision or (record.revision if backbone is None else None))
+
+
+def _task_model(package: Package, checkpoint: Checkpoint, dtype: str | None) -> TaskModel:
+    from sparsehub.package.materialize import native_dtype, task_model_of
+
+    return task_model_of(package, checkpoint, dtype=dtype or native_dtype(package))
+
+
+def _sentence_transformer(package: Package, task_model: TaskModel, checkpoint: Checkpoint) -> Any:
+    """Written in sentence-transformers' own format, and read by it: no class of ours is inside."""
+    sentence_transformers = require("sentence_transformers", "demo")
+    task = package.manifest.task
+    if task.kind == MULTIPLE_CHOICE or task_model.backbone.language_model is not None:
+        raise UsageError(f"a task of kind {task.kind} gives no sentence embeddings", fix=f"library={TRANSFORMERS!r}")
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
+        write_sentence_transformer(Path(folder), task_model, checkpoint, task.max_length)
+        return sentence_transformers.SentenceTransformer(folder, device="cpu", local_files_only=True).eval()
+
+
+def write_sentence_transformer(folder: Path, task_model: TaskModel, checkpoint: Checkpoint, max_length: int) -> None:
+    """Write a backbone in sentence-transformers' format: pooled as its checkpoint says, else by the mean; unit vectors.
+
+    max_length: tokens of a text, after which it is cut.
+    """
+    from sparsehub.backbone.tokenizer import load_tokenizer
+
+    module: Any = task_model.backbone.module
+    module.save_pretrained(folder)
+    load_tokenizer(checkpoint).save_pretrained(folder)
+    pooling = checkpoint.folder / _POOLING
+    (folder / _POOLING).parent.mkdir()
+    mean = {"word_embedding_dimension": module.config.hidden_size, "pooling_mode_mean_tokens": True}
+    (folder / _POOLING).write_bytes(pooling.read_bytes() if pooling.is_file() else json.dumps(mean).encode())
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_length}))
+    (folder / "modules.json").write_text(json.dumps(_MODULES))
