@@ -37,7 +37,7 @@ soak: $(INSTALLED)
 		tests/test_task_ref.py tests/hub/test_versions.py tests/package/test_fuzz.py tests/selection/test_threshold.py tests/serving/test_schema.py tests/serving/test_soak.py
 	HUB_TEST_KILLS=50 $(BIN)/python -m pytest tests/hub/test_together.py
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
-	$(BIN)/python tests/package/fuzzing.py -max_total_time=$(FUZZ_SECONDS)
+	$(BIN)/python -m tests.support.package_fuzzing -max_total_time=$(FUZZ_SECONDS)
 
 clean:
 	rm -rf $(VENV) demo-run build dist *.egg-info

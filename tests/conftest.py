@@ -1,16 +1,20 @@
-"""What every test may lean on: a cache of its own, tiny random checkpoints with tokenizers, one real backbone."""
+"""What every test may lean on: its own cache, tiny checkpoints, packages for them, one real backbone."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.support.checkpoints import save_tiny_checkpoint
+from tests.support.tiny_lm import TinyLanguage, train_tiny_language
+from tests.support.tiny_tasks import TinyTasks, flat
 
 # Before anything imports torch: on tiny models a second thread costs more than it brings, and much more beside others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,44 +30,6 @@ settings.register_profile("soak", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 TinyCheckpoint = Callable[[str], Path]
-
-_SENTENCES = [
-    "the quick brown fox jumps over the lazy dog",
-    "a good film with a great cast and a bad ending",
-    "who wrote the book about the river in the north",
-    "where is the city that never sleeps",
-    "angela merkel met the king of spain in berlin on monday",
-    "what a boring slow and awful story",
-    "this was fun bright and lovely to watch",
-]
-_WIDTH, _LAYERS, _HEADS, _POSITIONS = 32, 2, 4, 64
-_ENCODER = {
-    "hidden_size": _WIDTH,
-    "num_hidden_layers": _LAYERS,
-    "num_attention_heads": _HEADS,
-    "intermediate_size": 64,
-    "max_position_embeddings": _POSITIONS,
-}
-_SHAPES: dict[str, dict[str, Any]] = {
-    "bert": _ENCODER,
-    "roberta": {**_ENCODER, "max_position_embeddings": _POSITIONS + 2},
-    "distilbert": {"dim": _WIDTH, "n_layers": _LAYERS, "n_heads": _HEADS, "hidden_dim": 64},
-    "deberta-v2": {
-        **_ENCODER,
-        "relative_attention": True,
-        "position_buckets": 8,
-        "pos_att_type": ["p2c", "c2p"],
-        "norm_rel_ebd": "layer_norm",
-        "share_att_key": True,
-        "position_biased_input": False,
-    },
-    "modernbert": {**_ENCODER, "local_attention": 8},
-    "llama": {**_ENCODER, "num_key_value_heads": 2},
-    "gpt2": {"n_embd": _WIDTH, "n_layer": _LAYERS, "n_head": _HEADS, "n_positions": _POSITIONS},
-}
-_WITH_TOKEN_TYPES = ("bert", "deberta-v2")
-_BYTE_LEVEL = ("roberta", "modernbert", "llama", "gpt2")
-_DECODERS = ("llama", "gpt2")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -88,7 +54,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
     def checkpoint(family: str) -> Path:
         if family not in made:
             made[family] = tmp_path_factory.mktemp("checkpoint") / family
-            _save(family, made[family])
+            save_tiny_checkpoint(family, made[family])
         return made[family]
 
     return checkpoint
@@ -102,119 +68,64 @@ def real_backbone() -> str:
     return "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def _save(family: str, folder: Path) -> None:
-    import torch
-    import transformers
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = _tokenizer(family)
-    ids = {
-        f"{role}_token_id": value
-        for role in ("pad", "bos", "eos", "cls", "sep")
-        if (value := getattr(tokenizer, f"{role}_token_id")) is not None
-    }
-    config = transformers.AutoConfig.for_model(family, vocab_size=len(tokenizer), **_SHAPES[family], **ids)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        model = transformers.AutoModel.from_config(config)
-    numbers = torch.Generator().manual_seed(8)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.mul_(4)  # the usual start is so near zero that all answers look alike
-            if name.endswith("bias"):
-                parameter.normal_(0, 0.3, generator=numbers)  # zero from the start: to lose or double it would not show
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _tokenizer(family: str) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    names = ["input_ids", *(["token_type_ids"] if family in _WITH_TOKEN_TYPES else []), "attention_mask"]
-    trained, special = _byte_level(family) if family in _BYTE_LEVEL else _word_pieces()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=trained, model_input_names=names, model_max_length=_POSITIONS, **special
-    )
-
-
-def _word_pieces() -> tuple[Any, dict[str, str]]:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    words = sorted({word for sentence in _SENTENCES for word in sentence.split()})
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters), *words]
-    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = _template(tokenizer, "[CLS]", "[SEP]")
-    tokenizer.decoder = decoders.WordPiece()
-    return tokenizer, special
-
-
-def _byte_level(family: str) -> tuple[Any, dict[str, str]]:
-    """Spaces belong to the word that follows them; decoders add nothing at the end, and gpt2 has no padding token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>"}
-    if family == "gpt2":
-        del special["pad_token"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=list(special.values()), initial_alphabet=sorted(alphabet), show_progress=False
-    )
-    tokenizer.train_from_iterator(_SENTENCES, trainer)
-    if family not in _DECODERS:
-        special |= {"cls_token": "<s>", "sep_token": "</s>"}
-        tokenizer.post_processor = _template(tokenizer, "<s>", "</s>")
-    return tokenizer, special
-
-
-def _template(tokenizer: Any, first: str, last: str) -> Any:
-    from tokenizers.processors import TemplateProcessing
-
-    return TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=f"{first} $A {last} $B:1 {last}:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last)],
-    )
-
-
-@dataclass(frozen=True)
-class TinyLanguage:
-    """A small language model that was trained, on a play of five voices. folder: its checkpoint; text: of the play."""
-
-    folder: Path
-    text: str
-
-    def speeches(self, voice: str) -> list[str]:
-        """What one voice says, in order."""
-        turns = (turn.partition(":\n") for turn in self.text.split("\n\n"))
-        return [said.strip() for name, _, said in turns if name.strip() == voice]
-
-
 @pytest.fixture(scope="session")
 def tiny_language(tmp_path_factory: pytest.TempPathFactory) -> TinyLanguage:
     """A language model of 150,000 parameters, trained for some seconds by the script of `examples/tiny_lm`."""
-    voices, training = _example("tiny_lm/voices.py"), _example("tiny_lm/train.py")
-    folder, text = tmp_path_factory.mktemp("language") / "tiny-lm", voices.play(3000)
-    perplexity = training.train_lm(
-        folder, text, steps=120, batch=8, length=96, vocabulary=400, context=160, shape=training.SMALL
-    )
-    assert perplexity < 20, perplexity  # of 400 by chance
-    return TinyLanguage(folder, text)
+    return train_tiny_language(tmp_path_factory.mktemp("language") / "tiny-lm")
 
 
-def _example(path: str) -> Any:
-    """A script of `examples/` as a module."""
-    place = Path(__file__).parents[1] / "examples" / path
-    spec = importlib.util.spec_from_file_location(f"example_{place.stem}", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="session")
+def tiny_tasks(tiny_checkpoint: TinyCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
+    """A tiny checkpoint and a maker of packages for it."""
+    return TinyTasks(tiny_checkpoint("bert"), tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="session")
+def speakers(tiny_language: TinyLanguage, tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
+    """A maker of text generation packages for the small language model: tasks that each speak in another way."""
+    return TinyTasks(tiny_language.folder, tmp_path_factory.mktemp("speakers"))
+
+
+@pytest.fixture(scope="session")
+def says(speakers: TinyTasks) -> Callable[..., list[int]]:
+    """says(package or None, prompt ids, tokens): what plain transformers generates greedily, alone."""
+    models: dict[Path | None, Any] = {}
+
+    def generate(package: Path | None, prompt: Sequence[int], tokens: int) -> list[int]:
+        import torch
+        import transformers
+
+        if package not in models:
+            folder = speakers.folder if package is None else speakers.materialised(package)
+            models[package] = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        ids = torch.tensor([list(prompt)])
+        found = models[package].generate(ids, max_new_tokens=tokens, do_sample=False)
+        return found[0, len(prompt) :].tolist()
+
+    return generate
+
+
+@pytest.fixture(scope="session")
+def suite(tiny_tasks: TinyTasks) -> Mapping[str, Path]:
+    """One package of every kind, by name."""
+    return {
+        "three": tiny_tasks.write("three", labels=3, seed=1),
+        "seven": tiny_tasks.write("seven", labels=7, seed=2),
+        "pair": tiny_tasks.write("pair", labels=2, fields=("text_a", "text_b"), seed=3),
+        "rating": tiny_tasks.write("rating", "regression", seed=4),
+        "choice": tiny_tasks.write("choice", "multiple-choice", seed=5),
+        "words": tiny_tasks.write("words", "token-classification", labels=4, seed=6),
+    }
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[..., bool]:
+    """Whether an answer's numbers equal the reference's, within 1e-4."""
+
+    def compare(answer: Any, expected: Sequence[float], tolerance: float = 1e-4) -> bool:
+        found = list(answer) if isinstance(answer, list | tuple) else flat(answer)
+        return len(found) == len(expected) and all(
+            math.isclose(a, b, abs_tol=tolerance) for a, b in zip(found, expected, strict=True)
+        )
+
+    return compare

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants
@@ -89,7 +87,9 @@ def objects_of(name: str, manifests: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _serve_s3(pipe: Any) -> None:
-    with _module("s3_server").served() as address:
+    from tests.support.hub_servers import s3  # in its own process: this one imports no server
+
+    with s3.served() as address:
         models, core = importlib.import_module("moto.s3.models"), importlib.import_module("moto.core")
         store = models.s3_backends[core.DEFAULT_ACCOUNT_ID]["aws"]
 
@@ -101,17 +101,18 @@ def _serve_s3(pipe: Any) -> None:
 
 
 def _serve_hf(pipe: Any) -> None:
-    server = _module("hf_server")
-    state = server.State()
+    from tests.support.hub_servers import huggingface
+
+    state = huggingface.State()
 
     def fill(place: str, name: str, manifests: dict[str, bytes]) -> None:
-        repo = state.repos.setdefault(f"{place}/{name}", server.Repo())
+        repo = state.repos.setdefault(f"{place}/{name}", huggingface.Repo())
         for version, data in manifests.items():
             digest = state.store(data)
             commit = state.commit(repo, "main", {"sparsehub.json": digest})
             repo.tags.update({digest_tag(f"sha256:{digest}"): commit, version: commit})
 
-    with server.served(state) as address:
+    with huggingface.served(state) as address:
         _answer(pipe, address, fill=fill, requests=lambda: len(state.requests))
 
 
@@ -121,8 +122,3 @@ def _answer(pipe: Any, address: str, **known: Any) -> None:
     while True:
         verb, *arguments = pipe.recv()
         pipe.send(known[verb](*arguments))
-
-
-def _module(name: str) -> Any:
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "hub"))
-    return importlib.import_module(name)

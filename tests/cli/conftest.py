@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from sparsehub.cli import main
-
-_shared = runpy.run_path(str(Path(__file__).parents[1] / "engine" / "conftest.py"))
-tiny_tasks = _shared["tiny_tasks"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,9 @@ from sparsehub.hub.blob_store_backend import BlobStoreBackend
 from sparsehub.hub.huggingface_backend import HuggingFaceBackend
 from sparsehub.package import Manifest, TaskSpec, write_package
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+from tests.support.hub_servers import azure, gcs, huggingface, s3
 
-sys.path.insert(0, str(Path(__file__).parent))  # the servers, which more than one conftest needs
-
-import azure_server
-import gcs_server
-import hf_server
-import s3_server
-
-STORES = ("folder", "memory", "s3", "gcs", azure_server.AZURE)
+STORES = ("folder", "memory", "s3", "gcs", azure.AZURE)
 CARD = "---\nlibrary_name: sparsehub\ntags: [sparsehub]\n---\n\n# A card\n"
 MakePackage = Callable[..., Path]
 
@@ -74,12 +67,12 @@ class HostedHome:
     """An organisation of its own on our small Hugging Face Hub. Paths are <repository>/<commit>/<file>."""
 
     hub: PackageHub
-    state: hf_server.State
+    state: huggingface.State
     owner: str
     address: str
 
     @property
-    def repos(self) -> dict[str, hf_server.Repo]:
+    def repos(self) -> dict[str, huggingface.Repo]:
         return {n: repo for n, repo in self.state.repos.items() if n.startswith(f"{self.owner}/")}
 
     def everything(self) -> dict[str, Any]:
@@ -96,7 +89,7 @@ class HostedHome:
         )
         return sorted(found)
 
-    def _blob(self, path: str) -> tuple[hf_server.Commit, str]:
+    def _blob(self, path: str) -> tuple[huggingface.Commit, str]:
         owner, name, oid, file = path.split("/", 3)
         return self.repos[f"{owner}/{name}"].commits[oid], file
 
@@ -111,26 +104,26 @@ class HostedHome:
 
 @pytest.fixture(scope="session")
 def s3_address() -> Iterator[str]:
-    with s3_server.served() as address:
+    with s3.served() as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def gcs_address() -> Iterator[str]:
-    with gcs_server.served() as address:
+    with gcs.served() as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def azure_address() -> Iterator[str]:
-    with azure_server.served() as address:
+    with azure.served() as address:
         yield address
 
 
 @pytest.fixture(scope="session")
-def hf_hub() -> Iterator[tuple[str, hf_server.State]]:
-    state = hf_server.State()
-    with hf_server.served(state) as address:
+def hf_hub() -> Iterator[tuple[str, huggingface.State]]:
+    state = huggingface.State()
+    with huggingface.served(state) as address:
         yield address, state
 
 
@@ -141,28 +134,28 @@ def _s3(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stor
     settings = {"ENDPOINT_URL": request.getfixturevalue("s3_address"), "ALLOW_HTTP": "true", "REGION": "us-east-1"}
     for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    location = f"s3://{s3_server.BUCKET}/team/{next(_numbers)}"
+    location = f"s3://{s3.BUCKET}/team/{next(_numbers)}"
     return StoredHome(open_hub(location), from_url(location))
 
 
 def _gcs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredHome:
-    account = gcs_server.credentials(request.getfixturevalue("gcs_address"), tmp_path)
+    account = gcs.credentials(request.getfixturevalue("gcs_address"), tmp_path)
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(account))
     monkeypatch.setenv("GOOGLE_ALLOW_HTTP", "true")
-    location = f"gs://{gcs_server.BUCKET}/team/{next(_numbers)}"
+    location = f"gs://{gcs.BUCKET}/team/{next(_numbers)}"
     return StoredHome(open_hub(location), from_url(location, client_options={"allow_http": True}))
 
 
 def _azure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StoredHome:
-    settings = {"ENDPOINT": request.getfixturevalue("azure_address"), "ACCOUNT_NAME": azure_server.ACCOUNT}
-    for name, value in {**settings, "ACCOUNT_KEY": azure_server.KEY}.items():
+    settings = {"ENDPOINT": request.getfixturevalue("azure_address"), "ACCOUNT_NAME": azure.ACCOUNT}
+    for name, value in {**settings, "ACCOUNT_KEY": azure.KEY}.items():
         monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
     monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
-    location = f"az://{azure_server.CONTAINER}/team/{next(_numbers)}"
+    location = f"az://{azure.CONTAINER}/team/{next(_numbers)}"
     return StoredHome(open_hub(location), from_url(location))
 
 
-def hosted(address: str, state: hf_server.State, token: str | bool = "hf_writer") -> HostedHome:
+def hosted(address: str, state: huggingface.State, token: str | bool = "hf_writer") -> HostedHome:
     """A new organisation."""
     state.fault, state.cdn_host, state.cdn_tokens = (lambda method, path: None), "", []
     owner = f"org-{next(_numbers)}"
@@ -204,7 +197,7 @@ def store_home(request: pytest.FixtureRequest, make_home: Callable[[str], Home])
 
 
 @pytest.fixture
-def hf_home(hf_hub: tuple[str, hf_server.State]) -> HostedHome:
+def hf_home(hf_hub: tuple[str, huggingface.State]) -> HostedHome:
     return hosted(*hf_hub)
 
 

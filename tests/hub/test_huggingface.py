@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from hf_server import State
 from huggingface_hub import HfApi
 from starlette.responses import Response
 
@@ -16,6 +15,7 @@ from sparsehub.errors import HubError, IntegrityError, NotFoundError, Unreachabl
 from sparsehub.hub import PackageHub, open_hub, retry
 from sparsehub.hub.huggingface_backend import HuggingFaceBackend, digest_tag
 from sparsehub.package import read_manifest
+from tests.support.hub_servers.huggingface import State
 
 
 @pytest.fixture(autouse=True)

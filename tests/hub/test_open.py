@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from azure_server import AZURE
 from obstore.exceptions import GenericError
 
 from sparsehub.errors import HubError, NotFoundError, UnreachableError, UsageError
@@ -14,6 +13,7 @@ from sparsehub.hub import PackageHub, memory_hub, open_hub
 from sparsehub.hub.blob_store import BlobStore
 from sparsehub.hub.blob_store_backend import BlobStoreBackend
 from sparsehub.hub.user_settings import read_policy, read_settings
+from tests.support.hub_servers.azure import AZURE
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,19 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from azure_server import AZURE
 
 from sparsehub.errors import NotFoundError, VersionExistsError
 from sparsehub.hub import open_hub
 from sparsehub.hub.cache import PackageCache
 from sparsehub.hub.package_loader import pull
 from sparsehub.package import read_package, validate_package
+from tests.support.hub_servers.azure import AZURE
 
 PROCESSES = 16
 KILLS = int(os.environ.get("HUB_TEST_KILLS", "8"))  # `make soak` asks for 50
 WRITES = 5  # delta, head, card, manifest, tag; latest comes after
 CARD = "---\nlibrary_name: sparsehub\n---\n"
-PROGRAM = Path(__file__).with_name("children.py")
+PROGRAM = Path(__file__).parents[1] / "support" / "hub_processes.py"
 
 
 def children(backend: Any, *arguments: object, **environment: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import pytest
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.package import Package, read_package
 from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
-
-sys.path.insert(0, str(Path(__file__).parent))  # the malicious packages, which fuzzing starts from too
 
 MakeTask = Callable[..., TaskSpec]
 FIELDS: dict[str, dict[str, Any]] = {

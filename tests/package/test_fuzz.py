@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import GOLDEN, PARTS, attempt, restore, spoilable
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsehub.errors import FormatError
 from sparsehub.files import canonical_json
+from tests.support.package_fuzzing import GOLDEN, PARTS, attempt, restore, spoilable
 
 MANIFEST, DELTA, HEAD, CARD = PARTS
 NUMBERS = st.sampled_from([-1, 0, 1, 5, 7, 255, 1 << 31, 1 << 40, 1 << 48, 1 << 63, 10**30, 0.0, 0.5, 1e308])

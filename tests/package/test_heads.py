@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import PAIRS, batch_of
 from torch import Tensor
 
 from sparsehub.backbone import Backbone, load_backbone
@@ -18,6 +17,7 @@ from sparsehub.errors import FormatError
 from sparsehub.package.heads import HeadModel, build_head, run_heads
 from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.task_model import load_task_model
+from tests.support.task_models import PAIRS, batch_of
 
 MakeTask = Callable[..., TaskSpec]
 TaskRows = dict[str, list[dict[str, Any]]]

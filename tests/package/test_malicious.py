@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from malicious import CASES, Case
 
 from sparsehub.errors import FormatError
 from sparsehub.hub import open_hub
 from sparsehub.package import read_package, validate_package
+from tests.support.malicious_packages import CASES, Case
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 SLACK = 24 << 20  # bytes beside the twofold of what a package declares: a JSON text, and its values

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from pairs import PAIRS, batch_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from sparsehub.package.encoding import collate, encode
 from sparsehub.package.heads import build_head
 from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
 from sparsehub.package.task_model import TaskModel, base_prefix, load_task_model, task_config
+from tests.support.task_models import PAIRS, batch_of
 
 TinyCheckpoint = Callable[[str], Path]
 MakeTask = Callable[..., TaskSpec]

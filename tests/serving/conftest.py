@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import runpy
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,10 +26,6 @@ from serving.startup import start_catalog
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Budgets, Engine, Limits
 from sparsehub.package import read_package
-
-sys.path.insert(0, str(Path(__file__).parent))  # what tests of one folder share is imported by its name
-_shared = runpy.run_path(str(Path(__file__).parents[1] / "engine" / "conftest.py"))
-tiny_tasks, suite, close = (_shared[name] for name in ("tiny_tasks", "suite", "close"))
 
 
 @dataclass
@@ -130,9 +124,6 @@ def halted(new_server: Callable[..., Any]) -> Iterator[Callable[..., Server]]:
 def reference_of(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[[str], Callable[[Any], list[float]]]:
     """By a task's name, what plain transformers answers to an input."""
     return functools.cache(lambda name: tiny_tasks.reference(suite[name]))
-
-
-speakers, says = (_shared[name] for name in ("speakers", "says"))
 
 
 @pytest.fixture(scope="module")

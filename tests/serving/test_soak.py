@@ -7,7 +7,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import runpy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -16,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak_acts import TASKS, TEXTS, VERSIONS, Soak, World
-from soak_faults import FAULTS, Proxy, small_disk
 
 from serving.catalog import Catalog, CatalogEntry, CatalogTarget
 from sparsehub.engine import Budgets
 from sparsehub.hub import locations, open_hub, retry
+from tests.support.hub_servers import s3
+from tests.support.soak_acts import TASKS, TEXTS, VERSIONS, Soak, World
+from tests.support.soak_faults import FAULTS, Proxy, small_disk
 
 SECONDS = float(os.environ.get("SPARSEHUB_SOAK_SECONDS", "120"))
 HUB = "s3://bucket/soak"
-_s3 = runpy.run_path(str(Path(__file__).parents[1] / "hub" / "s3_server.py"))
 log = logging.getLogger("soak")
 pytestmark = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "soak", reason="minutes long: make soak")
 
@@ -37,7 +36,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setattr(locations, "_RETRIES", {**locations._RETRIES, "retry_timeout": timedelta(seconds=2)})
     monkeypatch.setattr(retry, "GIVE_UP", 2.0)
     monkeypatch.setattr(retry, "LONGEST_WAIT", 1.0)
-    with _s3["served"]() as address:
+    with s3.served() as address:
         proxy = Proxy(address)
         settings = {"ENDPOINT_URL": proxy.address, "ALLOW_HTTP": "true", "REGION": "us-east-1"}
         for name, value in {**settings, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():

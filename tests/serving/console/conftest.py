@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,7 @@ from sparsehub.hub import open_hub
 from sparsehub.package import read_package, write_package
 from sparsehub.package.plots import draw_pictures
 from sparsehub.package.summary import summarize
-
-sys.path.insert(0, str(Path(__file__).parent))  # what the tests of this folder share is imported by its name
-
-from visitors import CARD, RING
+from tests.support.console_users import CARD, RING
 
 
 @pytest.fixture(scope="module")

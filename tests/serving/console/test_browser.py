@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from visitors import SECRETS
+
+from tests.support.console_users import SECRETS
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from visitors import CARD, RING, SECRETS, signed_in
 
 from serving.auth import Authenticator, KeyRing
 from serving.console import history
@@ -20,6 +19,7 @@ from serving.console.package_views import Packages
 from serving.console.tab_catalog import body_of
 from serving.console.task_table import ago
 from sparsehub.files import canonical_json
+from tests.support.console_users import CARD, RING, SECRETS, signed_in
 
 # who is let in
 

@@ -23,7 +23,7 @@ from serving.catalog import CatalogEntry, CatalogTarget, change_catalog, changes
 from sparsehub.files import canonical_json, sha256_bytes
 
 ROOT = Path(__file__).parents[3]
-APART = Path(__file__).parent / "apart.py"
+NETWORK_NAMESPACE = ROOT / "tests" / "support" / "network_namespace.py"
 START_SECONDS, STOP_SECONDS = 150, 40
 REPLICAS, TASKS = 2, ("three", "seven", "pair", "rating", "east", "west")
 
@@ -118,7 +118,7 @@ def endpoint(
         command = [serve, "run", "serving.ray.app:app", f"replicas={REPLICAS}", "cpus=0"]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                ["unshare", "-n", sys.executable, str(APART), path, "8000", *command],
+                ["unshare", "-n", sys.executable, str(NETWORK_NAMESPACE), path, "8000", *command],
                 env={**environment, "RAY_TMPDIR": short},
                 cwd=folder,
                 stdout=out,

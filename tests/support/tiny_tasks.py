@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 MAX_LENGTH = 48  # of the tasks; the tiny backbone itself takes 64
 
@@ -74,15 +71,20 @@ class TinyTasks:
 
     def reference(self, package: Path) -> Callable[[Any], list[float]]:
         """The materialised model under plain transformers: one input to its flat scores (or its value)."""
+        from sparsehub.package import read_manifest
+
+        return _plain(self.materialised(package), read_manifest(package).task)
+
+    def materialised(self, package: Path) -> Path:
+        """The folder of the checkpoint that a package makes of the backbone."""
         from sparsehub.backbone import open_checkpoint
         from sparsehub.package import read_package
         from sparsehub.package.materialize import materialize
 
-        read = read_package(package)
         out = package.with_name(package.name + "-materialised")
         if not out.exists():
-            materialize(read, open_checkpoint(str(self.folder)), out)
-        return _plain(out, read.manifest.task)
+            materialize(read_package(package), open_checkpoint(str(self.folder)), out)
+        return out
 
 
 def _spec(kind: str, labels: int, fields: tuple[str, ...], max_length: int) -> Any:
@@ -156,71 +158,3 @@ def flat(answer: Any) -> list[float]:
     if answer.words:
         return [score for word in answer.words for score in word.scores]
     return list(answer.scores)
-
-
-@pytest.fixture(scope="session")
-def tiny_tasks(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
-    """A tiny checkpoint and a maker of packages for it."""
-    return TinyTasks(tiny_checkpoint("bert"), tmp_path_factory.mktemp("packages"))
-
-
-@pytest.fixture(scope="session")
-def speakers(tiny_language: Any, tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
-    """A maker of text generation packages for the small language model: tasks that each speak in another way."""
-    return TinyTasks(tiny_language.folder, tmp_path_factory.mktemp("speakers"))
-
-
-@pytest.fixture(scope="session")
-def says(speakers: TinyTasks) -> Callable[..., list[int]]:
-    """says(package or None, prompt ids, tokens): what plain transformers generates greedily, alone."""
-    models: dict[Path | None, Any] = {}
-
-    def generate(package: Path | None, prompt: Sequence[int], tokens: int) -> list[int]:
-        import torch
-        import transformers
-
-        if package not in models:
-            folder = speakers.folder if package is None else _materialised(package, speakers.folder)
-            models[package] = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-        ids = torch.tensor([list(prompt)])
-        found = models[package].generate(ids, max_new_tokens=tokens, do_sample=False)
-        return found[0, len(prompt) :].tolist()
-
-    return generate
-
-
-def _materialised(package: Path, backbone: Path) -> Path:
-    from sparsehub.backbone import open_checkpoint
-    from sparsehub.package import read_package
-    from sparsehub.package.materialize import materialize
-
-    out = package.with_name(package.name + "-materialised")
-    if not out.exists():
-        materialize(read_package(package), open_checkpoint(str(backbone)), out)
-    return out
-
-
-@pytest.fixture(scope="session")
-def suite(tiny_tasks: TinyTasks) -> Mapping[str, Path]:
-    """One package of every kind, by name."""
-    return {
-        "three": tiny_tasks.write("three", labels=3, seed=1),
-        "seven": tiny_tasks.write("seven", labels=7, seed=2),
-        "pair": tiny_tasks.write("pair", labels=2, fields=("text_a", "text_b"), seed=3),
-        "rating": tiny_tasks.write("rating", "regression", seed=4),
-        "choice": tiny_tasks.write("choice", "multiple-choice", seed=5),
-        "words": tiny_tasks.write("words", "token-classification", labels=4, seed=6),
-    }
-
-
-@pytest.fixture(scope="session")
-def close() -> Callable[..., bool]:
-    """Whether an answer's numbers equal the reference's, within 1e-4."""
-
-    def compare(answer: Any, expected: Sequence[float], tolerance: float = 1e-4) -> bool:
-        found = list(answer) if isinstance(answer, list | tuple) else flat(answer)
-        return len(found) == len(expected) and all(
-            math.isclose(a, b, abs_tol=tolerance) for a, b in zip(found, expected, strict=True)
-        )
-
-    return compare

@@ -1,9 +1,9 @@
 """Processes that publish and pull at once, or are killed while they do. Run as a program: it forks, so that nothing is
 imported more than once, and prints one JSON line a child.
 
-    children.py race LOCATION PACKAGE ...           one child a package, all released at the same moment
-    children.py push LOCATION PACKAGE KILLS SEED    each child publishes a version of its own and is killed
-    children.py pull LOCATION REFERENCE KILLS SEED  each child pulls into a cache of its own and is killed
+    hub_processes.py race LOCATION PACKAGE ...           one child a package, all released at the same moment
+    hub_processes.py push LOCATION PACKAGE KILLS SEED    each child publishes a version of its own and is killed
+    hub_processes.py pull LOCATION REFERENCE KILLS SEED  each child pulls into a cache of its own and is killed
 """
 
 from __future__ import annotations

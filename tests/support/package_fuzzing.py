@@ -1,6 +1,6 @@
 """Any bytes in the place of a package's file, and what a reader owes then. As a program, atheris picks the bytes.
 
-fuzzing.py [FOLDER] [options of libFuzzer, such as -max_total_time=60]
+python -m tests.support.package_fuzzing [FOLDER] [options of libFuzzer, such as -max_total_time=60]
 """
 
 from __future__ import annotations
@@ -70,9 +70,8 @@ def attempt(folder: Path, part: str, data: bytes) -> bool:
 
     Raises for a crash, a touch outside the folder, memory beyond twice what lies there, and where two readers differ.
     """
-    from malicious import reseal
-
     from sparsehub.package import read_package, validate_package
+    from tests.support.malicious_packages import reseal
 
     (folder / part).write_bytes(data)
     if part != PARTS[0]:
@@ -105,9 +104,8 @@ def spoilable() -> Iterator[Path]:
 
 def _warm_up(folder: Path) -> None:
     """Read what is sound and what is not, so that later nothing is imported and no annotation is evaluated."""
-    from malicious import PARENT, manifest, reseal
-
     from sparsehub.package import read_package, validate_package
+    from tests.support.malicious_packages import PARENT, manifest, reseal
 
     for part in PARTS:
         for data in (b"\xff", (GOLDEN / part).read_bytes()):
@@ -147,7 +145,7 @@ def chosen(data: bytes) -> tuple[str, bytes]:
 
 def seeds(folder: Path) -> Iterator[bytes]:
     """Inputs to begin with: every file of the golden package, and whatever the malicious ones changed of it."""
-    from malicious import CASES
+    from tests.support.malicious_packages import CASES
 
     for case in [None, *CASES]:
         with tempfile.TemporaryDirectory() as root:
@@ -173,7 +171,6 @@ def main() -> int:
         return 0
     import atheris
 
-    sys.path.insert(0, str(Path(__file__).parent))
     with atheris.instrument_imports(include=["sparsehub"]):
         import sparsehub.package.reader
         import sparsehub.package.validation  # noqa: F401

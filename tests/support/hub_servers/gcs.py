@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import s3_server
+from tests.support.hub_servers import s3
 
-BUCKET = s3_server.BUCKET
+BUCKET = s3.BUCKET
 _CHANGED = b"<?xml version='1.0'?><Error><Code>PreconditionFailed</Code></Error>"
 # moto reads S3's form alone, and believes it.
 _SIGNED = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
@@ -24,7 +24,7 @@ Application = Callable[[dict[str, Any], Start], Iterable[bytes]]
 
 
 def google(moto: Application) -> Application:
-    """moto with generations. One request after the other, as `s3_server` has it."""
+    """moto with generations. One request after the other, as `s3` has it."""
     numbers, generations = itertools.count(1), dict[str, int]()
 
     def application(environment: dict[str, Any], start: Start) -> Iterable[bytes]:
@@ -51,7 +51,7 @@ def google(moto: Application) -> Application:
 @contextmanager
 def served() -> Iterator[str]:
     """A Google with one empty bucket in a thread of this process; gives its address."""
-    with s3_server.served(google) as address:
+    with s3.served(google) as address:
         yield address
 
 

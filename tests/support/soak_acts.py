@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
-from soak_faults import FAULTS, PASS, Disk, Proxy
 
 from serving.catalog import CatalogTarget, change_catalog, changes, open_catalog
 from sparsehub.errors import SparsehubError
 from sparsehub.hub.cache import PackageCache
+from tests.support.soak_faults import FAULTS, PASS, Disk, Proxy
 
 TASKS, VERSIONS = ("first", "second", "third", "fourth"), ("1.0.0", "2.0.0")
 TEXTS = ["the fox", "who wrote the book", "a bad ending", "angela merkel met the king of spain"]

@@ -1,4 +1,5 @@
-"""python apart.py SOCKET PORT COMMAND...: a server on a loopback interface of its own, reached through a local socket.
+"""network_namespace.py SOCKET PORT COMMAND...: a server on a loopback interface of its own,
+reached through a local socket.
 
 Started by `unshare -n`: whatever the command listens on is reachable for nobody else, and it can call nobody.
 """
