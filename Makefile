@@ -33,9 +33,7 @@ lint: $(INSTALLED)
 # 50 readers killed on each home; ten minutes of atheris on packages, where there is a build of it for this Python.
 FUZZ_SECONDS ?= 600
 soak: $(INSTALLED)
-	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest tests/delta/test_delta_io.py tests/engine/test_scheduler.py tests/engine/test_stress.py tests/engine/test_mixed.py tests/engine/test_generation_soak.py \
-		tests/test_task_ref.py tests/hub/test_versions.py tests/package/test_fuzz.py tests/selection/test_threshold.py tests/serving/test_schema.py tests/serving/test_soak.py
-	HUB_TEST_KILLS=50 $(BIN)/python -m pytest tests/hub/test_together.py
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -m soak
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m tests.support.package_fuzzing -max_total_time=$(FUZZ_SECONDS)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.support import SOAK
 from tests.support.checkpoints import save_tiny_checkpoint
 from tests.support.tiny_lm import TinyLanguage, train_tiny_language
 from tests.support.tiny_tasks import TinyTasks, flat
@@ -30,6 +31,14 @@ settings.register_profile("soak", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 TinyCheckpoint = Callable[[str], Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to `make soak` what has no short form."""
+    for item in items:
+        mark = item.get_closest_marker("soak")
+        if mark is not None and mark.kwargs.get("only") and not SOAK:
+            item.add_marker(pytest.mark.skip(reason="minutes long: make soak"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ import sparsehub
 from sparsehub.errors import RequestError, UsageError
 from sparsehub.task_ref import TaskRef, Term, compose, parse_model, parse_reference
 
+pytestmark = pytest.mark.soak
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 names = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,20}[a-z0-9])?", fullmatch=True)
 versions = st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}(-rc[0-9]{1,4})?(\+b[0-9]{1,4})?", fullmatch=True)

@@ -164,8 +164,9 @@ def test_a_sparse_adapter_is_imported_without_loss(
 def a_package(base: Path, task: TaskSpec, tmp_path: Path, delta: Delta) -> Package:
     """Written and read, as any package is."""
     from sparsehub.backbone import load_backbone
-    from sparsehub.package import Manifest, write_package
+    from sparsehub.package import Manifest
     from sparsehub.package.manifest_builder import backbone_ref, delta_record
+    from tests.support.packages import write_package
 
     backbone = load_backbone(str(base))
     record = delta_record("random", delta, backbone.arena.numel, backbone.digest_of)

@@ -16,11 +16,12 @@ from sparsehub.convert.extract import Extraction, extract_lossless
 from sparsehub.convert.merge import MergeRecipe, PackageLabel, compare, difference_package, merge_packages
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, DeltaError, UsageError
-from sparsehub.package import Manifest, Package, read_package, write_package
+from sparsehub.package import Manifest, Package, read_package
 from sparsehub.package.manifest import Parent, TaskSpec
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.package.reader import check_backbone
 from sparsehub.patch import apply_patch, make_patch
+from tests.support.packages import write_package
 
 TinyCheckpoint = Callable[[str], Path]
 Make = Callable[..., Package]

@@ -15,6 +15,7 @@ from sparsehub.delta.serialization import encode_indices, quantise
 from sparsehub.deltafile import BLOCK, SCALE_GROUP
 from sparsehub.errors import DeltaError
 
+pytestmark = pytest.mark.soak
 QUIET = settings()  # as many examples as the profile says
 FEW = settings(deadline=None, max_examples=40)
 

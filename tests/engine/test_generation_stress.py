@@ -1,20 +1,22 @@
 """Many requests over many tasks from many threads, a third of them cancelled at some point: none lost, none foreign.
 
-HYPOTHESIS_PROFILE=soak runs the long form: 1,000 requests over 50 tasks.
+`make soak` runs the long form: 1,000 requests over 50 tasks.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import threading
+
+import pytest
 
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine, GenerationLimits, Sampling, Task
 from sparsehub.errors import CancelledError, QueueFullError
 from sparsehub.package import read_package
+from tests.support import SOAK
 
-SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+pytestmark = pytest.mark.soak
 REQUESTS, TASKS, CLIENTS = (1000, 50, 20) if SOAK else (80, 6, 8)
 LONGEST = 20
 PROMPTS = ["SAILOR:\n", "CLERK:\nItem: the tide", "POET:\nO north wind, that", "Why?", "BAKER:\nWarm bread, " * 2]

@@ -16,7 +16,8 @@ from sparsehub.delta.algebra import weighted_sum
 from sparsehub.engine import BatchReport, Budgets, Engine, Task
 from sparsehub.engine.cost_model import CalibrationPoints, CostModel
 from sparsehub.errors import BackboneMismatchError, FormatError, RequestError, UnknownTaskError, UsageError
-from sparsehub.package import Package, read_manifest, read_package, write_package
+from sparsehub.package import Package, read_manifest, read_package
+from tests.support.packages import write_package
 
 Close = Callable[..., bool]
 ITEMS: Mapping[str, Any] = {

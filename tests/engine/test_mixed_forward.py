@@ -27,6 +27,7 @@ from sparsehub.engine.target_modules import (
 )
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
 
+pytestmark = pytest.mark.soak
 FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "llama", "gpt2"]
 DTYPES = ["float32", "float16", "bfloat16"]
 # Largest difference, as a share of the largest value: what rounding may add up to over two layers.

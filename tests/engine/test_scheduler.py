@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sparsehub.engine.scheduler import Item, Limits, Scheduler
 from sparsehub.errors import CancelledError, QueueFullError, StoppingError, UsageError
 
+pytestmark = pytest.mark.soak
 LIMITS = Limits(queue_rows=30, batch_tokens=64, batch_rows=4)
 ROWS = st.tuples(st.sampled_from("abc"), st.integers(1, 80), st.integers(1, 3))  # key, length, sequences
 STEPS = st.lists(

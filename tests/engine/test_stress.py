@@ -1,6 +1,6 @@
 """Many threads, many tasks that come and go, and everything that may break breaking now and then.
 
-HYPOTHESIS_PROFILE=soak runs the long form: 20,000 requests over 300 tasks from 32 threads.
+`make soak` runs the long form: 20,000 requests over 300 tasks from 32 threads.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from sparsehub.package import Package, read_package
 from sparsehub.package.encoding import collate, encode
 from sparsehub.package.heads import build_head
 from sparsehub.package.outputs import answers
+from tests.support import SOAK
 
-SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+pytestmark = pytest.mark.soak
 TASKS, THREADS, REQUESTS = (300, 32, 20_000) if SOAK else (40, 16, 1_200)
 TEXTS = ["the quick fox", "who wrote the book about the river", "a good film", "angela met the king of spain"]
 LOAD_FAILS, APPLY_FAILS, FORWARD_FAILS, CANCELS = 0.02, 0.01, 0.01, 0.05

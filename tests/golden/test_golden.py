@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sparsehub.delta import Delta, ParameterDelta, delta_bytes, read_delta
-from sparsehub.package import Manifest, TaskSpec, read_package, write_package
+from sparsehub.package import Manifest, TaskSpec, read_package
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+from tests.support.packages import write_package
 
 GOLDEN = Path(__file__).parent
 FORMAT_PAGE = GOLDEN.parents[1] / "docs" / "format.md"

@@ -17,9 +17,10 @@ from sparsehub.hub import PackageHub, open_hub
 from sparsehub.hub.blob_store import BlobStore
 from sparsehub.hub.blob_store_backend import BlobStoreBackend
 from sparsehub.hub.huggingface_backend import HuggingFaceBackend
-from sparsehub.package import Manifest, TaskSpec, write_package
+from sparsehub.package import Manifest, TaskSpec
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
 from tests.support.hub_servers import azure, gcs, huggingface, s3
+from tests.support.packages import write_package
 
 STORES = ("folder", "memory", "s3", "gcs", azure.AZURE)
 CARD = "---\nlibrary_name: sparsehub\ntags: [sparsehub]\n---\n\n# A card\n"

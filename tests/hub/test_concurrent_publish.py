@@ -18,10 +18,11 @@ from sparsehub.hub import open_hub
 from sparsehub.hub.cache import PackageCache
 from sparsehub.hub.package_loader import pull
 from sparsehub.package import read_package, validate_package
+from tests.support import SOAK
 from tests.support.hub_servers.azure import AZURE
 
 PROCESSES = 16
-KILLS = int(os.environ.get("HUB_TEST_KILLS", "8"))  # `make soak` asks for 50
+KILLS = 50 if SOAK else 8
 WRITES = 5  # delta, head, card, manifest, tag; latest comes after
 CARD = "---\nlibrary_name: sparsehub\n---\n"
 PROGRAM = Path(__file__).parents[1] / "support" / "hub_processes.py"
@@ -87,6 +88,7 @@ def test_of_many_publishers_of_one_package_all_succeed(backend, make_package, tm
     backend.hub.fetch(backend.hub.resolve("trec"), tmp_path / "fetched")
 
 
+@pytest.mark.soak
 def test_a_push_killed_anywhere_leaves_a_whole_version_or_none(reachable, make_package, tmp_path) -> None:
     package, hub = make_package(head=1 << 18), reachable.hub
     outcomes = children(reachable, "push", hub.where, package, KILLS, 11)
@@ -104,6 +106,7 @@ def test_a_push_killed_anywhere_leaves_a_whole_version_or_none(reachable, make_p
     assert [entry.error for entry in hub.list()] == [None] * len(outcomes)
 
 
+@pytest.mark.soak
 def test_a_pull_killed_anywhere_leaves_a_sound_cache(reachable, make_package, tmp_path, monkeypatch) -> None:
     published = reachable.hub.publish(make_package(head=1 << 19))
     arguments = ("pull", reachable.hub.where, "trec@1.0.0", KILLS, 12)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sparsehub.hub import highest, version_order
 
+pytestmark = pytest.mark.soak
 versions = st.from_regex(r"[0-9A-Za-z]([0-9A-Za-z.+-]{0,10}[0-9A-Za-z])?", fullmatch=True) | st.from_regex(
     r"v?[0-9]{1,2}(\.[0-9]{1,2}){0,3}(-(rc|alpha)?(\.?[0-9]{1,2})?)?(\+[a-z0-9]{1,3})?", fullmatch=True
 )

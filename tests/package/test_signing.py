@@ -162,7 +162,8 @@ def test_a_changed_file_breaks_the_signature(signed: Path, alice: Keys, name: st
 
 
 def test_a_signature_of_another_package_is_refused(signed: Path, alice: Keys, tmp_path: Path) -> None:
-    from sparsehub.package import read_package, write_package
+    from sparsehub.package import read_package
+    from tests.support.packages import write_package
 
     package = read_package(signed)
     other = tmp_path / "other"

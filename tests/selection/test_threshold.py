@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsehub.errors import DataError
 from sparsehub.selection.threshold import top_k
 
+pytestmark = pytest.mark.soak
 LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).smallest_normal
 SPECIAL = [-1.0, -0.0, 0.0, 1.4e-45, SMALLEST, 1.0, 1.0 + 2**-23, 2.0, LARGEST, math.inf]
 score = st.one_of(st.sampled_from(SPECIAL), st.floats(0, width=32, allow_nan=False))

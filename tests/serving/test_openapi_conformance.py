@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,14 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from serving.auth import ADMIN, Authenticator, Key, KeyRing
 from serving.auth.keys import new_secret
 from sparsehub.files import sha256_bytes
 from sparsehub.hub import open_hub
+from tests.support import SOAK
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 ALIASES = "^/(classify|score|rerank|v2/rerank)$"  # of routes that are tried already
-SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
+pytestmark = pytest.mark.soak
 # What a guess would never hit, so that some requests get past the first look.
 KNOWN = """
 [parameters]

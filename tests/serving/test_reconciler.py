@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import threading
@@ -107,15 +108,21 @@ def world(
         yield new
 
 
+def as_admin(it: World, verb: str, **body: Any) -> Any:
+    headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    return it.server.client.post(f"/v1/admin/catalog/{verb}", json=body, headers=headers)
+
+
+def audited(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """The lines of the audit log."""
+    return [json.loads(record.getMessage()) for record in caplog.records if record.name == "sparsehub.audit"]
+
+
 def test_a_canary_promoted_and_rolled_back_by_an_admin_while_it_serves(
     world: Callable[..., World], caplog: pytest.LogCaptureFixture
 ) -> None:
     it = world({}, Authenticator(RING))
-
-    def act(verb: str, **body: Any) -> Any:
-        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-        return it.server.client.post(f"/v1/admin/catalog/{verb}", json=body, headers=headers)
-
+    act = functools.partial(as_admin, it)
     assert it.ask("three", CALLERS[0]).status_code == 404
     with caplog.at_level(logging.INFO, "sparsehub.audit"):
         assert act("add", reference="three@1.0.0", pinned=True).json()["revision"] == 1
@@ -138,7 +145,7 @@ def test_a_canary_promoted_and_rolled_back_by_an_admin_while_it_serves(
         assert act("add", reference="nothing").status_code == 404
         assert act("remove", task="three").json()["tasks"] == {}
     assert it.ask("three", CALLERS[0]).status_code == 404
-    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == "sparsehub.audit"]
+    lines = audited(caplog)
     assert [(line["act"].split()[1], line["outcome"]) for line in lines] == [
         ("add", "done"),
         ("canary", "done"),

@@ -26,7 +26,7 @@ from tests.support.soak_faults import FAULTS, Proxy, small_disk
 SECONDS = float(os.environ.get("SPARSEHUB_SOAK_SECONDS", "120"))
 HUB = "s3://bucket/soak"
 log = logging.getLogger("soak")
-pytestmark = pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "soak", reason="minutes long: make soak")
+pytestmark = [pytest.mark.slow, pytest.mark.soak(only=True)]
 
 
 @pytest.fixture

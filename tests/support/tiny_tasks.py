@@ -35,31 +35,16 @@ class TinyTasks:
         import torch
 
         from sparsehub.backbone import open_checkpoint
-        from sparsehub.delta import Delta, ParameterDelta
-        from sparsehub.package import write_package
         from sparsehub.package.task_model import load_task_model
+        from tests.support.packages import write_package
 
         out = self.root / f"{name}-{version}-{seed}-{kind}-{labels}"
         if out.exists():
             return out
-        checkpoint = open_checkpoint(str(backbone or self.folder))
         task = _spec(kind, labels, fields, max_length)
         torch.manual_seed(seed)
-        task_model = load_task_model(checkpoint, task)
-        head = {
-            key: torch.randn_like(parameter) * scale
-            for key, parameter in task_model.model.named_parameters()
-            if key in task_model.head
-        }
-        parts = {
-            key: ParameterDelta(
-                slot.shape,
-                torch.randperm(slot.numel)[: min(per_parameter, slot.numel)].sort().values,
-                torch.randn(min(per_parameter, slot.numel)) * scale,
-            )
-            for key, slot in task_model.backbone.arena.slots.items()
-        }
-        delta = Delta(parts, "add", "float32")
+        task_model = load_task_model(open_checkpoint(str(backbone or self.folder)), task)
+        head, delta = _random_head(task_model, scale), _random_delta(task_model.backbone, per_parameter, scale)
         write_package(out, _draft(name, version, task, task_model.backbone, delta), delta, head, f"# {name}\n", {})
         return out
 
@@ -85,6 +70,29 @@ class TinyTasks:
         if not out.exists():
             materialize(read_package(package), open_checkpoint(str(self.folder)), out)
         return out
+
+
+def _random_head(task_model: Any, scale: float) -> dict[str, Any]:
+    import torch
+
+    return {
+        key: torch.randn_like(parameter) * scale
+        for key, parameter in task_model.model.named_parameters()
+        if key in task_model.head
+    }
+
+
+def _random_delta(backbone: Any, per_parameter: int, scale: float) -> Any:
+    import torch
+
+    from sparsehub.delta import Delta, ParameterDelta
+
+    parts = {}
+    for key, slot in backbone.arena.slots.items():
+        count = min(per_parameter, slot.numel)
+        indices = torch.randperm(slot.numel)[:count].sort().values
+        parts[key] = ParameterDelta(slot.shape, indices, torch.randn(count) * scale)
+    return Delta(parts, "add", "float32")
 
 
 def _spec(kind: str, labels: int, fields: tuple[str, ...], max_length: int) -> Any:

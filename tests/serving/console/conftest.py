@@ -13,10 +13,11 @@ import pytest
 from serving.auth import Authenticator
 from serving.catalog import Catalog, CatalogEntry, CatalogTarget
 from sparsehub.hub import open_hub
-from sparsehub.package import read_package, write_package
+from sparsehub.package import read_package
 from sparsehub.package.plots import draw_pictures
 from sparsehub.package.summary import summarize
 from tests.support.console_users import CARD, RING
+from tests.support.packages import write_package
 
 
 @pytest.fixture(scope="module")

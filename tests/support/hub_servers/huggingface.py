@@ -78,22 +78,9 @@ class Refused(Exception):
 
 
 def application(state: State) -> Starlette:
-    def route(path: str, handler: Callable[..., Any], *methods: str) -> Route:
+    def route(path: str, handler: Callable[[Call], Any], *methods: str) -> Route:
         async def endpoint(request: Request) -> Response:
-            body = await request.body()
-            state.requests.append(f"{request.method} {request.url.path}")
-            with state.lock:
-                if (fault := state.fault(request.method, request.url.path)) is not None:
-                    return fault
-                try:
-                    found = handler(Call(state, request, body))
-                except Refused as refused:
-                    headers = {
-                        "X-Error-Message": str(refused),
-                        **({"X-Error-Code": refused.code} if refused.code else {}),
-                    }
-                    return JSONResponse({"error": str(refused)}, refused.status, headers)
-            return found if isinstance(found, Response) else JSONResponse(found)
+            return _answer(state, handler, request, await request.body())
 
         return Route(path, endpoint, methods=list(methods))
 
@@ -120,6 +107,21 @@ def application(state: State) -> Starlette:
             route("/cdn/{oid}", cdn, "GET"),
         ]
     )
+
+
+def _answer(state: State, handler: Callable[[Call], Any], request: Request, body: bytes) -> Response:
+    """What the state's fault says, or the handler, or how it refused."""
+    state.requests.append(f"{request.method} {request.url.path}")
+    with state.lock:
+        if (fault := state.fault(request.method, request.url.path)) is not None:
+            return fault
+        try:
+            found = handler(Call(state, request, body))
+        except Refused as refused:
+            code = {"X-Error-Code": refused.code} if refused.code else {}
+            headers = {"X-Error-Message": str(refused), **code}
+            return JSONResponse({"error": str(refused)}, refused.status, headers)
+    return found if isinstance(found, Response) else JSONResponse(found)
 
 
 class Call:
