@@ -21,7 +21,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counters of one endpoint. `observe` is called by the model thread after every batch."""
+    """Counters of one endpoint; its engine's `BatchObserver`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -36,6 +36,6 @@ def start_service(settings: Settings) -> Runtime:
     write_lines()
     metrics = Metrics()
     access, keys = start_access(settings)
-    engine, router = start_engine(settings, metrics.observe), Router()
+    engine, router = start_engine(settings, metrics), Router()
     reconciler = start_catalog(settings, engine, router)
     return Runtime(Service(settings, engine, metrics, access, router, reconciler), keys)

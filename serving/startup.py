@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from serving.auth import Authenticator, KeyRing
@@ -15,7 +14,7 @@ from serving.catalog.router import Router
 from serving.config_watch import FileDocument, Watcher
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone
-from sparsehub.engine import BatchReport, Budgets, Engine, GenerationLimits, Limits, Task
+from sparsehub.engine import BatchObserver, Budgets, Engine, GenerationLimits, Limits, Task
 from sparsehub.engine.task_handle import UNLIMITED
 from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import PackageHub, open_hub
@@ -28,7 +27,7 @@ log = logging.getLogger("sparsehub")
 LOADERS = 4  # so that tasks that are on this machine need not wait for a hub that hangs
 
 
-def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = lambda _: None) -> Engine:
+def start_engine(settings: Settings, observer: BatchObserver | None = None) -> Engine:
     """Load the backbone and every task, and start the model thread; raises what a user can mend."""
     began = time.monotonic()
     backbone = load_backbone(
@@ -36,7 +35,7 @@ def start_engine(settings: Settings, observe: Callable[[BatchReport], None] = la
     )
     limits = Limits(settings.queue_rows, settings.batch_tokens, settings.batch_rows)
     texts = GenerationLimits(cache_tokens=settings.cache_tokens, new_tokens=settings.new_tokens)
-    engine = Engine(backbone, limits, observe, budgets=_budgets(settings), mode=settings.mode, generation=texts)
+    engine = Engine(backbone, limits, observer, budgets=_budgets(settings), mode=settings.mode, generation=texts)
     policy = _policy(settings)
     read_policy(policy)  # a policy that cannot be understood stops the endpoint here, and not its first request
     hub = open_hub(settings.hub) if settings.hub else None

@@ -21,7 +21,7 @@ from benchmarks.models import lora_model
 from benchmarks.packages import BACKBONE, SPEC, example_texts, numbered, random_package
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine, Limits
-from sparsehub.engine.batch_runner import AUTO
+from sparsehub.engine.batch_planner import AUTO
 from sparsehub.engine.cost_model import MIXED, SWAP
 from sparsehub.package.encoding import collate, encode
 

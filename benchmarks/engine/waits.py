@@ -23,7 +23,7 @@ from benchmarks.models import save_encoder
 from benchmarks.packages import BACKBONE, example_texts, numbered, random_package, save_tokenizer, write_random
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine, Limits, Task
-from sparsehub.engine.batch_runner import AUTO
+from sparsehub.engine.batch_planner import AUTO
 from sparsehub.package import read_package
 
 

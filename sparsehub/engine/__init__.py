@@ -4,11 +4,12 @@ from sparsehub.engine.engine import Engine
 from sparsehub.engine.generation import Completion, Generation, GenerationLimits, Sampling, TextDelta
 from sparsehub.engine.pending_request import PendingRequest
 from sparsehub.engine.scheduler import Limits
-from sparsehub.engine.stats import BatchReport, TaskStatus
+from sparsehub.engine.stats import BatchObserver, BatchReport, TaskStatus
 from sparsehub.engine.task_handle import Budgets
 from sparsehub.engine.task_registry import Task, TaskInfo
 
 __all__ = [
+    "BatchObserver",
     "BatchReport",
     "Budgets",
     "Completion",

@@ -1,7 +1,8 @@
-"""Measure the points that the cost model is made of, on the machine and the backbone at hand."""
+"""Calibration: measures the points of the cost model, on the machine and the backbone at hand."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,9 +16,9 @@ from sparsehub.engine.mixed import MixedBatch
 from sparsehub.engine.target_modules import TargetModules, sample_batch
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
 
-SECONDS = 1.5  # after so long no further point is measured; the first ones always are
-DENSITY = 0.005
-MOST_ENTRIES = 1 << 20
+SECONDS = 1.5  # after so long no further forward is measured; the first two always are
+DENSITY = 0.005  # of the patches that are measured
+MOST_ENTRIES = 1 << 20  # of one of them
 FORWARDS = ((1, 8), (1, 32), (4, 32), (16, 32), (32, 64))  # rows, tokens of each
 BATCHES = ((2, 2, 8), (2, 16, 16), (16, 16, 16))  # tasks, rows, tokens of each
 REPEATS = 3
@@ -25,7 +26,10 @@ REPEATS = 3
 
 @torch.inference_mode()
 def measure_points(backbone: Backbone, targets: TargetModules, max_tokens: int) -> CalibrationPoints:
-    """The arena must hold the base weights, and holds them again afterwards."""
+    """Measure forwards, switches and mixed batches; `BatchPlanner` makes its cost model of them.
+
+    The arena must hold the base weights, and holds them again afterwards. max_tokens: of one sequence.
+    """
     end = time.monotonic() + SECONDS
     forward: list[tuple[int, float]] = []
     for rows, length in FORWARDS:
@@ -39,7 +43,7 @@ def measure_points(backbone: Backbone, targets: TargetModules, max_tokens: int) 
 def _sparse_points(
     backbone: Backbone, targets: TargetModules, patches: Sequence[Patch], max_tokens: int
 ) -> list[tuple[int, float, float]]:
-    """None where nothing can be mixed."""
+    """(tokens, work, seconds) of mixed batches; empty where nothing can be mixed."""
     if not targets.targets or not targets.uses:
         return []
     adapters = [
@@ -68,20 +72,23 @@ def _extra_seconds(
     bounds: Sequence[tuple[int, int, int]],
     length: int,
 ) -> float:
-    """What a mixed forward takes beyond the plain one of the same rows, measured in turn."""
+    """Seconds that a mixed forward takes beyond the plain one of the same rows, measured in turn."""
     batch = sample_batch(backbone, bounds[-1][2], length)
 
     def mixed() -> None:
         with MixedBatch(targets, adapters, bounds).on_model():
             backbone.module(**batch)
 
-    pairs = [(_seconds(backbone, mixed), _seconds(backbone, lambda: backbone.module(**batch))) for _ in range(REPEATS)]
+    def plain() -> None:
+        backbone.module(**batch)
+
+    pairs = [(_best_seconds(backbone, mixed, 1), _best_seconds(backbone, plain, 1)) for _ in range(REPEATS)]
     return max(0.0, min(m for m, _ in pairs) - min(p for _, p in pairs))
 
 
 def _forward_seconds(backbone: Backbone, rows: int, length: int) -> float:
     batch = sample_batch(backbone, rows, length)
-    return _best(backbone, lambda: backbone.module(**batch))
+    return _best_seconds(backbone, lambda: backbone.module(**batch))
 
 
 def _switch_seconds(backbone: Backbone, patch: Patch) -> float:
@@ -89,23 +96,23 @@ def _switch_seconds(backbone: Backbone, patch: Patch) -> float:
         apply_patch(backbone.arena, patch)
         restore_patch(backbone.arena, patch)
 
-    return _best(backbone, there_and_back)
+    return _best_seconds(backbone, there_and_back)
 
 
-def _best(backbone: Backbone, call: Callable[[], object]) -> float:
-    return min(_seconds(backbone, call) for _ in range(REPEATS))
-
-
-def _seconds(backbone: Backbone, call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    if backbone.device.type == "cuda":
-        torch.cuda.synchronize(backbone.device)
-    return time.perf_counter() - start
+def _best_seconds(backbone: Backbone, call: Callable[[], object], repeats: int = REPEATS) -> float:
+    """The shortest of several runs of a call, with the GPU's work done."""
+    best = math.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize(backbone.device)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def _random_patch(backbone: Backbone, targets: TargetModules, share: float) -> Patch:
-    """Entries all over what can be mixed (or, where nothing can, all over the arena), that change nothing."""
+    """A patch with entries all over what can be mixed (or, where nothing can, all over the arena), of value 0."""
     generator = torch.Generator().manual_seed(0)
     slots = {
         slot: name for name, slot in backbone.arena.slots.items() if slot not in targets.others or not targets.uses
@@ -121,7 +128,7 @@ def _random_patch(backbone: Backbone, targets: TargetModules, share: float) -> P
 
 
 def _rising(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """More tokens never cost less: what noise says otherwise is levelled."""
+    """Points in the order of their tokens, the seconds never falling: where they do, that is noise."""
     risen: list[tuple[int, float]] = []
     for tokens, seconds in sorted(dict(points).items()):
         risen.append((tokens, max(seconds, risen[-1][1] if risen else 0.0)))

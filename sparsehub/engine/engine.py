@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
 
 from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.arena_manager import ArenaManager
-from sparsehub.engine.batch_runner import AUTO, MODES, BatchRunner
-from sparsehub.engine.calibrate import measure_points
+from sparsehub.engine.batch_planner import AUTO, MODES, BatchPlanner
+from sparsehub.engine.batch_runner import BatchRunner
 from sparsehub.engine.composition import find_task
-from sparsehub.engine.cost_model import SWAP, CostModel
+from sparsehub.engine.cost_model import CostModel
+from sparsehub.engine.generation.context import GenerationContext
 from sparsehub.engine.generation.entrypoint import Prompt, ask, make_generator
 from sparsehub.engine.generation.generator import Listen
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.input_processor import InputProcessor
+from sparsehub.engine.lane_policy import LanePolicy
 from sparsehub.engine.mixing_check import checked_targets
 from sparsehub.engine.model_loop import ModelLoop
 from sparsehub.engine.pending_request import Admit, PendingRequest
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Limits, Scheduler
-from sparsehub.engine.stats import BatchReport, TaskStatus
+from sparsehub.engine.stats import BatchObserver, TaskStatus
 from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, Usage
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
@@ -34,23 +36,26 @@ from sparsehub.package import Package
 from sparsehub.package.outputs import Prediction
 from sparsehub.task_ref import ModelRef, TaskRef, model_of
 
-MIXED_LANE = "mixed"
 Reference = str | TaskRef | ModelRef
 
 
 class Engine:
-    """Serves tasks from one backbone. Any thread may submit; one thread runs `step` (see `start`).
+    """Serves many tasks from one backbone. Any thread may submit; one thread runs the batches, from `start` to `stop`:
 
-    observe: called after every batch, in the model thread; mode: `auto`, or `swap` or `mixed` wherever that is
-    possible; check_seconds: between two looks at a block of the base weights, 0 for none; generation: what text
-    generation may use. generator: None where the backbone is no causal language model.
+        with Engine(load_backbone("sentence-transformers/all-MiniLM-L6-v2")) as engine:
+            engine.add(read_package("packages/trec"))
+            print(engine.classify("trec", ["Who wrote Hamlet?"]).futures[0].result().label)
+
+    limits: of the queue and of a batch; observer: told of every batch; budgets: memory for tasks; mode: how batches
+    run, `auto`, or `swap` or `mixed` wherever that is possible; check_seconds: between two checks of a block of the
+    base weights, 0 for none; generation: what text generation may use.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         limits: Limits | None = None,
-        observe: Callable[[BatchReport], None] = lambda _: None,
+        observer: BatchObserver | None = None,
         *,
         budgets: Budgets | None = None,
         mode: str = AUTO,
@@ -61,25 +66,21 @@ class Engine:
         self.tokenizer = load_tokenizer(backbone.checkpoint)
         self.tasks = TaskRegistry()
         self.arena = ArenaManager(backbone, check_seconds)
-        self._targets = checked_targets(backbone)
-        pool = pooling_of(backbone.checkpoint.folder)
-        runner = BatchRunner(backbone, self._targets, self.arena.swap, self.tokenizer, pool)
-        self._scheduler = Scheduler(limits or Limits(), self._lane, lambda rows: self._loop.cost_per_token(rows))
-        self._loader = TaskLoader(backbone, self._targets, self.arena, self.tokenizer.pad_token_id)
+        self._targets = targets = checked_targets(backbone)
+        self._loader = TaskLoader(backbone, targets, self.arena, self.tokenizer.pad_token_id)
         self._residency = Residency(budgets or Budgets(), self._loader, self.arena)
-        measure = functools.partial(measure_points, backbone, self._targets, self.max_tokens)
-        self._loop = ModelLoop(self.arena, runner, self._scheduler, measure, observe)
-        self._residency.add_listener(self._loop)
+        self._planner = BatchPlanner(self.arena, backbone, targets, self.max_tokens)
         self.mode = mode
+        lanes = LanePolicy(self._residency, self._planner, mixes=bool(targets.uses))
+        self._scheduler = Scheduler(limits or Limits(), lanes, self._planner)
+        pooling = pooling_of(backbone.checkpoint.folder)
+        runner = BatchRunner(backbone, targets, self.arena.swap, self.tokenizer, pooling)
+        self._loop = ModelLoop(self.arena, self._scheduler, self._planner, runner, observer)
+        self._residency.add_listener(self._loop)
+        limits_of_texts = generation or GenerationLimits()
         self.generator = make_generator(
-            backbone,
-            self.arena,
-            self._residency,
-            self._targets,
-            generation or GenerationLimits(),
-            self._lane_of,
-            self._loop,
-        )
+            GenerationContext(backbone, targets, self.arena, self._residency, lanes, self._planner, limits_of_texts)
+        )  # None where the backbone is no causal language model
         if self.generator is not None:
             self._residency.add_listener(self.generator)
         self._health = EngineHealth(self.arena, self._loop, self.generator)
@@ -135,20 +136,6 @@ class Engine:
     def usage(self) -> Usage:
         """Bytes and counts of the tasks in memory."""
         return self._residency.usage()
-
-    def _lane_of(self, digest: str | None) -> Hashable | None:
-        return self._lane((digest, False))
-
-    def _lane(self, key: tuple[str | None, bool]) -> Hashable | None:
-        """Where rows of a key may run: with all others that can be mixed, or with their own task's alone."""
-        digest, _ = key
-        mixes = self.mode != SWAP and bool(self._targets.uses)
-        if digest is None:
-            return MIXED_LANE if mixes else "backbone"
-        handle = self._residency.handle(digest)
-        if handle is None or handle.resident is None:
-            return None
-        return MIXED_LANE if mixes and handle.resident.adapter is not None else digest
 
     # requests
 
@@ -230,7 +217,17 @@ class Engine:
         """A task that is served, or one that the reference composes of such (`trec+tone*0.5`)."""
         return find_task(self.tasks, model_of(reference))
 
-    # the main loop
+    # running
+
+    def __enter__(self) -> Self:
+        """Start; the end of the block stops it."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Measure what batches cost here, then run `step` in a thread of its own until `stop`; generate in another."""
@@ -247,21 +244,21 @@ class Engine:
         self.arena.release_active()
 
     def step(self, timeout: float | None = 0.0) -> bool:
-        """Take the next batch, run it in the cheapest way, answer. False where nothing came within `timeout`."""
+        """Take the next batch, run it in the cheapest way, answer. False where none came within `timeout` seconds."""
         return self._loop.step(timeout)
 
     @property
     def mode(self) -> str:
         """How batches run: `auto`, `swap` or `mixed`; may be changed at any time."""
-        return self._loop.mode
+        return self._planner.mode
 
     @mode.setter
     def mode(self, mode: str) -> None:
         if mode not in MODES:
             raise UsageError("unknown way of running batches", found=mode, expected=", ".join(MODES))
-        self._loop.mode = mode
+        self._planner.mode = mode
 
     @property
     def costs(self) -> CostModel:
-        """What batches cost here: predictions by way of running, and what was learned since."""
-        return self._loop.costs
+        """What batches cost on this machine: predictions by mode, and what was learned since."""
+        return self._planner.costs

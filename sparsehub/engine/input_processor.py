@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from sparsehub.engine.batch_rows import QueuedRow
 from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.inputs import check_length, rows_of, text_spec
-from sparsehub.engine.model_loop import QueuedRow
 from sparsehub.engine.pending_request import Admit, PendingRequest
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Item, Scheduler

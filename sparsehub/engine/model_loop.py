@@ -1,86 +1,65 @@
-"""The model thread: take a batch, run it, answer; and look at the arena now and then."""
+"""The model loop: one thread that takes batches from the scheduler, runs them and answers their rows."""
 
 from __future__ import annotations
 
-import functools
-import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sparsehub.engine.arena_manager import ArenaManager
-from sparsehub.engine.batch_runner import AUTO, BatchRows, BatchRunner, Clock, ExecutionPlan
-from sparsehub.engine.cost_model import CalibrationPoints, CostModel
-from sparsehub.engine.resident import Resident
+from sparsehub.engine.batch_planner import BatchPlanner, ExecutionPlan
+from sparsehub.engine.batch_rows import BatchPart, BatchRows, by_task, keys_of, resident_rows
+from sparsehub.engine.batch_runner import BatchRunner, Clock
+from sparsehub.engine.cost_model import SWAP
 from sparsehub.engine.scheduler import Item, Scheduler
-from sparsehub.engine.stats import BatchReport, BatchShare
+from sparsehub.engine.stats import BatchObserver, BatchReport, BatchShare
 from sparsehub.engine.task_handle import TaskHandle
-from sparsehub.errors import CancelledError, RequestError, SparsehubError, StoppingError, UnhealthyError
+from sparsehub.errors import RequestError, SparsehubError, StoppingError, UnhealthyError
 from sparsehub.package.encoding import Encoded
 
 IDLE_SECONDS = 0.5  # how often an idle model thread looks whether it should end
 
 
 @dataclass(frozen=True)
-class QueuedRow:
-    """What a queued row carries. handle None: the plain backbone; embed: pooled states are wanted, not the head."""
+class _FinishedBatch:
+    """A batch that has run, and is not answered yet."""
 
-    row: Encoded
-    handle: TaskHandle | None
-    embed: bool
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The rows of one task in a batch, and whom they belong to."""
-
-    rows: BatchRows
-    items: Sequence[Item]
+    plan: ExecutionPlan
+    parts: Sequence[BatchPart]
+    results: Sequence[Sequence[Any]]  # of each part, a result or an error per row
+    clock: Clock
+    switches: int  # times that the arena's weights changed
 
 
 class ModelLoop:
-    """measure: the cost model's points, called once, with the lock held and the base weights in the arena."""
+    """Runs the batches of an `Engine`, which starts and stops it; the one who takes from the scheduler.
+
+    observer: told of every batch in the model's thread; None where nobody watches.
+    """
 
     def __init__(
         self,
         arena: ArenaManager,
-        runner: BatchRunner,
         scheduler: Scheduler,
-        measure: Callable[[], CalibrationPoints],
-        observe: Callable[[BatchReport], None],
+        planner: BatchPlanner,
+        runner: BatchRunner,
+        observer: BatchObserver | None,
     ):
-        self._arena, self._runner, self._scheduler = arena, runner, scheduler
-        self._measure, self._observe = measure, observe
-        self.mode = AUTO
+        self._arena, self._scheduler, self._planner, self._runner = arena, scheduler, planner, runner
+        self._observer = observer
         self._thread: threading.Thread | None = None
         self._stopping = False
 
     @property
     def takes_work(self) -> bool:
-        """Whether nobody said stop and a started thread still runs."""
+        """Whether `stop` was not called and a started thread still runs."""
         return not self._stopping and (self._thread is None or self._thread.is_alive())
 
-    @functools.cached_property
-    def costs(self) -> CostModel:
-        """Measured when it is first wanted."""
-        with self._arena.lock:
-            self._arena.swap.to(None)
-            return CostModel(self._measure())
-
-    def cost_per_token(self, batch: Sequence[Item]) -> float:
-        """Seconds of a batch that could be run, for each of its tokens that is no padding; without end where every row
-        was cancelled at this moment, and its task let go."""
-        parts = [part.rows for part in _by_task(batch)]
-        if not parts:
-            return math.inf
-        parts.sort(key=self._runner.place)
-        choice = self._runner.choose(parts, self.costs, self.mode)
-        return choice.predictions[choice.mode] / sum(row.tokens for rows in parts for row in rows.rows)
-
     def start(self) -> None:
-        _ = self.costs
+        """Measure what batches cost here, then run `step` in a thread of its own until `stop`."""
+        _ = self._planner.costs
         self._thread = threading.Thread(target=self._run_until_stopped, name="sparsehub-model", daemon=True)
         self._thread.start()
 
@@ -92,6 +71,12 @@ class ModelLoop:
             self._thread.join(drain)
         self._scheduler.fail(StoppingError("the engine stopped before this row ran"))
 
+    def task_loaded(self, handle: TaskHandle) -> None:
+        """Let the rows of a task run, or answer them with the error of its load; `Residency` calls it."""
+        if handle.error is not None:
+            self._scheduler.fail(handle.error, keys_of(handle.task.digest))
+        self._scheduler.wake()
+
     def _run_until_stopped(self) -> None:
         try:
             while not (self._stopping and not self._scheduler.waiting):
@@ -101,56 +86,37 @@ class ModelLoop:
             self._scheduler.fail(UnhealthyError("the model thread ended", found=repr(error), fix="restart it"))
             raise
 
-    def task_loaded(self, handle: TaskHandle) -> None:
-        """Let the rows of a task run, or answer them with the error of its load."""
-        if handle.error is not None:
-            self._scheduler.fail(handle.error, lambda key: key[0] == handle.task.digest)
-        self._scheduler.wake()
-
     def step(self, timeout: float | None) -> bool:
-        """Take the next batch, run it in the cheapest way, answer. False where nothing came within `timeout`."""
+        """Take the next batch, keep the rows whose tasks are resident, run it, answer. False where nothing came within
+        `timeout` seconds."""
         taken = self._scheduler.next_batch(timeout)
         self._arena.check_if_due()
-        if not (batch := _with_task(taken)):
+        if not (batch := resident_rows(taken)):
             return bool(taken)
         start = time.monotonic()
-        report = self._run(batch)
+        report = _answer(self._run(batch))
         self._scheduler.note(report.tokens, time.monotonic() - start)
-        self._observe(report)
+        if self._observer is not None:
+            self._observer.observe(report)
         return True
 
-    def _run(self, batch: list[Item]) -> BatchReport:
-        costs, clock = self.costs, Clock()
-        queued = clock.start - min(item.arrived for item in batch)
+    def _run(self, batch: Sequence[Item]) -> _FinishedBatch:
+        """Run a batch in the way that the planner chooses."""
+        _ = self._planner.costs  # measured before the lock is taken, which measuring takes itself
+        clock = Clock()
         with self._arena.lock:
             moves = self._arena.swap.moves
-            parts = sorted(_by_task(batch), key=lambda part: self._runner.place(part.rows))
-            choice = self._runner.choose([part.rows for part in parts], costs, self.mode)
-            results = self._results(choice, parts, costs, clock)
+            parts = sorted(by_task(batch), key=lambda part: self._planner.position(part.rows))
+            plan = self._planner.plan([part.rows for part in parts])
+            results = self._results(plan, parts, clock)
             self._arena.note_active([h for i in batch if (h := i.payload.handle) is not None])
-            moves = self._arena.swap.moves - moves
-        shares = tuple(_share(part, answers, clock.start) for part, answers in zip(parts, results, strict=True))
-        tokens = sum(part.rows.group.tokens for part in parts)
-        laps = clock.laps
-        return BatchReport(
-            choice.mode,
-            shares,
-            tokens,
-            queued,
-            moves,
-            laps["switch"],
-            laps["forward"],
-            laps["head"],
-            choice.predictions,
-        )
+            return _FinishedBatch(plan, parts, results, clock, self._arena.swap.moves - moves)
 
-    def _results(
-        self, choice: ExecutionPlan, parts: Sequence[_Part], costs: CostModel, clock: Clock
-    ) -> list[list[Any]]:
+    def _results(self, plan: ExecutionPlan, parts: Sequence[BatchPart], clock: Clock) -> list[list[Any]]:
         """Each part's results or errors, in order."""
         try:
-            results = self._runner.run(choice.mode, [part.rows for part in parts], clock)
-            costs.learn(choice.mode, choice.groups, clock.backbone, there=choice.there)
+            results = self._runner.run(plan.mode, [part.rows for part in parts], clock)
+            self._planner.learn(plan, clock.backbone)
             return results
         except UnhealthyError as error:
             self._scheduler.fail(error)
@@ -162,43 +128,35 @@ class ModelLoop:
 
     def _run_alone(self, rows: BatchRows, row: Encoded) -> Any:
         try:
-            return self._runner.run("swap", [BatchRows([row], rows.task, rows.embed)], Clock())[0][0]
+            return self._runner.run(SWAP, [BatchRows([row], rows.task, rows.embed)], Clock())[0][0]
         except SparsehubError as error:
             return error
         except Exception as error:
             return RequestError("the model failed on this input", found=f"{type(error).__name__}: {error}"[:300])
 
 
-def _by_task(batch: Sequence[Item]) -> list[_Part]:
-    """Rows of one key together, in the order in which the keys come; those whose task is not there are left out."""
-    found: dict[Any, tuple[Resident | None, list[Item]]] = {}
-    for item in batch:
-        handle = item.payload.handle
-        task = handle.resident if handle is not None else None
-        if handle is None or task is not None:
-            found.setdefault(item.key, (task, []))[1].append(item)
-    return [
-        _Part(BatchRows([item.payload.row for item in items], task, items[0].payload.embed), items)
-        for task, items in found.values()
-    ]
+def _answer(done: _FinishedBatch) -> BatchReport:
+    """Set every row's result or error, and say what the batch was."""
+    start, laps = done.clock.start, done.clock.laps
+    queued = start - min(item.arrived for part in done.parts for item in part.items)
+    shares = tuple(_answer_part(part, its, start) for part, its in zip(done.parts, done.results, strict=True))
+    tokens = sum(part.rows.group.tokens for part in done.parts)
+    return BatchReport(
+        done.plan.mode,
+        shares,
+        tokens,
+        queued,
+        done.switches,
+        laps["switch"],
+        laps["forward"],
+        laps["head"],
+        done.plan.predictions,
+    )
 
 
-def _with_task(batch: Sequence[Item]) -> list[Item]:
-    """The rows of a batch that can run. One that was queued while its load failed may come when another request has
-    loaded the task again: it holds nothing, and is told why."""
-    able = []
-    for item in batch:
-        handle = item.payload.handle
-        if handle is None or handle.resident is not None:
-            able.append(item)
-        else:
-            item.future.set_exception(handle.error or CancelledError(f"{handle.task.reference} is gone"))
-    return able
-
-
-def _share(part: _Part, results: Sequence[Any], start: float) -> BatchShare:
-    """Hand each result to whoever waits, and count them. start: of the batch."""
-    failed = sum(_answer(item, result) for item, result in zip(part.items, results, strict=True))
+def _answer_part(part: BatchPart, results: Sequence[Any], start: float) -> BatchShare:
+    """Set the results of one task's rows, and count them. start: of the batch, on the monotonic clock."""
+    failed = sum(_set(item, result) for item, result in zip(part.items, results, strict=True))
     info, handle = part.rows.task.info if part.rows.task is not None else None, part.items[0].payload.handle
     ready = handle.ready_at if handle is not None else 0.0
     return BatchShare(
@@ -212,8 +170,8 @@ def _share(part: _Part, results: Sequence[Any], start: float) -> BatchShare:
     )
 
 
-def _answer(item: Item, result: Any) -> bool:
-    """Hand a result to whoever waits; returns whether it was an error."""
+def _set(item: Item, result: Any) -> bool:
+    """Set a row's result or error; whether it was an error."""
     if isinstance(result, BaseException):
         item.future.set_exception(result)
         return True

@@ -1,4 +1,4 @@
-"""Which rows run next. Bounded queues, batches by a token budget, nobody starved; holds no torch.
+"""The scheduler: which rows run next. Bounded queues, batches by a token budget, no task starved; holds no torch.
 
 The oldest row that can run is always in the next batch, so a row waits at most for the rows that came before it,
 however popular another task is. The rest of the batch are rows of the same key, or all that may share its lane, those
@@ -10,24 +10,24 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sparsehub.errors import CancelledError, QueueFullError, StoppingError, UsageError
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running throughput
-MOST_HALVINGS = 4  # of a batch that is looked at
-_FIRST_GUESS = 1.0  # seconds to wait, before any throughput has been seen
+MOST_HALVINGS = 4  # how many sizes of a batch are compared: all rows, half of them, a quarter, ...
+_FIRST_GUESS = 1.0  # seconds until a retry, before any throughput was measured
 
 
 @dataclass(frozen=True)
 class Limits:
-    """queue_rows: rows that may wait; batch_tokens, batch_rows: of one batch, the tokens with their padding."""
+    """How large the queue and a batch may get; given to `Engine`."""
 
-    queue_rows: int = 4096
-    batch_tokens: int = 4096
+    queue_rows: int = 4096  # rows that may wait
+    batch_tokens: int = 4096  # of one batch, padding included
     batch_rows: int = 64
 
     def __post_init__(self) -> None:
@@ -38,41 +38,42 @@ class Limits:
 
 @dataclass(eq=False)
 class Item:
-    """One row that waits. key: rows of one key may always share a batch; length: tokens of its longest sequence.
+    """One row that waits; whoever queued it waits for its `future`."""
 
-    deadline: on the monotonic clock, in seconds; a row that is still waiting then is answered with an error.
-    arrived: when it was queued, on the same clock.
-    """
-
-    key: Hashable
-    length: int
-    payload: Any
+    key: Hashable  # rows of one key may always share a batch
+    length: int  # tokens of its longest sequence
+    payload: Any  # what is run; the scheduler does not look at it
     sequences: int = 1
-    deadline: float | None = None
+    deadline: float | None = None  # seconds on the monotonic clock; a row that still waits then gets an error
     future: Future[Any] = field(default_factory=Future)
-    arrived: float = 0.0
+    arrived: float = 0.0  # when it was queued, on the same clock
 
     @property
     def tokens(self) -> int:
+        """Tokens of all its sequences, each as long as the longest."""
         return self.length * self.sequences
 
 
+class Lanes(Protocol):
+    """Which rows may share a batch: those whose keys have one lane. `LanePolicy` decides it for an engine."""
+
+    def lane_of(self, key: Any) -> Hashable | None:
+        """The lane of a key; None while its rows cannot run. Asked whenever a batch is made."""
+
+
+class BatchCosts(Protocol):
+    """What a batch costs. `BatchPlanner` predicts it for an engine."""
+
+    def cost_per_token(self, batch: Sequence[Item]) -> float:
+        """The cost of a batch that could be taken; of several the cheapest one is."""
+
+
 class Scheduler:
-    """Thread-safe. Many threads submit, one takes batches.
+    """Queues the rows of requests, and makes batches of them. Thread-safe: `InputProcessor` submits in many threads,
+    `ModelLoop` takes batches in one. Call `wake` when a lane has changed."""
 
-    lane: of a key, None while its rows cannot run; rows of one lane may share a batch. It is asked whenever a batch is
-    made, so call `wake` when an answer has changed. By default every key has a lane of its own.
-    cost: of a batch that could be taken; the cheapest of several is. By default the largest batch is the cheapest.
-    """
-
-    def __init__(
-        self,
-        limits: Limits,
-        lane: Callable[[Any], Hashable | None] = lambda key: ("own", key),
-        cost: Callable[[Sequence[Item]], float] = lambda rows: -len(rows),
-    ):
-        self._limits = limits
-        self._lane, self._cost = lane, cost
+    def __init__(self, limits: Limits, lanes: Lanes, costs: BatchCosts):
+        self._limits, self._lanes, self._costs = limits, lanes, costs
         self._ready = threading.Condition()
         self._queues: dict[Hashable, list[Item]] = {}  # by key, oldest first; no empty lists
         self._waiting = 0
@@ -112,11 +113,12 @@ class Scheduler:
 
     def next_batch(self, timeout: float | None = None) -> list[Item]:
         """The next batch, its futures running; an empty list after `timeout` seconds or when closed and drained."""
+        lane_of = self._lanes.lane_of
         end = None if timeout is None else time.monotonic() + timeout
         with self._ready:
             while True:
                 self._drop_dead(time.monotonic())
-                lanes = {key: lane for key in self._queues if (lane := self._lane(key)) is not None}
+                lanes = {key: lane for key in self._queues if (lane := lane_of(key)) is not None}
                 if lanes:
                     batch = self._take(min(lanes, key=lambda key: self._queues[key][0].arrived), lanes)
                     if batch:
@@ -134,7 +136,7 @@ class Scheduler:
         self._tokens_per_second = speed if not known else known + _SMOOTHING * (speed - known)
 
     def wake(self) -> None:
-        """Look again: a key that could not run may be able to now."""
+        """Look at the lanes again: a key that could not run may be able to now."""
         with self._ready:
             self._ready.notify_all()
 
@@ -144,10 +146,10 @@ class Scheduler:
             self._closed = True
             self._ready.notify_all()
 
-    def fail(self, error: BaseException, concerns: Callable[[Any], bool] = lambda _: True) -> None:
-        """Answer what waits under the keys that it concerns with `error`."""
+    def fail(self, error: BaseException, only: Collection[Hashable] | None = None) -> None:
+        """Answer the rows that wait with `error`: all of them, or only those of some keys."""
         with self._ready:
-            keys = [key for key in self._queues if concerns(key)]
+            keys = [key for key in self._queues if only is None or key in only]
             items = [item for key in keys for item in self._queues[key]]
             for key in keys:
                 self._keep(key, [])
@@ -164,11 +166,11 @@ class Scheduler:
         if neighbours:
             every = [item for k in (key, *neighbours) for item in self._queues[k] if item is not oldest]
             candidates += _beginnings(self._fill(oldest, every))
-        chosen = {id(item) for item in min(candidates, key=self._cost)}
+        chosen = {id(item) for item in min(candidates, key=self._costs.cost_per_token)}
         return [item for k in (key, *neighbours) for item in self._remove(k, chosen)]
 
     def _fill(self, oldest: Item, more: Sequence[Item]) -> list[Item]:
-        """The oldest row and those that are most like it, the nearest first, as far as the budget goes."""
+        """The oldest row and those of most similar length, the nearest first, as far as the budget goes."""
         length, sequences, chosen = oldest.length, oldest.sequences, [oldest]
         for item in _nearest(oldest, more, self._limits.batch_rows):
             longest, total = max(length, item.length), sequences + item.sequences
@@ -180,7 +182,7 @@ class Scheduler:
         return chosen
 
     def _remove(self, key: Hashable, chosen: set[int]) -> list[Item]:
-        """Take chosen rows out of a queue; those that were cancelled meanwhile are gone."""
+        """Take chosen rows out of a queue; without those that were cancelled meanwhile."""
         queue = self._queues[key]
         taken = [item for item in queue if id(item) in chosen]
         if taken:
@@ -195,6 +197,7 @@ class Scheduler:
                 self._keep(key, alive)
 
     def _keep(self, key: Hashable, queue: list[Item]) -> None:
+        """Put the rows that are left in the place of a key's queue."""
         self._waiting -= len(self._queues[key]) - len(queue)
         if queue:
             self._queues[key] = queue
@@ -210,7 +213,7 @@ class Scheduler:
 
 
 def _is_dead(item: Item, now: float) -> bool:
-    """Whether a waiting row is not to run; whoever waits for it is told."""
+    """Whether a waiting row was cancelled or has passed its deadline; the latter gets an error."""
     if item.future.cancelled():
         item.future.set_running_or_notify_cancel()  # without it, `concurrent.futures.wait` would wait on
         return True
@@ -222,7 +225,7 @@ def _is_dead(item: Item, now: float) -> bool:
 
 
 def _beginnings(rows: list[Item]) -> list[list[Item]]:
-    """All rows, half of them, and so on: those that are least like the oldest make the others' padding."""
+    """All rows, the first half of them, and so on: the last ones are least like the oldest, and make the padding."""
     sizes = [len(rows) >> halvings for halvings in range(MOST_HALVINGS)]
     return [rows[:size] for size in sizes if size]
 

@@ -1,70 +1,72 @@
-"""What the engine tells whoever watches it."""
+"""What the engine reports: every batch, to a `BatchObserver`, and the state of every task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sparsehub.engine.task_registry import Task, TaskInfo
 
 
 @dataclass(frozen=True)
 class BatchShare:
-    """One task's part of a batch; empty name and digest for the plain backbone.
+    """One task's part of a batch."""
 
-    tokens: without padding; queued: seconds that its rows waited, all rows together; loading: those of them in which
-    they waited for the task's weights.
-    """
-
-    name: str
+    name: str  # empty, like the digest, for the plain backbone
     digest: str
     rows: int
-    failed: int
-    tokens: int = field(default=0, compare=False)
-    queued: float = field(default=0.0, compare=False)
-    loading: float = field(default=0.0, compare=False)
+    failed: int  # rows that were answered with an error
+    tokens: int = field(default=0, compare=False)  # without padding
+    queued: float = field(default=0.0, compare=False)  # seconds that its rows waited, all rows together
+    loading: float = field(default=0.0, compare=False)  # those of them in which the task was being loaded
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one batch was and where its time went, in seconds.
+    """What one batch was and where its time went; times are in seconds."""
 
-    mode: `swap`, `mixed` or `grouped-swap`; tokens: with padding; queued: of its oldest row; switches: times the arena
-    moved; predictions: what the cost model said of each way that was open, heads not included; measured: what it was.
-    """
-
-    mode: str
+    mode: str  # `swap`, `mixed` or `grouped-swap`
     shares: tuple[BatchShare, ...]
-    tokens: int
-    queued: float
-    switches: int
+    tokens: int  # with padding
+    queued: float  # that its oldest row waited
+    switches: int  # times that the arena's weights changed
     switch: float
     forward: float
     head: float
-    predictions: Mapping[str, float]
+    predictions: Mapping[str, float]  # by mode, of every mode that was open to it; heads not included
 
     @property
     def rows(self) -> int:
+        """Rows of all tasks."""
         return sum(share.rows for share in self.shares)
 
     @property
     def failed(self) -> int:
+        """Rows of all tasks that were answered with an error."""
         return sum(share.failed for share in self.shares)
 
     @property
     def measured(self) -> float:
+        """What the prediction of its mode has to be compared with."""
         return self.switch + self.forward
+
+
+class BatchObserver(Protocol):
+    """What an `Engine` tells about its batches; the endpoint's `Metrics` is one."""
+
+    def observe(self, report: BatchReport) -> None:
+        """A batch has run, and its rows are answered. Called in the model thread: the next batch waits for it."""
 
 
 @dataclass(frozen=True)
 class TaskStatus:
-    """Where a task is. info: None until its package was read once; where: `device`, `host`, `loading` or `disk`;
-    why_swap: why its rows cannot be mixed; references: rows that wait or run."""
+    """Where a task is; `Engine.status` gives one for every task."""
 
     task: Task
-    info: TaskInfo | None
-    where: str
-    nbytes: int
-    pinned: bool
-    references: int
-    why_swap: str | None
+    info: TaskInfo | None  # None until its package was read once
+    where: str  # `device`, `host`, `loading` or `disk`
+    nbytes: int  # on the device
+    pinned: bool  # whether it is never evicted
+    references: int  # rows that wait or run, and one while its patch is in the arena
+    why_swap: str | None  # why its rows cannot be mixed; None where they can, or where it is not on the device

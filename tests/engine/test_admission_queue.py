@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,19 +11,20 @@ from hypothesis import strategies as st
 from sparsehub.engine.generation.admission_queue import AdmissionQueue
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, Sampling
+from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import QueueFullError, StoppingError, UsageError
 
 LIMITS = GenerationLimits(cache_tokens=160, page_tokens=16, sequences=4, waiting=100)
 
 
 def generation(name: str, lane: str | None = "mixed", prompt: int = 8, tokens: int = 8, deadline=None) -> Generation:
-    made = Generation(name, (1,) * prompt, tokens, Sampling(), None, None, deadline)
-    made.lane = lane
-    return made
+    """A text of a task whose digest is its lane; None: its task is not in memory."""
+    task = None if lane is None else TaskInfo(lane, "", lane, None, 0)
+    return Generation(name, (1,) * prompt, tokens, Sampling(), task, None, deadline)
 
 
 def room(limits: GenerationLimits = LIMITS) -> AdmissionQueue:
-    return AdmissionQueue(limits, lambda each: each.lane)
+    return AdmissionQueue(limits, SimpleNamespace(of_task=lambda digest: digest))
 
 
 def test_those_of_the_oldest_lane_are_let_in_together():
@@ -69,13 +72,13 @@ def test_all_are_let_in_once_and_the_cache_never_overflows(wanted):
         for each in chosen:
             running[each.id] = wanted[int(each.id)][3]
             seen.append(each.id)
-        assert len({by_id[name].lane for name in running}) <= 1 and len(running) <= 4
+        assert len({by_id[name].digest for name in running}) <= 1 and len(running) <= 4
         assert sum(LIMITS.pages_of(by_id[name].length) for name in running) <= LIMITS.pages
         running = {name: left - 1 for name, left in running.items() if left > 1}
         if not running and not len(waiting):
             break
     assert sorted(seen) == sorted(by_id)
-    of_a_lane = [[n for n in seen if by_id[n].lane == one] for one in ("mixed", "x", "y")]
+    of_a_lane = [[n for n in seen if by_id[n].digest == one] for one in ("mixed", "x", "y")]
     assert all(names == sorted(names, key=int) for names in of_a_lane)  # in each lane in the order of arrival
 
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchReport, Engine
+from sparsehub.errors import UnhealthyError
 from sparsehub.package import read_package
 
 SENTENCE = "the quick brown fox jumps over lazy dog good film great cast bad ending who wrote book river north"
@@ -42,7 +44,7 @@ def reports() -> list[BatchReport]:
 
 @pytest.fixture(scope="module")
 def engine(tiny_tasks: Any, suite: Mapping[str, Path], reports: list[BatchReport]) -> Iterator[Engine]:
-    engine = Engine(load_backbone(str(tiny_tasks.folder)), observe=reports.append)
+    engine = Engine(load_backbone(str(tiny_tasks.folder)), observer=SimpleNamespace(observe=reports.append))
     for package in suite.values():
         engine.add(read_package(package))
     engine.start()
@@ -108,6 +110,15 @@ def test_without_a_thread_a_caller_steps_by_itself(tiny_tasks: Any, suite: Mappi
     ticket = engine.classify("three", ["the fox"])
     assert engine.step() and not engine.step()
     assert ticket.futures[0].result(0).label
+
+
+def test_a_with_block_starts_and_stops_the_engine(tiny_tasks: Any, suite: Mapping[str, Path]) -> None:
+    with Engine(load_backbone(str(tiny_tasks.folder))) as engine:
+        engine.add(read_package(suite["three"]))
+        assert engine.classify("three", ["the fox"]).futures[0].result(30).label
+    assert not engine.healthy
+    with pytest.raises(UnhealthyError):
+        engine.classify("three", ["the fox"])
 
 
 @pytest.mark.parametrize("texts", [["the fox"], ["the fox", "who wrote the book about the river", "a"]])

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,7 +34,8 @@ def reports() -> list[BatchReport]:
 @pytest.fixture
 def engine(tiny_tasks: Any, suite: Mapping[str, Path], reports: list[BatchReport]) -> Iterator[Engine]:
     """Serves `three` and `seven`, one task a batch; not started, so that a test decides when a batch runs."""
-    engine = Engine(load_backbone(str(tiny_tasks.folder)), observe=reports.append, mode="swap")
+    observer = SimpleNamespace(observe=reports.append)
+    engine = Engine(load_backbone(str(tiny_tasks.folder)), observer=observer, mode="swap")
     for name in ("three", "seven"):
         engine.add(read_package(suite[name]))
     assert engine.costs, "measured before a test breaks anything"
@@ -198,7 +200,7 @@ def test_what_waits_is_answered_when_the_model_thread_dies(
         raise RuntimeError("the observer broke")
 
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    engine = Engine(load_backbone(str(tiny_tasks.folder)), observe=die, mode="swap")
+    engine = Engine(load_backbone(str(tiny_tasks.folder)), observer=SimpleNamespace(observe=die), mode="swap")
     for name in ("three", "seven"):
         engine.add(read_package(suite[name]))
     tickets = [engine.classify(name, ["the fox"]) for name in ("three", "seven", "three")]

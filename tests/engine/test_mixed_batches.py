@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_rows_of_every_kind_of_task_get_the_answers_of_the_materialised_models(
     make_engine: Callable[..., Engine], suite: Mapping[str, Path], tiny_tasks: Any, close: Close, mode: str
 ) -> None:
     reports: list[BatchReport] = []
-    engine = make_engine(list(suite.values()), observe=reports.append, mode=mode)
+    engine = make_engine(list(suite.values()), observer=SimpleNamespace(observe=reports.append), mode=mode)
     before = engine.backbone.arena.digest()
     for name in suite:
         engine.load(name)
@@ -91,9 +92,9 @@ def test_the_cheaper_way_is_taken(make_engine: Callable[..., Engine], suite: Map
     dear, cheap = [(100, 1.0), (1000, 1.1)], [(100, 1e-6), (1000, 1e-6)]
     for switch, sparse, modes in ((dear, cheap, ["mixed"]), (cheap, dear, ["swap", "swap"])):
         reports: list[BatchReport] = []
-        engine = make_engine([suite["three"], suite["seven"]], observe=reports.append)
+        engine = make_engine([suite["three"], suite["seven"]], observer=SimpleNamespace(observe=reports.append))
         points = CalibrationPoints(forward, switch, [(tokens, 0.0, seconds) for tokens, seconds in sparse])
-        engine._loop.__dict__["costs"] = CostModel(points)
+        engine._planner.__dict__["costs"] = CostModel(points)
         for name in ("three", "seven"):
             engine.load(name)
             engine.classify(name, ["the fox"])
@@ -107,9 +108,9 @@ def test_a_lone_row_goes_along_with_another_tasks_batch(
 ) -> None:
     """Where mixing is dear: one after the other in one step, the first forward being hardly worth its row."""
     reports: list[BatchReport] = []
-    engine = make_engine([suite["three"], suite["seven"]], observe=reports.append)
+    engine = make_engine([suite["three"], suite["seven"]], observer=SimpleNamespace(observe=reports.append))
     points = CalibrationPoints([(1, 1.0), (100, 1.1)], [(100, 1e-6), (1000, 1e-6)], [(1, 0.0, 9.0), (100, 0.0, 9.0)])
-    engine._loop.__dict__["costs"] = CostModel(points)
+    engine._planner.__dict__["costs"] = CostModel(points)
     for name in ("three", "seven"):
         engine.load(name)
     tickets = [engine.classify("three", ["the fox"]), engine.classify("seven", ["the fox"] * 8)]
@@ -121,7 +122,8 @@ def test_a_lone_row_goes_along_with_another_tasks_batch(
 
 def test_the_measured_costs_learn_from_batches(make_engine: Callable[..., Engine], suite: Mapping[str, Path]) -> None:
     reports: list[BatchReport] = []
-    engine = make_engine([suite["three"]], observe=reports.append, mode="swap")  # what is there is a plain forward
+    observer = SimpleNamespace(observe=reports.append)
+    engine = make_engine([suite["three"]], observer=observer, mode="swap")  # what is there is a plain forward
     for _ in range(5):
         engine.classify("three", ["the fox"])
         run_all(engine)
@@ -136,7 +138,7 @@ def test_a_task_that_cannot_be_mixed_runs_by_swap_and_says_why(
     folder = tiny_checkpoint("deberta-v2")
     package = tiny_tasks.write("deberta", seed=51, backbone=folder)
     reports: list[BatchReport] = []
-    engine = make_engine([package], backbone=folder, observe=reports.append, mode="mixed")
+    engine = make_engine([package], backbone=folder, observer=SimpleNamespace(observe=reports.append), mode="mixed")
     engine.load("deberta")
     (status,) = engine.status()
     assert (status.why_swap is not None and "row by row" in status.why_swap) or "directly" in str(status.why_swap)

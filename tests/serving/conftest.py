@@ -92,7 +92,7 @@ def new_server(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[..., Any]
         **settings: Any,
     ) -> Iterator[Server]:
         metrics = Metrics()
-        engine = Engine(load_backbone(str(tiny_tasks.folder)), limits, metrics.observe, budgets=budgets)
+        engine = Engine(load_backbone(str(tiny_tasks.folder)), limits, metrics, budgets=budgets)
         for package in () if "catalog" in settings else suite.values():
             engine.add(read_package(package))
         if start:
@@ -133,7 +133,7 @@ def new_language_server(speakers: Any) -> Callable[..., Any]:
     @contextmanager
     def new(access: Authenticator | None = None) -> Iterator[Server]:
         metrics = Metrics()
-        engine = Engine(load_backbone(str(speakers.folder)), None, metrics.observe)
+        engine = Engine(load_backbone(str(speakers.folder)), None, metrics)
         for seed, name in enumerate(("gruff", "meek")):
             engine.add(read_package(speakers.write(name, "text-generation", seed=seed, scale=0.3)))
         engine.start()

@@ -181,7 +181,7 @@ def test_a_row_whose_load_failed_is_told_so_though_another_request_has_loaded_th
     (gone,) = engine.classify("three", ["the fox"]).futures
     (row,) = next(iter(engine._scheduler._queues.values()))
     row.payload = dataclasses.replace(row.payload, handle=TaskHandle(task, residency))  # cancelled, and evicted
-    assert engine._loop.cost_per_token([row]) == math.inf
+    assert engine._planner.cost_per_token([row]) == math.inf
     assert engine.step() and isinstance(gone.exception(1), CancelledError) and not engine.step()
 
 

@@ -1,7 +1,7 @@
-"""Text from a causal language model: sequences of many tasks in one batch that never drains.
+"""Text generation from a causal language model: texts of many tasks in one continuous batch.
 
-transformers' continuous batching keeps the paged cache, splits prompts and packs what runs into one long row of tokens;
-what is ours is whose tokens are whose, who is let in, and what is said of each token.
+transformers' continuous batching keeps the paged cache, splits prompts and packs what runs into one long row of tokens.
+Ours are the tasks' changes in that row, the admission of waiting texts, sampling, and decoding while tokens come.
 """
 
 from sparsehub.engine.generation.generator import Generator

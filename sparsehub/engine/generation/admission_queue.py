@@ -1,37 +1,40 @@
-"""Who waits for a place, and who is let in: oldest first, of one lane at a time, as far as the cache goes. No torch.
+"""The queue of texts, and which of them are admitted: oldest first, of one lane at a time, as far as the cache goes.
 
-A sequence is let in when the cache can hold all that it may come to: what runs is never thrown out for what comes, and
-a full cache makes others wait.
+A text is admitted when the cache can hold all that it may come to: what runs is never evicted for what comes, and a
+full cache makes others wait.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation
+from sparsehub.engine.lane_policy import LanePolicy
+from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import CancelledError, QueueFullError, StoppingError
 
 RETRY_SECONDS = 1.0
 
 
 class AdmissionQueue:
-    """Thread-safe. lane: of a generation, None while it cannot run; only those of one lane run together."""
+    """Holds the texts of a `Generator` that do not run yet. Thread-safe. lanes: only texts of one lane run together."""
 
-    def __init__(self, limits: GenerationLimits, lane: Callable[[Generation], Hashable | None]):
-        self._limits, self._lane = limits, lane
-        self._ready = threading.Condition()
+    def __init__(self, limits: GenerationLimits, lanes: LanePolicy):
+        self.changed = threading.Event()  # a request, a cancellation, a loaded task: there may be something to do
+        self._limits, self._lanes = limits, lanes
+        self._lock = threading.Lock()
         self._queue: list[Generation] = []
-        self._closed = self._stirred = False
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def submit(self, generations: Sequence[Generation]) -> None:
         """Queue all or none; raises `QueueFullError`."""
-        with self._ready:
+        with self._lock:
             if self._closed:
                 raise StoppingError
             if len(self._queue) + len(generations) > self._limits.waiting:
@@ -43,15 +46,15 @@ class AdmissionQueue:
             for generation in generations:
                 generation.arrived = time.monotonic()
             self._queue.extend(generations)
-        self.stir()
+        self.wake()
 
     def admit(self, running: Sequence[Generation], lane: Hashable | None) -> tuple[list[Generation], Hashable | None]:
-        """Take out those that may run now, and the lane that runs then. lane: of what is running, if anything is.
+        """Take out the texts that may run now; with the lane that runs then. lane: of what is running, if anything is.
 
-        Where the oldest that can run is of another lane than what runs, nobody is let in until that has ended.
+        Where the oldest that can run is of another lane than what runs, none is admitted until that has ended.
         """
-        with self._ready:
-            lanes = {id(g): found for g in self._queue if (found := self._lane(g)) is not None}
+        with self._lock:
+            lanes = {id(g): found for g in self._queue if (found := self._lanes.of_task(g.digest)) is not None}
             able = [g for g in self._queue if id(g) in lanes]
             if not able or (running and lanes[id(able[0])] != lane):
                 return [], lane
@@ -71,8 +74,8 @@ class AdmissionQueue:
             return chosen, lane
 
     def dead(self, now: float) -> list[tuple[Generation, CancelledError]]:
-        """Take out those that were cancelled or have waited too long, with what is to be said to them."""
-        with self._ready:
+        """Take out the texts that were cancelled or have waited too long, each with its error."""
+        with self._lock:
             late = "the deadline passed while the request was waiting"
             found = [
                 (g, CancelledError("the request was cancelled" if g.cancelled else late))
@@ -82,30 +85,33 @@ class AdmissionQueue:
             self._remove([generation for generation, _ in found])
             return found
 
-    def take_all(self, concerns: Callable[[Generation], bool] = lambda _: True) -> list[Generation]:
-        """Take out everything that it concerns."""
-        with self._ready:
-            found = [generation for generation in self._queue if concerns(generation)]
+    def take_all(self) -> list[Generation]:
+        """Take out every text."""
+        with self._lock:
+            found, self._queue = self._queue, []
+            return found
+
+    def take_of(self, handle: TaskHandle) -> list[Generation]:
+        """Take out the texts that wait for a task."""
+        with self._lock:
+            found = [generation for generation in self._queue if generation.handle is handle]
             self._remove(found)
             return found
 
     def wait(self, timeout: float | None) -> None:
-        """Until something changed: a request, a cancellation, a task that was loaded."""
-        with self._ready:
-            self._ready.wait_for(lambda: self._stirred, timeout)
-            self._stirred = False
+        """Wait until something has changed since the last wait."""
+        self.changed.wait(timeout)
+        self.changed.clear()  # before the caller looks at the queue: what changes from now on ends the next wait
 
-    def stir(self) -> None:
-        """Something changed."""
-        with self._ready:
-            self._stirred = True
-            self._ready.notify_all()
+    def wake(self) -> None:
+        """End the wait of the generator's thread: something has changed."""
+        self.changed.set()
 
     def close(self) -> None:
-        """Take nothing more; what waits can still be let in."""
-        with self._ready:
+        """Take no more texts; those that wait can still be admitted."""
+        with self._lock:
             self._closed = True
-        self.stir()
+        self.wake()
 
     def _remove(self, chosen: Sequence[Generation]) -> None:
         gone = {id(generation) for generation in chosen}

@@ -1,8 +1,8 @@
-"""transformers' continuous batching, driven a step at a time: its paged cache, its scheduler, its packed batches.
+"""transformers' continuous batching, one step at a time: its paged cache, its scheduler, its packed batches.
 
-Its manager has a thread of its own, and dies with the first request that it does not like. Here the generator's thread
-makes the steps, so that a request is checked before it comes, the base weights are locked, and a cancelled sequence is
-out of the cache before the next step. No block is ever shared: a cached prefix does not know which weights made it.
+Its own manager runs in a thread of its own, and dies with the first request that it cannot run. Here the generator's
+thread makes the steps: every request is checked first, the arena is locked for a step, and a cancelled text is out of
+the cache before the next one. No page is ever shared: a cached prefix does not know which weights made it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ NO_END = -1
 
 
 class Batcher:
-    """Not thread-safe: the generator's thread alone steps."""
+    """Drives transformers' continuous batching for `ModelRunner`. Not thread-safe. end_tokens: that end a text.
+
+    Raises `BackboneError` for a model that cannot run in continuous batches.
+    """
 
     def __init__(self, backbone: Backbone, limits: GenerationLimits, end_tokens: Sequence[int]):
         self.sampler = Sampler()
@@ -43,16 +46,17 @@ class Batcher:
             raise BackboneError(
                 f"{backbone.checkpoint.id} cannot run in continuous batches", found=f"{type(error).__name__}: {error}"
             ) from error
-        self._processor.output_router = _Nobody()
+        self._processor.output_router = _NoOutput()
         self._paged, self._config._attn_implementation = self._config._attn_implementation, self._plain
 
     @property
     def running(self) -> Sequence[Generation]:
+        """The texts that were added and are not done."""
         return list(self._running.values())
 
     @property
     def pages(self) -> int:
-        """Of the cache, in use."""
+        """Pages of the cache that are in use."""
         cache = self._processor.cache
         if hasattr(cache, "get_num_free_blocks"):  # transformers 5.17
             return self._limits.pages - int(cache.get_num_free_blocks())
@@ -60,7 +64,7 @@ class Batcher:
         return round((1 - cache.compute_free_capacity()) * self._limits.pages)
 
     def add(self, generation: Generation) -> None:
-        """Let a sequence in; its prompt is run with the next steps."""
+        """Add a text; its prompt is run with the next steps."""
         self._running[generation.id] = generation
         state = RequestState(
             request_id=generation.id,
@@ -71,7 +75,7 @@ class Batcher:
         self._processor.scheduler.add_waiting_request(state)
 
     def drop(self, generation: Generation) -> None:
-        """Take a sequence out, wherever it is; its cache is free at once."""
+        """Take a text out, running or not; its pages are free at once."""
         scheduler = self._processor.scheduler
         if self._running.pop(generation.id, None) is not None:
             scheduler.set_request_cancellation(generation.id)
@@ -79,7 +83,7 @@ class Batcher:
             self.sampler.forget(generation)
 
     def prepare(self) -> list[PackedSpan]:
-        """The tokens of the next step, those of a task adapter by adapter; none where nothing can run."""
+        """The tokens of the next step, those of one task side by side; none where nothing can run."""
         scheduler = self._processor.scheduler
         by_task = sorted(scheduler.active_requests.items(), key=lambda item: str(self._running[item[0]].digest))
         scheduler.active_requests = dict(by_task)  # in this order they are packed: a task's tokens are one segment
@@ -89,9 +93,10 @@ class Batcher:
         return [PackedSpan(self._running[f.state.request_id], f.query_length, f.has_new_token) for f in found]
 
     def run(self, parts: Sequence[PackedSpan]) -> list[tuple[Generation, int, SampledToken | None]]:
-        """Run the step that was prepared, with the weights and modules as they are now; each speaker's next token."""
-        speakers = [part.generation for part in parts if part.speaks]
-        self.sampler.speakers = speakers
+        """Run the step that was prepared, with the weights and modules as they are now; the next token of every text
+        that has one, with its log probabilities where they are wanted."""
+        sampled = [part.generation for part in parts if part.is_sampled]
+        self.sampler.generations = sampled
         self._config._attn_implementation = self._paged  # for the step alone: other rows' attention knows no pages
         try:
             self._processor._generation_step(self._model)
@@ -100,21 +105,21 @@ class Batcher:
         states = [f.state for f in self._processor.inputs_and_outputs.requests_in_batch if f.has_new_token]
         self._processor.update_batch()
         tokens = [state.generated_tokens[-1] for state in states]
-        for state, speaker in zip(states, speakers, strict=True):
+        for state, generation in zip(states, sampled, strict=True):
             if state.status.name == "FINISHED":
-                self._running.pop(speaker.id, None)
-                self.sampler.forget(speaker)
-        return list(zip(speakers, tokens, self.sampler.chosen, strict=True))
+                self._running.pop(generation.id, None)
+                self.sampler.forget(generation)
+        return list(zip(sampled, tokens, self.sampler.chosen, strict=True))
 
 
-class _Nobody:
-    """Where transformers delivers outputs to: each token was read from its sequence's state already."""
+class _NoOutput:
+    """Drops what transformers delivers: `Batcher.run` reads each token from its sequence's state."""
 
     def deliver(self, output: Any) -> None:
-        """Outputs go nowhere."""
+        """Drop an output."""
 
     def deliver_batch(self, outputs: Sequence[Any]) -> None:
-        """Outputs go nowhere."""
+        """Drop outputs."""
 
 
 def _greedy() -> GenerationConfig:
@@ -122,7 +127,7 @@ def _greedy() -> GenerationConfig:
 
 
 def _configuration(limits: GenerationLimits) -> ContinuousBatchingConfig:
-    """Older releases of transformers call a page a block, and do not change the attention by themselves."""
+    """transformers' settings. Its older releases call a page a block, and do not switch the attention by themselves."""
     known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
     options = {"page_size" if "page_size" in known else "block_size": limits.page_tokens}
     if "auto_switch_to_flash" in known:

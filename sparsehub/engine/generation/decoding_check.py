@@ -1,7 +1,7 @@
-"""Before a mixed step is trusted: does a task say the same beside another as it says alone, with its weights in place?
+"""The check of mixed text generation at start-up: a task generates the same beside another as alone, by swap.
 
-transformers' batching changes between its releases. What is packed, in which order, and which rows reach the output
-layer is looked at here, on two short texts, and not only believed.
+transformers' batching changes between its releases: what is packed, in which order, and which rows reach the output
+layer. Two short texts show whether it still is what a mixed step takes it for.
 """
 
 from __future__ import annotations
@@ -12,37 +12,36 @@ from collections.abc import Sequence
 
 from sparsehub.backbone import Backbone
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
-from sparsehub.engine.generation.model_runner import Stepper
+from sparsehub.engine.batch_planner import AUTO
+from sparsehub.engine.generation.context import GenerationContext
+from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.generation.sampling import SampledToken
 from sparsehub.engine.mixing_check import ALLOWED, loud_delta
-from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import Resident
-from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.engine.task_registry import Task, TaskInfo
 from sparsehub.package import Package
 from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
 from sparsehub.patch import make_patch
 
-TOKENS = 2  # of each text: one after the prompt, one from the cache
-PROMPTS = (5, 3)  # tokens
-LOUD = 10.0  # of a log probability: a change that moves it further is no better a proof
-SHOWN = 20  # of the likeliest tokens that are compared
+TOKENS = 2  # generated of each text: one after the prompt, one from the cache
+PROMPTS = (5, 3)  # tokens of the two prompts
+LOUD = 10.0  # a change that moves a log probability by more than this proves no more
+SHOWN = 20  # how many of the likeliest tokens are compared
 log = logging.getLogger("sparsehub")
 
 
-def mixes_well(stepper: Stepper, residency: Residency, backbone: Backbone, targets: TargetModules, pages: int) -> bool:
-    """Whether mixed steps give what swapped ones give; what is wrong is in the log. Runs before anything else does.
-
-    pages: of the cache; where it has one alone, there is never more than one sequence.
-    """
-    if not targets.uses or pages < len(PROMPTS):
+def mixes_well(runner: ModelRunner, context: GenerationContext) -> bool:
+    """Whether mixed steps give what swapped ones give; `make_generator` asks before anything else runs. What is wrong
+    is in the log. False without a word where nothing mixes, or where the cache holds no two sequences."""
+    backbone = context.backbone
+    if not context.targets.uses or context.limits.pages < len(PROMPTS):
         return False
-    task = _loud_task(residency, backbone, targets)
-    mixed = _said(stepper, backbone, [task, None])
-    alone = [_said(stepper, backbone, [task, None], only=number)[0] for number in range(2)]
-    plain = _said(stepper, backbone, [None, None], only=0)
+    task = _loud_task(context)
+    mixed = _generated(runner, backbone, [task, None])
+    alone = [_generated(runner, backbone, [task, None], only=number)[0] for number in range(2)]
+    plain = _generated(runner, backbone, [None, None], only=0)
     wrong = max(_distance(found, wanted) for found, wanted in zip(mixed, alone, strict=True))
     moved = min(_distance(plain[0][:1], alone[0][:1]), LOUD)
     if wrong <= ALLOWED[backbone.dtype] * moved:
@@ -56,45 +55,45 @@ def mixes_well(stepper: Stepper, residency: Residency, backbone: Backbone, targe
     return False
 
 
-def _loud_task(residency: Residency, backbone: Backbone, targets: TargetModules) -> TaskHandle:
-    """A task that is on no hub, and changes every place that can be mixed."""
+def _loud_task(context: GenerationContext) -> TaskHandle:
+    """A task that is on no hub, and makes large changes in every place that can be mixed."""
+    backbone, targets = context.backbone, context.targets
     patch = make_patch(backbone, loud_delta(backbone, targets))
     adapter = make_adapter_weights(targets, backbone.arena, patch)
     assert isinstance(adapter, AdapterWeights)  # it changes nothing but what can be mixed
     info = TaskInfo("self-check", "", "self-check", TaskSpec(TEXT_GENERATION, (), "", (), "", 1, ()), patch.nnz)
-    return TaskHandle(
-        Task(info.name, "", info.digest, _no_package), residency, resident=Resident(info, patch, adapter, None, None)
-    )
+    task = Task(info.name, "", info.digest, _no_package)
+    return TaskHandle(task, context.residency, resident=Resident(info, patch, adapter, None, None))
 
 
 def _no_package() -> Package:
     raise AssertionError("the self-check's task is in memory already")
 
 
-def _said(
-    stepper: Stepper, backbone: Backbone, tasks: Sequence[TaskHandle | None], only: int | None = None
+def _generated(
+    runner: ModelRunner, backbone: Backbone, tasks: Sequence[TaskHandle | None], only: int | None = None
 ) -> list[list[SampledToken]]:
-    """What is told of each text's tokens, all in one batch or one of them by itself."""
-    told: dict[str, list[SampledToken]] = {}
+    """The tokens of two texts, of both in one batch or of one of them alone."""
+    tokens: dict[str, list[SampledToken]] = {}
     for number, handle in enumerate(tasks):
         if only in (None, number):
             first, size = 3 * number + 1, backbone.config.vocab_size
             prompt = tuple((first + 7 * place) % size for place in range(PROMPTS[number]))
             info = handle.resident.info if handle is not None and handle.resident is not None else None
             text = Generation(f"check{number}", prompt, TOKENS, Sampling(logprobs=SHOWN), info, handle)
-            stepper.batcher.add(text)
-            told[text.id] = []
-    while stepper.batcher.running:
-        for text, _, chosen in stepper.step():
-            assert chosen is not None  # it was asked for
-            told[text.id].append(chosen)
-    return list(told.values())
+            runner.batcher.add(text)
+            tokens[text.id] = []
+    while runner.batcher.running:
+        for text, _, chosen in runner.step(AUTO):
+            assert chosen is not None  # log probabilities are wanted
+            tokens[text.id].append(chosen)
+    return list(tokens.values())
 
 
 def _distance(found: Sequence[SampledToken], wanted: Sequence[SampledToken]) -> float:
     """The largest difference of a log probability; infinite where the likeliest tokens have none in common.
 
-    Once the likeliest token is another, what follows is another text and says nothing.
+    Tokens after a different one are not compared: they continue another text.
     """
     worst = 0.0
     for one, other in zip(found, wanted, strict=True):

@@ -9,17 +9,18 @@ INCOMPLETE = "\ufffd"  # what a decoder makes of the first bytes of a character
 
 
 class TextStream:
-    """The text of one sequence. What was released never changes; all of it together is the whole text."""
+    """Decodes one text for `OutputProcessor`. What it returns never changes; all of it together is the whole text."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()):
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._ids: list[int] = []
-        self._begin = self._read = 0  # the tokens that are decoded together, and those of them whose text is known
-        self._held = ""
-        self.stopped = False
+        self._begin = 0  # the first of the tokens that are decoded together
+        self._read = 0  # how many tokens have had their text returned
+        self._held = ""  # text that may be the beginning of a stop text
+        self.stopped = False  # whether a stop text was met
 
     def push(self, token: int) -> str:
-        """The text that is certain now; `stopped` says whether a stop text was met."""
+        """Take a token; the further text that is certain now, which may be empty."""
         self._ids.append(token)
         text = self._decode(self._ids[self._begin :])
         if text.endswith(INCOMPLETE):
@@ -29,7 +30,7 @@ class TextStream:
         return self._release(fresh)
 
     def flush(self) -> str:
-        """What was held back, at the end of a text that no stop text has ended."""
+        """The text that was held back, at the end of a sequence that no stop text has ended."""
         text = self._decode(self._ids[self._begin :])
         rest = self._release(text[len(self._decode(self._ids[self._begin : self._read])) :])
         held, self._held = self._held, ""
@@ -51,5 +52,5 @@ class TextStream:
 
 
 def _begun(text: str, stop: str) -> int:
-    """How many of the last characters may be the beginning of a stop text."""
+    """How many of the last characters of `text` may be the beginning of a stop text."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,65 +1,48 @@
-"""Making a generator for a backbone, and token ids of what a request gives as its prompt."""
+"""The entry to text generation: making a generator for an engine, and turning prompts into token ids."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
-from sparsehub.engine.arena_manager import ArenaManager
-from sparsehub.engine.batch_runner import AUTO
 from sparsehub.engine.generation.batcher import Batcher
+from sparsehub.engine.generation.context import GenerationContext
 from sparsehub.engine.generation.decoding_check import mixes_well
 from sparsehub.engine.generation.generator import Generator, Listen
-from sparsehub.engine.generation.limits import GenerationLimits
-from sparsehub.engine.generation.model_runner import Stepper
+from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import end_tokens
 from sparsehub.engine.generation.packing import Packer
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.inputs import check_text
-from sparsehub.engine.model_loop import ModelLoop
 from sparsehub.engine.pending_request import Admit
-from sparsehub.engine.residency import Residency
-from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.task_handle import LOAD_SECONDS
 from sparsehub.engine.task_registry import Task
 from sparsehub.errors import DataError, RequestError
 from sparsehub.package.chat import check_messages, render
 from sparsehub.package.manifest import TEXT_GENERATION
 
-Lane = Callable[[str | None], Hashable | None]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
-def make_generator(
-    backbone: Backbone,
-    arena: ArenaManager,
-    residency: Residency,
-    targets: TargetModules,
-    limits: GenerationLimits,
-    lane: Lane,
-    loop: ModelLoop,
-) -> Generator | None:
-    """None for a backbone that is no causal language model; raises `BackboneError` where it cannot run in batches.
+def make_generator(context: GenerationContext) -> Generator | None:
+    """The generator of an engine, which does not run yet; None for a backbone that is no causal language model.
 
-    loop: of the other requests; the way in which it runs batches is the generator's too.
+    Two short texts are generated first, to prove that tasks can be mixed; where they cannot, every task has a lane of
+    its own. Raises `BackboneError` where the backbone cannot run in continuous batches.
     """
+    backbone = context.backbone
     if backbone.language_model is None:
         return None
     tokenizer = load_tokenizer(backbone.checkpoint)
-    batcher = Batcher(backbone, limits, end_tokens(tokenizer, backbone.language_model))
-    stepper = Stepper(arena, batcher, Packer(targets), lambda: loop.mode)
-    judge = Stepper(arena, batcher, Packer(targets), lambda: AUTO)
-    if not mixes_well(judge, residency, backbone, targets, limits.pages):
-        lane = _alone(lane)
-    arena.release_active()
-    return Generator(stepper, residency, limits, lane, tokenizer, max_tokens(tokenizer, backbone.config))
-
-
-def _alone(lane: Lane) -> Lane:
-    """Every task in a lane of its own, as soon as it is in memory."""
-    return lambda digest: None if lane(digest) is None else (digest or "backbone")
+    batcher = Batcher(backbone, context.limits, end_tokens(tokenizer, backbone.language_model))
+    runner = ModelRunner(context.arena, batcher, Packer(context.targets))
+    if not mixes_well(runner, context):
+        context = dataclasses.replace(context, lanes=dataclasses.replace(context.lanes, mixes=False))
+    runner.rest()
+    context.arena.release_active()
+    return Generator(context, runner, tokenizer, max_tokens(tokenizer, backbone.config))
 
 
 def ask(

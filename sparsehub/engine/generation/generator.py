@@ -1,4 +1,4 @@
-"""The generator: text of many tasks from one language model, a token of each running sequence a step."""
+"""The generator: texts of many tasks from one language model, a token of each running text per step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from sparsehub.engine.generation.admission_queue import AdmissionQueue
-from sparsehub.engine.generation.limits import GenerationLimits, GenerationUsage
-from sparsehub.engine.generation.model_runner import Stepper
+from sparsehub.engine.generation.context import GenerationContext
+from sparsehub.engine.generation.limits import GenerationUsage
+from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import OutputProcessor
 from sparsehub.engine.generation.request import Generation, Sampling, TextDelta
 from sparsehub.engine.pending_request import Admit
-from sparsehub.engine.residency import Residency
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import CancelledError, RequestError, SparsehubError, StoppingError, UnhealthyError
@@ -26,27 +26,19 @@ Listen = Callable[[TextDelta | None], None]
 
 
 class Generator:
-    """Any thread may submit and cancel; one thread runs `step` (see `start`).
+    """Generates the texts of an `Engine`. Any thread may submit and cancel; one thread runs `step` (see `start`).
 
-    lane: of a digest, None while its task is not in memory: what may run beside what; tokenizer: for this alone;
-    context: tokens of a prompt with its answer that the model takes.
+    tokenizer: used by no one else; max_tokens: of one sequence of the model, prompt and text together.
     """
 
-    def __init__(
-        self,
-        stepper: Stepper,
-        residency: Residency,
-        limits: GenerationLimits,
-        lane: Callable[[str | None], Hashable | None],
-        tokenizer: Any,
-        context: int,
-    ):
-        self.limits, self.context = limits, min(context, limits.pages * limits.page_tokens)
+    def __init__(self, context: GenerationContext, runner: ModelRunner, tokenizer: Any, max_tokens: int):
+        self.limits = context.limits
+        self.max_tokens = min(max_tokens, self.limits.pages * self.limits.page_tokens)
         self.tokenizer, self.tokenizer_lock = tokenizer, threading.Lock()
-        self.residency = residency
-        self._stepper, self._batcher = stepper, stepper.batcher
-        self._waiting = AdmissionQueue(limits, lambda generation: lane(generation.digest))
-        self._speeches: dict[str, OutputProcessor] = {}
+        self.residency = context.residency
+        self._planner, self._runner, self._batcher = context.planner, runner, runner.batcher
+        self._waiting = AdmissionQueue(self.limits, context.lanes)
+        self._outputs: dict[str, OutputProcessor] = {}  # of the running texts, by their ids
         self._lane: Hashable | None = None  # of what is running
         self._numbers = itertools.count()
         self._pages = self._steps = self._tokens = self._running = 0
@@ -66,7 +58,7 @@ class Generator:
         listen: Callable[[int], Listen] = lambda _: lambda _: None,
         admit: Admit = lambda _: None,
     ) -> list[Generation]:
-        """Queue sequences, all or none; the caller holds `handle` until this returns.
+        """Queue texts, all or none; the caller references `handle` until this returns.
 
         timeout: seconds that they may wait for a place; listen: what hears the pieces of each, by its number;
         admit: called with the tokens of all that they may come to, before any of them waits; what it raises is raised.
@@ -87,7 +79,7 @@ class Generator:
                 handle,
                 deadline,
                 listen(number),
-                wake=self._waiting.stir,
+                changed=self._waiting.changed,
             )
             for number, (prompt, length, sampling) in enumerate(zip(prompts, lengths, samplings, strict=True))
         ]
@@ -104,7 +96,7 @@ class Generator:
         return generations
 
     def _length(self, prompt: Sequence[int], sampling: Sampling) -> int:
-        """How many tokens the text may get; raises `RequestError` for what transformers would fall over later."""
+        """How many tokens a text may get; raises `RequestError` for what would break transformers' batching later."""
         if not prompt:
             raise RequestError("the prompt has no tokens", expected="some text")
         if min(prompt) < 0 or max(prompt) >= len(self.tokenizer):
@@ -113,32 +105,32 @@ class Generator:
                 found=f"{min(prompt)} to {max(prompt)}",
                 expected=f"0 to {len(self.tokenizer) - 1}",
             )
-        room, wanted = self.context - len(prompt), sampling.max_tokens
+        room, wanted = self.max_tokens - len(prompt), sampling.max_tokens
         if wanted is not None and wanted > self.limits.new_tokens:
             raise RequestError("max_tokens is too large", found=wanted, expected=f"at most {self.limits.new_tokens}")
         if room < (wanted or 1):
             raise RequestError(
                 "the prompt and max_tokens are longer than the model's context",
                 found=f"{len(prompt)} and {wanted or 1} tokens",
-                expected=f"at most {self.context} together",
+                expected=f"at most {self.max_tokens} together",
                 fix="shorten the prompt, or ask for fewer tokens",
             )
         return wanted or min(room, self.limits.new_tokens)
 
     def task_loaded(self, handle: TaskHandle) -> None:
-        """A task was loaded, or could not be: those that wait for it run, or hear why not."""
+        """Let the texts of a task run, or end them with the error of its load; `Residency` calls it."""
         if handle.error is not None:
-            for generation in self._waiting.take_all(lambda g: g.handle is handle):
+            for generation in self._waiting.take_of(handle):
                 self._end(generation, handle.error)
-        self._waiting.stir()
+        self._waiting.wake()
 
     @property
     def takes_work(self) -> bool:
-        """Whether nobody said stop and a started thread still runs."""
+        """Whether `stop` was not called and a started thread still runs."""
         return not self._stopping and (self._thread is None or self._thread.is_alive())
 
     def usage(self) -> GenerationUsage:
-        """As it was after the last step."""
+        """Counts for metrics, as they were after the last step."""
         return GenerationUsage(
             self._running, len(self._waiting), self._pages, self.limits.pages, self._steps, self._tokens
         )
@@ -151,13 +143,13 @@ class Generator:
         self._thread.start()
 
     def stop(self, drain: float) -> None:
-        """Take no more requests, and finish what is there for up to `drain` seconds; the rest ends unfinished."""
+        """Take no more requests, and go on for up to `drain` seconds; texts that still run then end with an error."""
         self._waiting.close()
         self._stopping = True
         if self._thread is not None:
             self._thread.join(drain)
             self._out_of_time = True
-            self._waiting.stir()
+            self._waiting.wake()
             self._thread.join()
         self._fail_all(StoppingError("the engine stopped before the text was whole"))
 
@@ -172,17 +164,17 @@ class Generator:
             raise
 
     def step(self, timeout: float | None = 0.0) -> bool:
-        """Let go, let in, and run one step: a token of every sequence that is past its prompt. False where nothing
-        could run within `timeout` seconds."""
-        self._stepper.check_weights()
-        self._let_go()
+        """Drop cancelled texts, admit waiting ones, and run one step: a token of every text that is past its prompt.
+        False where nothing could run within `timeout` seconds."""
+        self._runner.check_weights()
+        self._drop_cancelled()
         chosen, self._lane = self._waiting.admit(self._batcher.running, self._lane)
         for generation in chosen:
             self._batcher.add(generation)
-            self._speeches[generation.id] = OutputProcessor(generation, self.tokenizer, self._batcher.ends)
+            self._outputs[generation.id] = OutputProcessor(generation, self.tokenizer, self._batcher.ends)
         if not self._batcher.running:
             self._note_usage()
-            self._stepper.rest()
+            self._runner.rest()
             self._waiting.wait(timeout)
             return False
         self._run_step()
@@ -191,22 +183,22 @@ class Generator:
 
     def _run_step(self) -> None:
         try:
-            spoken = self._stepper.step()
+            tokens = self._runner.step(self._planner.mode)
         except Exception as error:  # prompts were checked: this is no request's fault, and the cache may hold anything
             log.exception("a step of text generation failed", exc_info=error)
             self._fail_all(_failed(error), waiting=isinstance(error, UnhealthyError))
             return
         self._steps += 1
-        for generation, token, chosen in spoken:
+        for generation, token, chosen in tokens:
             self._tokens += 1
-            speech = self._speeches[generation.id]
-            speech.hear(token, chosen)
-            if speech.finish is not None:
+            output = self._outputs[generation.id]
+            output.push(token, chosen)
+            if output.finish is not None:
                 self._batcher.drop(generation)  # where a stop text ended it, transformers would go on
                 self._end(generation)
 
-    def _let_go(self) -> None:
-        """Whoever was cancelled leaves the queue or the cache; whoever waited too long leaves the queue."""
+    def _drop_cancelled(self) -> None:
+        """Take cancelled texts out of the queue and the cache, and those that waited too long out of the queue."""
         for generation, error in self._waiting.dead(time.monotonic()):
             self._end(generation, error)
         for generation in self._batcher.running:
@@ -222,14 +214,14 @@ class Generator:
             self._end(generation, error)
 
     def _end(self, generation: Generation, error: SparsehubError | None = None) -> None:
-        """Say what there is to say, once, and let go of the task."""
-        speech = self._speeches.pop(generation.id, None)
+        """Give the text its result or its error, once, and give back its reference to the task."""
+        output = self._outputs.pop(generation.id, None)
         if error is not None:
             generation.future.set_exception(error)
         else:
-            assert speech is not None  # only what has run ends well
-            generation.future.set_result(speech.completion())
-        generation.say(None)
+            assert output is not None  # only what has run ends well
+            generation.future.set_result(output.completion())
+        generation.emit(None)
         self._release(generation)
 
     def _release(self, generation: Generation) -> None:

@@ -1,4 +1,4 @@
-"""What a generator may use, and what it uses."""
+"""What text generation may use, and what it uses."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from sparsehub.errors import UsageError
 
 @dataclass(frozen=True)
 class GenerationLimits:
-    """cache_tokens: keys and values that fit in the cache; page_tokens: of one page, which one sequence has to itself;
-    batch_tokens: of one step, prompts are split to fit; sequences: that run at once; waiting: that wait for a place;
-    new_tokens: the most that one request may ask for."""
+    """How much a `Generator` may run at once; given to `Engine`."""
 
-    cache_tokens: int = 4096
-    page_tokens: int = 16
-    batch_tokens: int = 256
-    sequences: int = 64
-    waiting: int = 512
-    new_tokens: int = 1024
+    cache_tokens: int = 4096  # whose keys and values fit in the cache, of all running texts together
+    page_tokens: int = 16  # of a page of the cache, which one text has to itself
+    batch_tokens: int = 256  # of one step; prompts are split to fit
+    sequences: int = 64  # texts that run at once
+    waiting: int = 512  # texts that may wait to be admitted
+    new_tokens: int = 1024  # the most that one text may ask for
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -29,21 +27,21 @@ class GenerationLimits:
 
     @property
     def pages(self) -> int:
+        """Pages of the cache."""
         return self.cache_tokens // self.page_tokens
 
     def pages_of(self, tokens: int) -> int:
-        """Pages that a sequence of so many tokens takes."""
+        """Pages that a text of so many tokens takes, prompt included."""
         return -(-tokens // self.page_tokens)
 
 
 @dataclass(frozen=True)
 class GenerationUsage:
-    """running, waiting: sequences; pages: of the cache that are in use now, of `most`; steps, tokens: since the start,
-    tokens that were generated."""
+    """What a `Generator` runs and has done; for metrics."""
 
-    running: int
+    running: int  # texts
     waiting: int
-    pages: int
-    most: int
-    steps: int
-    tokens: int
+    pages: int  # of the cache, in use
+    most: int  # pages of the cache in all
+    steps: int  # since the start
+    tokens: int  # generated since the start

@@ -1,8 +1,8 @@
-"""One step, in the way that its tasks want: in place for one of them, mixed for many."""
+"""Running one step of text generation: with one task's weights in place, or mixed for many tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -14,39 +14,44 @@ from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.generation.sampling import SampledToken
 from sparsehub.patch import Patch
 
-Spoken = list[tuple[Generation, int, SampledToken | None]]
+NextTokens = list[tuple[Generation, int, SampledToken | None]]  # the last one where log probabilities are wanted
 
 
-class Stepper:
-    """Holds the arena's lock for the time of a step; between two of them others may use the model."""
+class ModelRunner:
+    """Runs the steps of a `Generator`. It holds the arena's lock for the time of a step; between two of them the model
+    loop may use the model."""
 
-    def __init__(self, arena: ArenaManager, batcher: Batcher, packer: Packer, mode: Callable[[], str]):
+    def __init__(self, arena: ArenaManager, batcher: Batcher, packer: Packer):
         self.batcher = batcher
-        self._arena, self._packer, self._mode = arena, packer, mode
+        self._arena, self._packer = arena, packer
 
     @torch.inference_mode()
-    def step(self) -> Spoken:
-        """Run what transformers chooses of the sequences that were let in; the tokens that they say."""
+    def step(self, mode: str) -> NextTokens:
+        """Run what transformers' scheduler chooses of the sequences that were added; their next tokens.
+
+        mode: `mixed` for a mixed step wherever that is possible; otherwise a step of one task runs with its weights in
+        place.
+        """
         with self._arena.lock:
             parts = self.batcher.prepare()
             if not parts:
                 return []
-            spoken = self._run(parts)
+            tokens = self._run(parts, mode)
             handles = [part.generation.handle for part in parts if part.generation.handle is not None]
             self._arena.note_active(handles)
-            return spoken
+            return tokens
 
     def check_weights(self) -> None:
-        """Look at a part of the base weights, where it is time."""
+        """Check the next block of the base weights where it is time."""
         self._arena.check_if_due()
 
     def rest(self) -> None:
-        """Nothing runs: hold nothing."""
+        """Forget the last mixed batch, which holds its tasks' weights: nothing runs."""
         self._packer.forget()
 
-    def _run(self, parts: Sequence[PackedSpan]) -> Spoken:
+    def _run(self, parts: Sequence[PackedSpan], mode: str) -> NextTokens:
         alone = len({part.generation.digest for part in parts}) == 1
-        if alone and not (self._mode() == MIXED and parts[0].adapter is not None):
+        if alone and not (mode == MIXED and parts[0].adapter is not None):
             self._arena.swap.to(_patch_of(parts[0]))
             return self.batcher.run(parts)
         self._arena.swap.to(None)
@@ -58,5 +63,5 @@ def _patch_of(part: PackedSpan) -> Patch | None:
     handle = part.generation.handle
     if handle is None:
         return None
-    assert handle.resident is not None  # it was let in because its task is there, and it holds it
+    assert handle.resident is not None  # it was admitted because its task is resident, and references it
     return handle.resident.patch

@@ -1,4 +1,4 @@
-"""What one running sequence has said so far: text, probabilities, and whether it is done."""
+"""From the tokens of a running text to its parts: decoded step by step, with log probabilities, until it is done."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from sparsehub.engine.generation.sampling import SampledToken
 
 
 class OutputProcessor:
-    """Hears tokens, and says their text to whoever listens. finish: why it ended, None while it goes on."""
+    """Takes the tokens of one `Generation` from the `Generator`, and emits the text that is certain.
+
+    ends: tokens that end the text.
+    """
 
     def __init__(self, generation: Generation, tokenizer: Any, ends: Sequence[int]):
-        self.finish: str | None = None
+        self.finish: str | None = None  # why the text ended, `stop` or `length`; None while it goes on
         self._ends = ends
         self._generation, self._tokenizer = generation, tokenizer
         self._stream = TextStream(tokenizer, generation.sampling.stop)
         self._text: list[str] = []
-        self._untold: list[TokenLog] = []  # of tokens whose text is not whole yet
-        self._quiet = 0  # tokens since the last piece
+        self._pending_logs: list[TokenLog] = []  # of tokens whose text is not emitted yet
+        self._pending = 0  # how many those are
 
-    def hear(self, token: int, chosen: SampledToken | None) -> None:
-        """The next token."""
+    def push(self, token: int, chosen: SampledToken | None) -> None:
+        """Take the next token. chosen: its log probabilities, where they are wanted."""
         generation = self._generation
         generation.tokens.append(token)
-        self._quiet += 1
+        self._pending += 1
         text = self._stream.push(token)
         if chosen is not None:
-            self._untold.append(self._log(token, chosen))
+            self._pending_logs.append(self._log(token, chosen))
         if self._stream.stopped or token in self._ends:
             self.finish = STOP
         elif len(generation.tokens) >= generation.max_tokens:
@@ -37,19 +40,19 @@ class OutputProcessor:
         if self.finish is not None and not self._stream.stopped:
             text += self._stream.flush()
         if text or self.finish is not None:
-            self._say(text)
+            self._emit(text)
 
     def completion(self) -> Completion:
-        """All of it, once it is done."""
+        """The whole text, once it is done."""
         assert self.finish is not None
         generation = self._generation
         return Completion("".join(self._text), tuple(generation.tokens), self.finish, tuple(generation.logs))
 
-    def _say(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         self._text.append(text)
-        self._generation.logs.extend(self._untold)
-        self._generation.say(TextDelta(text, self._quiet, tuple(self._untold), self.finish))
-        self._untold, self._quiet = [], 0
+        self._generation.logs.extend(self._pending_logs)
+        self._generation.emit(TextDelta(text, self._pending, tuple(self._pending_logs), self.finish))
+        self._pending_logs, self._pending = [], 0
 
     def _log(self, token: int, chosen: SampledToken) -> TokenLog:
         top = tuple((other, self._tokenizer.decode([other]), logprob) for other, logprob in chosen.top)

@@ -1,4 +1,4 @@
-"""Whose tokens are whose in one step: the sequences that transformers has packed into a row, as a mixed batch."""
+"""Packing: the sequences that transformers has packed into one row of tokens, as a mixed batch of their tasks."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from sparsehub.engine.target_modules import TargetModules
 
 @dataclass(frozen=True)
 class PackedSpan:
-    """One sequence's tokens in a step. speaks: whether the last of them gives the next token; not where a prompt had to
-    be split, which only the last sequence of a step can be."""
+    """One text's tokens in a step."""
 
     generation: Generation
     tokens: int
-    speaks: bool
+    is_sampled: (
+        bool  # whether they give the next token; not where a prompt is split, which only a step's last one can be
+    )
 
     @property
     def adapter(self) -> AdapterWeights | None:
+        """What its task changes in a mixed step; None for the plain backbone."""
         handle = self.generation.handle
         return handle.resident.adapter if handle is not None and handle.resident is not None else None
 
 
 class Packer:
-    """Makes mixed batches of parts; the last one is kept, since most steps are like the one before."""
+    """Makes the mixed batches of `ModelRunner`. The last one is kept, since most steps are like the one before."""
 
     def __init__(self, targets: TargetModules):
         self._targets = targets
         self._last: tuple[tuple[object, ...], MixedBatch] | None = None
 
     def pack(self, parts: Sequence[PackedSpan]) -> MixedBatch:
-        """parts: in the order of their tokens; at least one of them changes something."""
-        key = tuple((part.generation.id, part.tokens, part.speaks) for part in parts)
+        """The mixed batch of a step. parts: in the order of their tokens; at least one of them has an adapter."""
+        key = tuple((part.generation.id, part.tokens, part.is_sampled) for part in parts)
         if self._last is None or self._last[0] != key:
             self._last = (key, _mixed(self._targets, parts))
         return self._last[1]
 
     def forget(self) -> None:
-        """Hold no task in memory for the sake of a batch that may not come again."""
+        """Drop the last batch: it keeps its tasks' weights in memory."""
         self._last = None
 
 
@@ -54,7 +56,7 @@ def _mixed(targets: TargetModules, parts: Sequence[PackedSpan]) -> MixedBatch:
             groups.append([part])
     tokens = [sum(part.tokens for part in group) for group in groups]
     adapters = [group[0].adapter for group in groups]
-    # One row of each sequence goes on to the output layer; of one that does not speak it is not looked at.
+    # One row of each sequence goes on to the output layer; where it is not sampled, nothing looks at it.
     return MixedBatch(
         targets, adapters, _bounds(tokens), packed=True, outputs=_bounds([len(group) for group in groups])
     )

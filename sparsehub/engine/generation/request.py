@@ -1,10 +1,11 @@
-"""What is asked of a generator, and what it says back."""
+"""One text to generate: how it is sampled, its parts while they come, and the whole."""
 
 from __future__ import annotations
 
 import logging
 import math
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -21,20 +22,15 @@ MOST_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class Sampling:
-    """How text is chosen.
+    """How the tokens of a text are chosen; the fields are those of OpenAI's API. Raises `RequestError` for a value out
+    of range."""
 
-    max_tokens: None for as many as the context and the generator's limit allow; temperature 0: always the likeliest
-    token; top_p: of the tokens that hold this share of the probability; seed: the same one gives the same text again,
-    whatever else runs; stop: texts before which it ends; logprobs: how many of the likeliest tokens are told of each
-    place, None for no probabilities at all.
-    """
-
-    max_tokens: int | None = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
+    max_tokens: int | None = 128  # None: as many as the context and the generator's limit allow
+    temperature: float = 0.0  # 0 to 2; 0: always the likeliest token
+    top_p: float = 1.0  # above 0 to 1: only of the likeliest tokens that hold this share of the probability
+    seed: int | None = None  # the same one gives the same text again, whatever else runs; None: a random one
+    stop: tuple[str, ...] = ()  # the text ends before the first of these
+    logprobs: int | None = None  # how many of the likeliest tokens each place reports; None: no probabilities at all
 
     def __post_init__(self) -> None:
         _within("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1, 1 << 20)
@@ -55,92 +51,88 @@ def _within(name: str, value: float, least: float, most: float) -> None:
 
 @dataclass(frozen=True)
 class TokenLog:
-    """A token that was chosen, its log probability under the model (at temperature 1), and the likeliest in its place:
-    (token, text, log probability), the likeliest first."""
+    """A token of a text with its log probability, where `Sampling.logprobs` wants it."""
 
     token: int
     text: str
-    logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()
+    logprob: float  # under the model, at temperature 1
+    top: tuple[tuple[int, str, float], ...] = ()  # the likeliest in its place: (token, text, log probability)
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """The next part of a text. tokens: how many it took; finish: `stop` or `length` with the last one."""
+    """The next part of a text, as `Generation.pieces` yields it."""
 
     text: str
-    tokens: int = 0
+    tokens: int = 0  # that it took
     logs: tuple[TokenLog, ...] = ()
-    finish: str | None = None
+    finish: str | None = None  # `stop` or `length` with the last part, None before
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole text. tokens: that were generated, an end token included; finish: `stop` or `length`."""
+    """A whole text; the result of a `Generation`."""
 
     text: str
-    tokens: tuple[int, ...]
-    finish: str
+    tokens: tuple[int, ...]  # that were generated, an end token included
+    finish: str  # `stop` or `length`
     logs: tuple[TokenLog, ...] = ()
 
 
 @dataclass(eq=False)
 class Generation:
-    """One sequence that waits, runs, or is done. Any thread may read it and cancel it.
-
-    task, handle: the very package that answers, None for the plain backbone; deadline: on the monotonic clock, until
-    which it may wait; listen: called with every piece in the generator's thread, and with None after the last.
-    """
+    """One text that waits, runs, or is done; `Engine.generate` gives it. Any thread may read it and cancel it."""
 
     id: str
     prompt: tuple[int, ...]
-    max_tokens: int
+    max_tokens: int  # that are generated at most
     sampling: Sampling
-    task: TaskInfo | None
-    handle: TaskHandle | None
-    deadline: float | None = None
-    listen: Callable[[TextDelta | None], None] = lambda _: None
+    task: TaskInfo | None  # of the very package that answers; None for the plain backbone
+    handle: TaskHandle | None  # its reference to that package, until it is done
+    deadline: float | None = None  # on the monotonic clock, until which it may wait to be admitted
+    listen: Callable[[TextDelta | None], None] = lambda _: None  # called with every part, then None, by the generator
     future: Future[Completion] = field(default_factory=Future)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # generated so far
     logs: list[TokenLog] = field(default_factory=list)
     cancelled: bool = False
-    arrived: float = 0.0
-    wake: Callable[[], None] = lambda: None
+    arrived: float = 0.0  # when it was queued, on the monotonic clock
+    changed: threading.Event = field(default_factory=threading.Event)  # set by `cancel`; the generator waits for it
     _pieces: queue.SimpleQueue[TextDelta | None] = field(default_factory=queue.SimpleQueue)
 
     @property
     def digest(self) -> str | None:
+        """Of its task; None for the plain backbone."""
         return self.task.digest if self.task is not None else None
 
     @property
     def length(self) -> int:
-        """Tokens that it may come to."""
+        """Tokens that it may come to, prompt and text together."""
         return len(self.prompt) + self.max_tokens
 
     def __post_init__(self) -> None:
-        self.future.set_running_or_notify_cancel()  # it ends by `cancel` below: the future's own would not be heard
+        self.future.set_running_or_notify_cancel()  # `cancel` below ends it: nobody would notice the future's own
 
     def cancel(self) -> None:
-        """Let go: what it has in the cache is freed before the next step; `result` raises `CancelledError`."""
+        """End it: its pages in the cache are freed before the next step, and `result` raises `CancelledError`."""
         self.cancelled = True
-        self.wake()
+        self.changed.set()
 
     def result(self, timeout: float | None = None) -> Completion:
-        """The whole text, once it is there; raises what kept it from being made."""
+        """Wait for the whole text, up to `timeout` seconds; raises why it could not be generated."""
         return self.future.result(timeout)
 
     def pieces(self) -> Iterator[TextDelta]:
-        """The text as it comes; raises at the end what broke it off. To be read once."""
+        """The text part by part, as it comes; raises at the end why it broke off. To be read once."""
         while (piece := self._pieces.get()) is not None:
             yield piece
         error = self.future.exception()
         if error is not None:
             raise error
 
-    def say(self, piece: TextDelta | None) -> None:
-        """For the generator: hand a piece to whoever listens."""
+    def emit(self, piece: TextDelta | None) -> None:
+        """Hand the next part, or None after the last one, to the reader; the generator calls it."""
         self._pieces.put(piece)
         try:
             self.listen(piece)
-        except Exception as error:  # whoever listens may be at fault; the texts of others go on
+        except Exception as error:  # the listener's own fault: the texts of others go on
             log.exception("a listener to generated text failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""The next token of every sequence of a step, each chosen in its own way, and what the model says of it."""
+"""Sampling: the next token of every text of a step, each by its own settings, and its log probabilities."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ MASKED = float("-inf")
 
 @dataclass(frozen=True)
 class SampledToken:
-    """The log probability of a chosen token at temperature 1, and the likeliest tokens in its place with theirs."""
+    """The probabilities of a token that was chosen, where its text wants them."""
 
-    logprob: float
-    top: tuple[tuple[int, float], ...]
+    logprob: float  # of the token, at temperature 1
+    top: tuple[tuple[int, float], ...]  # the likeliest tokens in its place, each with its log probability
 
 
 class Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
-    """Stands where transformers has its processors of logits; whatever it returns, the largest is taken.
+    """Takes the place of transformers' logits processors in a `Batcher`; the largest of what it returns is chosen.
 
-    A token is drawn by adding Gumbel noise to the logits, from a generator that the sequence has to itself: so its text
-    depends on its seed alone, not on what runs beside it.
+    A token is drawn by adding Gumbel noise to the logits. Every text has a random generator of its own, so it depends
+    on its seed alone and not on what runs beside it.
     """
 
     def __init__(self) -> None:
         super().__init__(LogitsProcessorList())
         self.do_processing = True
-        self.speakers: Sequence[Generation] = ()  # whose rows the next logits are, in order
-        self.chosen: list[SampledToken | None] = []  # what was asked to be told of each, after the step
-        self._draws: dict[str, torch.Generator] = {}
+        self.generations: Sequence[Generation] = ()  # whose rows the next logits are, in order; set before a step
+        self.chosen: list[SampledToken | None] = []  # of each, after the step; None where no probabilities are wanted
+        self._draws: dict[str, torch.Generator] = {}  # by the text's id
 
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:  # noqa: ARG002
-        """scores: [speakers, vocabulary] float32."""
-        shaped, self.chosen = scores, [None] * len(self.speakers)
-        for row, speaker in enumerate(self.speakers):
-            sampling = speaker.sampling
+        """Logits whose largest entry in each row is the token that is chosen. scores: [texts, vocabulary] float32."""
+        shaped, self.chosen = scores, [None] * len(self.generations)
+        for row, generation in enumerate(self.generations):
+            sampling = generation.sampling
             if sampling.temperature > 0:
                 shaped = shaped.clone() if shaped is scores else shaped
-                shaped[row] = self._shaped(scores[row], speaker)
+                shaped[row] = self._shaped(scores[row], generation)
             if sampling.logprobs is not None:
-                self.chosen[row] = _told(scores[row], int(shaped[row].argmax()), sampling.logprobs)
+                self.chosen[row] = _probabilities(scores[row], int(shaped[row].argmax()), sampling.logprobs)
         return shaped
 
     def forget(self, generation: Generation) -> None:
-        """The sequence is done."""
+        """Drop the random generator of a text that is done."""
         self._draws.pop(generation.id, None)
 
     def _shaped(self, logits: Tensor, generation: Generation) -> Tensor:
@@ -79,7 +79,7 @@ def _nucleus(logits: Tensor, share: float) -> Tensor:
     return logits.index_fill(0, places[before >= share], MASKED)
 
 
-def _told(logits: Tensor, token: int, count: int) -> SampledToken:
+def _probabilities(logits: Tensor, token: int, count: int) -> SampledToken:
     logs = logits.log_softmax(-1)
     values, places = logs.topk(min(count, len(logs)))
     return SampledToken(float(logs[token]), tuple(zip(places.tolist(), values.tolist(), strict=True)))

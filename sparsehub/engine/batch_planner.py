@@ -1,0 +1,88 @@
+"""Planning a batch: what each open way of running it will cost, and which one is taken."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsehub.backbone import Backbone
+from sparsehub.engine.arena_manager import ArenaManager
+from sparsehub.engine.batch_rows import BatchRows, by_task
+from sparsehub.engine.calibrate import measure_points
+from sparsehub.engine.cost_model import GROUPED, MIXED, SWAP, CostModel, RowGroup
+from sparsehub.engine.scheduler import Item
+from sparsehub.engine.target_modules import TargetModules
+
+AUTO = "auto"
+MODES = (AUTO, SWAP, MIXED)
+
+
+@dataclass(frozen=True)
+class ExecutionPlan:
+    """How a batch is to run; `BatchPlanner` makes it, and learns from what it took."""
+
+    mode: str  # `swap`, `mixed` or `grouped-swap`
+    groups: Sequence[RowGroup]  # its sizes, task by task
+    there: bool  # whether the first task's patch is in the arena already
+    predictions: dict[str, float]  # seconds of every way that is open to it
+
+
+class BatchPlanner:
+    """Says what a batch costs, for the scheduler, and how it is to run, for the model loop.
+
+    max_tokens: of one sequence of the backbone.
+    """
+
+    def __init__(self, arena: ArenaManager, backbone: Backbone, targets: TargetModules, max_tokens: int):
+        self.mode = AUTO  # the cheapest way, or `swap` or `mixed` wherever that is open; may change at any time
+        self._arena, self._backbone, self._targets, self._max_tokens = arena, backbone, targets, max_tokens
+
+    @functools.cached_property
+    def costs(self) -> CostModel:
+        """What batches cost on this machine; measured at the first use, which must not be under the arena's lock."""
+        with self._arena.lock:
+            self._arena.swap.to(None)
+            return CostModel(measure_points(self._backbone, self._targets, self._max_tokens))
+
+    def cost_per_token(self, batch: Sequence[Item]) -> float:
+        """Predicted seconds of a batch for each of its tokens, padding not counted; infinite where all of its rows were
+        cancelled at this moment and their tasks evicted."""
+        parts = [part.rows for part in by_task(batch)]
+        if not parts:
+            return math.inf
+        parts.sort(key=self.position)
+        plan = self.plan(parts)
+        return plan.predictions[plan.mode] / sum(row.tokens for rows in parts for row in rows.rows)
+
+    def plan(self, parts: Sequence[BatchRows]) -> ExecutionPlan:
+        """The way that the cost model says is cheapest, or the one of `mode` where it is open."""
+        costs = self.costs
+        sizes = [rows.group for rows in parts]
+        there = self._is_active(parts[0])
+        alone = SWAP if len(parts) == 1 else GROUPED
+        open_ways = [alone, *([MIXED] if _can_mix(parts) else [])]
+        predictions = {mode: costs.predict(mode, sizes, there=there) for mode in open_ways}
+        if self.mode == AUTO:
+            mode = min(predictions, key=lambda mode: predictions[mode])
+        else:
+            mode = MIXED if self.mode == MIXED and MIXED in predictions else alone
+        return ExecutionPlan(mode, sizes, there, predictions)
+
+    def learn(self, plan: ExecutionPlan, seconds: float) -> None:
+        """Correct the cost model by what a batch took. seconds: without its heads."""
+        self.costs.learn(plan.mode, plan.groups, seconds, there=plan.there)
+
+    def position(self, rows: BatchRows) -> tuple[bool, tuple[int, ...]]:
+        """A sort key for the parts of a batch: the task in the arena goes first, which saves a switch, and tasks whose
+        heads run as one are neighbours."""
+        return not self._is_active(rows), rows.answered
+
+    def _is_active(self, rows: BatchRows) -> bool:
+        return (rows.task.patch if rows.task is not None else None) is self._arena.swap.current
+
+
+def _can_mix(parts: Sequence[BatchRows]) -> bool:
+    tasks = [rows.task for rows in parts if rows.task is not None]
+    return bool(tasks) and all(task.adapter is not None for task in tasks)
