@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sparsehub import __version__
+
 RESULTS = Path(__file__).parent / "results"
 KEY = "key"  # of a setup: for programs, not shown
 T = TypeVar("T")
-VERSIONS = ("sparsehub", "torch", "transformers", "peft")
+LIBRARIES = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ def interleaved(cases: Sequence[Case], rounds: int, warmup: int = 2) -> dict[str
 def surroundings(threads: str) -> dict[str, Any]:
     """What a figure depends on beside the code. threads: torch's, inside one operation."""
     cores = len(os.sched_getaffinity(0))
-    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "machine": {"cpu": _cpu(), "cores": cores, "torch_threads": threads, "load": round(os.getloadavg()[1], 1)},
-        "versions": {**versions, "python": platform.python_version()},
+        "versions": {"sparsehub": __version__, **versions, "python": platform.python_version()},
         "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -19,7 +19,7 @@ Names are imported when they are first used, so `import sparsehub` is fast and n
 
 from sparsehub.lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Engine",

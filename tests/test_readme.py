@@ -1,4 +1,4 @@
-"""The README and the docs stay true: every command exists with its flags, every file and link is there."""
+"""The pages of the project stay true: every command exists with its flags, every file and link is there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from sparsehub.cli.app import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -47,6 +47,12 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", prose):
         assert (page.parent / link).exists(), link
+
+
+def test_files_that_contributing_names_are_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in re.findall(r"`((?:benchmarks|docs|serving|sparsehub|tests)/[\w./-]*)`", page):
+        assert (ROOT / path).exists(), path
 
 
 def test_files_that_the_readme_names_are_there() -> None:
