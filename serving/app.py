@@ -23,8 +23,8 @@ from serving.catalog.router import Routed, Router
 from serving.error_responses import failure
 from serving.metrics import Metrics
 from serving.middleware import RequestMiddleware
-from serving.openapi import ERROR_RESPONSES, describe_errors
-from serving.protocol.tasks import error_body
+from serving.openapi import ERROR_RESPONSES, install_openapi
+from serving.protocol.errors import error_body
 from serving.request.context import RequestContext, current_request
 from serving.routes import ROUTERS
 from serving.settings import Settings
@@ -152,7 +152,7 @@ def create_app() -> FastAPI:
     It is to be served behind a `RequestMiddleware` only, which makes the call that the routes answer.
     """
     app = FastAPI(title="sparsehub", version=__version__, docs_url="/docs", redoc_url=None, responses=ERROR_RESPONSES)
-    describe_errors(app)
+    install_openapi(app)
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(SparsehubError, _on_error)

@@ -7,7 +7,7 @@ import math
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
-from serving.protocol.tasks import error_body, status_of
+from serving.protocol.errors import error_body, status_of
 from serving.request.results import CLIENT_LEFT, ClientLeft
 from sparsehub.errors import QueueFullError, RateLimitError, SparsehubError, UnauthenticatedError
 

@@ -1,28 +1,16 @@
-"""What the endpoint's OpenAPI description says of errors: which there are, and that all of them have one shape."""
+"""What the endpoint's OpenAPI document says beside its routes' own models: the errors, and the chunks of streams."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.openapi.constants import REF_TEMPLATE
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
 
-
-class ErrorDetail(BaseModel):
-    """type: its kind, as OpenAI's clients know them; param: the field that is wrong; code: the class of our error."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """Every error of every route."""
-
-    error: ErrorDetail
-
+from serving.protocol.base import ApiModel
+from serving.protocol.errors import ErrorResponse
+from serving.protocol.openai import ChatCompletionChunk, CompletionChunk
 
 _ERRORS = {
     400: "The request does not fit: a wrong field, an empty or over-long input, nothing to change",
@@ -38,22 +26,51 @@ _ERRORS = {
     504: "The rows waited too long",
 }
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()
+    status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()
 }
+_ERROR_REF = REF_TEMPLATE.format(model=ErrorResponse.__name__)
+_CHUNKS: tuple[type[ApiModel], ...] = (CompletionChunk, ChatCompletionChunk)
 
 
-def describe_errors(app: FastAPI) -> None:
-    """Have the app describe itself without FastAPI's own shape for a malformed body, which it never sends."""
+def event_stream(chunk: type[ApiModel]) -> dict[str, Any]:
+    """The response of a route that streams where it is asked to: server-sent events, whose data is one chunk each.
+
+    FastAPI describes the answer that does not stream, by the route's `response_model`.
+    """
+    assert chunk in _CHUNKS, "the document describes it"
+    return {"content": {"text/event-stream": {"schema": {"$ref": REF_TEMPLATE.format(model=chunk.__name__)}}}}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Have the app describe itself with the chunks of its streams, and without FastAPI's own shape for a malformed
+    body, which it never sends."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            found = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            for verbs in found["paths"].values():
-                for operation in verbs.values():
-                    operation["responses"].pop("422", None)
-            for unused in ("HTTPValidationError", "ValidationError"):
-                found["components"]["schemas"].pop(unused, None)
-            app.openapi_schema = found
+            app.openapi_schema = _document(app)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _as_json(content: dict[str, Any]) -> None:
+    """FastAPI describes a text route's errors as text; they are JSON, as everywhere."""
+    if (plain := content.get("text/plain")) == {"schema": {"$ref": _ERROR_REF}}:
+        del content["text/plain"]
+        content["application/json"] = plain
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    for operation in (found for verbs in document["paths"].values() for found in verbs.values()):
+        responses = operation["responses"]
+        responses.pop("422", None)
+        for status in _ERRORS.keys() & {int(code) for code in responses}:
+            _as_json(responses[str(status)]["content"])
+    schemas: dict[str, Any] = document["components"]["schemas"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for chunk in _CHUNKS:
+        schema = chunk.model_json_schema(ref_template=REF_TEMPLATE, mode="serialization")
+        schemas |= {**schema.pop("$defs", {}), chunk.__name__: schema}
+    return document

@@ -1,49 +1,136 @@
-"""Tensors of the Open Inference Protocol, as JSON."""
+"""Requests and responses of the Open Inference Protocol, version 2 (KServe, Triton): tensors as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializeAsAny, SkipValidation
+
+from serving.protocol.base import ApiModel
+
+# requests
 
 
-class _Loose(BaseModel):
-    """The protocol lets clients send parameters that a server does not know."""
+class InferenceModel(ApiModel):
+    """The base of the protocol's requests: clients may send parameters that a server does not know."""
 
     model_config = ConfigDict(extra="ignore")
 
 
-class InputTensor(_Loose):
-    """data: flat, or one list for each row."""
+class InputTensor(InferenceModel):
+    """One text field of the task, for all rows."""
 
     name: str = Field(max_length=300)
     shape: list[int] = Field(min_length=1, max_length=4)
     datatype: Literal["BYTES"]
     data: list[str | list[str]]
+    """Flat, or one list for each row."""
 
 
-class OutputRequest(_Loose):
+class RequestedOutput(InferenceModel):
+    """An output that is wanted."""
+
     name: str = Field(max_length=300)
 
 
-class InferBody(_Loose):
-    """outputs: those that are wanted; all where it says none."""
+class InferenceRequest(InferenceModel):
+    """Rows, field by field."""
 
     inputs: list[InputTensor] = Field(min_length=1, max_length=64)
-    outputs: list[OutputRequest] | None = None
+    outputs: list[RequestedOutput] | None = None
+    """Those that are wanted; all where none is named."""
     id: str | None = Field(None, max_length=300)
 
 
-def strings(name: str, data: Sequence[Any]) -> dict[str, Any]:
-    return {"name": name, "datatype": "BYTES", "shape": [len(data)], "data": list(data)}
+# responses
 
 
-def json_strings(name: str, data: Sequence[Any]) -> dict[str, Any]:
+class ServerMetadata(ApiModel):
+    """What this server is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerLive(ApiModel):
+    """The process answers."""
+
+    live: bool
+
+
+class ServerReady(ApiModel):
+    """Whether the engine takes work."""
+
+    ready: bool
+
+
+class ModelReady(ApiModel):
+    """Whether a task can be asked."""
+
+    name: str
+    ready: bool
+
+
+class TensorMetadata(ApiModel):
+    """One tensor that a task takes or gives."""
+
+    name: str
+    datatype: Literal["BYTES", "FP32"]
+    shape: list[int]
+    """-1 is the number of rows."""
+
+
+class ModelMetadata(ApiModel):
+    """A task's tensors."""
+
+    name: str
+    versions: list[str]
+    platform: Literal["sparsehub"]
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class OutputTensor(ApiModel):
+    """One output, for all rows."""
+
+    name: str
+    datatype: Literal["BYTES", "FP32"]
+    shape: list[int]
+    # Not validated: it is the engine's own, and as many numbers as the vectors of all rows.
+    data: SerializeAsAny[SkipValidation[list[str] | list[float]]]
+    """Flat, row by row."""
+
+
+class InferenceParameters(ApiModel):
+    """The very package that answered."""
+
+    digest: str
+
+
+class InferenceResponse(ApiModel):
+    """One row of every output for each row of the inputs."""
+
+    model_name: str
+    model_version: str | None = None
+    """Absent where the plain backbone answers."""
+    parameters: InferenceParameters | None = None
+    """Absent where the plain backbone answers."""
+    id: str | None
+    """As the request said it."""
+    outputs: list[OutputTensor]
+
+
+def strings(name: str, data: Sequence[str]) -> OutputTensor:
+    return OutputTensor(name=name, datatype="BYTES", shape=[len(data)], data=list(data))
+
+
+def json_strings(name: str, data: Sequence[object]) -> OutputTensor:
+    """data: of JSON's types; each becomes one string."""
     return strings(name, [json.dumps(item, ensure_ascii=False) for item in data])
 
 
-def floats(name: str, shape: list[int], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """data: flat, row by row."""
-    return {"name": name, "datatype": "FP32", "shape": shape, "data": [value for row in rows for value in row]}
+def floats(name: str, shape: list[int], rows: Sequence[Sequence[float]]) -> OutputTensor:
+    return OutputTensor(name=name, datatype="FP32", shape=shape, data=[value for row in rows for value in row])

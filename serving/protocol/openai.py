@@ -1,41 +1,44 @@
-"""The shapes of text generation: OpenAI's completions and chat completions, asked and answered."""
+"""Requests and responses of text generation: OpenAI's completions and chat completions, whole and streamed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from sparsehub.engine import Completion, Generation, Sampling, TextDelta
-from sparsehub.engine.generation import TokenLog
+from serving.protocol.base import ApiModel, UsageInfo, usage_info
+from sparsehub.engine import Generation, Sampling
 from sparsehub.errors import RequestError
 
 MOST_TEXTS = 128  # of one request: prompts times n
 
 
-class StreamOptions(BaseModel):
-    """include_usage: one more message at the end of a stream, with the tokens that it took."""
+# requests
 
-    model_config = ConfigDict(extra="forbid")
+
+class StreamOptions(ApiModel):
+    """What a stream holds beside its text."""
 
     include_usage: bool = False
+    """One more chunk at the end, with the tokens that the request took."""
 
 
-class ProseBody(BaseModel):
+class GenerationRequest(ApiModel):
     """What both kinds of request have. What is not here is refused: a setting that nothing reads would be a lie."""
 
-    model_config = ConfigDict(extra="forbid")
-
     model: str = Field(min_length=1, max_length=300)
+    """A task, or the backbone."""
     temperature: float = 1.0
     top_p: float = 1.0
     n: int = Field(default=1, ge=1, le=MOST_TEXTS)
+    """Texts for each prompt."""
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str | None = None  # clients name their users; nobody asks here
+    user: str | None = None
+    """Accepted from clients that name their users; nothing reads it."""
 
     def samplings(self, max_tokens: int | None, logprobs: int | None) -> list[Sampling]:
         """Of the n texts of one prompt; each has a seed of its own, or all would be the same."""
@@ -44,12 +47,14 @@ class ProseBody(BaseModel):
         return [Sampling(max_tokens, self.temperature, self.top_p, seed, stop, logprobs) for seed in seeds]
 
 
-class CompletionBody(ProseBody):
-    """prompt: a text, several, or token ids; logprobs: how many alternatives to tell of each token."""
+class CompletionRequest(GenerationRequest):
+    """A text to go on from."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    """A text, several, token ids, or several lists of token ids."""
     max_tokens: int = 16
     logprobs: int | None = Field(default=None, ge=0, le=5)
+    """How many alternatives to return for each token."""
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -58,22 +63,26 @@ class CompletionBody(ProseBody):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class ChatBody(ProseBody):
-    """max_tokens, max_completion_tokens: the same, by its old and its new name; without either as many as fit."""
+class ChatCompletionRequest(GenerationRequest):
+    """A conversation to answer."""
 
     messages: list[dict[str, Any]]
+    """Each with a `role` and a `content`: a text, or a list of parts of type `text`."""
     max_tokens: int | None = None
+    """The old name of `max_completion_tokens`."""
     max_completion_tokens: int | None = None
+    """As many as fit where neither is given."""
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
+    """How many alternatives to return for each token, with `logprobs`."""
 
     @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
-    def told(self) -> int | None:
-        """Alternatives to tell of each token; None for no probabilities."""
+    def alternatives(self) -> int | None:
+        """To return for each token; None for no probabilities."""
         return self.top_logprobs if self.logprobs else None
 
     @property
@@ -90,74 +99,138 @@ def _plain(content: Any) -> Any:
     return "".join(str(part.get("text", "")) for part in content)
 
 
-class CompletionShape:
-    """Answers of `/v1/completions`."""
-
-    kind, whole, part = "cmpl", "text_completion", "text_completion"
-
-    def choice(self, index: int, done: Completion) -> dict[str, Any]:
-        return {"index": index, "text": done.text, "logprobs": _old_logs(done.logs, 0), "finish_reason": done.finish}
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """What a stream says of a text before it begins."""
-        del index
-        return None
-
-    def delta(self, index: int, piece: TextDelta, offset: int) -> dict[str, Any]:
-        logs = _old_logs(piece.logs, offset)
-        return {"index": index, "text": piece.text, "logprobs": logs, "finish_reason": piece.finish}
+# responses
 
 
-class ChatShape:
-    """Answers of `/v1/chat/completions`."""
+class GeneratedResponse(ApiModel):
+    """What stands before the choices of every answer and every chunk. The digest says which package gave them."""
 
-    kind, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
-
-    def choice(self, index: int, done: Completion) -> dict[str, Any]:
-        message = {"role": "assistant", "content": done.text}
-        return {"index": index, "message": message, "logprobs": _new_logs(done.logs), "finish_reason": done.finish}
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """What a stream says of a text before it begins."""
-        delta = {"role": "assistant", "content": ""}
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-
-    def delta(self, index: int, piece: TextDelta, offset: int) -> dict[str, Any]:
-        del offset
-        delta = {"content": piece.text} if piece.text else {}
-        return {"index": index, "delta": delta, "logprobs": _new_logs(piece.logs), "finish_reason": piece.finish}
+    id: str
+    object: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+    """As the request said it."""
+    task: str | None = None
+    """`name@version`; absent where the plain backbone answers."""
+    digest: str | None = None
 
 
-Shape = CompletionShape | ChatShape
+class CompletionLogprobs(ApiModel):
+    """One entry of every list for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    """The likeliest tokens in its place."""
+    text_offset: list[int]
+    """Characters of the text before the token."""
 
 
-def _old_logs(logs: Sequence[TokenLog], offset: int) -> dict[str, Any] | None:
-    """offset: characters that were said before."""
-    if not logs:
-        return None
-    offsets = [offset + sum(len(log.text) for log in logs[:place]) for place in range(len(logs))]
-    return {
-        "tokens": [log.text for log in logs],
-        "token_logprobs": [log.logprob for log in logs],
-        "top_logprobs": [{text: logprob for _, text, logprob in log.top} for log in logs],
-        "text_offset": offsets,
-    }
+class CompletionChoice(ApiModel):
+    """One text, or the next piece of one."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    """`stop` or `length`; null in all chunks but a text's last one."""
 
 
-def _new_logs(logs: Sequence[TokenLog]) -> dict[str, Any] | None:
-    if not logs:
-        return None
-    tops = [[_token(text, logprob) for _, text, logprob in log.top] for log in logs]
-    entries = zip(logs, tops, strict=True)
-    return {"content": [{**_token(log.text, log.logprob), "top_logprobs": top} for log, top in entries]}
+class CompletionResponse(GeneratedResponse):
+    """n texts of each prompt, in order."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: UsageInfo
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode(errors="replace"))}
+class CompletionChunk(GeneratedResponse):
+    """One event of a stream. The stream ends with the line `data: [DONE]`, or after an error's event without it."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    """One; none in the chunk that holds the usage."""
+    usage: UsageInfo | None = None
+    """In the last chunk, where `stream_options.include_usage` asks for it."""
 
 
-def usage(generations: Sequence[Generation], n: int) -> dict[str, int]:
+class TokenLogprob(ApiModel):
+    """One of the likeliest tokens in a token's place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    """The token's text in UTF-8."""
+
+
+class ChosenToken(TokenLogprob):
+    """The token that was chosen."""
+
+    top_logprobs: list[TokenLogprob]
+    """The likeliest in its place."""
+
+
+class ChatLogprobs(ApiModel):
+    """One entry for each token."""
+
+    content: list[ChosenToken]
+
+
+class ChatMessage(ApiModel):
+    """The answer to a conversation."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(ApiModel):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str
+    """`stop` or `length`."""
+
+
+class ChatCompletionResponse(GeneratedResponse):
+    """n answers to one conversation."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: UsageInfo
+
+
+class ChatDelta(ApiModel):
+    """What is added to a message."""
+
+    role: Literal["assistant"] | None = None
+    """In the first chunk of each answer."""
+    content: str | None = None
+
+
+class ChatChunkChoice(ApiModel):
+    """The next piece of one answer."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    """`stop` or `length`; null in all chunks but an answer's last one."""
+
+
+class ChatCompletionChunk(GeneratedResponse):
+    """One event of a stream. The stream ends with the line `data: [DONE]`, or after an error's event without it."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    """One; none in the chunk that holds the usage."""
+    usage: UsageInfo | None = None
+    """In the last chunk, where `stream_options.include_usage` asks for it."""
+
+
+def usage(generations: Sequence[Generation], n: int) -> UsageInfo:
     """Tokens in and out. A prompt counts once, however many texts it got."""
     prompt = sum(len(generation.prompt) for generation in generations[::n])
-    said = sum(len(generation.tokens) for generation in generations)
-    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    return usage_info(prompt, sum(len(generation.tokens) for generation in generations))

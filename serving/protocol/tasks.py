@@ -1,113 +1,83 @@
-"""The shapes of requests and answers: vLLM's for classify and score, OpenAI's for embeddings, models and errors."""
+"""Requests and responses of a task's routes: vLLM's shapes for classify and score, OpenAI's for embeddings, Cohere's
+and Jina's for rerank."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, SerializeAsAny, SkipValidation, WithJsonSchema
 
-from sparsehub.errors import (
-    BackboneError,
-    CancelledError,
-    ConflictError,
-    EngineError,
-    ForbiddenError,
-    FormatError,
-    HubError,
-    NotFoundError,
-    QueueFullError,
-    RateLimitError,
-    RequestError,
-    SparsehubError,
-    TrustError,
-    UnauthenticatedError,
-    UnhealthyError,
-    UnknownTaskError,
-    UsageError,
-)
+from serving.protocol.base import ApiModel, UsageInfo, usage_info
+from serving.protocol.errors import FailedItem
 
 if TYPE_CHECKING:
-    from sparsehub.engine import PendingRequest
+    from sparsehub.engine import TaskInfo
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_TEXTS: dict[str, Any] = {"type": "array", "items": _TEXT}
+_FIELDS: dict[str, Any] = {"type": "object", "additionalProperties": {"anyOf": [_TEXT, _TEXTS]}}
+_INPUTS: list[Any] = [_TEXT, _FIELDS, {"type": "array", "items": {"anyOf": [_TEXT, _FIELDS, _TEXTS]}}]
+# What an input is depends on the task, which checks it: a malformed one is refused with the task's own words.
+Inputs = Annotated[Any, WithJsonSchema({"anyOf": _INPUTS})]
+OptionalInputs = Annotated[Any, WithJsonSchema({"anyOf": [*_INPUTS, {"type": "null"}]})]
 
 
-class BodyTooLargeError(RequestError):
-    """More bytes than the endpoint reads."""
+# requests
 
 
-class BodyTooSlowError(RequestError):
-    """The bytes did not come in time."""
-
-
-STATUS: dict[type[SparsehubError], int] = {
-    UnauthenticatedError: 401,
-    ForbiddenError: 403,
-    TrustError: 403,
-    BodyTooSlowError: 408,
-    BodyTooLargeError: 413,
-    RateLimitError: 429,
-    RequestError: 400,
-    UsageError: 400,
-    UnknownTaskError: 404,
-    NotFoundError: 404,
-    ConflictError: 409,
-    QueueFullError: 429,
-    UnhealthyError: 503,
-    CancelledError: 504,
-    EngineError: 503,  # a task that cannot be loaded, or has no room: another replica may do better
-    HubError: 503,  # nor one whose hub is away, or brings other bytes than it promised
-    FormatError: 503,
-    BackboneError: 503,
-}
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-
-
-class Body(BaseModel):
-    """What every request has. truncate_prompt_tokens -1: cut inputs at the task's limit instead of refusing them."""
-
-    model_config = ConfigDict(extra="forbid")
+class TaskRequest(ApiModel):
+    """What every request has."""
 
     model: str = Field(min_length=1, max_length=300)
+    """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`."""
     truncate_prompt_tokens: Literal[-1] | None = None
+    """-1: cut inputs at the task's limit instead of refusing them."""
 
     @property
     def truncate(self) -> bool:
         return self.truncate_prompt_tokens is not None
 
 
-class ClassifyBody(Body):
-    """input: one item or a list; an item is a string, or an object with the task's fields, or a pair of strings."""
+class ClassifyRequest(TaskRequest):
+    """Inputs to give labels to."""
 
-    input: Any
+    input: Inputs
+    """One input or a list of them. An input is a text, an object with the task's fields, a pair of texts, or a list of
+    words."""
 
 
-class ScoreBody(Body):
-    """Either `input`, as for classify, or text_1 and text_2; a single text_1 is paired with every text_2."""
+class ScoreRequest(TaskRequest):
+    """Inputs to give a number to: either `input`, or `text_1` and `text_2`."""
 
-    input: Any = None
+    input: OptionalInputs = None
+    """As for classify."""
     text_1: str | list[str] | None = None
+    """A single one is paired with every `text_2`."""
     text_2: str | list[str] | None = None
 
 
-class RerankDocument(BaseModel):
+class RerankDocument(ApiModel):
     """A text as an object, as Cohere's clients send it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     text: str
 
 
-class RerankBody(Body):
-    """top_n: of the best, null for all."""
+class RerankRequest(TaskRequest):
+    """Documents to put in the order of how well they fit a query."""
 
     query: str
     documents: list[str | RerankDocument] = Field(min_length=1)
     top_n: int | None = Field(None, ge=1)
+    """How many of the best to return; null for all."""
     return_documents: bool = True
+    """Whether a result holds its document's text."""
 
 
-class EmbeddingsBody(Body):
+class EmbeddingsRequest(TaskRequest):
+    """Texts to give vectors to. `model` may also be the backbone."""
+
     input: str | list[str]
     encoding_format: Literal["float", "base64"] = "float"
 
@@ -116,32 +86,132 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def envelope(kind: str, body: Body, ticket: PendingRequest[Any], data: list[dict[str, Any]]) -> dict[str, Any]:
-    """What surrounds every list of answers. task, version and digest say exactly which package gave them."""
-    task = ticket.task
+# responses
+
+
+class ListResponse(ApiModel):
+    """What stands before every list of answers. The digest says exactly which package gave them."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    """Seconds since 1970."""
+    model: str
+    """As the request said it."""
+    task: str | None = None
+    """`name@version`; absent where the plain backbone answers."""
+    version: str | None = None
+    digest: str | None = None
+
+
+class Classification(ApiModel):
+    """One input's label."""
+
+    index: int
+    """Of the input in the request."""
+    label: str
+    probs: tuple[float, ...]
+    """A probability for each label, in the order of `labels`."""
+    num_classes: int
+
+
+class TaggedWord(ApiModel):
+    """One word's label."""
+
+    word: str
+    start: int | None = None
+    """Where the word begins in the text, in characters; absent where the input was a list of words."""
+    end: int | None = None
+    label: str
+    probs: tuple[float, ...]
+    num_classes: int
+
+
+class TaggedText(ApiModel):
+    """One input of token classification: a label for every word. Words that were cut off have no entry."""
+
+    index: int
+    words: list[TaggedWord]
+
+
+# SerializeAsAny: an item is written as the class that it is. As a union pydantic would write every item twice.
+
+
+class ClassifyResponse(ListResponse):
+    """One item for each input, in order."""
+
+    data: list[SerializeAsAny[Classification | TaggedText | FailedItem]]
+    usage: UsageInfo
+    labels: list[str]
+    """All labels of the task, in the order of the probabilities."""
+
+
+class ScoreItem(ApiModel):
+    """One input's number."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreResponse(ListResponse):
+    """One item for each input, in order."""
+
+    data: list[SerializeAsAny[ScoreItem | FailedItem]]
+    usage: UsageInfo
+
+
+class EmbeddingItem(ApiModel):
+    """One text's unit vector."""
+
+    object: Literal["embedding"]
+    index: int
+    # Not validated: it is the engine's own, and a thousand vectors of 384 numbers are much to look at twice.
+    embedding: SerializeAsAny[SkipValidation[list[float] | str]]
+    """Numbers, or where the request says base64, their little-endian float32."""
+
+
+class EmbeddingsResponse(ListResponse):
+    """One item for each text, in order."""
+
+    data: list[SerializeAsAny[EmbeddingItem | FailedItem]]
+    usage: UsageInfo
+
+
+class RerankResult(ApiModel):
+    """One document."""
+
+    index: int
+    """Of the document in the request."""
+    relevance_score: float
+    document: RerankDocument | None = None
+    """Absent where the request wants no documents back."""
+
+
+class RerankResponse(ApiModel):
+    """The documents, the best first, and after them those that failed."""
+
+    id: str
+    created: int
+    """Seconds since 1970."""
+    model: str
+    """As the request said it."""
+    task: str | None = None
+    """`name@version`; absent where the plain backbone answers."""
+    version: str | None = None
+    digest: str | None = None
+    usage: UsageInfo
+    results: list[SerializeAsAny[RerankResult | FailedItem]]
+
+
+def envelope(kind: str, model: str, task: TaskInfo | None, tokens: int) -> dict[str, Any]:
+    """The fields that every response of a task has. kind: what its id begins with; task: None for the backbone."""
     served = {"task": task.reference, "version": task.version, "digest": task.digest} if task else {}
+    created = int(time.time())
     return {
         "id": f"{kind}-{uuid.uuid4().hex}",
-        "object": "list",
-        "created": int(time.time()),
-        "model": body.model,
+        "created": created,
+        "model": model,
         **served,
-        "data": data,
-        "usage": {"prompt_tokens": ticket.tokens, "completion_tokens": 0, "total_tokens": ticket.tokens},
+        "usage": usage_info(tokens),
     }
-
-
-def error_body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's shape. What it quotes of a request may hold half of a surrogate pair: it goes escaped."""
-    message, param = _encodable(message), _encodable(param) if param else None
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def _encodable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
-
-
-def status_of(error: BaseException) -> int:
-    """The HTTP status of one of our errors."""
-    return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.error_responses import failure
-from serving.protocol.tasks import error_body
+from serving.protocol.errors import error_body
 from serving.ray.aggregate import MERGED
 from serving.ray.routing import carried, may_repeat, task_in
 from serving.request.body import read_body

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from starlette.types import Message, Receive
 
-from serving.protocol.tasks import BodyTooLargeError, BodyTooSlowError
+from serving.protocol.errors import BodyTooLargeError, BodyTooSlowError
 from serving.request.results import ClientLeft
 from serving.settings import Settings
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from serving.protocol.openai import MOST_TEXTS, ProseBody, Shape, usage
-from serving.protocol.tasks import error_body, status_of
+from serving.protocol.base import ApiModel
+from serving.protocol.errors import error_body, status_of
+from serving.protocol.formatters import Formatter
+from serving.protocol.openai import MOST_TEXTS, GenerationRequest, usage
 from serving.request.results import results
 from sparsehub.engine import Completion, Generation, PendingRequest, Sampling, TextDelta
 from sparsehub.engine.generation.entrypoint import Prompt
@@ -27,31 +29,35 @@ Heard = tuple[int, TextDelta | None]
 
 
 async def answer(
-    body: ProseBody, request: Request, shape: Shape, prompts: Sequence[Prompt], samplings: Sequence[Sampling]
-) -> Any:
+    body: GenerationRequest,
+    request: Request,
+    formatter: Formatter,
+    prompts: Sequence[Prompt],
+    samplings: Sequence[Sampling],
+) -> ApiModel | StreamingResponse:
     """n texts of each prompt. samplings: of the n texts of one prompt."""
-    texts = len(prompts) * body.n
-    if not 1 <= texts <= MOST_TEXTS:
-        problem = "too many texts in one request" if texts else "the prompt is empty"
-        raise RequestError(problem, found=texts, expected=f"1 to {MOST_TEXTS} texts")
+    count = len(prompts) * body.n
+    if not 1 <= count <= MOST_TEXTS:
+        problem = "too many texts in one request" if count else "the prompt is empty"
+        raise RequestError(problem, found=count, expected=f"1 to {MOST_TEXTS} texts")
     service: Service = request.app.state.service
     asked = [prompt for prompt in prompts for _ in samplings]
     heard: asyncio.Queue[Heard] = asyncio.Queue()
     listen = _listener(heard) if body.stream else _nobody
     generations = await _submit(service, body.model, asked, list(samplings) * len(prompts), listen)
     if body.stream:
-        return await _stream(body, shape, generations, heard)
+        return await _stream(body, formatter, generations, heard)
     try:
         found = await results(request, [generation.future for generation in generations])
     except BaseException:  # the client left, or the server gave the request up
         _cancel(generations)
         raise
-    choices = []
-    for index, done in enumerate(found):
+    texts: list[Completion] = []
+    for done in found:
         if isinstance(done, SparsehubError):
             raise done
-        choices.append(shape.choice(index, done))
-    return {**_head(body, shape, generations, shape.whole), "choices": choices, "usage": usage(generations, body.n)}
+        texts.append(done)
+    return formatter.response(_head(body, formatter, generations), texts, usage(generations, body.n))
 
 
 async def _submit(
@@ -95,7 +101,7 @@ def _listener(heard: asyncio.Queue[Heard]) -> Callable[[int], Callable[[TextDelt
 
 
 async def _stream(
-    body: ProseBody, shape: Shape, generations: Sequence[Generation], heard: asyncio.Queue[Heard]
+    body: GenerationRequest, formatter: Formatter, generations: Sequence[Generation], heard: asyncio.Queue[Heard]
 ) -> StreamingResponse:
     """Server-sent events. Nothing is sent before the first piece, so that what fails before it has an honest status."""
     try:
@@ -106,26 +112,30 @@ async def _stream(
     if first[1] is None and (error := generations[first[0]].future.exception()) is not None:
         _cancel(generations)
         raise error
-    events = _events(body, shape, generations, heard, first)
+    events = _events(body, formatter, generations, heard, first)
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
 async def _events(
-    body: ProseBody, shape: Shape, generations: Sequence[Generation], heard: asyncio.Queue[Heard], first: Heard
+    body: GenerationRequest,
+    formatter: Formatter,
+    generations: Sequence[Generation],
+    heard: asyncio.Queue[Heard],
+    first: Heard,
 ) -> AsyncIterator[str]:
-    head = _head(body, shape, generations, shape.part)
+    head = _head(body, formatter, generations)
     try:
         for index in range(len(generations)):
-            if (opening := shape.opening(index)) is not None:
-                yield _event({**head, "choices": [opening]})
+            if (opening := formatter.opening(head, index)) is not None:
+                yield _event(opening.model_dump(exclude_unset=True))
         async for index, piece, offset in _pieces(len(generations), heard, first):
             if piece is not None:
-                yield _event({**head, "choices": [shape.delta(index, piece, offset)]})
+                yield _event(formatter.chunk(head, index, piece, offset).model_dump(exclude_unset=True))
             elif (error := generations[index].future.exception()) is not None:
                 yield _event(error_body(str(error), status_of(error), code=type(error).__name__))
                 return
         if body.stream_options.include_usage:
-            yield _event({**head, "choices": [], "usage": usage(generations, body.n)})
+            yield _event(formatter.closing(head, usage(generations, body.n)).model_dump(exclude_unset=True))
         yield "data: [DONE]\n\n"
     finally:  # also where the client has left
         _cancel(generations)
@@ -152,12 +162,12 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
 
 
-def _head(body: ProseBody, shape: Shape, generations: Sequence[Generation], kind: str) -> dict[str, Any]:
-    """What surrounds every answer. task and digest say exactly which package gave it."""
+def _head(body: GenerationRequest, formatter: Formatter, generations: Sequence[Generation]) -> dict[str, Any]:
+    """What stands before every answer. task and digest say exactly which package gave it."""
     task = generations[0].task
     served = {"task": task.reference, "digest": task.digest} if task else {}
-    name = f"{shape.kind}-{uuid.uuid4().hex}"
-    return {"id": name, "object": kind, "created": int(time.time()), "model": body.model, **served}
+    name = f"{formatter.prefix}-{uuid.uuid4().hex}"
+    return {"id": name, "created": int(time.time()), "model": body.model, **served}
 
 
 def _cancel(generations: Sequence[Generation]) -> None:

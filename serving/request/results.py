@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from serving.protocol.tasks import error_body, status_of
 from sparsehub.errors import CancelledError, SparsehubError
 
 T = TypeVar("T")
@@ -56,8 +55,3 @@ def _noticed(waiting: asyncio.Future[Any]) -> None:
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def failed_item(index: int, error: SparsehubError) -> dict[str, Any]:
-    """What stands in a list of answers for a row that failed alone."""
-    return {"index": index, **error_body(str(error), status_of(error))}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
 
-from serving.protocol.openai import ChatBody, ChatShape
+from serving.openapi import event_stream
+from serving.protocol.base import ApiModel
+from serving.protocol.formatters import ChatFormatter
+from serving.protocol.openai import ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse
 from serving.request.completions import answer
 
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
-async def chat(body: ChatBody, request: Request) -> Any:
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletionResponse,
+    response_model_exclude_unset=True,
+    responses={200: event_stream(ChatCompletionChunk)},
+)
+async def chat(body: ChatCompletionRequest, request: Request) -> ApiModel | StreamingResponse:
     """n answers to one conversation."""
-    samplings = body.samplings(body.most_tokens, body.told)
-    return await answer(body, request, ChatShape(), [body.turns], samplings)
+    samplings = body.samplings(body.most_tokens, body.alternatives)
+    return await answer(body, request, ChatFormatter(), [body.turns], samplings)

@@ -8,8 +8,17 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serving.protocol.tasks import ClassifyBody, as_list, envelope
-from serving.request.results import failed_item, results
+from serving.protocol.errors import FailedItem, failed_item
+from serving.protocol.tasks import (
+    Classification,
+    ClassifyRequest,
+    ClassifyResponse,
+    TaggedText,
+    TaggedWord,
+    as_list,
+    envelope,
+)
+from serving.request.results import results
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.manifest import REGRESSION
 from sparsehub.package.outputs import Prediction
@@ -18,9 +27,9 @@ router = APIRouter()
 _WORD = re.compile(r"\S+")
 
 
-@router.post("/v1/classify")
-@router.post("/classify")
-async def classify(body: ClassifyBody, request: Request) -> dict[str, Any]:
+@router.post("/v1/classify", response_model=ClassifyResponse, response_model_exclude_unset=True)
+@router.post("/classify", response_model=ClassifyResponse, response_model_exclude_unset=True)
+async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
     """One answer per input, from the task that `model` names."""
     service = request.app.state.service
     if (await service.info(body.model)).spec.kind == REGRESSION:
@@ -28,30 +37,32 @@ async def classify(body: ClassifyBody, request: Request) -> dict[str, Any]:
     inputs = as_list(body.input)
     ticket = await service.submit(service.engine.classify, body.model, inputs, body.truncate)
     answers = await results(request, ticket.futures)
-    data = [_entry(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]
-    return {**envelope("classify", body, ticket, data), "labels": list(ticket.task.spec.labels)}
+    data = [_item(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]
+    common = envelope("classify", body.model, ticket.task, ticket.tokens)
+    return ClassifyResponse(**common, object="list", data=data, labels=list(ticket.task.spec.labels))
 
 
-def _entry(index: int, item: Any, answer: Prediction | SparsehubError) -> dict[str, Any]:
+def _item(index: int, item: Any, answer: Prediction | SparsehubError) -> Classification | TaggedText | FailedItem:
     if isinstance(answer, SparsehubError):
         return failed_item(index, answer)
     if answer.words:
-        return {"index": index, "words": tagged_words(item, answer)}
-    return {"index": index, **label_of(answer)}
+        return TaggedText(index=index, words=tagged_words(item, answer))
+    return Classification(index=index, **_label_of(answer))
 
 
-def tagged_words(item: Any, answer: Prediction) -> list[dict[str, Any]]:
+def tagged_words(item: Any, answer: Prediction) -> list[TaggedWord]:
     """Every word with its label. start, end: characters of the text, where the input was a text and no list of words.
 
     Words that were cut off, where the request lets inputs be cut, have no entry.
     """
     text = next(iter(item.values())) if isinstance(item, dict) else item
+    places: list[dict[str, Any]]
     if isinstance(text, str):
         places = [{"word": m[0], "start": m.start(), "end": m.end()} for m in _WORD.finditer(text)]
     else:
         places = [{"word": word} for word in text]
-    return [{**place, **label_of(word)} for place, word in zip(places, answer.words, strict=False)]
+    return [TaggedWord(**place, **_label_of(word)) for place, word in zip(places, answer.words, strict=False)]
 
 
-def label_of(answer: Prediction) -> dict[str, Any]:
-    return {"label": answer.label, "probs": list(answer.scores), "num_classes": len(answer.scores)}
+def _label_of(answer: Prediction) -> dict[str, Any]:
+    return {"label": answer.label, "probs": answer.scores, "num_classes": len(answer.scores)}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
 
-from serving.protocol.openai import CompletionBody, CompletionShape
+from serving.openapi import event_stream
+from serving.protocol.base import ApiModel
+from serving.protocol.formatters import CompletionFormatter
+from serving.protocol.openai import CompletionChunk, CompletionRequest, CompletionResponse
 from serving.request.completions import answer
 
 router = APIRouter()
 
 
-@router.post("/v1/completions")
-async def completions(body: CompletionBody, request: Request) -> Any:
+@router.post(
+    "/v1/completions",
+    response_model=CompletionResponse,
+    response_model_exclude_unset=True,
+    responses={200: event_stream(CompletionChunk)},
+)
+async def completions(body: CompletionRequest, request: Request) -> ApiModel | StreamingResponse:
     """n texts of each prompt."""
     samplings = body.samplings(body.max_tokens, body.logprobs)
-    return await answer(body, request, CompletionShape(), body.prompts, samplings)
+    return await answer(body, request, CompletionFormatter(), body.prompts, samplings)

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import base64
 import struct
-from typing import Any
+from collections.abc import Callable
 
 from fastapi import APIRouter, Request
 
-from serving.protocol.tasks import EmbeddingsBody, as_list, envelope
-from serving.request.results import failed_item, results
+from serving.protocol.errors import failed_item
+from serving.protocol.tasks import EmbeddingItem, EmbeddingsRequest, EmbeddingsResponse, as_list, envelope
+from serving.request.results import results
 from sparsehub.errors import SparsehubError
 
 router = APIRouter()
 
 
-@router.post("/v1/embeddings")
-async def embeddings(body: EmbeddingsBody, request: Request) -> dict[str, Any]:
+@router.post("/v1/embeddings", response_model=EmbeddingsResponse, response_model_exclude_unset=True)
+async def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
     """One vector per text."""
     service = request.app.state.service
     reference = None if service.is_backbone(body.model) else body.model
     ticket = await service.submit(service.engine.embed, reference, as_list(body.input), body.truncate)
     vectors = await results(request, ticket.futures)
-    encode = _base64 if body.encoding_format == "base64" else list
+    encode: Callable[[list[float]], list[float] | str] = _base64 if body.encoding_format == "base64" else list
     data = [
         failed_item(i, v)
         if isinstance(v, SparsehubError)
-        else {"object": "embedding", "index": i, "embedding": encode(v)}
+        else EmbeddingItem(object="embedding", index=i, embedding=encode(v))
         for i, v in enumerate(vectors)
     ]
-    return envelope("embd", body, ticket, data)
+    common = envelope("embd", body.model, ticket.task, ticket.tokens)
+    return EmbeddingsResponse(**common, object="list", data=data)
 
 
 def _base64(vector: list[float]) -> str:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 router = APIRouter()
+UNREADY: dict[str, Any] = {
+    "description": "The engine takes no work",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
 
 
-@router.get("/healthz", response_class=PlainTextResponse)
+@router.get("/healthz", response_model=str, response_class=PlainTextResponse)
 async def healthz() -> PlainTextResponse:
     """The process answers."""
     return PlainTextResponse("ok\n")
 
 
-@router.get("/readyz", response_class=PlainTextResponse)
+@router.get("/readyz", response_model=str, response_class=PlainTextResponse, responses={503: UNREADY})
 async def readyz(request: Request) -> PlainTextResponse:
     """200 while the engine takes work, 503 otherwise."""
     healthy = request.app.state.service.engine.healthy
     return PlainTextResponse("ready\n" if healthy else "the engine is unhealthy\n", 200 if healthy else 503)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_model=str, response_class=PlainTextResponse)
 async def metrics(request: Request) -> PlainTextResponse:
     """Prometheus' text format."""
     service = request.app.state.service

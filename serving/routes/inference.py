@@ -7,12 +7,27 @@ shape, here too.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request, Response
 
-from serving.protocol.inference import InferBody, InputTensor, floats, json_strings, strings
+from serving.protocol.inference import (
+    InferenceParameters,
+    InferenceRequest,
+    InferenceResponse,
+    InputTensor,
+    ModelMetadata,
+    ModelReady,
+    OutputTensor,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    TensorMetadata,
+    floats,
+    json_strings,
+    strings,
+)
 from serving.request.results import results
 from serving.routes.classify import tagged_words
 from sparsehub import __version__
@@ -22,53 +37,52 @@ from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION
 
 router = APIRouter(prefix="/v2")
 TEXT = "input"  # the plain backbone's only field
+UNREADY: dict[str, Any] = {"model": ServerReady, "description": "The engine takes no work"}
 
 
-@router.get("")
-async def server() -> dict[str, Any]:
+@router.get("", response_model=ServerMetadata)
+async def server() -> ServerMetadata:
     """What this is."""
-    return {"name": "sparsehub", "version": __version__, "extensions": []}
+    return ServerMetadata(name="sparsehub", version=__version__, extensions=[])
 
 
-@router.get("/health/live")
-async def live() -> dict[str, bool]:
+@router.get("/health/live", response_model=ServerLive)
+async def live() -> ServerLive:
     """The process answers."""
-    return {"live": True}
+    return ServerLive(live=True)
 
 
-@router.get("/health/ready", response_model=dict[str, bool])
-async def ready(request: Request) -> JSONResponse:
+@router.get("/health/ready", response_model=ServerReady, responses={503: UNREADY})
+async def ready(request: Request, response: Response) -> ServerReady:
     """200 while the engine takes work, 503 otherwise."""
     healthy = request.app.state.service.engine.healthy
-    return JSONResponse({"ready": healthy}, 200 if healthy else 503)
+    response.status_code = 200 if healthy else 503
+    return ServerReady(ready=healthy)
 
 
-@router.get("/models/{task}/ready")
-@router.get("/models/{task}/versions/{version}/ready")
-async def model_ready(request: Request, task: str, version: str | None = None) -> dict[str, Any]:
+@router.get("/models/{task}/ready", response_model=ModelReady)
+@router.get("/models/{task}/versions/{version}/ready", response_model=ModelReady)
+async def model_ready(request: Request, task: str, version: str | None = None) -> ModelReady:
     """200 once the task's package was read and proved, which asking for it does."""
     info = await request.app.state.service.info(_reference(task, version))
-    return {"name": info.name, "ready": True}
+    return ModelReady(name=info.name, ready=True)
 
 
-@router.get("/models/{task}")
-@router.get("/models/{task}/versions/{version}")
-async def metadata(request: Request, task: str, version: str | None = None) -> dict[str, Any]:
+@router.get("/models/{task}", response_model=ModelMetadata)
+@router.get("/models/{task}/versions/{version}", response_model=ModelMetadata)
+async def metadata(request: Request, task: str, version: str | None = None) -> ModelMetadata:
     """The task's tensors; -1 is the number of rows."""
     info = await request.app.state.service.info(_reference(task, version))
-    inputs = [{"name": field, "datatype": "BYTES", "shape": [-1]} for field in _fields(info)]
-    return {
-        "name": info.name,
-        "versions": [info.version],
-        "platform": "sparsehub",
-        "inputs": inputs,
-        "outputs": _outputs(info),
-    }
+    inputs = [TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in _fields(info)]
+    outputs = _outputs(info)
+    return ModelMetadata(name=info.name, versions=[info.version], platform="sparsehub", inputs=inputs, outputs=outputs)
 
 
-@router.post("/models/{task}/infer")
-@router.post("/models/{task}/versions/{version}/infer")
-async def infer(body: InferBody, request: Request, task: str, version: str | None = None) -> dict[str, Any]:
+@router.post("/models/{task}/infer", response_model=InferenceResponse, response_model_exclude_unset=True)
+@router.post(
+    "/models/{task}/versions/{version}/infer", response_model=InferenceResponse, response_model_exclude_unset=True
+)
+async def infer(body: InferenceRequest, request: Request, task: str, version: str | None = None) -> InferenceResponse:
     """One row of every output for each row of the inputs. Where one fails, the request fails: tensors have no gaps."""
     service, reference = request.app.state.service, _reference(task, version)
     if service.is_backbone(reference):
@@ -90,7 +104,7 @@ def _fields(info: TaskInfo) -> tuple[str, ...]:
     return (*info.spec.text_fields, *info.spec.choice_fields)
 
 
-def _texts(body: InferBody, fields: tuple[str, ...]) -> dict[str, list[str]]:
+def _texts(body: InferenceRequest, fields: tuple[str, ...]) -> dict[str, list[str]]:
     """Every field's strings; raises `RequestError` where a field is missing or they are not equally many."""
     given = {tensor.name: _strings(tensor) for tensor in body.inputs}
     if set(given) != set(fields) or len(given) != len(body.inputs):
@@ -118,31 +132,38 @@ def _all(answers: list[Any]) -> list[Any]:
     return answers
 
 
-def _outputs(info: TaskInfo) -> list[dict[str, Any]]:
+def _outputs(info: TaskInfo) -> list[TensorMetadata]:
     if info.spec.kind == REGRESSION:
-        return [{"name": "score", "datatype": "FP32", "shape": [-1]}]
+        return [TensorMetadata(name="score", datatype="FP32", shape=[-1])]
     if info.spec.kind == TOKEN_CLASSIFICATION:
-        return [{"name": "words", "datatype": "BYTES", "shape": [-1]}]
-    probabilities = {"name": "probs", "datatype": "FP32", "shape": [-1, len(info.spec.labels)]}
-    return [{"name": "label", "datatype": "BYTES", "shape": [-1]}, probabilities]
+        return [TensorMetadata(name="words", datatype="BYTES", shape=[-1])]
+    probabilities = TensorMetadata(name="probs", datatype="FP32", shape=[-1, len(info.spec.labels)])
+    return [TensorMetadata(name="label", datatype="BYTES", shape=[-1]), probabilities]
 
 
-def _tensors(info: TaskInfo, rows: list[dict[str, str]], answers: list[Any]) -> list[dict[str, Any]]:
+def _tensors(info: TaskInfo, rows: list[dict[str, str]], answers: list[Any]) -> list[OutputTensor]:
     """The rows of words differ in length, so each is one string of JSON."""
     if info.spec.kind == REGRESSION:
         return [floats("score", [len(answers)], [[answer.value] for answer in answers])]
     if info.spec.kind == TOKEN_CLASSIFICATION:
-        return [json_strings("words", [tagged_words(row, answer) for row, answer in zip(rows, answers, strict=True)])]
+        tagged = [tagged_words(row, answer) for row, answer in zip(rows, answers, strict=True)]
+        return [json_strings("words", [[word.model_dump(exclude_unset=True) for word in words] for words in tagged])]
     shape = [len(answers), len(answers[0].scores)]
     return [strings("label", [a.label for a in answers]), floats("probs", shape, [a.scores for a in answers])]
 
 
-def _answer(body: InferBody, reference: str, info: TaskInfo | None, outputs: list[dict[str, Any]]) -> dict[str, Any]:
+def _answer(
+    body: InferenceRequest, reference: str, info: TaskInfo | None, outputs: Sequence[OutputTensor]
+) -> InferenceResponse:
     """What was asked for by name, or all; `parameters` says which package gave it."""
     wanted = [output.name for output in body.outputs or ()]
-    known = {output["name"]: output for output in outputs}
+    known = {output.name: output for output in outputs}
     if missing := [name for name in wanted if name not in known]:
         raise RequestError("there is no such output", found=missing[0][:100], expected=", ".join(known))
-    served = {"model_version": info.version, "parameters": {"digest": info.digest}} if info is not None else {}
-    name = info.name if info is not None else reference
-    return {"model_name": name, **served, "id": body.id, "outputs": [known[name] for name in wanted] or outputs}
+    chosen = [known[name] for name in wanted] or list(outputs)
+    if info is None:
+        return InferenceResponse(model_name=reference, id=body.id, outputs=chosen)
+    parameters = InferenceParameters(digest=info.digest)
+    return InferenceResponse(
+        model_name=info.name, model_version=info.version, parameters=parameters, id=body.id, outputs=chosen
+    )

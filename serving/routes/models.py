@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from serving.auth.caller import BACKBONE
+from serving.protocol.models import ModelCard, ModelList
 from serving.request.context import current_request
 from sparsehub.engine import TaskStatus
 from sparsehub.errors import UnknownTaskError
@@ -15,36 +16,36 @@ from sparsehub.task_ref import parse_model
 router = APIRouter()
 
 
-@router.get("/v1/models")
-async def models(request: Request) -> dict[str, Any]:
+@router.get("/v1/models", response_model=ModelList, response_model_exclude_unset=True)
+async def models(request: Request) -> ModelList:
     """Everything that can stand in `model` for this caller."""
-    return {"object": "list", "data": _seen(request)}
+    return ModelList(object="list", data=_seen(request))
 
 
-@router.get("/v1/models/{model:path}")
-async def model(request: Request, model: str) -> dict[str, Any]:
+@router.get("/v1/models/{model:path}", response_model=ModelCard, response_model_exclude_unset=True)
+async def model(request: Request, model: str) -> ModelCard:
     """One of them, by its name, its version or its digest; the newest of a bare name."""
     asked = parse_model(model).task
-    for entry in reversed(_seen(request)):
-        one = parse_model(entry["id"]).task
-        if asked == one or (asked.name == one.name and asked.matches(one.pin or "", entry.get("digest", ""))):
-            return entry
+    for card in reversed(_seen(request)):
+        one = parse_model(card.id).task
+        if asked == one or (asked.name == one.name and asked.matches(one.pin or "", card.digest or "")):
+            return card
     raise UnknownTaskError(f"unknown task {model[:200]!r}")
 
 
-def _seen(request: Request) -> list[dict[str, Any]]:
+def _seen(request: Request) -> list[ModelCard]:
     service, caller = request.app.state.service, current_request().caller
     backbone, started = service.settings.backbone, service.started
-    plain = {"id": backbone, "object": "model", "created": started, "owned_by": "sparsehub", "parent": None}
+    plain = ModelCard(id=backbone, object="model", created=started, owned_by="sparsehub", parent=None)
     tasks = [
-        _entry(status, backbone, started)
+        _card(status, backbone, started)
         for status in service.engine.status()
         if caller.may_ask(status.task.name) and service.router.serves(status.task.name, status.task.digest)
     ]
     return [*([plain] if caller.may_ask(BACKBONE) else []), *tasks]
 
 
-def _entry(status: TaskStatus, backbone: str, created: int) -> dict[str, Any]:
+def _card(status: TaskStatus, backbone: str, created: int) -> ModelCard:
     """What the task's package says is there once somebody has asked for the task: listing reads none."""
     task, info = status.task, status.info
     known: dict[str, Any] = {}
@@ -57,15 +58,15 @@ def _entry(status: TaskStatus, backbone: str, created: int) -> dict[str, Any]:
             "max_length": spec.max_length,
             "nnz": info.nnz,
         }
-    return {
-        "id": task.reference,
-        "object": "model",
-        "created": created,
-        "owned_by": "sparsehub",
-        "parent": backbone,
-        "version": task.version,
-        "digest": task.digest,
-        "where": status.where,
-        "bytes": status.nbytes,
+    return ModelCard(
+        id=task.reference,
+        object="model",
+        created=created,
+        owned_by="sparsehub",
+        parent=backbone,
+        version=task.version,
+        digest=task.digest,
+        where=status.where,
+        bytes=status.nbytes,
         **known,
-    }
+    )

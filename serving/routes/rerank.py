@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 
-from serving.protocol.tasks import RerankBody, envelope
-from serving.request.results import failed_item
+from serving.protocol.errors import failed_item
+from serving.protocol.tasks import RerankDocument, RerankRequest, RerankResponse, RerankResult, envelope
 from serving.request.scoring import scored
 from sparsehub.errors import SparsehubError
 
 router = APIRouter()
 
 
-@router.post("/v1/rerank")
-@router.post("/rerank")
-@router.post("/v2/rerank")
-async def rerank(body: RerankBody, request: Request) -> dict[str, Any]:
+@router.post("/v1/rerank", response_model=RerankResponse, response_model_exclude_unset=True)
+@router.post("/rerank", response_model=RerankResponse, response_model_exclude_unset=True)
+@router.post("/v2/rerank", response_model=RerankResponse, response_model_exclude_unset=True)
+async def rerank(body: RerankRequest, request: Request) -> RerankResponse:
     """The best documents first, by a regression over two texts, or on the plain backbone by their cosine."""
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
     ticket, scores = await scored(request, body.model, [[body.query, text] for text in texts], body.truncate)
@@ -26,15 +24,11 @@ async def rerank(body: RerankBody, request: Request) -> dict[str, Any]:
         ((value, index) for index, value in enumerate(scores) if not isinstance(value, SparsehubError)),
         key=lambda pair: (-pair[0], pair[1]),
     )
-    best = ranked[: body.top_n or len(ranked)]
-    entries = [
-        {
-            "index": index,
-            "relevance_score": value,
-            **({"document": {"text": texts[index]}} if body.return_documents else {}),
-        }
-        for value, index in best
-    ]
-    answer = envelope("rerank", body, ticket, [])
-    del answer["data"], answer["object"]
-    return {**answer, "results": [*entries, *failed]}
+    best = [_result(body, texts, index, value) for value, index in ranked[: body.top_n or len(ranked)]]
+    return RerankResponse(**envelope("rerank", body.model, ticket.task, ticket.tokens), results=[*best, *failed])
+
+
+def _result(body: RerankRequest, texts: list[str], index: int, value: float) -> RerankResult:
+    if body.return_documents:
+        return RerankResult(index=index, relevance_score=value, document=RerankDocument(text=texts[index]))
+    return RerankResult(index=index, relevance_score=value)

@@ -6,29 +6,30 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serving.protocol.tasks import ScoreBody, as_list, envelope
-from serving.request.results import failed_item
+from serving.protocol.errors import failed_item
+from serving.protocol.tasks import ScoreItem, ScoreRequest, ScoreResponse, as_list, envelope
 from serving.request.scoring import scored
 from sparsehub.errors import RequestError, SparsehubError
 
 router = APIRouter()
 
 
-@router.post("/v1/score")
-@router.post("/score")
-async def score(body: ScoreBody, request: Request) -> dict[str, Any]:
+@router.post("/v1/score", response_model=ScoreResponse, response_model_exclude_unset=True)
+@router.post("/score", response_model=ScoreResponse, response_model_exclude_unset=True)
+async def score(body: ScoreRequest, request: Request) -> ScoreResponse:
     """The task's number for every input; the plain backbone scores two texts by the cosine of their embeddings."""
     ticket, scores = await scored(request, body.model, _inputs(body), body.truncate)
     data = [
         failed_item(index, value)
         if isinstance(value, SparsehubError)
-        else {"index": index, "object": "score", "score": value}
+        else ScoreItem(index=index, object="score", score=value)
         for index, value in enumerate(scores)
     ]
-    return envelope("score", body, ticket, data)
+    common = envelope("score", body.model, ticket.task, ticket.tokens)
+    return ScoreResponse(**common, object="list", data=data)
 
 
-def _inputs(body: ScoreBody) -> list[Any]:
+def _inputs(body: ScoreRequest) -> list[Any]:
     if (body.input is None) == (body.text_1 is None):
         raise RequestError("give either input or text_1", expected="one of the two")
     if body.input is not None:

@@ -6,37 +6,36 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from serving.protocol.models import TaskState, TaskStateList
 from serving.request.context import current_request
 from sparsehub.engine import TaskStatus
 
 router = APIRouter()
 
 
-@router.get("/v1/tasks")
-async def tasks(request: Request) -> dict[str, Any]:
+@router.get("/v1/tasks", response_model=TaskStateList, response_model_exclude_unset=True)
+async def tasks(request: Request) -> TaskStateList:
     """Those that the caller may ask; a version that still drains is there too, and says so."""
     service, caller = request.app.state.service, current_request().caller
     seen = [status for status in service.engine.status() if caller.may_ask(status.task.name)]
-    return {"object": "list", "data": [_entry(status, service) for status in seen]}
+    return TaskStateList(object="list", data=[_state(status, service) for status in seen])
 
 
-def _entry(status: TaskStatus, service: Any) -> dict[str, Any]:
-    """nnz is null until the package was read; bytes: on the device; references: rows that wait or run, and one for the
-    task that is in the arena; p50, p99: of the latest requests."""
+def _state(status: TaskStatus, service: Any) -> TaskState:
     task, info = status.task, status.info
-    return {
-        "id": task.reference,
-        "object": "task",
-        "name": task.name,
-        "version": task.version,
-        "digest": task.digest,
-        "role": service.router.role(task.name, task.digest),
-        "where": status.where,
-        "pinned": status.pinned,
-        "bytes": status.nbytes,
-        "nnz": info.nnz if info is not None else None,
-        "kind": info.spec.kind if info is not None else None,
-        "references": status.references,
-        "why_swap": status.why_swap,
+    return TaskState(
+        id=task.reference,
+        object="task",
+        name=task.name,
+        version=task.version,
+        digest=task.digest,
+        role=service.router.role(task.name, task.digest),
+        where=status.where,
+        pinned=status.pinned,
+        bytes=status.nbytes,
+        nnz=info.nnz if info is not None else None,
+        kind=info.spec.kind if info is not None else None,
+        references=status.references,
+        why_swap=status.why_swap,
         **service.metrics.task_stats.of(task.digest),
-    }
+    )
