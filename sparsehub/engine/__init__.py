@@ -1,4 +1,4 @@
-"""Many tasks on one backbone: requests in, answers out. Knows no HTTP, no BentoML, no Ray."""
+"""The engine: many tasks on one backbone, requests in, answers out. Knows no HTTP, no BentoML, no Ray."""
 
 from sparsehub.engine.engine import Engine
 from sparsehub.engine.generation import Completion, Generation, GenerationLimits, Sampling, TextDelta

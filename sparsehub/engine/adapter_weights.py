@@ -1,4 +1,4 @@
-"""A task's changes by target: what its rows add in a mixed batch, made of its patch."""
+"""Adapter weights: a task's patch, cut up by the modules that it changes, as mixed batches add it to its rows."""
 
 from __future__ import annotations
 
@@ -18,41 +18,38 @@ from sparsehub.patch import Patch
 
 @dataclass(frozen=True)
 class AdapterWeights:
-    """One task's change of every target module that it touches, for mixed batches; `MixedBatch` reads it.
+    """One task's change of every target module that it touches; `MixedBatch` reads it."""
 
-    parts: what each touched target has instead of the backbone's, by target index; addresses: [targets, ADDRESSES]
-    int64, of the parts and of the backbone's own scales and shifts, on the device.
-    """
-
+    # by target index: what a Linear or Embedding adds, or the scale and shift that a norm has instead of its own
     parts: Mapping[int, SparseChange | ScaleShift]
+    # [targets, ADDRESSES] int64 on the device: where kernels find the parts, or the backbone's own scales and shifts
     addresses: Tensor
 
     @property
     def nbytes(self) -> int:
+        """Bytes of device memory."""
         return sum(part.nbytes for part in self.parts.values()) + self.addresses.nbytes
 
 
 @dataclass(frozen=True)
 class WeightSlice:
-    """The part of a patch in one place of the arena.
-
-    local: [k] int32 or int64 flat positions inside it; change: [k] float32, what an entry becomes less what it was, in
-    the arena's dtype: so a mixed row computes with the same weights as a swapped one, rounding included.
-    """
+    """The part of a patch in one parameter's place of the arena."""
 
     slot: Slot
-    local: Tensor
+    local: Tensor  # [k] int32 or int64: flat positions inside the place
+    # [k] float32: new value minus base value, both as the arena's dtype rounds them, so that a mixed row computes with
+    # the same weights as a swapped one
     change: Tensor
 
 
 def make_adapter_weights(targets: TargetModules, arena: Arena, patch: Patch) -> AdapterWeights | str:
-    """A patch by target; or why it cannot be mixed (`TargetModules.why_not`)."""
+    """A patch cut up by target module, for mixed batches; or why it cannot be mixed (`TargetModules.why_not`)."""
     pieces = list(pieces_of(arena, patch))
     problem = targets.why_not({piece.slot for piece in pieces})
-    return problem or _by_site(targets, pieces, next(iter(arena.buffers.values())).device)
+    return problem or _by_target(targets, pieces, next(iter(arena.buffers.values())).device)
 
 
-def _by_site(targets: TargetModules, pieces: Sequence[WeightSlice], device: torch.device) -> AdapterWeights:
+def _by_target(targets: TargetModules, pieces: Sequence[WeightSlice], device: torch.device) -> AdapterWeights:
     found: dict[int, dict[str, WeightSlice]] = {}
     for piece in pieces:
         for target, role in targets.uses[piece.slot]:
@@ -65,6 +62,7 @@ def _by_site(targets: TargetModules, pieces: Sequence[WeightSlice], device: torc
 
 
 def pieces_of(arena: Arena, patch: Patch) -> Iterator[WeightSlice]:
+    """A patch cut up by the places of the arena, in their order; places that it does not change are left out."""
     for segment in patch.segments:
         slots = sorted({s for s in arena.slots.values() if s.dtype == segment.dtype}, key=lambda slot: slot.offset)
         edges = torch.tensor([[slot.offset, slot.offset + slot.numel] for slot in slots])
@@ -80,7 +78,7 @@ def pieces_of(arena: Arena, patch: Patch) -> Iterator[WeightSlice]:
 
 
 def _part(target: TargetModule, pieces: Mapping[str, WeightSlice]) -> SparseChange | ScaleShift:
-    """What a target has with the changes of its weight, its bias, or both."""
+    """A target's part, made of the changes of its weight, its bias, or both. pieces: by `weight` and `bias`."""
     weight, bias = pieces.get("weight"), pieces.get("bias")
     if target.base is not None:
         shift = target.base.bias if bias is None else _changed(target.base.bias, bias)
@@ -99,7 +97,7 @@ def _changed(vector: Tensor | None, piece: WeightSlice) -> Tensor:
 
 
 def _compressed(piece: WeightSlice, *, transposed: bool) -> SparseChange:
-    """By rows of dW [out, in]; transposed: the place is [in, out], as in Conv1D."""
+    """A weight's change as compressed rows of dW [out, in]. transposed: the place is [in, out], as in Conv1D."""
     rows, width = piece.slot.shape
     change = compress(piece.local, piece.change, rows, width, transposed=transposed)
     return for_gpu(change, piece.slot.dtype) if piece.change.is_cuda else change

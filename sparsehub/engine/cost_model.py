@@ -1,12 +1,12 @@
-"""What a batch will cost in each way of running it: a few points measured at start-up, and what was seen since.
+"""The cost model: how long a batch will take in each way of running it.
 
     forward(tokens)    a curve through measured points
     switch(entries)  = a + b entries
     sparse part      = c + d tokens + e sum over tasks of entries * ceil(tokens / 16)
 
-Tokens count with their padding. Two running ratios follow the machine: of forwards, learned from batches that needed
-nothing else, and of what comes on top in each way of running. A forward that turns out slow is slow in every way, so it
-cannot make one of them look better. Predictions and measurements are exported.
+The points are measured at start-up; tokens count with their padding. Running ratios then follow the machine: one of
+forwards, learned from batches that needed nothing else, and one of the additional time in each way of running. A
+forward that turns out slow is slow in every way, so it cannot make one of them look better.
 """
 
 from __future__ import annotations
@@ -20,40 +20,37 @@ import numpy as np
 
 SWAP, MIXED, GROUPED = "swap", "mixed", "grouped-swap"
 PLAIN = "plain"
-LANES = 16  # tokens that one step over an entry serves
-_SMOOTHING = 0.1  # weight of the newest batch in the running ratio
+LANES = 16  # tokens that a kernel computes in one pass over an entry
+_SMOOTHING = 0.1  # weight of the newest batch in the running ratios
 _WIDEST_RATIO = 4.0  # one absurd measurement (a suspended process) must not decide for long
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of one task. tokens: with their padding when they run alone; entries: of the task's delta, 0 for none."""
+    """The sizes of one task's rows in a batch, for predictions."""
 
-    tokens: int
-    entries: int
-    rows: int
-    longest: int
+    tokens: int  # with the padding that they have when they run alone
+    entries: int  # of the task's delta; 0 for the plain backbone
+    rows: int  # sequences
+    longest: int  # tokens of the longest one
 
 
 @dataclass(frozen=True)
 class CalibrationPoints:
-    """Measured seconds.
+    """What was measured on this machine at start-up (`calibrate.py`)."""
 
-    forward: (tokens, seconds), tokens rising; switch: (entries, seconds) of apply and restore; sparse: (tokens, work,
-    seconds), what a mixed forward took beyond the plain one; empty where nothing can be mixed.
-    """
-
-    forward: Sequence[tuple[int, float]]
-    switch: Sequence[tuple[int, float]]
-    sparse: Sequence[tuple[int, float, float]]
+    forward: Sequence[tuple[int, float]]  # (tokens, seconds) of plain forwards, tokens rising
+    switch: Sequence[tuple[int, float]]  # (entries, seconds) of applying and restoring a patch
+    sparse: Sequence[tuple[int, float, float]]  # (tokens, work, additional seconds) of mixed ones; empty where none is
 
 
 @dataclass
 class CostModel:
-    """Not thread-safe: the model thread predicts and learns. ratios: measured / predicted, of the forward (`plain`) and
-    of what comes on top by way of running."""
+    """Predicts what batches take, and learns from what they took; `BatchPlanner` uses it. Not thread-safe: the model
+    thread alone does both."""
 
     points: CalibrationPoints
+    # measured / predicted seconds: of the forward (`plain`), and of the additional time by way of running
     ratios: dict[str, float] = field(default_factory=lambda: {PLAIN: 1.0, SWAP: 1.0, MIXED: 1.0, GROUPED: 1.0})
 
     def __post_init__(self) -> None:
@@ -62,7 +59,7 @@ class CostModel:
         self._sparse = _fit([(1.0, p[0], p[1]) for p in self.points.sparse], [p[2] for p in self.points.sparse], 3)
 
     def forward(self, tokens: int) -> float:
-        """Seconds of a plain forward; beyond the last point by the last slope."""
+        """Seconds of a plain forward; beyond the last point extrapolated by the last slope."""
         curve = self.points.forward
         after = min(max(1, bisect.bisect_left(curve, (tokens, 0.0))), len(curve) - 1)
         (x0, y0), (x1, y1) = curve[after - 1 : after + 1]
@@ -70,7 +67,7 @@ class CostModel:
         return y1 + (max(tokens, curve[0][0]) - x1) * (max(0.0, slope) if tokens > x1 else slope)
 
     def switch(self, entries: int) -> float:
-        """Seconds to apply a task and to restore it."""
+        """Seconds to apply a patch and to restore it; 0 without entries."""
         once, an_entry = self._switch
         return once + an_entry * entries if entries else 0.0
 
@@ -80,12 +77,14 @@ class CostModel:
         return once + a_token * padded_tokens(groups) + a_step * work_of(groups)
 
     def predict(self, mode: str, groups: Sequence[RowGroup], *, there: bool = False) -> float:
-        """Seconds of one way of running. there: the first group's task is in the arena already."""
+        """Seconds of a batch without its heads. mode: `swap`, `mixed` or `grouped-swap`; there: whether the first
+        group's task is in the arena already."""
         plain, extra = self._parts(mode, groups, there)
         return plain * self.ratios[PLAIN] + extra * self.ratios[mode]
 
     def learn(self, mode: str, groups: Sequence[RowGroup], measured: float, *, there: bool = False) -> None:
-        """Correct the forward, or what came on top of it, by what a batch took."""
+        """Correct the ratio of the forward, or of the additional time, by the seconds that a batch took without its
+        heads."""
         plain, extra = self._parts(mode, groups, there)
         if extra == 0.0:
             self._move(PLAIN, measured / plain if plain else 1.0)
@@ -93,7 +92,7 @@ class CostModel:
             self._move(mode, max(0.0, measured - plain * self.ratios[PLAIN]) / extra)
 
     def _parts(self, mode: str, groups: Sequence[RowGroup], there: bool) -> tuple[float, float]:
-        """Seconds of the forwards, and of what comes on top."""
+        """Predicted seconds of the forwards, and of what comes on top: switches, or sparse parts."""
         if mode == MIXED:
             return self.forward(padded_tokens(groups)), self.sparse(groups)
         switches = [self.switch(group.entries) for group in groups]
@@ -110,13 +109,13 @@ def padded_tokens(groups: Sequence[RowGroup]) -> int:
 
 
 def work_of(groups: Sequence[RowGroup]) -> float:
-    """What the sparse part grows with: an entry is gone over once for `LANES` tokens."""
+    """What the sparse part's time grows with: entries, each once for every `LANES` tokens."""
     longest = max(group.longest for group in groups)
     return float(sum(group.entries * -(-group.rows * longest // LANES) for group in groups))
 
 
 def _fit(rows: Sequence[Sequence[float]], seconds: Sequence[float], columns: int) -> list[float]:
-    """Coefficients that are not negative, by least squares over each choice of columns: there are three at most."""
+    """Coefficients of a least-squares fit that are not negative: the best over all choices of at most three columns."""
     matrix, target = np.array(rows, float).reshape(len(rows), columns), np.array(seconds, float)
     best, least = [0.0] * columns, float((target**2).sum())
     for size in range(1, columns + 1):

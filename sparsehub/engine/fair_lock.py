@@ -1,4 +1,4 @@
-"""A lock that is given in the order in which it was asked for."""
+"""A lock that threads get in the order in which they asked for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from types import TracebackType
 
 
 class FairLock:
-    """The model thread asks for the arena again right after each batch: a loader would starve at an ordinary lock."""
+    """The lock of an `ArenaManager`. The model thread takes it again right after each batch: a thread that loads a task
+    would starve at an ordinary lock. Not reentrant."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -22,7 +23,7 @@ class FairLock:
                 self._held = True
                 return
             self._waiting.append(turn)
-        turn.wait()  # whoever lets go hands it over, so it is never free in between
+        turn.wait()  # the holder hands the lock over, so it is never free in between
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

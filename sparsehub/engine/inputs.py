@@ -1,4 +1,4 @@
-"""What a request gives as its inputs, as rows by field name; the checks that a model would not make."""
+"""Inputs of requests: turned into rows by field name, and checked for what a model would not notice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparsehub.package.manifest import (
 )
 
 Row = Mapping[str, Any]
-_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold one, UTF-8 and tokenizers cannot
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair: JSON can hold one, UTF-8 and tokenizers cannot
 
 
 def rows_of(task: TaskSpec, inputs: Sequence[Any]) -> list[Row]:
@@ -65,13 +65,13 @@ def _checked(task: TaskSpec, row: Row, fields: Sequence[str], place: int) -> Row
 
 
 def check_text(what: str, text: str) -> None:
-    """Raises `RequestError` for a string that is no text: one that UTF-8 and tokenizers cannot take."""
+    """Raise `RequestError` for a string that UTF-8 and tokenizers cannot take. what: names it in the error."""
     if _SURROGATE.search(text):
         raise RequestError(f"{what} is no text", found="half of a surrogate pair")
 
 
 def check_length(rows: Sequence[Encoded], limit: int) -> None:
-    """Raises `RequestError` for a row of more than `limit` tokens."""
+    """Raise `RequestError` for a row of more than `limit` tokens, or of none."""
     for place, row in enumerate(rows):
         if row.length > limit:
             raise RequestError(
@@ -85,7 +85,7 @@ def check_length(rows: Sequence[Encoded], limit: int) -> None:
 
 
 def text_spec(max_length: int) -> TaskSpec:
-    """One text a row, for embeddings."""
+    """The task spec of embeddings: a row is one text. max_length: in tokens."""
     return TaskSpec(
         kind=TEXT_CLASSIFICATION,
         labels=(),

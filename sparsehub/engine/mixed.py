@@ -1,7 +1,8 @@
-"""Run a batch of several tasks on the untouched arena: each row adds its own task's sparse part, module by module.
+"""Mixed batches: rows of several tasks in one pass on the base weights; each row adds its own task's sparse part.
 
-For the time of one forward pass the touched targets have a forward of their own; before and after it nothing is on the
-model, so compiled forwards and captured graphs of the plain backbone stay what they were.
+For the time of one pass the target modules that a task changes have a forward of their own, one function per kind at
+the end of this file. Before and after it nothing is on the model, so compiled forwards and captured graphs of the plain
+backbone stay what they were.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ Bounds = Sequence[tuple[int, int, int]]
 
 
 class MixedBatch:
-    """Whose rows are whose, and what each task changes, for one forward pass.
+    """One mixed pass: which rows are which task's, and what each task changes. `BatchRunner` makes one per batch,
+    generation's `Packer` one per kind of step.
 
     adapters: by slot, None for a task (or the plain backbone) that changes nothing, but not all None; bounds: (slot,
-    first row, row after the last), in order, without gaps; packed: the rows are tokens of one long sequence
-    [1, rows, width], not sequences; outputs: whose are the rows that go on to the output layer, where those are fewer.
+    first row, row after the last), in order, without gaps; packed: the rows are the tokens of one long sequence
+    [1, rows, width], not sequences; outputs: as `bounds`, of the rows that reach the output layer where those are
+    fewer.
     """
 
     def __init__(
@@ -52,14 +55,14 @@ class MixedBatch:
         self._bounds = bounds
         self._segments: dict[int, kernels.Segments] = {}
         self._touched: set[int] = set()
-        self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and what the target makes of it
+        self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
         if outputs and outputs[-1][2] < self.rows:
             self._segments[outputs[-1][2]] = kernels.segments_of(outputs)
         self._tables = _tables(targets, adapters)
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(targets.targets) else 0
 
     def segments(self, tokens: int) -> kernels.Segments:
-        """Of an input with so many tokens in all."""
+        """Which rows of an input are which task's; by the input's tokens in all."""
         known = self._segments.get(tokens)
         if known is None:
             a_row, rest = divmod(tokens, self.rows)
@@ -68,18 +71,19 @@ class MixedBatch:
         return known
 
     def changes(self, target: TargetModule) -> kernels.Changes[Any]:
+        """What every task changes in a target, for a kernel."""
         address = self._address + target.index * self._stride
         return kernels.Changes(_Parts(self.adapters, target), self._tables, target.index, address)
 
     def called_with(self, target: TargetModule) -> list[TargetModule]:
-        """The touched targets that are called after this one with its input."""
+        """The changed targets that are called after this one with the same input."""
         return [
             self.targets.targets[index] for index in self.targets.shared.get(target.index, ()) if index in self._touched
         ]
 
     @contextmanager
     def on_model(self) -> Iterator[None]:
-        """Inside, the backbone's forward is this batch's."""
+        """Inside, the backbone's changed targets have this batch's forward."""
         self._touched = set().union(*(adapter.parts for adapter in self.adapters if adapter is not None))
         modules = {index: self.targets.targets[index].module for index in self._touched}
         try:
@@ -95,14 +99,14 @@ class MixedBatch:
 
 
 def _tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
-    """[targets, slots, ADDRESSES]: the addresses of what every target has for every slot."""
+    """[targets, slots, ADDRESSES] int64: where the change of every target is for every slot."""
     device = next(adapter.addresses.device for adapter in adapters if adapter is not None)
     base = targets.base_addresses(device) if None in adapters else None
     return torch.stack([base if adapter is None else adapter.addresses for adapter in adapters], dim=1)  # type: ignore[misc]
 
 
 class _Parts(Sequence[Any]):
-    """What one target has for every slot; looked up only where a kernel asks, which the native ones do not."""
+    """The changes of one target by slot; looked up only by kernels that do not read the address tables."""
 
     __slots__ = ("adapters", "target")
 
@@ -118,7 +122,8 @@ class _Parts(Sequence[Any]):
 
 
 def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
-    """Of a module, and of those that will be called with the same input: they find theirs done."""
+    """Linear and Conv1D: the outputs of the target and of those that will be called with the same input, all at once;
+    the latter are kept in `done` for their own calls."""
     given, y = batch.done.pop(target.index, (None, None))
     if y is not None and given is x:
         return y
@@ -131,7 +136,7 @@ def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
 
 
 def _embedding(batch: MixedBatch, target: TargetModule, ids: Tensor) -> Tensor:
-    """Rows that were looked up; ids that all rows share are looked up for each, since their changes differ."""
+    """Embedding: the rows of the ids. Ids that all rows share are looked up for each row, since the changes differ."""
     if not batch.packed and len(ids) == 1:
         ids = ids.expand(batch.rows, *ids.shape[1:])
     y: Tensor = type(target.module).forward(target.module, ids).contiguous()
@@ -141,13 +146,13 @@ def _embedding(batch: MixedBatch, target: TargetModule, ids: Tensor) -> Tensor:
 
 
 def _layer_norm(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
-    """Normalise all rows, each with its own task's scale and shift."""
+    """LayerNorm: normalise all rows, each with its own task's scale and shift."""
     module: Any = target.module
     return kernels.layer_norm(x.contiguous(), batch.segments(_tokens(x)), batch.changes(target), module.eps)
 
 
 def _rms_norm(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
-    """Normalise all rows, each with its own task's scale. Where the module is no plain RMSNorm, by its own code."""
+    """RMSNorm: normalise all rows, each with its own task's scale; by the module's own code where it is a variant."""
     if target.epsilon is not None:
         return kernels.rms_norm(x.contiguous(), batch.segments(_tokens(x)), batch.changes(target), target.epsilon)
     assert target.neutral is not None  # every RMSNorm target has one

@@ -1,4 +1,4 @@
-"""Before anything is mixed on a backbone: does a mixed pass give what the changed weights give?"""
+"""The check of mixed batches at start-up: on this backbone, a mixed pass gives what the changed weights give."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsehub.engine.mixed import MixedBatch
 from sparsehub.engine.target_modules import TargetModules, find_target_modules, nothing_mixes, sample_batch
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 
-ENTRIES = 64  # changed in every place, or a thousandth of it
+ENTRIES = 64  # changed in every place, or a thousandth of the place where that is more
 ROWS, LENGTH = 2, 6
 # The largest difference, as a share of what the change moves the outputs by: rounding passes, a missed module does not.
 ALLOWED = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -22,7 +22,8 @@ log = logging.getLogger("sparsehub")
 
 
 def checked_targets(backbone: Backbone) -> TargetModules:
-    """The targets of a backbone, proved on a small batch; none where the proof fails. The arena must hold the base."""
+    """The modules of a backbone that can be mixed, proved on a small batch; none where the proof fails, with the reason
+    in the log. `Engine` asks once; the arena must hold the base weights."""
     try:
         targets = find_target_modules(backbone)
         problem = _problem(backbone, targets) if targets.uses else None
@@ -36,6 +37,7 @@ def checked_targets(backbone: Backbone) -> TargetModules:
 
 @torch.inference_mode()
 def _problem(backbone: Backbone, targets: TargetModules) -> str | None:
+    """What is wrong with mixed passes; None where they are right."""
     patch = make_patch(backbone, loud_delta(backbone, targets))
     adapter = make_adapter_weights(targets, backbone.arena, patch)
     assert isinstance(adapter, AdapterWeights)  # it changes nothing but what can be mixed
@@ -61,7 +63,7 @@ def _states(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
 
 
 def loud_delta(backbone: Backbone, targets: TargetModules) -> Delta:
-    """A few large changes in every place that can be mixed."""
+    """Large changes of a few entries in every place that can be mixed, for this check and that of text generation."""
     generator, parts = torch.Generator().manual_seed(0), {}
     for slot, name in {slot: name for name, slot in backbone.arena.slots.items() if slot in targets.uses}.items():
         if slot in targets.others:

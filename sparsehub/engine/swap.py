@@ -1,4 +1,4 @@
-"""Switching the arena between tasks: restore, then apply, with a journal of what may be in it."""
+"""Swap: switches the arena from one task to another, with a journal of the patch that may be in it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from sparsehub.patch import Patch, apply_patch, restore_patch
 
 
 class Swap:
-    """The one writer of an arena. Not thread-safe: the engine holds its lock around every call."""
+    """The only writer of an arena; `BatchRunner`, `ModelRunner` and `ArenaManager` switch through it. Not thread-safe:
+    the arena manager's lock is held around every call."""
 
     def __init__(self, arena: Arena):
         self._arena = arena
-        self._journal: Patch | None = None  # what is in the arena, wholly or (after a failure) in part
-        self.healthy = True
-        self.moves = 0  # times that the arena became another
+        self._journal: Patch | None = None  # the patch in the arena, whole or (after a failure) in part
+        self.healthy = True  # whether it is known what is in the arena
+        self.moves = 0  # how many times the arena's weights have changed
 
     @property
     def current(self) -> Patch | None:
@@ -22,7 +23,7 @@ class Swap:
         return self._journal
 
     def to(self, patch: Patch | None) -> bool:
-        """Make `patch` (None: the base weights) the arena's state; returns whether anything had to move.
+        """Have `patch` (None: the base weights) in the arena; returns whether any weight had to change.
 
         When applying fails, the base weights are put back before the error goes on. When that fails too, the arena is
         unknown: `UnhealthyError`, now and at every later call.
@@ -43,7 +44,7 @@ class Swap:
         return True
 
     def reset(self) -> None:
-        """The arena was loaded anew: it holds the base weights, whatever was in it."""
+        """Note that the checkpoint was read again: the arena holds the base weights, whatever was in it."""
         self._journal, self.healthy = None, True
 
     def _restore(self) -> None:

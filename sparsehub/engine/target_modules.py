@@ -1,7 +1,7 @@
-"""The modules of a backbone that a mixed batch can run, found by watching one small forward pass.
+"""Target modules: the modules of a backbone that mixed batches can change, found by watching one small forward pass.
 
-A module is a target when it is of a kind that we know and sees its input row by row: then each row can have its own
-task's change. Whatever else a delta touches runs by swap, and `TargetModules.why_not` says why.
+A module is a target when its kind is one of those below and it sees its input row by row: then each row can have its
+own task's change. A task that changes anything else runs by swap, and `TargetModules.why_not` says why.
 """
 
 from __future__ import annotations
@@ -21,25 +21,22 @@ from sparsehub.kernels import ScaleShift
 from sparsehub.kernels.sparse import ADDRESSES, NOTHING
 
 LINEAR, CONV1D, EMBEDDING, LAYER_NORM, RMS_NORM = "Linear", "Conv1D", "Embedding", "LayerNorm", "RMSNorm"
-_ROWS, _LENGTH = 3, 5  # of the watched pass: different, and unlike most sizes inside a model
+_ROWS, _LENGTH = 3, 5  # of the watched pass: two numbers that differ from each other and from a model's usual sizes
 
 
 @dataclass(frozen=True)
 class TargetModule:
-    """One module. index: its row in address tables; base: a norm's unchanged scale and shift, in float32.
+    """One module that mixed batches can change."""
 
-    neutral: an RMSNorm's weight under which it only normalises; its scale is weight + 1 - neutral (some models count
-    from 1). epsilon: an RMSNorm's, where it was seen to compute what the kernel does; None where the model's own code
-    must run.
-    """
-
-    index: int
-    name: str
-    kind: str
+    index: int  # its row in address tables
+    name: str  # its dotted name in the model
+    kind: str  # `LINEAR`, `CONV1D`, `EMBEDDING`, `LAYER_NORM` or `RMS_NORM`
     module: nn.Module
-    base: ScaleShift | None = None
+    base: ScaleShift | None = None  # a norm's own scale and shift, in float32; None for other kinds
+    # the weight under which an RMSNorm only normalises; its scale is weight + 1 - neutral, since some models multiply
+    # by 1 + weight
     neutral: Tensor | None = None
-    epsilon: float | None = None
+    epsilon: float | None = None  # of an RMSNorm that computes what the kernel does; None where its own code must run
 
     @cached_property
     def matrix(self) -> tuple[Tensor, Tensor | None]:
@@ -50,29 +47,26 @@ class TargetModule:
 
 @dataclass(frozen=True)
 class TargetModules:
-    """The modules of a backbone that a mixed batch can change, and why others cannot be.
+    """The modules of a backbone that mixed batches can change, and why other places cannot be mixed."""
 
-    targets: by index; uses: what reads a place of the arena, as (target, `weight` or `bias`); others: why a place
-    that something else reads cannot be mixed; shared: the linear targets that are called with the very input of one
-    before them, as key and value are after query, by that one."""
-
-    targets: tuple[TargetModule, ...]
-    uses: Mapping[Slot, tuple[tuple[TargetModule, str], ...]]
-    others: Mapping[Slot, str]
+    targets: tuple[TargetModule, ...]  # by index
+    uses: Mapping[Slot, tuple[tuple[TargetModule, str], ...]]  # by place of the arena: (target, `weight` or `bias`)
+    others: Mapping[Slot, str]  # by place: why a change of it cannot be mixed
+    # by a linear target: those that are called after it with the same input, as key and value are after query
     shared: Mapping[int, tuple[int, ...]]
 
     def base_addresses(self, device: torch.device) -> Tensor:
-        """[targets, ADDRESSES] int64: the table of a task that changes nothing. A norm always has a scale."""
+        """[targets, ADDRESSES] int64: the address table of a task that changes nothing. A norm always has a scale."""
         rows = [NOTHING if target.base is None else target.base.addresses for target in self.targets]
         return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, ADDRESSES)
 
     def why_not(self, slots: set[Slot]) -> str | None:
-        """Why a change of these places cannot be mixed; None where it can."""
+        """Why a task that changes these places of the arena cannot be mixed; None where it can."""
         return next((self.others[slot] for slot in slots if slot in self.others), None)
 
 
 def find_target_modules(backbone: Backbone) -> TargetModules:
-    """Watch a pass of a few rows and sort the arena's places by whether a mixed batch can change them.
+    """Watch a pass of a few rows, and tell by it which modules a mixed batch can change (`mixing_check.py` proves it).
 
     The arena must hold the base weights.
     """
@@ -120,7 +114,7 @@ def _neutral(norm: Any) -> Tensor:
 
 
 def _epsilon(norm: Any, scale: Tensor) -> float | None:
-    """Of an RMSNorm that is x / sqrt(mean of squares + epsilon) * scale, up to rounding; None of any other."""
+    """The epsilon of an RMSNorm that is x / sqrt(mean of squares + epsilon) * scale, up to rounding; None of others."""
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if not isinstance(epsilon, float):
         return None
@@ -135,7 +129,7 @@ def _epsilon(norm: Any, scale: Tensor) -> float | None:
 
 @contextmanager
 def with_weight(module: nn.Module, weight: Tensor) -> Iterator[None]:
-    """Inside, the module computes with another weight."""
+    """Inside, the module computes with another weight. Its parameter is left alone."""
     parameters: dict[str, Any] = module._parameters
     own = parameters["weight"]
     parameters["weight"] = weight
@@ -146,12 +140,12 @@ def with_weight(module: nn.Module, weight: Tensor) -> Iterator[None]:
 
 
 def nothing_mixes(arena: Arena, reason: str) -> TargetModules:
-    """TargetModules of a backbone that runs by swap alone."""
+    """The target modules of a backbone whose tasks all run by swap."""
     return TargetModules((), {}, dict.fromkeys(arena.slots.values(), reason), {})
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """The kind of a module whose arithmetic we know; None for any other."""
+    """The kind of a module that mixed batches have a forward for; None for any other."""
     from transformers.pytorch_utils import Conv1D
 
     if type(module) is nn.Linear:
@@ -198,10 +192,10 @@ def _shapes(calls: Calls) -> dict[int, list[tuple[int, ...]]]:
 
 
 def _shared(calls: Calls, targets: Sequence[TargetModule]) -> dict[int, tuple[int, ...]]:
-    """`TargetModules.shared`: those whose every call was in the company of the same others."""
+    """`TargetModules.shared`: the linear targets that got the same input together in every call."""
     linear = {target.module: target.index for target in targets if target.kind in (LINEAR, CONV1D)}
     groups: dict[int, list[int]] = {}
-    for module, x in calls:  # which hold their inputs: no id is used twice
+    for module, x in calls:  # `calls` keeps the inputs alive, so no id is used twice
         if module in linear:
             groups.setdefault(id(x), []).append(linear[module])
     together = {tuple(group) for group in groups.values()}
@@ -210,14 +204,14 @@ def _shared(calls: Calls, targets: Sequence[TargetModule]) -> dict[int, tuple[in
 
 
 def sample_batch(backbone: Backbone, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """Token ids that mean nothing, for measuring and checking."""
+    """A batch of random token ids, for measuring and checking: `input_ids` and `attention_mask`, [rows, length]."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(backbone.config.vocab_size, (rows, length), generator=generator).to(backbone.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _problem(module: nn.Module, shapes: list[tuple[int, ...]]) -> str | None:
-    """Why a module is no target; None where it is one."""
+    """Why a module is no target; None where it is one. shapes: of its inputs in the watched pass."""
     if kind_of(module) is None:
         return "is of a kind that mixed batches do not know"
     if not shapes:
@@ -229,7 +223,7 @@ def _problem(module: nn.Module, shapes: list[tuple[int, ...]]) -> str | None:
 
 
 def _places(slots: Mapping[int, Slot], target: TargetModule) -> list[tuple[Slot, str]]:
-    """The places of the arena that a module's own parameters have, with their roles. slots: by the parameters' ids, so
-    that an output layer that is tied to the embedding has the embedding's."""
+    """The places of a module's own parameters in the arena, with the parameters' names. slots: by the parameters' ids,
+    so that an output layer that is tied to the embedding has the embedding's place."""
     own = target.module.named_parameters(recurse=False)
     return [(slots[id(parameter)], name) for name, parameter in own if id(parameter) in slots]
