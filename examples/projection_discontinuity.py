@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from sparsehub.training import TrainConfig
 from sparsehub.training.data import load_data
 from sparsehub.training.dense import DenseModel
-from sparsehub.training.fit import open_job
+from sparsehub.training.fitting import open_job
 from sparsehub.training.trainable import candidates
 
 DATA = Path(__file__).parent / "support" / "topic" / "train.jsonl"

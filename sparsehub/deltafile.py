@@ -13,14 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsehub.delta_format import BLOCK, DELTA_FILE, SCALE_GROUP, STORED_DTYPES, VALUE_KINDS
 from sparsehub.errors import DeltaError
 from sparsehub.tensorfile import Header, not_finite_at, parse_header, stored_array
 
-DELTA_FILE = "delta.safetensors"
-BLOCK = 65_536
-SCALE_GROUP = 256
-STORED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
-VALUE_KINDS = ("add", "set")
+__all__ = [
+    "BLOCK",
+    "DELTA_FILE",
+    "SCALE_GROUP",
+    "STORED_DTYPES",
+    "VALUE_KINDS",
+    "DeltaFileLayout",
+    "StoredDelta",
+    "check_kinds",
+    "group_sizes",
+    "validate_delta",
+]
 
 
 @dataclass(frozen=True)

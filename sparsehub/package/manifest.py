@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsehub.deltafile import DELTA_FILE, STORED_DTYPES, VALUE_KINDS
+from sparsehub.delta_format import DELTA_FILE, STORED_DTYPES, VALUE_KINDS
 from sparsehub.errors import FormatError, ManifestError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes, strict_json
 from sparsehub.schema import build

@@ -1,4 +1,4 @@
-"""What a selection rule is, the registry of rules, and how scores become a mask."""
+"""What a selection rule is, and how scores become a mask."""
 
 from __future__ import annotations
 
@@ -13,21 +13,8 @@ from torch import Tensor
 
 from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
+from sparsehub.selection.registry import GRANULARITIES, RULE_MODULES, rule_names
 from sparsehub.selection.threshold import top_k
-
-# Lazily imported: name -> module with `needs`, `defaults` and `scores`.
-_RULES = {
-    "sam": "sparsehub.selection.sam",
-    "sam-released": "sparsehub.selection.sam_released",
-    "sam-hessian": "sparsehub.selection.sam_hessian",
-    "fisher": "sparsehub.selection.fisher",
-    "child-tuning": "sparsehub.selection.child_tuning",
-    "snip": "sparsehub.selection.snip",
-    "random": "sparsehub.selection.random",
-    "magnitude": "sparsehub.selection.magnitude",
-    "bitfit": "sparsehub.selection.bitfit",
-}
-GRANULARITIES = ("global", "kind", "tensor")
 
 # What a rule may ask of the calibration rows. Each is a tensor per candidate, summed over the calibration:
 STATISTICS = (
@@ -77,15 +64,11 @@ class Rule(Protocol):
     def scores(self, request: SelectionRequest) -> ScoreOf: ...
 
 
-def rule_names() -> list[str]:
-    return sorted(_RULES)
-
-
 def rule_named(name: str) -> Rule:
     """The rule called `name`; raises `UsageError`, which names the nearest one."""
-    if name not in _RULES:
+    if name not in RULE_MODULES:
         raise UsageError(unknown_name("selection method", name, rule_names()))
-    return cast(Rule, importlib.import_module(_RULES[name]))
+    return cast(Rule, importlib.import_module(RULE_MODULES[name]))
 
 
 def budget_of(parameters: Mapping[str, Tensor], density: float) -> int:

@@ -14,7 +14,7 @@ from sparsehub.delta import value_dtypes
 from sparsehub.errors import UsageError
 from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, TEXT_GENERATION, check_name, check_version
 from sparsehub.schema import build, unknown_name
-from sparsehub.selection.rule import GRANULARITIES
+from sparsehub.selection.registry import GRANULARITIES
 from sparsehub.training.method import Method, method_named
 
 PRECISIONS = ("float32", "bfloat16", "float16")

@@ -14,7 +14,7 @@ from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TaskSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.training.batches import Collator
 from sparsehub.training.data import Split
-from sparsehub.training.fit import Fitted
+from sparsehub.training.fitting import Fitted
 from sparsehub.training.gradients import candidates_named, each_gradient, on_device, passes, requires_grad
 from sparsehub.training.metrics import IGNORED
 from sparsehub.training.sparse_model import gradient_at

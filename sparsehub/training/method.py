@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
-from sparsehub.selection import rule_named, rule_names
+from sparsehub.selection.registry import rule_names
 
 if TYPE_CHECKING:
     from sparsehub.training.job import Job, Prepared
@@ -52,5 +52,7 @@ def method_named(name: str) -> Method:
     if name in _METHODS:
         module: Any = importlib.import_module(_METHODS[name])
         return Method(name, module.defaults, module.options, module.prepare, getattr(module, "packages", True))
+    from sparsehub.selection.rule import rule_named  # imports torch, which the names of the methods do without
+
     rule, selected = rule_named(name), importlib.import_module("sparsehub.training.methods.selected")
     return Method(name, rule.defaults, rule.options, selected.prepare)

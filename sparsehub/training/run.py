@@ -13,7 +13,7 @@ from sparsehub.files import canonical_json, sha256_bytes, sha256_file, strict_js
 from sparsehub.package import Manifest, read_manifest, write_carded_package
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.training.config import TrainConfig
-from sparsehub.training.fit import Fitted, Metrics, device_named, fit
+from sparsehub.training.fitting import Fitted, Metrics, device_named, fit
 from sparsehub.training.job import Report
 from sparsehub.training.method import method_named
 from sparsehub.training.methods.phases import FIRST, FOUND_FILE

@@ -23,7 +23,7 @@ from sparsehub.errors import UsageError
 from sparsehub.files import write_file
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
-from sparsehub.training.fit import Fitted, fit
+from sparsehub.training.fitting import Fitted, fit
 from sparsehub.training.job import Report
 from sparsehub.training.losses import lipschitz, row_losses, trained
 from sparsehub.training.method import method_named
