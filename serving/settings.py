@@ -1,111 +1,168 @@
-"""What an endpoint serves and how, read from the environment once, at start-up.
+"""The settings of an endpoint, each defined once: what it serves and how.
 
-Environment variables reach a service however it is started: `sparsehub serve`, `bentoml serve`, a container.
+`sparsehub serve` makes its flags of them. A service reads them from its environment once, at start-up, however it is
+started: by `sparsehub serve`, `bentoml serve`, a container, Ray Serve.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
+from sparsehub.settings import (
+    FROZEN,
+    PREFIX,
+    Configuration,
+    Fallback,
+    Flag,
+    Names,
+    Naming,
+    OneOf,
+    Setting,
+    errors_named,
+    settings_of,
+    shown,
+    split_names,
+)
 
-PREFIX = "SPARSEHUB_"
+LIMITS, TEXTS, ACCESS = "Limits", "Text generation", "Who may ask"  # boxes of the command line's help
+DTYPES = ("float32", "float16", "bfloat16")
+BATCH_MODES = ("auto", "swap", "mixed")
 _NOT_SETTINGS = {"SPARSEHUB_CACHE"}
 _BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """backbone: a folder or an id; hub: a folder; tasks: references or package folders, empty for all of the hub.
+@dataclass(frozen=True, config=FROZEN)
+class Settings(Configuration):
+    """Everything that an endpoint is told. Raises `UsageError` for what makes no sense."""
 
-    policy: a file that says whose packages may run; the settings of the user who serves where there is none.
-
-    mode: how batches run: `auto`, `swap` or `mixed`; device_mib, host_mib: memory for tasks; 0 is no bound on the
-    device, and nothing on the host.
-
-    cache_tokens, new_tokens: of text generation: tokens that its cache holds, and the most that one text may get.
-
-    timeout: seconds until a waiting row is given up, or a body that does not come; below the server's own limit, so
-    that the reason reaches the client.
-
-    keys: the key file; without one the endpoint answers its own machine only, unless `open` lets everybody ask.
-    catalog: a file or HUB#NAME; what it says is served then, and `tasks` is empty.
-    body_kib, max_items, max_tokens: of one request.
-    console: whether the page for browsers is there, at /console.
-    """
-
-    backbone: str
-    revision: str | None = None
-    hub: str | None = None
-    tasks: tuple[str, ...] = ()
-    policy: str | None = None
-    dtype: str = "float32"
-    device: str = "cpu"
-    queue_rows: int = 4096
-    batch_tokens: int = 4096
-    batch_rows: int = 64
-    timeout: float = 50.0
-    mode: str = "auto"
-    device_mib: int = 0
-    host_mib: int = 0
-    cache_tokens: int = 8192
-    new_tokens: int = 1024
-    keys: str | None = None
-    catalog: str | None = None
-    open: bool = False
-    body_kib: int = 4096
-    max_items: int = 1024
-    max_tokens: int = 262_144
-    console: bool = False
+    backbone: Annotated[str, Field(description="The pretrained model: a folder, or an id of the Hugging Face Hub.")]
+    revision: Annotated[
+        str | None, Field(description="A branch, tag or commit of the backbone on the Hugging Face Hub.")
+    ] = None
+    hub: Annotated[
+        str | None, Field(description="Where tasks are fetched: a folder, s3://, gs://, az:// or hf://.")
+    ] = None
+    tasks: Annotated[
+        Names,
+        Flag(name="task", metavar="TASK", repeated=True),
+        Fallback("all of the hub"),
+        Field(description="A task to serve, by its reference or package folder; may be repeated."),
+    ] = ()
+    policy: Annotated[
+        str | None,
+        Flag(panel=ACCESS, metavar="FILE", inherited=True),
+        Fallback("the user's own"),
+        Field(description="A policy: whose packages may run (docs/hub.md)."),
+    ] = None
+    dtype: Annotated[str, OneOf(DTYPES), Field(description="Data type of the backbone's weights.")] = "float32"
+    device: Annotated[str, Field(description="Where it runs: cpu, cuda or cuda:1.")] = "cpu"
+    queue_rows: Annotated[
+        int, Flag(panel=LIMITS), Field(ge=1, description="Rows that may wait; beyond them the answer is 429.")
+    ] = 4096
+    batch_tokens: Annotated[
+        int, Flag(panel=LIMITS), Field(ge=1, description="Tokens of one batch, padding included.")
+    ] = 4096
+    batch_rows: Annotated[int, Flag(panel=LIMITS), Field(ge=1, description="Rows of one batch.")] = 64
+    timeout: Annotated[
+        float,
+        Flag(panel=LIMITS, metavar="SECONDS"),
+        Field(gt=0, description="How long a row may wait, and a request's body take; below the server's own 60."),
+    ] = 50.0
+    mode: Annotated[
+        str, OneOf(BATCH_MODES), Field(description="How batches run; auto takes the cheapest way for each.")
+    ] = "auto"
+    device_mib: Annotated[
+        int,
+        Flag(panel=LIMITS, metavar="MIB"),
+        Field(ge=0, description="Memory for tasks that are ready to run; 0 for no bound."),
+    ] = 0
+    host_mib: Annotated[
+        int,
+        Flag(panel=LIMITS, metavar="MIB"),
+        Field(ge=0, description="Host memory for tasks beside a GPU; 0 for none."),
+    ] = 0
+    cache_tokens: Annotated[
+        int, Flag(panel=TEXTS), Field(ge=1, description="Tokens whose keys and values the cache holds.")
+    ] = 8192
+    new_tokens: Annotated[int, Flag(panel=TEXTS), Field(ge=1, description="Tokens of one answer, at most.")] = 1024
+    keys: Annotated[
+        str | None,
+        Flag(panel=ACCESS, metavar="FILE"),
+        Field(description="The key file (see: sparsehub keys); it is read again when it changes."),
+    ] = None
+    catalog: Annotated[
+        str | None,
+        Flag(metavar="LOCATION"),
+        Field(description="What to serve, in place of tasks: a file or HUB#NAME (see: sparsehub catalog)."),
+    ] = None
+    open: Annotated[bool, Flag(panel=ACCESS), Field(description="Answer everybody, without a key.")] = False
+    body_kib: Annotated[
+        int, Flag(panel=LIMITS, metavar="KIB"), Field(ge=1, description="Size of one request; beyond it 413.")
+    ] = 4096
+    max_items: Annotated[int, Flag(panel=LIMITS), Field(ge=1, description="Inputs of one request.")] = 1024
+    max_tokens: Annotated[int, Flag(panel=LIMITS), Field(ge=1, description="Tokens of all inputs of one request.")] = (
+        262_144
+    )
+    console: Annotated[bool, Field(description="A page for browsers, at /console.")] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout < math.inf:
-            raise UsageError(f"{PREFIX}TIMEOUT must be a number of seconds above 0", found=self.timeout)
-        if self.device_mib < 0 or self.host_mib < 0:
-            raise UsageError("a budget is a number of MiB", found=f"{self.device_mib}, {self.host_mib}")
-        for name in ("body_kib", "max_items", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{PREFIX}{name.upper()} must be at least 1", found=getattr(self, name))
         if self.catalog is not None and self.tasks:
             raise UsageError("the catalogue says which tasks are served", found=", ".join(self.tasks), fix="name none")
         if self.keys is not None and self.open:
-            raise UsageError("an endpoint with keys is not open", fix=f"leave out {PREFIX}OPEN, or {PREFIX}KEYS")
+            raise UsageError("an endpoint with keys is not open", fix=f"leave out {shown('open')}, or {shown('keys')}")
 
     def to_environment(self) -> dict[str, str]:
         """The variables that `read_settings` turns back into these settings."""
-        values = dataclasses.asdict(self)
+        values = {setting.variable: getattr(self, setting.name) for setting in settings_of(Settings)}
         return {
-            PREFIX + name.upper(): ",".join(value) if isinstance(value, tuple) else str(value)
-            for name, value in values.items()
+            variable: ",".join(value) if isinstance(value, tuple) else str(value)
+            for variable, value in values.items()
             if value is not None
         }
 
 
+def settings_from(given: Mapping[str, Any], naming: Naming) -> Settings:
+    """Settings by their names, for an endpoint that has something to serve; errors name them as `naming` says."""
+    with errors_named(naming):
+        settings = Settings(**split_names(Settings, given))
+        if not (settings.hub or settings.tasks or settings.catalog):
+            raise UsageError("nothing to serve", fix=f"set {shown('hub')} or {shown('tasks')}")
+    return settings
+
+
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Settings from variables like SPARSEHUB_BACKBONE; raises `UsageError` for unknown or malformed ones."""
-    fields = {field.name: field for field in dataclasses.fields(Settings)}
-    given = {
-        name: value for name, value in environment.items() if name.startswith(PREFIX) and name not in _NOT_SETTINGS
-    }
+    variables = {setting.variable: setting for setting in settings_of(Settings)}
     values: dict[str, Any] = {}
-    for variable, text in given.items():
-        name = variable.removeprefix(PREFIX).lower()
-        if name not in fields:
-            raise UsageError(unknown_name("setting", variable, [PREFIX + field.upper() for field in fields]))
-        values[name] = _parse(variable, str(fields[name].type), text)
+    for variable, text in environment.items():
+        if not variable.startswith(PREFIX) or variable in _NOT_SETTINGS:
+            continue
+        if variable not in variables:
+            raise UsageError(unknown_name("setting", variable, list(variables)))
+        values[variables[variable].name] = _parse(variables[variable], text)
     if "backbone" not in values:
-        raise UsageError(
-            "no backbone is set", fix=f"set {PREFIX}BACKBONE, or start with: sparsehub serve --backbone ..."
-        )
-    if not any(values.get(source) for source in ("hub", "tasks", "catalog")):
-        raise UsageError("nothing to serve", fix=f"set {PREFIX}HUB or {PREFIX}TASKS")
-    return Settings(**values)
+        fix = f"set {PREFIX}BACKBONE, or start with: sparsehub serve --backbone ..."
+        raise UsageError("no backbone is set", fix=fix)
+    return settings_from(values, Naming("the environment", lambda name: PREFIX + name.upper()))
+
+
+def _parse(setting: Setting, text: str) -> Any:
+    try:
+        if setting.type is bool:
+            return _BOOLEANS[text]
+        return setting.type(text) if setting.type in (int, float) else text
+    except KeyError as error:
+        raise UsageError(f"{setting.variable} must be True or False", found=repr(text)) from error
+    except ValueError as error:
+        raise UsageError(f"{setting.variable} must be a number", found=repr(text)) from error
 
 
 def absolute(settings: Settings) -> Settings:
@@ -121,16 +178,3 @@ def _absolute(text: str) -> str:
     path, mark, name = text.partition("#")
     found = Path(path)
     return f"{found.absolute()}{mark}{name}" if found.exists() else text
-
-
-def _parse(variable: str, kind: str, text: str) -> Any:
-    try:
-        if kind.startswith("tuple"):
-            return tuple(part.strip() for part in text.split(",") if part.strip())
-        if kind == "bool":
-            return _BOOLEANS[text]
-        return {"int": int, "float": float}.get(kind, str)(text)
-    except KeyError as error:
-        raise UsageError(f"{variable} must be True or False", found=repr(text)) from error
-    except ValueError as error:
-        raise UsageError(f"{variable} must be a number", found=repr(text)) from error

@@ -34,6 +34,7 @@ from sparsehub.cli import (
     train,
     verify,
 )
+from sparsehub.cli.lazy_command import LazyCommand
 from sparsehub.cli.output import errors
 from sparsehub.errors import SparsehubError
 
@@ -48,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command("train")(train.train)
+app.command("train", cls=LazyCommand)(train.train)
 app.command("stability")(stability.stability)
 app.command("extract")(extract.extract)
 app.command("merge")(merge.merge)
@@ -69,7 +70,7 @@ app.command("copy")(copy.copy)
 app.command("gc")(gc.gc)
 app.command("compare")(compare.compare)
 app.command("materialize")(materialize.materialize)
-app.command("serve")(serve.serve)
+app.command("serve", cls=LazyCommand)(serve.serve)
 app.add_typer(keys.app, name="keys")
 app.add_typer(catalog.app, name="catalog")
 app.command("demo")(demo.demo)

@@ -34,7 +34,8 @@ def stability(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Refit without some of the training rows and with other seeds: how far do score and loss move?"""
-    from sparsehub.training.config import load_config
+    from sparsehub.settings import Naming
+    from sparsehub.training.config_file import load_config
     from sparsehub.training.stability import Plan, measure_stability
     from sparsehub.training.stability_plots import draw_stability, draw_sweep
 
@@ -42,10 +43,11 @@ def stability(
         raise UsageError("only the density can be swept", found=sweep, expected="--sweep density")
     if densities and sweep is None:
         raise UsageError("densities belong to a sweep", fix="give --sweep density")
-    settings = load_config(config, {"out": str(out), "name": "stability", **_changes(change)})
+    given = {"out": out, "name": "stability", **_changes(change)}
+    settings = load_config(config, given, Naming("stability", lambda name: f"--set {name}"))
     wanted = _densities(densities) if sweep else ()
     found = measure_stability(settings, Plan(refits, left_out, seeds, one_out, wanted), out, report=progress)
-    title = f"{settings.method} on {Path(settings.train).name}"
+    title = f"{settings.method} on {Path(str(settings.train)).name}"
     picture = out / ("sweep.png" if sweep else "stability.png")
     draw_sweep(found, title, picture) if sweep else draw_stability(found[0], title, picture)
     (out / "stability.md").write_text(_markdown(found, title), encoding="utf-8")
@@ -58,12 +60,12 @@ def stability(
 
 
 def _changes(given: list[str] | None) -> dict[str, Any]:
-    for text in given or ():
-        if "=" not in text:
-            raise UsageError("a setting is name=value", found=text, expected="for example method=random")
     import yaml
 
-    return {name: yaml.safe_load(value) for name, value in (text.split("=", 1) for text in given or ())}
+    from sparsehub.cli.flags import name_values
+
+    changes = name_values(given or (), "a setting is name=value", "method=random")
+    return {name: yaml.safe_load(value) for name, value in changes.items()}
 
 
 def _densities(text: str) -> tuple[float, ...]:

@@ -1,153 +1,248 @@
-"""Everything that `sparsehub train` can be told, in one frozen dataclass; flags and YAML files both end here."""
+"""The settings of a training run, each defined once.
+
+Flags, YAML files and Python make the same frozen value of them, and the command line's help is made of the definitions:
+nothing here imports torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
-import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from sparsehub.delta import value_dtypes
+from sparsehub.delta_format import STORED_DTYPES
 from sparsehub.errors import UsageError
 from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, TEXT_GENERATION, check_name, check_version
-from sparsehub.schema import build, unknown_name
+from sparsehub.schema import unknown_name
 from sparsehub.selection.registry import GRANULARITIES
-from sparsehub.training.method import Method, method_named
+from sparsehub.settings import (
+    FROZEN,
+    Configuration,
+    Fallback,
+    Flag,
+    Names,
+    OneOf,
+    PathText,
+    settings_of,
+    shown,
+)
+from sparsehub.training.method import Method, method_named, method_names
+from sparsehub.training.sources import Source
 
+DATA, CHANGES, LOOP = "Data", "What may change", "Training"  # boxes of the command line's help
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
-# What a run does where neither the user nor its method says otherwise.
-DEFAULTS: Mapping[str, Any] = {
-    "density": 0.005,
-    "granularity": "global",
-    "calibration_batches": 64,
-    "learning_rate": 2e-3,
-}
-_INF = float("inf")
-_RANGES = {
-    "density": (0, 1),
-    "nnz": (1, _INF),
-    "head_steps": (0, _INF),
-    "calibration_batches": (1, _INF),
-    "batch_size": (1, _INF),
-    "accumulation": (1, _INF),
-    "head_learning_rate": (0, _INF),
-    "weight_decay": (0, _INF),
-    "warmup": (0, 1),
-    "clip": (0, _INF),
-    "max_length": (1, 1 << 20),
-    "patience": (0, _INF),
-    "evaluation_steps": (0, _INF),
-    "seed": (0, (1 << 32) - 1),
-}
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
+@dataclasses.dataclass(frozen=True)
+class ByMethod(Fallback):
+    """What a run does where neither the user nor its method says otherwise."""
 
-    train, validation, test: a .jsonl, .json, .csv, .tsv or .parquet file, or `data-set[:configuration]:split` of the
-    Hugging Face Hub; text: one or two fields; choices: the fields of a multiple choice; labels: their names in order,
-    where the data has numbers or another order is wanted; density: share of the backbone's entries that may change, or
-    nnz: their number; include, exclude: shell patterns over parameter names that say which may change at all;
-    calibration_batches: how many batches a selection rule looks at; head_steps: steps in which the head trains alone
-    before that; options: the method's own settings; precision: of the forward pass, by autocast; compile: a backend of
-    torch.compile; preload: tokenise all rows once and keep them on the device; patience: evaluations without a better
-    metric before training stops, 0 for never; evaluation_steps: evaluate and save every so many steps, 0 for every
-    epoch; packing: training texts of a text generation one after another in full rows.
+    note: str = "some methods have another"
 
-    For a text generation, text is a field of texts, of prompts or of conversations, and label the prompts' completions;
-    where the rows have no such field, whole texts are learned.
+
+@dataclass(frozen=True, config=FROZEN)
+class TrainConfig(Configuration):
+    """Everything that one training run is told. Raises `UsageError` for what makes no sense.
+
+    Rows come from a file, a data set of the Hugging Face Hub, a list of dicts, a `datasets.Dataset` or a pandas frame.
+    For a text generation, `text` is a field of texts, of prompts or of conversations, and `label` the prompts'
+    completions; where the rows have no such field, whole texts are learned.
 
     Where density, granularity, calibration_batches or learning_rate are None, the method decides: see `resolved`.
     """
 
-    backbone: str
-    kind: str
-    name: str
-    train: str
-    text: tuple[str, ...]
-    out: str
-    label: str = "label"
-    validation: str | None = None
-    test: str | None = None
-    choices: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    revision: str | None = None
-    version: str = "0.1.0"
-    license: str = ""
-    method: str = "sam"
-    density: float | None = None
-    nnz: int | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    granularity: str | None = None
-    calibration_batches: int | None = None
-    head_steps: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
-    value_dtype: str = "float16"
-    epochs: float = 5.0
-    batch_size: int = 16
-    accumulation: int = 1
-    learning_rate: float | None = None
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: str = "linear"
-    warmup: float = 0.1
-    clip: float = 1.0
-    max_length: int = 256
-    metric: str | None = None
-    patience: int = 0
-    evaluation_steps: int = 0
-    precision: str = "float32"
-    gradient_checkpointing: bool = False
-    compile: str | None = None
-    preload: bool = False
-    packing: bool = False
-    device: str | None = None
-    seed: int = 42
+    backbone: Annotated[
+        PathText, Field(description="The pretrained model: a folder, or an id of the Hugging Face Hub.")
+    ]
+    kind: Annotated[str, OneOf(KINDS), Field(description="What the task does.")]
+    name: Annotated[str, Field(description="The task's name: a-z 0-9 . _ -")]
+    train: Annotated[
+        Source,
+        Flag(panel=DATA, metavar="SOURCE"),
+        Field(description="Training rows: a .jsonl .json .csv .tsv .parquet .txt file, or data-set[:config]:split."),
+    ]
+    text: Annotated[
+        Names,
+        Flag(panel=DATA, metavar="FIELD[,FIELD]"),
+        Field(description="The field of the text, or two for pairs: text_a,text_b."),
+    ]
+    out: Annotated[PathText, Field(description="The package folder to write; it must not exist.")]
+    label: Annotated[
+        str,
+        Flag(panel=DATA, metavar="FIELD"),
+        Field(description="The field of the label; of the completion, where text is generated."),
+    ] = "label"
+    validation: Annotated[
+        Source | None, Flag(panel=DATA, metavar="SOURCE"), Field(description="Rows that choose the best epoch.")
+    ] = None
+    test: Annotated[
+        Source | None, Flag(panel=DATA, metavar="SOURCE"), Field(description="Rows that are measured once, at the end.")
+    ] = None
+    choices: Annotated[
+        Names,
+        Flag(panel=DATA, metavar="FIELD,FIELD,..."),
+        Field(description="Multiple choice: the fields of the choices, choice1,choice2."),
+    ] = ()
+    labels: Annotated[
+        Names,
+        Flag(panel=DATA, metavar="NAME,NAME,..."),
+        Fallback("found in the training rows"),
+        Field(description="The labels' names in order: no,yes."),
+    ] = ()
+    revision: Annotated[
+        str | None, Field(description="A branch, tag or commit of the backbone on the Hugging Face Hub.")
+    ] = None
+    version: Annotated[str, Field(description="The package's version.")] = "0.1.0"
+    license: Annotated[str, Field(description="The package's licence, for its card: apache-2.0.")] = ""
+    method: Annotated[
+        str,
+        OneOf(tuple(method_names())),
+        Flag(panel=CHANGES),
+        Field(description="How entries are chosen and trained (docs/methods.md)."),
+    ] = "sam"
+    density: Annotated[
+        float | None,
+        ByMethod(0.005),
+        Flag(panel=CHANGES),
+        Field(ge=0, le=1, description="Share of the backbone's entries that may change."),
+    ] = None
+    nnz: Annotated[
+        int | None,
+        Flag(panel=CHANGES),
+        Field(ge=1, description="How many entries may change, in place of a density."),
+    ] = None
+    include: Annotated[
+        Names,
+        Flag(panel=CHANGES, metavar="PATTERN,..."),
+        Fallback("all"),
+        Field(description="Parameters that may change, by shell patterns: 'encoder.*'."),
+    ] = ()
+    exclude: Annotated[
+        Names,
+        Flag(panel=CHANGES, metavar="PATTERN,..."),
+        Field(description="Parameters that may not change: '*.bias,pooler.*'."),
+    ] = ()
+    granularity: Annotated[
+        str | None,
+        OneOf(GRANULARITIES),
+        ByMethod("global"),
+        Flag(panel=CHANGES),
+        Field(description="Where entries compete: all together, by kind of matrix over all layers, or by tensor."),
+    ] = None
+    calibration_batches: Annotated[
+        int | None,
+        ByMethod(64),
+        Flag(panel=CHANGES),
+        Field(ge=1, description="Batches that a selection rule looks at."),
+    ] = None
+    head_steps: Annotated[
+        int,
+        Flag(panel=CHANGES),
+        Field(ge=0, description="Steps of the head alone, before entries are chosen."),
+    ] = 0
+    options: Annotated[
+        dict[str, Any],
+        Flag(name="option", panel=CHANGES, metavar="NAME=VALUE", repeated=True),
+        Field(description="A setting of the method's own: probability=0.9 (docs/methods.md)."),
+    ] = field(default_factory=dict)
+    value_dtype: Annotated[
+        str, OneOf(tuple(STORED_DTYPES)), Flag(panel=CHANGES), Field(description="How changed values are stored.")
+    ] = "float16"
+    epochs: Annotated[float, Flag(panel=LOOP), Field(gt=0, description="Passes over the training rows.")] = 5.0
+    batch_size: Annotated[int, Flag(panel=LOOP), Field(ge=1, description="Rows of a batch, on each process.")] = 16
+    accumulation: Annotated[int, Flag(panel=LOOP), Field(ge=1, description="Batches of an optimiser step.")] = 1
+    learning_rate: Annotated[
+        float | None,
+        ByMethod(2e-3),
+        Flag(panel=LOOP),
+        Field(gt=0, description="Learning rate of the changed values."),
+    ] = None
+    head_learning_rate: Annotated[float, Flag(panel=LOOP), Field(ge=0, description="Learning rate of the head.")] = 1e-3
+    weight_decay: Annotated[
+        float, Flag(panel=LOOP), Field(ge=0, description="Decay of the changed values, towards the backbone's.")
+    ] = 0.0
+    schedule: Annotated[
+        str, OneOf(SCHEDULES), Flag(panel=LOOP), Field(description="How the learning rate falls after the warm-up.")
+    ] = "linear"
+    warmup: Annotated[
+        float, Flag(panel=LOOP), Field(ge=0, le=1, description="Share of the steps in which the learning rate rises.")
+    ] = 0.1
+    clip: Annotated[float, Flag(panel=LOOP), Field(ge=0, description="Largest norm of a gradient; 0 for no limit.")] = (
+        1.0
+    )
+    max_length: Annotated[int, Flag(panel=DATA), Field(ge=1, le=1 << 20, description="Tokens of one row, at most.")] = (
+        256
+    )
+    metric: Annotated[
+        str | None,
+        Flag(panel=LOOP),
+        Fallback("the first of the task's kind"),
+        Field(description="The metric that chooses the best epoch."),
+    ] = None
+    patience: Annotated[
+        int,
+        Flag(panel=LOOP),
+        Field(ge=0, description="Stop after so many evaluations without a better one; 0 for never."),
+    ] = 0
+    evaluation_steps: Annotated[
+        int,
+        Flag(panel=LOOP),
+        Field(ge=0, description="Evaluate and save every so many steps; 0 for every epoch."),
+    ] = 0
+    precision: Annotated[
+        str, OneOf(PRECISIONS), Flag(panel=LOOP), Field(description="Precision of the forward pass, by autocast.")
+    ] = "float32"
+    gradient_checkpointing: Annotated[
+        bool, Flag(panel=LOOP), Field(description="Compute activations twice: less memory, more time.")
+    ] = False
+    compile: Annotated[
+        str | None, Flag(panel=LOOP, metavar="BACKEND"), Field(description="A backend of torch.compile: inductor.")
+    ] = None
+    preload: Annotated[
+        bool, Flag(panel=LOOP), Field(description="Tokenise all rows once and keep them on the device.")
+    ] = False
+    packing: Annotated[
+        bool, Flag(panel=DATA), Field(description="Text generation: several training texts in one row of tokens.")
+    ] = False
+    device: Annotated[
+        str | None,
+        Flag(panel=LOOP),
+        Fallback("cuda where there is one, else cpu"),
+        Field(description="Where to train: cpu, cuda or cuda:1."),
+    ] = None
+    seed: Annotated[
+        int, Flag(panel=LOOP), Field(ge=0, le=(1 << 32) - 1, description="Seed of everything that is random.")
+    ] = 42
 
     def __post_init__(self) -> None:
         check_name(self.name)
         check_version(self.version)
-        method = method_named(self.method)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("kind", self.kind, KINDS)
-        _one_of("value dtype", self.value_dtype, tuple(value_dtypes))
-        _one_of("precision", self.precision, PRECISIONS)
         if not 1 <= len(self.text) <= 2:
             raise UsageError("give one or two text fields", found=", ".join(self.text) or "none")
         if (self.kind == MULTIPLE_CHOICE) != bool(self.choices):
-            raise UsageError(
-                f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix="for example --choices choice1,choice2"
-            )
+            fix = f"for example {shown('choices')} choice1,choice2"
+            raise UsageError(f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix=fix)
         self._check_generation()
-        if self.granularity is not None:
-            _one_of("granularity", self.granularity, GRANULARITIES)
         if self.density is not None and self.nnz is not None:
-            raise UsageError("density and nnz are two ways to say the same", fix="give one of them")
-        _options(method, self.options)
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise UsageError(f"{name} is out of range", found=value, expected=f"{least:g} to {most:g}")
-        for name in ("epochs", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"{name} must be above zero", found=value)
+            both = f"{shown('density')} and {shown('nnz')}"
+            raise UsageError(f"{both} are two ways to say the same", fix="give one of them")
+        _options(method_named(self.method), self.options)
         for name in ("patience", "metric"):
             if getattr(self, name) and self.validation is None:
-                raise UsageError(f"{name} needs a validation split", fix="give --validation")
+                raise UsageError(f"{shown(name)} needs a validation split", fix=f"give {shown('validation')}")
 
     def _check_generation(self) -> None:
         generates = self.kind == TEXT_GENERATION
         if generates and (len(self.text) > 1 or self.labels):
-            raise UsageError("a text generation has one text field and no labels", fix="leave --labels out")
+            fix = f"leave {shown('labels')} out"
+            raise UsageError("a text generation has one text field and no labels", fix=fix)
         if self.packing and not generates:
-            raise UsageError(f"packing belongs to {TEXT_GENERATION}", found=self.kind, fix="leave it out")
+            raise UsageError(f"{shown('packing')} belongs to {TEXT_GENERATION}", found=self.kind, fix="leave it out")
 
     def resolved(self) -> TrainConfig:
         """The same run with everything that was left open filled in by its method; raises `UsageError`."""
@@ -159,11 +254,19 @@ class TrainConfig:
         return dataclasses.replace(self, **open_settings, options=_options(method, self.options))
 
 
+DEFAULTS: Mapping[str, Any] = {
+    setting.name: setting.fallback.value
+    for setting in settings_of(TrainConfig)
+    if isinstance(setting.fallback, ByMethod)
+}
+
+
 def _options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a method; those that were given in the type of their standard value."""
     options = dict(method.options)
     for name, value in given.items():
-        _one_of(f"option of {method.name}", name, tuple(method.options))
+        if name not in options:
+            raise UsageError(unknown_name(f"option of {method.name}", name, list(method.options)))
         kind = type(options[name])
         try:
             options[name] = value if isinstance(value, kind) else kind(value)
@@ -172,38 +275,3 @@ def _options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
                 f"the option {name} of {method.name} has the wrong type", found=repr(value)[:80], expected=kind.__name__
             ) from None
     return options
-
-
-def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(unknown_name(what, value, list(known)))
-
-
-def load_config(path: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from a YAML file and flags; a flag wins. Raises `UsageError`."""
-    table: dict[str, Any] = {}
-    if path is not None:
-        try:
-            table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"{path} cannot be read as YAML", found=str(error)) from error
-        if not isinstance(table, dict):
-            raise UsageError(f"{path} must hold one mapping", found=type(table).__name__)
-    merged = {**table, **{name: value for name, value in flags.items() if value is not None}}
-    for name in ("text", "choices", "labels", "include", "exclude"):
-        if isinstance(merged.get(name), str):
-            merged[name] = [part.strip() for part in merged[name].split(",") if part.strip()]
-    for name in _NUMBERS & merged.keys():
-        merged[name] = _number(merged[name])
-    return build(TrainConfig, merged, str(path) if path else "train", UsageError)
-
-
-_NUMBERS = {f.name for f in dataclasses.fields(TrainConfig) if str(f.type).startswith("float")}
-
-
-def _number(value: Any) -> Any:
-    """YAML takes 1e-3 for a text, because it has no dot."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

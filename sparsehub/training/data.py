@@ -1,4 +1,4 @@
-"""Rows from files or the Hugging Face Hub, their labels, and the task that they make."""
+"""The rows of a run, their labels, and the task that they make."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sparsehub.errors import DataError, SparsehubError
-from sparsehub.extras import require
+from sparsehub.errors import DataError
 from sparsehub.package.encoding import text_of, words_of
 from sparsehub.package.manifest import (
     MULTIPLE_CHOICE,
@@ -22,8 +20,9 @@ from sparsehub.package.manifest import (
 )
 from sparsehub.package.manifest_builder import metric_names
 from sparsehub.training.config import TrainConfig
+from sparsehub.training.sources import read_table, source_name
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+SPLITS = ("train", "validation", "test")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 Row = Mapping[str, Any]
 
@@ -39,6 +38,8 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
+    """What a run trains on and is judged by."""
+
     task: TaskSpec
     train: Split
     validation: Split | None
@@ -47,23 +48,24 @@ class TaskData:
 
 def load_data(config: TrainConfig) -> TaskData:
     """Read the splits and make the task; raises `DataError`, which names the split and the row."""
-    sources = {n: source for n in ("train", "validation", "test") if (source := getattr(config, n)) is not None}
-    tables = {name: _read(source) for name, source in sources.items()}
+    given = {name: source for name in SPLITS if (source := getattr(config, name)) is not None}
+    sources = {name: source_name(source, name) for name, source in given.items()}
+    tables = {name: read_table(source, name) for name, source in given.items()}
     label = _label_field(config, tables["train"])
     for name, table in tables.items():
         _check_table(sources[name], table, label)
-    labels = config.choices or config.labels or _find_labels(config, tables["train"])
+    labels = config.choices or config.labels or _find_labels(config, tables["train"], sources["train"])
     if config.kind not in (REGRESSION, TEXT_GENERATION) and not 2 <= len(labels) == len(set(labels)):
         raise DataError("a task needs at least two labels, each of them once", found=", ".join(labels)[:300] or "none")
     task = TaskSpec(
         kind=config.kind,
         labels=tuple(labels),
         problem_type=PROBLEM_TYPES[config.kind],
-        text_fields=config.text,
+        text_fields=tuple(config.text),
         label_field=label,
         max_length=config.max_length,
         metrics=metric_names(config.kind, len(labels)),
-        choice_fields=config.choices,
+        choice_fields=tuple(config.choices),
     )
     splits = {name: _split(task, sources[name], table) for name, table in tables.items()}
     return TaskData(task, splits["train"], splits.get("validation"), splits.get("test"))
@@ -75,45 +77,9 @@ def _label_field(config: TrainConfig, table: Any) -> str:
     return "" if whole and config.label not in table.column_names else config.label
 
 
-def _read(source: str) -> Any:
-    datasets = require("datasets", "train")
-    path = Path(source)
-    if path.suffix in _READERS and not path.is_file():
-        raise DataError(f"there is no file {source}", found=f"working folder {Path.cwd()}")
-    try:
-        if path.is_file():
-            return _read_file(datasets, path)
-        name, _, split = source.rpartition(":")
-        name, _, configuration = name.partition(":")
-        if not name or not split:
-            raise DataError(
-                f"{source!r} is no data source",
-                expected=f"a file ({', '.join(_READERS)}) or data-set[:configuration]:split",
-            )
-        return datasets.load_dataset(name, configuration or None, split=split)
-    except SparsehubError:
-        raise
-    except Exception as error:  # the readers behind `datasets` raise whatever they like
-        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{source} cannot be read as a data set", found=reason[0][:300]) from error
-
-
-def _read_file(datasets: Any, path: Path) -> Any:
-    if path.suffix not in _READERS:
-        raise DataError(f"{path}: unknown kind of file", found=path.suffix, expected=", ".join(_READERS))
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
-    options: dict[str, Any] = {}
-    if path.suffix in (".csv", ".tsv"):  # only an empty cell is missing: "None" and "NA" are texts like any other
-        options = {"delimiter": "," if path.suffix == ".csv" else "\t", "keep_default_na": False, "na_values": [""]}
-    if path.suffix == ".txt":  # a text from one empty line to the next is a row
-        options = {"sample_by": "paragraph"}
-    return datasets.load_dataset(_READERS[path.suffix], data_files=str(path.resolve()), split="train", **options)
-
-
 def load_split(task: TaskSpec, source: str) -> Split:
     """Rows of one source for a task that is known; raises `DataError`, which names the row."""
-    table = _read(source)
+    table = read_table(source, source)
     _check_table(source, table, task.label_field)
     return _split(task, source, table)
 
@@ -126,7 +92,7 @@ def _check_table(source: str, table: Any, label: str) -> None:
         raise DataError(f"{source} has no field {label!r}", found=f"fields {found}", fix="set --label")
 
 
-def _find_labels(config: TrainConfig, table: Any) -> Sequence[str]:
+def _find_labels(config: TrainConfig, table: Any, source: str) -> Sequence[str]:
     """The labels of the training rows: as declared by the data set, or sorted."""
     if config.kind in (REGRESSION, TEXT_GENERATION):
         return ()
@@ -138,7 +104,7 @@ def _find_labels(config: TrainConfig, table: Any) -> Sequence[str]:
     distinct = {value for value in found if _is_label(value)}
     if len(distinct) < 2:
         shown = ", ".join(map(str, distinct)) or "none"
-        raise DataError(f"the rows of {config.train} need at least two labels", found=shown)
+        raise DataError(f"the rows of {source} need at least two labels", found=shown)
     return [str(value) for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))]
 
 

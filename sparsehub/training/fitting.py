@@ -32,6 +32,7 @@ from sparsehub.training.language_modeling import tokenised
 from sparsehub.training.method import method_named
 from sparsehub.training.metrics import best_metric, majority
 from sparsehub.training.processes import join_processes
+from sparsehub.training.sources import Source
 from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import Trainable, candidates
 from sparsehub.training.trainer import evaluate, make_trainer, quiet_libraries, resume_from
@@ -88,7 +89,7 @@ def open_job(config: TrainConfig, data: TaskData, run: Path, report: Report) -> 
     best_metric(data.task, config.metric)
     processes = join_processes(device)
     report = report if processes.first else _silent
-    checkpoint = open_checkpoint(config.backbone, config.revision)
+    checkpoint = open_checkpoint(str(config.backbone), config.revision)
     set_seed(config.seed)
     task_model = load_task_model(checkpoint, data.task, device=device)
     tokenizer = load_tokenizer(checkpoint)
@@ -211,7 +212,7 @@ def _record(job: Job, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
     config, data = job.config, job.data
     splits = {"train": data.train, **_judged(data)}
     return {
-        "data": {name: {"source": Path(s.source).name, "rows": len(s.rows)} for name, s in splits.items()},
+        "data": {n: {**_origin(getattr(config, n), s), "rows": len(s.rows)} for n, s in splits.items()},
         "steps": steps,
         "epochs": config.epochs,
         "batch_size": job.batch_rows * config.accumulation,
@@ -228,3 +229,8 @@ def _record(job: Job, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
         "seconds": seconds,
         "versions": {"sparsehub": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
+
+
+def _origin(given: Source | None, split: Split) -> dict[str, str]:
+    """The name of a split's file or data set; a table in memory has none."""
+    return {"source": Path(split.source).name} if given is None or isinstance(given, str | Path) else {}

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from sparsehub.errors import DataError, FormatError, UsageError
-from sparsehub.files import canonical_json, sha256_bytes, sha256_file, strict_json, write_file
+from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
 from sparsehub.package import Manifest, read_manifest, write_carded_package
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.training.config import TrainConfig
+from sparsehub.training.data import SPLITS
 from sparsehub.training.fitting import Fitted, Metrics, device_named, fit
 from sparsehub.training.job import Report
 from sparsehub.training.method import method_named
 from sparsehub.training.methods.phases import FIRST, FOUND_FILE
 from sparsehub.training.methods.selected import MASK_FILE
 from sparsehub.training.processes import Processes, join_processes, wait_for_all
+from sparsehub.training.sources import source_digest, source_name
 from sparsehub.training.trainer import last_checkpoint
 
 RUN_FILE = "run.json"
@@ -131,11 +133,16 @@ def _has_begun(folder: Path) -> bool:
 def run_identity(config: TrainConfig) -> str:
     """Equal for two runs that would give the same package: an interrupted run goes on only as itself.
 
-    It covers the settings and the contents of data files, so a file that changed meanwhile begins another run.
+    It covers the settings and the contents of data files and tables, so one that changed meanwhile begins another run.
     """
-    sources = [Path(source) for source in (config.train, config.validation, config.test) if source is not None]
-    contents = {str(path): sha256_file(path) for path in sources if path.is_file()}
-    return sha256_bytes(canonical_json({"settings": dataclasses.asdict(config), "contents": contents}))
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    contents = {}
+    for name in SPLITS:
+        digest = None if settings[name] is None else source_digest(settings[name])
+        if digest is not None:
+            settings[name] = source_name(settings[name], digest)
+            contents[settings[name]] = digest
+    return sha256_bytes(canonical_json({"settings": settings, "contents": contents}))
 
 
 def _recorded(record: Path) -> str | None:

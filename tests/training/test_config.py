@@ -8,7 +8,7 @@ import pytest
 
 from sparsehub.errors import ManifestError, SparsehubError, UsageError
 from sparsehub.training import TrainConfig
-from sparsehub.training.config import load_config
+from sparsehub.training.config_file import load_config
 from sparsehub.training.run import run_identity
 
 LEAST: dict[str, Any] = {

@@ -1,0 +1,18 @@
+"""Commands whose flags are made when they are called, so that `sparsehub --help` imports no pydantic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+
+class LazyCommand(TyperCommand):
+    """A command that is registered with a function without parameters, which returns the real one when called."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        assert self.callback is not None
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        app.command(self.name, help=self.help)(self.callback())
+        return typer.main.get_command(app).make_context(info_name, args, parent, **extra)
