@@ -67,6 +67,8 @@ def extract(
         hints = TaskHints(kind, fields, label, tuple(labels), tuple(choices), max_length)
         task = task_of(hints, getattr(origin, "folder", None))
     wanted = Extraction(base, task, Path(out), name, version, license, tuple(drop))
+    if report is not None:
+        report(f"comparing {source} with {backbone}")
     extractor = _Extractor(origin, budget, value_dtype, report)
     return extractor.extract(wanted) if test is None else extractor.measured(wanted, test)
 

@@ -66,7 +66,6 @@ def extract(
     from sparsehub.api.extract import extract as write
     from sparsehub.package import read_manifest
 
-    progress(f"comparing {source} with {backbone}")
     found = write(
         source,
         backbone,
