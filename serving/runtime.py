@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from serving.app import Service
 from serving.catalog.router import Router
 from serving.config_watch import Watcher
-from serving.logs import write_lines
-from serving.metrics import Metrics
+from serving.request.logs import write_lines
+from serving.request.metrics import Metrics
+from serving.request.service import Service
 from serving.settings import Settings
 from serving.startup import start_access, start_catalog, start_engine
 

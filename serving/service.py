@@ -8,7 +8,7 @@ import bentoml
 from starlette.types import Receive, Scope, Send
 
 from serving.app import create_app
-from serving.middleware import RequestMiddleware
+from serving.request.middleware import RequestMiddleware
 from serving.runtime import start_service
 from serving.settings import read_settings
 from sparsehub.extras import require

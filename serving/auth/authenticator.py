@@ -1,21 +1,30 @@
-"""From a request's headers to its caller."""
+"""From a request's path and headers to its caller; and which paths are for whom."""
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import logging
 from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
 
 from serving.auth.caller import ANONYMOUS, Caller, caller_of
 from serving.auth.keys import ADMIN, PREDICT, WATCH, Key, KeyRing, parse_keys
 from serving.auth.rate_limit import TokenBucket
-from serving.console import SIGN_IN, SIGN_OUT, is_console
 from sparsehub.errors import ForbiddenError, UnauthenticatedError, UsageError
 
 log = logging.getLogger("sparsehub")
+CONSOLE = "/console"
+SIGN_IN, SIGN_OUT = f"{CONSOLE}/sign-in", f"{CONSOLE}/sign-out"
+COOKIE = "sparsehub_console"  # holds the key that a browser signed in with
 PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
 ADMIN_ROUTES = "/v1/admin"
 _LOOKING = frozenset({"/v1/models", "/v1/tasks", "/openapi.json", "/v2"})
+
+
+def is_console(path: str) -> bool:
+    """Whether a path belongs to the page for browsers."""
+    return path == CONSOLE or path.startswith(f"{CONSOLE}/")
 
 
 def needed_for(path: str) -> frozenset[str] | None:
@@ -66,6 +75,24 @@ class Authenticator:
                 "a key is needed", found=found, fix="send the header Authorization: Bearer <key>"
             )
         return callers[key]
+
+
+def authorization(path: str, headers: Mapping[bytes, bytes]) -> str | None:
+    """What a request gives as its key: its header; in the console, and only there, also the cookie of the sign-in."""
+    given = headers.get(b"authorization")
+    if given is not None:
+        return given.decode("latin-1")
+    return cookie_key(headers) if is_console(path) else None
+
+
+def cookie_key(headers: Mapping[bytes, bytes]) -> str | None:
+    """The key in the cookie of a browser that signed in, as the header would say it."""
+    try:
+        found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
+        key = None if found is None else base64.urlsafe_b64decode(found.value.encode()).decode()
+    except (CookieError, ValueError):
+        return None
+    return f"Bearer {key}" if key else None
 
 
 def check_role(caller: Caller, path: str) -> None:

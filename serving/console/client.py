@@ -9,7 +9,7 @@ import gradio as gr
 import httpx
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.console.session import authorization
+from serving.auth.authenticator import authorization
 from sparsehub.errors import RequestError
 
 

@@ -11,9 +11,9 @@ import gradio as gr
 from starlette.types import ASGIApp
 
 from serving.auth import Authenticator, Caller
+from serving.auth.authenticator import authorization
 from serving.console.client import EndpointClient
 from serving.console.package_views import Packages
-from serving.console.session import authorization
 from sparsehub.errors import SparsehubError
 
 T = TypeVar("T")

@@ -16,11 +16,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.auth import Authenticator
-from serving.auth.authenticator import check_role
-from serving.console import PATH, SIGN_IN, SIGN_OUT
-from serving.console.session import sign_in_page, signed_in, signed_out
-from serving.error_responses import failure
+from serving.auth.authenticator import CONSOLE, SIGN_IN, SIGN_OUT, check_role
+from serving.auth.sign_in import sign_in_page, signed_in, signed_out
 from serving.request.body import replay
+from serving.request.error_responses import failure
 from sparsehub.errors import AccessError, ForbiddenError, NotFoundError, RequestError, SparsehubError
 
 _PAGE = ("GET", "/")
@@ -70,10 +69,10 @@ class Firewall:
             response = await self._sign_in(request) if scope["path"] == SIGN_IN else signed_out(scope)
             await response(scope, receive, send)
             return
-        if scope["method"] == "GET" and scope["path"].startswith(PATH + _HEARTBEAT):
+        if scope["method"] == "GET" and scope["path"].startswith(CONSOLE + _HEARTBEAT):
             await Response(media_type="text/event-stream")(scope, receive, send)
             return
-        wanted = (scope["method"], scope["path"].removeprefix(PATH))
+        wanted = (scope["method"], scope["path"].removeprefix(CONSOLE))
         if wanted not in _OPEN and not (wanted[0] == "GET" and wanted[1].startswith(_OWN_FILES)):
             raise NotFoundError(f"the console has no {scope['path'][:200]}")
         if wanted == _JOIN:
@@ -89,7 +88,7 @@ class Firewall:
         client, server = (request.scope.get(end) for end in ("client", "server"))
         try:
             caller = self._access.identify(f"Bearer {key}", client and client[0], server and server[0])
-            check_role(caller, PATH)
+            check_role(caller, CONSOLE)
         except AccessError as error:
             return sign_in_page(request.scope, error)
         return signed_in(request.scope, key)

@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from serving.auth import ADMIN, PREDICT, WATCH, Caller
+from serving.auth.authenticator import CONSOLE, SIGN_OUT
 from serving.auth.caller import ANONYMOUS
-from serving.console import PATH, SIGN_OUT
 from serving.console.context import ConsoleContext
 from serving.console.history import History
 from serving.console.tab_catalog import build_catalog
@@ -77,7 +77,7 @@ async def _looked(desk: ConsoleContext, request: gr.Request, past: History, seen
         caller = desk.caller(request)
         tasks = await desk.asker(request).tasks()
     except SparsehubError as error:
-        problem = f'<span class="bad" role="alert">{escape(str(error))}</span> <a href="{PATH}/">sign in</a>'
+        problem = f'<span class="bad" role="alert">{escape(str(error))}</span> <a href="{CONSOLE}/">sign in</a>'
         return [_head(desk, problem), *[gr.skip()] * (2 + lists + 6)]
     shown, rows = state_of(tasks, past, seen)
     names = [task["id"] for task in tasks if task["role"] != "draining"]

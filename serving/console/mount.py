@@ -6,12 +6,13 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.routing import Mount
 
-from serving.app import Service, behind_middleware
-from serving.console import PATH
+from serving.app import behind_middleware
+from serving.auth.authenticator import CONSOLE
 from serving.console.context import ConsoleContext
 from serving.console.firewall import Firewall
 from serving.console.layout import FONT, STYLE, build_page
 from serving.console.package_views import Packages
+from serving.request.service import Service
 
 SESSIONS = 200  # open pages that something is remembered of
 
@@ -25,7 +26,7 @@ def add_console(app: FastAPI, service: Service) -> None:
     shell = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,
-        PATH,
+        CONSOLE,
         theme=gr.themes.Default(primary_hue="teal", font=FONT, font_mono=["ui-monospace", "monospace"]),
         css=STYLE,
         footer_links=[],
@@ -45,4 +46,4 @@ def add_console(app: FastAPI, service: Service) -> None:
         page.run_startup_events()
         await page.run_extra_startup_events()
 
-    app.mount(PATH, Firewall(inner.app, service.access, start))
+    app.mount(CONSOLE, Firewall(inner.app, service.access, start))

@@ -15,11 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.error_responses import failure
 from serving.protocol.errors import error_body
 from serving.ray.aggregate import MERGED
 from serving.ray.routing import carried, may_repeat, task_in
 from serving.request.body import read_body
+from serving.request.error_responses import failure
 from serving.settings import Settings
 from sparsehub.errors import CancelledError, EngineError, SparsehubError
 from sparsehub.extras import require

@@ -7,8 +7,8 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -18,17 +18,31 @@ from serving.protocol.errors import error_body, status_of
 from serving.protocol.formatters import Formatter
 from serving.protocol.openai import MOST_TEXTS, GenerationRequest, usage
 from serving.request.results import results
-from sparsehub.engine import Completion, Generation, PendingRequest, Sampling, TextDelta
+from serving.request.service import Service
+from sparsehub.engine import Completion, Generation, Sampling, TextDelta
 from sparsehub.engine.generation.entrypoint import Prompt
 from sparsehub.errors import RequestError, SparsehubError
 
-if TYPE_CHECKING:
-    from serving.app import Service
+_Piece = tuple[int, TextDelta | None]
 
-Heard = tuple[int, TextDelta | None]
+
+class _Heard:
+    """Parts of texts on their way from the generator's thread to the event loop that makes this."""
+
+    def __init__(self) -> None:
+        self._loop, self._pieces = asyncio.get_running_loop(), asyncio.Queue[_Piece]()
+
+    def hear(self, number: int, piece: TextDelta | None) -> None:
+        """For the generator: the next part of the text of this number, None after the last."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended with its server
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, (number, piece))
+
+    async def next(self) -> _Piece:
+        return await self._pieces.get()
 
 
 async def answer(
+    service: Service,
     body: GenerationRequest,
     request: Request,
     formatter: Formatter,
@@ -40,12 +54,10 @@ async def answer(
     if not 1 <= count <= MOST_TEXTS:
         problem = "too many texts in one request" if count else "the prompt is empty"
         raise RequestError(problem, found=count, expected=f"1 to {MOST_TEXTS} texts")
-    service: Service = request.app.state.service
-    asked = [prompt for prompt in prompts for _ in samplings]
-    heard: asyncio.Queue[Heard] = asyncio.Queue()
-    listen = _listener(heard) if body.stream else _nobody
-    generations = await _submit(service, body.model, asked, list(samplings) * len(prompts), listen)
-    if body.stream:
+    asked, heard = [prompt for prompt in prompts for _ in samplings], _Heard() if body.stream else None
+    model = None if service.is_backbone(body.model) else body.model
+    generations = await service.generate(model, asked, list(samplings) * len(prompts), heard)
+    if heard is not None:
         return await _stream(body, formatter, generations, heard)
     try:
         found = await results(request, [generation.future for generation in generations])
@@ -60,52 +72,12 @@ async def answer(
     return formatter.response(_head(body, formatter, generations), texts, usage(generations, body.n))
 
 
-async def _submit(
-    service: Service,
-    model: str,
-    prompts: Sequence[Prompt],
-    samplings: Sequence[Sampling],
-    listen: Callable[[int], Callable[[TextDelta | None], None]],
-) -> list[Generation]:
-    """The way of every request: whose task it is, what the caller may ask for, and then the engine's queue."""
-    generations: list[Generation] = []
-
-    def generate(
-        reference: str | None, inputs: Sequence[Prompt], *, truncate: bool, timeout: float, admit: Callable[[int], None]
-    ) -> PendingRequest[Completion]:
-        del truncate  # a prompt is never cut
-        generations.extend(service.engine.generate_many(reference, inputs, samplings, timeout, listen, admit))
-        futures = [generation.future for generation in generations]
-        return PendingRequest(futures, generations[0].task, sum(len(generation.prompt) for generation in generations))
-
-    await service.submit(generate, None if service.is_backbone(model) else model, prompts, False)
-    return generations
-
-
-def _nobody(_: int) -> Callable[[TextDelta | None], None]:
-    return lambda _: None
-
-
-def _listener(heard: asyncio.Queue[Heard]) -> Callable[[int], Callable[[TextDelta | None], None]]:
-    """Pieces come in the generator's thread, and go to the event loop's queue."""
-    loop = asyncio.get_running_loop()
-
-    def of(index: int) -> Callable[[TextDelta | None], None]:
-        def hear(piece: TextDelta | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended with its server
-                loop.call_soon_threadsafe(heard.put_nowait, (index, piece))
-
-        return hear
-
-    return of
-
-
 async def _stream(
-    body: GenerationRequest, formatter: Formatter, generations: Sequence[Generation], heard: asyncio.Queue[Heard]
+    body: GenerationRequest, formatter: Formatter, generations: Sequence[Generation], heard: _Heard
 ) -> StreamingResponse:
     """Server-sent events. Nothing is sent before the first piece, so that what fails before it has an honest status."""
     try:
-        first = await heard.get()
+        first = await heard.next()
     except BaseException:
         _cancel(generations)
         raise
@@ -120,8 +92,8 @@ async def _events(
     body: GenerationRequest,
     formatter: Formatter,
     generations: Sequence[Generation],
-    heard: asyncio.Queue[Heard],
-    first: Heard,
+    heard: _Heard,
+    first: _Piece,
 ) -> AsyncIterator[str]:
     head = _head(body, formatter, generations)
     try:
@@ -141,9 +113,7 @@ async def _events(
         _cancel(generations)
 
 
-async def _pieces(
-    texts: int, heard: asyncio.Queue[Heard], first: Heard
-) -> AsyncIterator[tuple[int, TextDelta | None, int]]:
+async def _pieces(texts: int, heard: _Heard, first: _Piece) -> AsyncIterator[tuple[int, TextDelta | None, int]]:
     """Every piece with the characters that came before it, and None where a text ends, until all have ended."""
     offsets, left = [0] * texts, texts
     index, piece = first
@@ -155,7 +125,7 @@ async def _pieces(
             offsets[index] += len(piece.text)
         if not left:
             return
-        index, piece = await heard.get()
+        index, piece = await heard.next()
 
 
 def _event(data: dict[str, Any]) -> str:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from serving.auth import ANONYMOUS, Caller
-
-if TYPE_CHECKING:
-    from serving.catalog.router import Routed
-    from sparsehub.engine import TaskInfo
+from serving.catalog.router import Routed
+from sparsehub.engine import TaskInfo
 
 
 @dataclass
@@ -36,6 +33,11 @@ class RequestContext:
     def digest(self) -> str:
         """Of the package that answers; empty where none does."""
         return "" if self.served is None else self.served.digest
+
+    def count(self, task: TaskInfo | None, items: int, tokens: int) -> None:
+        """Note what was submitted. task: the very package that will answer, None for the plain backbone."""
+        self.served = task or self.served
+        self.items, self.tokens = items, tokens
 
     @property
     def sticky(self) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from serving.catalog import Catalog, CatalogEntry, CatalogTarget, change_catalog, changes
 from serving.catalog.reconciler import Reconciler
-from serving.logs import log_act
 from serving.protocol.catalog import (
     AddTaskRequest,
     CanaryRequest,
@@ -23,6 +22,8 @@ from serving.protocol.catalog import (
     SetOptionsRequest,
 )
 from serving.request.context import current_request
+from serving.request.logs import log_act
+from serving.request.service import RunningService, Service
 from sparsehub.errors import BackboneError, EngineError, FormatError, SparsehubError, TrustError, UsageError
 
 router = APIRouter(prefix="/v1/admin/catalog")
@@ -30,63 +31,63 @@ Edit = Callable[[Catalog], Catalog]
 
 
 @router.get("", response_model=CatalogState)
-async def status(request: Request) -> CatalogState:
+async def status(service: RunningService) -> CatalogState:
     """The catalogue as this replica serves it."""
-    return state(_keeper(request))
+    return state(_keeper(service))
 
 
 @router.post("/add", response_model=CatalogState)
-async def add(body: AddTaskRequest, request: Request) -> CatalogState:
+async def add(body: AddTaskRequest, service: RunningService) -> CatalogState:
     """Serve one more task."""
-    name, target = await _sound(request, "add", body.reference)
+    name, target = await _sound(service, "add", body.reference)
     entry = CatalogEntry(target, None, 0.0, body.pinned, body.items_per_second, body.tokens_per_second)
-    return await _act(request, "add", body, lambda catalog: changes.add(catalog, name, entry))
+    return await _act(service, "add", body, lambda catalog: changes.add(catalog, name, entry))
 
 
 @router.post("/remove", response_model=CatalogState)
-async def remove(body: CatalogTaskRequest, request: Request) -> CatalogState:
+async def remove(body: CatalogTaskRequest, service: RunningService) -> CatalogState:
     """Serve a task no longer; what has begun is answered."""
-    return await _act(request, "remove", body, lambda catalog: changes.remove(catalog, body.task))
+    return await _act(service, "remove", body, lambda catalog: changes.remove(catalog, body.task))
 
 
 @router.post("/set", response_model=CatalogState)
-async def set_options(body: SetOptionsRequest, request: Request) -> CatalogState:
+async def set_options(body: SetOptionsRequest, service: RunningService) -> CatalogState:
     """Change a task's version, pin or quotas."""
     options = body.model_dump(exclude={"task", "version", "revision"}, exclude_unset=True)
     if body.version is None:
-        return await _act(request, "set", body, lambda catalog: changes.set_options(catalog, body.task, **options))
-    _, target = await _sound(request, "set", f"{body.task}@{body.version}")
+        return await _act(service, "set", body, lambda catalog: changes.set_options(catalog, body.task, **options))
+    _, target = await _sound(service, "set", f"{body.task}@{body.version}")
 
     def edit(catalog: Catalog) -> Catalog:
         moved = changes.move(catalog, body.task, target)
         return changes.set_options(moved, body.task, **options) if options else moved
 
-    return await _act(request, "set", body, edit)
+    return await _act(service, "set", body, edit)
 
 
 @router.post("/canary", response_model=CatalogState)
-async def canary(body: CanaryRequest, request: Request) -> CatalogState:
+async def canary(body: CanaryRequest, service: RunningService) -> CatalogState:
     """Let some callers have another version."""
-    name, target = await _sound(request, "canary", body.reference)
-    return await _act(request, "canary", body, lambda catalog: changes.canary(catalog, name, target, body.percent))
+    name, target = await _sound(service, "canary", body.reference)
+    return await _act(service, "canary", body, lambda catalog: changes.canary(catalog, name, target, body.percent))
 
 
 @router.post("/promote", response_model=CatalogState)
-async def promote(body: CatalogTaskRequest, request: Request) -> CatalogState:
+async def promote(body: CatalogTaskRequest, service: RunningService) -> CatalogState:
     """Let everybody have the canary's version."""
-    return await _act(request, "promote", body, lambda catalog: changes.promote(catalog, body.task))
+    return await _act(service, "promote", body, lambda catalog: changes.promote(catalog, body.task))
 
 
 @router.post("/rollback", response_model=CatalogState)
-async def rollback(body: CatalogTaskRequest, request: Request) -> CatalogState:
+async def rollback(body: CatalogTaskRequest, service: RunningService) -> CatalogState:
     """Take the canary back, or the stable version to the one before it."""
-    return await _act(request, "rollback", body, lambda catalog: changes.rollback(catalog, body.task))
+    return await _act(service, "rollback", body, lambda catalog: changes.rollback(catalog, body.task))
 
 
 @router.post("/reload", response_model=CatalogState)
-async def reload(request: Request) -> CatalogState:
+async def reload(service: RunningService) -> CatalogState:
     """Have this replica read the catalogue now, and try again what it refused; else that happens within seconds."""
-    reconciler, call = _keeper(request), current_request()
+    reconciler, call = _keeper(service), current_request()
     try:
         await anyio.to_thread.run_sync(reconciler.reload)
     except SparsehubError as error:
@@ -110,16 +111,16 @@ def state(reconciler: Reconciler) -> CatalogState:
     )
 
 
-def _keeper(request: Request) -> Reconciler:
-    reconciler: Reconciler | None = request.app.state.service.reconciler
+def _keeper(service: Service) -> Reconciler:
+    reconciler: Reconciler | None = service.reconciler
     if reconciler is None:
         raise UsageError("this endpoint follows no catalogue", fix="start it with: sparsehub serve --catalog ...")
     return reconciler
 
 
-async def _sound(request: Request, act: str, reference: str) -> tuple[str, CatalogTarget]:
+async def _sound(service: Service, act: str, reference: str) -> tuple[str, CatalogTarget]:
     """The exact version that a reference means, once this replica has loaded it; else raises `UsageError`."""
-    reconciler = _keeper(request)
+    reconciler = _keeper(service)
 
     def work() -> tuple[str, CatalogTarget]:
         name, target = reconciler.source.resolve(reference)
@@ -136,9 +137,9 @@ async def _sound(request: Request, act: str, reference: str) -> tuple[str, Catal
         raise
 
 
-async def _act(request: Request, act: str, body: CatalogRequest, edit: Edit) -> CatalogState:
+async def _act(service: Service, act: str, body: CatalogRequest, edit: Edit) -> CatalogState:
     """Change the catalogue, take it over here at once, and write down who did it."""
-    reconciler, call = _keeper(request), current_request()
+    reconciler, call = _keeper(service), current_request()
     details = body.model_dump(exclude_none=True)
 
     def edited(catalog: Catalog) -> Catalog:

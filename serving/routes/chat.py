@@ -10,6 +10,7 @@ from serving.protocol.base import ApiModel
 from serving.protocol.formatters import ChatFormatter
 from serving.protocol.openai import ChatCompletionChunk, ChatCompletionRequest, ChatCompletionResponse
 from serving.request.completions import answer
+from serving.request.service import RunningService
 
 router = APIRouter()
 
@@ -20,7 +21,7 @@ router = APIRouter()
     response_model_exclude_unset=True,
     responses={200: event_stream(ChatCompletionChunk)},
 )
-async def chat(body: ChatCompletionRequest, request: Request) -> ApiModel | StreamingResponse:
+async def chat(body: ChatCompletionRequest, request: Request, service: RunningService) -> ApiModel | StreamingResponse:
     """n answers to one conversation."""
     samplings = body.samplings(body.most_tokens, body.alternatives)
-    return await answer(body, request, ChatFormatter(), [body.turns], samplings)
+    return await answer(service, body, request, ChatFormatter(), [body.turns], samplings)

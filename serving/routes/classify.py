@@ -4,6 +4,7 @@ classification, each with its place in the text."""
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,6 +20,8 @@ from serving.protocol.tasks import (
     envelope,
 )
 from serving.request.results import results
+from serving.request.service import RunningService
+from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.manifest import REGRESSION
 from sparsehub.package.outputs import Prediction
@@ -27,15 +30,27 @@ router = APIRouter()
 _WORD = re.compile(r"\S+")
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Inputs of a task that gives labels."""
+
+    model: str
+    inputs: list[Any]
+
+    def rows(self, task: TaskInfo) -> list[Any]:
+        """Raises `RequestError` for a task that gives a number."""
+        if task.spec.kind == REGRESSION:
+            raise RequestError(f"{self.model} gives a number, not a label", fix="post to /v1/score")
+        return self.inputs
+
+
 @router.post("/v1/classify", response_model=ClassifyResponse, response_model_exclude_unset=True)
 @router.post("/classify", response_model=ClassifyResponse, response_model_exclude_unset=True)
-async def classify(body: ClassifyRequest, request: Request) -> ClassifyResponse:
+async def classify(body: ClassifyRequest, request: Request, service: RunningService) -> ClassifyResponse:
     """One answer per input, from the task that `model` names."""
-    service = request.app.state.service
-    if (await service.info(body.model)).spec.kind == REGRESSION:
-        raise RequestError(f"{body.model} gives a number, not a label", fix="post to /v1/score")
     inputs = as_list(body.input)
-    ticket = await service.submit(service.engine.classify, body.model, inputs, body.truncate)
+    ticket = await service.classify(body.model, _Rows(body.model, inputs), body.truncate)
+    assert ticket.task is not None  # the plain backbone has no labels
     answers = await results(request, ticket.futures)
     data = [_item(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]
     common = envelope("classify", body.model, ticket.task, ticket.tokens)

@@ -10,6 +10,7 @@ from serving.protocol.base import ApiModel
 from serving.protocol.formatters import CompletionFormatter
 from serving.protocol.openai import CompletionChunk, CompletionRequest, CompletionResponse
 from serving.request.completions import answer
+from serving.request.service import RunningService
 
 router = APIRouter()
 
@@ -20,7 +21,9 @@ router = APIRouter()
     response_model_exclude_unset=True,
     responses={200: event_stream(CompletionChunk)},
 )
-async def completions(body: CompletionRequest, request: Request) -> ApiModel | StreamingResponse:
+async def completions(
+    body: CompletionRequest, request: Request, service: RunningService
+) -> ApiModel | StreamingResponse:
     """n texts of each prompt."""
     samplings = body.samplings(body.max_tokens, body.logprobs)
-    return await answer(body, request, CompletionFormatter(), body.prompts, samplings)
+    return await answer(service, body, request, CompletionFormatter(), body.prompts, samplings)

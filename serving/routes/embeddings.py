@@ -11,17 +11,17 @@ from fastapi import APIRouter, Request
 from serving.protocol.errors import failed_item
 from serving.protocol.tasks import EmbeddingItem, EmbeddingsRequest, EmbeddingsResponse, as_list, envelope
 from serving.request.results import results
+from serving.request.service import RunningService
 from sparsehub.errors import SparsehubError
 
 router = APIRouter()
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, response_model_exclude_unset=True)
-async def embeddings(body: EmbeddingsRequest, request: Request) -> EmbeddingsResponse:
+async def embeddings(body: EmbeddingsRequest, request: Request, service: RunningService) -> EmbeddingsResponse:
     """One vector per text."""
-    service = request.app.state.service
     reference = None if service.is_backbone(body.model) else body.model
-    ticket = await service.submit(service.engine.embed, reference, as_list(body.input), body.truncate)
+    ticket = await service.embed(reference, as_list(body.input), body.truncate)
     vectors = await results(request, ticket.futures)
     encode: Callable[[list[float]], list[float] | str] = _base64 if body.encoding_format == "base64" else list
     data = [

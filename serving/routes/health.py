@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+
+from serving.request.service import RunningService
 
 router = APIRouter()
 UNREADY: dict[str, Any] = {
@@ -22,14 +24,13 @@ async def healthz() -> PlainTextResponse:
 
 
 @router.get("/readyz", response_model=str, response_class=PlainTextResponse, responses={503: UNREADY})
-async def readyz(request: Request) -> PlainTextResponse:
+async def readyz(service: RunningService) -> PlainTextResponse:
     """200 while the engine takes work, 503 otherwise."""
-    healthy = request.app.state.service.engine.healthy
+    healthy = service.engine.healthy
     return PlainTextResponse("ready\n" if healthy else "the engine is unhealthy\n", 200 if healthy else 503)
 
 
 @router.get("/metrics", response_model=str, response_class=PlainTextResponse)
-async def metrics(request: Request) -> PlainTextResponse:
+async def metrics(service: RunningService) -> PlainTextResponse:
     """Prometheus' text format."""
-    service = request.app.state.service
     return PlainTextResponse(service.metrics.text(service.engine, service.reconciler), media_type=CONTENT_TYPE_LATEST)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -29,6 +30,7 @@ from serving.protocol.inference import (
     strings,
 )
 from serving.request.results import results
+from serving.request.service import RunningService
 from serving.routes.classify import tagged_words
 from sparsehub import __version__
 from sparsehub.engine import TaskInfo
@@ -53,26 +55,26 @@ async def live() -> ServerLive:
 
 
 @router.get("/health/ready", response_model=ServerReady, responses={503: UNREADY})
-async def ready(request: Request, response: Response) -> ServerReady:
+async def ready(service: RunningService, response: Response) -> ServerReady:
     """200 while the engine takes work, 503 otherwise."""
-    healthy = request.app.state.service.engine.healthy
+    healthy = service.engine.healthy
     response.status_code = 200 if healthy else 503
     return ServerReady(ready=healthy)
 
 
 @router.get("/models/{task}/ready", response_model=ModelReady)
 @router.get("/models/{task}/versions/{version}/ready", response_model=ModelReady)
-async def model_ready(request: Request, task: str, version: str | None = None) -> ModelReady:
+async def model_ready(service: RunningService, task: str, version: str | None = None) -> ModelReady:
     """200 once the task's package was read and proved, which asking for it does."""
-    info = await request.app.state.service.info(_reference(task, version))
+    info = await service.info(_reference(task, version))
     return ModelReady(name=info.name, ready=True)
 
 
 @router.get("/models/{task}", response_model=ModelMetadata)
 @router.get("/models/{task}/versions/{version}", response_model=ModelMetadata)
-async def metadata(request: Request, task: str, version: str | None = None) -> ModelMetadata:
+async def metadata(service: RunningService, task: str, version: str | None = None) -> ModelMetadata:
     """The task's tensors; -1 is the number of rows."""
-    info = await request.app.state.service.info(_reference(task, version))
+    info = await service.info(_reference(task, version))
     inputs = [TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in _fields(info)]
     outputs = _outputs(info)
     return ModelMetadata(name=info.name, versions=[info.version], platform="sparsehub", inputs=inputs, outputs=outputs)
@@ -82,18 +84,32 @@ async def metadata(request: Request, task: str, version: str | None = None) -> M
 @router.post(
     "/models/{task}/versions/{version}/infer", response_model=InferenceResponse, response_model_exclude_unset=True
 )
-async def infer(body: InferenceRequest, request: Request, task: str, version: str | None = None) -> InferenceResponse:
+async def infer(
+    body: InferenceRequest, request: Request, service: RunningService, task: str, version: str | None = None
+) -> InferenceResponse:
     """One row of every output for each row of the inputs. Where one fails, the request fails: tensors have no gaps."""
-    service, reference = request.app.state.service, _reference(task, version)
+    reference = _reference(task, version)
     if service.is_backbone(reference):
-        ticket = await service.submit(service.engine.embed, None, _texts(body, (TEXT,))[TEXT], False)
-        vectors = _all(await results(request, ticket.futures))
+        embedded = await service.embed(None, _texts(body, (TEXT,))[TEXT], False)
+        vectors = _all(await results(request, embedded.futures))
         return _answer(body, reference, None, [floats("embedding", [len(vectors), len(vectors[0])], vectors)])
-    columns = _texts(body, _fields(await service.info(reference)))
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    ticket = await service.submit(service.engine.classify, reference, rows, False)
+    inputs = _Inputs(body)
+    ticket = await service.classify(reference, inputs, False)
+    assert ticket.task is not None  # the plain backbone was answered above
     answers = _all(await results(request, ticket.futures))
-    return _answer(body, reference, ticket.task, _tensors(ticket.task, rows, answers))
+    return _answer(body, reference, ticket.task, _tensors(ticket.task, inputs.rows(ticket.task), answers))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Tensors, one for each field of the task."""
+
+    body: InferenceRequest
+
+    def rows(self, task: TaskInfo) -> list[dict[str, str]]:
+        """Raises `RequestError` where the tensors are not this task's."""
+        columns = _texts(self.body, _fields(task))
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _reference(task: str, version: str | None) -> str:

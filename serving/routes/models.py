@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from serving.auth.caller import BACKBONE
 from serving.protocol.models import ModelCard, ModelList
 from serving.request.context import current_request
+from serving.request.service import RunningService, Service
 from sparsehub.engine import TaskStatus
 from sparsehub.errors import UnknownTaskError
 from sparsehub.task_ref import parse_model
@@ -17,24 +18,24 @@ router = APIRouter()
 
 
 @router.get("/v1/models", response_model=ModelList, response_model_exclude_unset=True)
-async def models(request: Request) -> ModelList:
+async def models(service: RunningService) -> ModelList:
     """Everything that can stand in `model` for this caller."""
-    return ModelList(object="list", data=_seen(request))
+    return ModelList(object="list", data=_seen(service))
 
 
 @router.get("/v1/models/{model:path}", response_model=ModelCard, response_model_exclude_unset=True)
-async def model(request: Request, model: str) -> ModelCard:
+async def model(model: str, service: RunningService) -> ModelCard:
     """One of them, by its name, its version or its digest; the newest of a bare name."""
     asked = parse_model(model).task
-    for card in reversed(_seen(request)):
+    for card in reversed(_seen(service)):
         one = parse_model(card.id).task
         if asked == one or (asked.name == one.name and asked.matches(one.pin or "", card.digest or "")):
             return card
     raise UnknownTaskError(f"unknown task {model[:200]!r}")
 
 
-def _seen(request: Request) -> list[ModelCard]:
-    service, caller = request.app.state.service, current_request().caller
+def _seen(service: Service) -> list[ModelCard]:
+    caller = current_request().caller
     backbone, started = service.settings.backbone, service.started
     plain = ModelCard(id=backbone, object="model", created=started, owned_by="sparsehub", parent=None)
     tasks = [

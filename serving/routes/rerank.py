@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from serving.protocol.errors import failed_item
 from serving.protocol.tasks import RerankDocument, RerankRequest, RerankResponse, RerankResult, envelope
 from serving.request.scoring import scored
+from serving.request.service import RunningService
 from sparsehub.errors import SparsehubError
 
 router = APIRouter()
@@ -15,10 +16,10 @@ router = APIRouter()
 @router.post("/v1/rerank", response_model=RerankResponse, response_model_exclude_unset=True)
 @router.post("/rerank", response_model=RerankResponse, response_model_exclude_unset=True)
 @router.post("/v2/rerank", response_model=RerankResponse, response_model_exclude_unset=True)
-async def rerank(body: RerankRequest, request: Request) -> RerankResponse:
+async def rerank(body: RerankRequest, request: Request, service: RunningService) -> RerankResponse:
     """The best documents first, by a regression over two texts, or on the plain backbone by their cosine."""
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
-    ticket, scores = await scored(request, body.model, [[body.query, text] for text in texts], body.truncate)
+    ticket, scores = await scored(service, request, body.model, [[body.query, text] for text in texts], body.truncate)
     failed = [failed_item(index, value) for index, value in enumerate(scores) if isinstance(value, SparsehubError)]
     ranked = sorted(
         ((value, index) for index, value in enumerate(scores) if not isinstance(value, SparsehubError)),

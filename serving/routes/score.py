@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from serving.protocol.errors import failed_item
 from serving.protocol.tasks import ScoreItem, ScoreRequest, ScoreResponse, as_list, envelope
 from serving.request.scoring import scored
+from serving.request.service import RunningService
 from sparsehub.errors import RequestError, SparsehubError
 
 router = APIRouter()
@@ -16,9 +17,9 @@ router = APIRouter()
 
 @router.post("/v1/score", response_model=ScoreResponse, response_model_exclude_unset=True)
 @router.post("/score", response_model=ScoreResponse, response_model_exclude_unset=True)
-async def score(body: ScoreRequest, request: Request) -> ScoreResponse:
+async def score(body: ScoreRequest, request: Request, service: RunningService) -> ScoreResponse:
     """The task's number for every input; the plain backbone scores two texts by the cosine of their embeddings."""
-    ticket, scores = await scored(request, body.model, _inputs(body), body.truncate)
+    ticket, scores = await scored(service, request, body.model, _inputs(body), body.truncate)
     data = [
         failed_item(index, value)
         if isinstance(value, SparsehubError)

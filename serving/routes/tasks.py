@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from serving.protocol.models import TaskState, TaskStateList
 from serving.request.context import current_request
+from serving.request.service import RunningService, Service
 from sparsehub.engine import TaskStatus
 
 router = APIRouter()
 
 
 @router.get("/v1/tasks", response_model=TaskStateList, response_model_exclude_unset=True)
-async def tasks(request: Request) -> TaskStateList:
+async def tasks(service: RunningService) -> TaskStateList:
     """Those that the caller may ask; a version that still drains is there too, and says so."""
-    service, caller = request.app.state.service, current_request().caller
+    caller = current_request().caller
     seen = [status for status in service.engine.status() if caller.may_ask(status.task.name)]
     return TaskStateList(object="list", data=[_state(status, service) for status in seen])
 
 
-def _state(status: TaskStatus, service: Any) -> TaskState:
+def _state(status: TaskStatus, service: Service) -> TaskState:
     task, info = status.task, status.info
     return TaskState(
         id=task.reference,

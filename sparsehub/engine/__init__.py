@@ -2,13 +2,14 @@
 
 from sparsehub.engine.engine import Engine
 from sparsehub.engine.generation import Completion, Generation, GenerationLimits, Sampling, TextDelta
-from sparsehub.engine.pending_request import PendingRequest
+from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
 from sparsehub.engine.scheduler import Limits
 from sparsehub.engine.stats import BatchObserver, BatchReport, TaskStatus
 from sparsehub.engine.task_handle import Budgets
 from sparsehub.engine.task_registry import Task, TaskInfo
 
 __all__ = [
+    "AcquiredTask",
     "BatchObserver",
     "BatchReport",
     "Budgets",
@@ -23,4 +24,5 @@ __all__ = [
     "TaskInfo",
     "TaskStatus",
     "PendingRequest",
+    "PreparedRequest",
 ]

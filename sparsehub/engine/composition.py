@@ -7,21 +7,10 @@ from collections.abc import Sequence
 
 from sparsehub.delta.algebra import weighted_sum
 from sparsehub.engine.task_registry import Task, TaskRegistry
-from sparsehub.errors import BackboneMismatchError, UnknownTaskError
+from sparsehub.errors import BackboneMismatchError
 from sparsehub.files import canonical_json, sha256_bytes
 from sparsehub.package import Package
-from sparsehub.task_ref import ModelRef, Term
-
-
-def find_task(registry: TaskRegistry, model: ModelRef) -> Task:
-    """The task of this reference, or one that is composed of such; raises `UnknownTaskError`, and `RequestError` for a
-    malformed composition."""
-    try:
-        return registry.find(model.task)
-    except UnknownTaskError:
-        if not model.terms:
-            raise
-        return composite(model.terms, registry)
+from sparsehub.task_ref import Term
 
 
 def composite(terms: Sequence[Term], registry: TaskRegistry) -> Task:

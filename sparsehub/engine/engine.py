@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,19 +12,19 @@ from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_planner import AUTO, MODES, BatchPlanner
 from sparsehub.engine.batch_runner import BatchRunner
-from sparsehub.engine.composition import find_task
+from sparsehub.engine.composition import composite
 from sparsehub.engine.cost_model import CostModel
 from sparsehub.engine.generation.context import GenerationContext
-from sparsehub.engine.generation.entrypoint import Prompt, ask, make_generator
-from sparsehub.engine.generation.generator import Listen
+from sparsehub.engine.generation.entrypoint import Prompt, make_generator, prepare_generation
+from sparsehub.engine.generation.generator import Generator
 from sparsehub.engine.generation.limits import GenerationLimits
-from sparsehub.engine.generation.request import Generation, Sampling
+from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener
 from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.input_processor import InputProcessor
 from sparsehub.engine.lane_policy import LanePolicy
 from sparsehub.engine.mixing_check import checked_targets
 from sparsehub.engine.model_loop import ModelLoop
-from sparsehub.engine.pending_request import Admit, PendingRequest
+from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Limits, Scheduler
@@ -31,7 +32,7 @@ from sparsehub.engine.stats import BatchObserver, TaskStatus
 from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, Usage
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
-from sparsehub.errors import RequestError, UsageError
+from sparsehub.errors import RequestError, UnknownTaskError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.outputs import Prediction
 from sparsehub.task_ref import ModelRef, TaskRef, model_of
@@ -84,7 +85,7 @@ class Engine:
         if self.generator is not None:
             self._residency.add_listener(self.generator)
         self._health = EngineHealth(self.arena, self._loop, self.generator)
-        self._desk = InputProcessor(self._scheduler, self._residency, self._health, self.tokenizer, self.max_tokens)
+        self._inputs = InputProcessor(self._scheduler, self._residency, self._health, self.tokenizer, self.max_tokens)
 
     # tasks
 
@@ -139,34 +140,71 @@ class Engine:
 
     # requests
 
-    def classify(
+    def acquire(self, reference: Reference, timeout: float | None = None) -> AcquiredTask:
+        """Hold a task, and begin to load it where it is not in memory; raises `UnknownTaskError`.
+
+        timeout: seconds that the load may take, None for a minute.
+        """
+        handle = self._residency.acquire(self._find(reference))
+        return AcquiredTask(self._residency, handle, timeout)
+
+    def prepare(
         self,
-        reference: Reference,
+        reference: Reference | AcquiredTask | None,
         inputs: Sequence[Any],
         *,
+        embed: bool = False,
         truncate: bool = False,
         timeout: float | None = None,
-        admit: Admit = lambda _: None,
-    ) -> PendingRequest[Prediction]:
-        """One future per input, for a task of any kind; raises `RequestError`, `UnknownTaskError`, `QueueFullError`.
+    ) -> PreparedRequest:
+        """Hold the task, check and tokenise: all that comes before `submit`, which queues nothing yet.
 
-        admit: called with the tokens of all inputs before any of them waits; what it raises is raised.
+        reference: None for the plain backbone, which only embeds; an acquired task stays the caller's to release.
+        embed: unit vectors are wanted, not what the task's head says. timeout: seconds that a load may take, and that
+        a row may wait. Raises `RequestError`, `UnknownTaskError`, `UnhealthyError`, and what the task's load raises.
         """
-        return self._desk.ask(self._find(reference), inputs, truncate, timeout, admit, embed=False)
+        if reference is None and not embed:
+            raise RequestError("the plain backbone has no head", fix="name a task, or ask for embeddings")
+        with self._acquired(reference, timeout) as acquired:  # it is loaded while its rows are tokenised
+            return self._inputs.prepare(acquired, inputs, embed=embed, truncate=truncate, timeout=timeout)
 
-    def embed(
+    def submit(self, prepared: PreparedRequest) -> PendingRequest[Any]:
+        """Queue all rows of a request or none; raises `QueueFullError`."""
+        return self._inputs.submit(prepared)
+
+    def prepare_generation(
         self,
         reference: Reference | None,
-        texts: Sequence[Any],
-        *,
-        truncate: bool = False,
+        prompts: Sequence[Prompt],
+        samplings: Sequence[Sampling],
         timeout: float | None = None,
-        admit: Admit = lambda _: None,
+    ) -> PreparedGeneration:
+        """`prepare` for text: one sampling for each prompt.
+
+        timeout: seconds that a task may take to load, and a text to begin; None for a minute and for ever.
+        Raises `RequestError`, `UnknownTaskError`, `UnhealthyError`, and what the task's load raises.
+        """
+        generator = self._generator()
+        with self._acquired(reference, timeout) as acquired:  # it is loaded while its prompts are tokenised
+            return prepare_generation(generator, acquired, prompts, samplings, timeout)
+
+    def submit_generation(self, prepared: PreparedGeneration, listener: TextListener | None = None) -> list[Generation]:
+        """Queue all texts of a request or none; raises `QueueFullError`. listener: hears them as they come."""
+        return self._generator().submit(prepared, listener)
+
+    def classify(
+        self, reference: Reference, inputs: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
+    ) -> PendingRequest[Prediction]:
+        """One future per input, for a task of any kind; raises what `prepare` and `submit` raise."""
+        with self.prepare(reference, inputs, truncate=truncate, timeout=timeout) as prepared:
+            return self.submit(prepared)
+
+    def embed(
+        self, reference: Reference | None, texts: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
     ) -> PendingRequest[list[float]]:
         """One future per text: a unit vector, from the task's weights or (None) from the plain backbone."""
-        if reference is not None:
-            return self._desk.ask(self._find(reference), texts, truncate, timeout, admit, embed=True)
-        return self._desk.embed(texts, truncate, timeout, admit)
+        with self.prepare(reference, texts, embed=True, truncate=truncate, timeout=timeout) as prepared:
+            return self.submit(prepared)
 
     def generate(
         self,
@@ -184,15 +222,26 @@ class Engine:
         prompts: Sequence[Prompt],
         samplings: Sequence[Sampling],
         timeout: float | None = None,
-        listen: Callable[[int], Listen] = lambda _: lambda _: None,
-        admit: Admit = lambda _: None,
     ) -> list[Generation]:
-        """One text per prompt, all queued or none; see `Generator.submit`. admit: as for `classify`, called with the
-        tokens of the prompts and the most that the texts may come to."""
+        """One text per prompt, all queued or none; raises what `prepare_generation` and `submit_generation` raise."""
+        with self.prepare_generation(reference, prompts, samplings, timeout) as prepared:
+            return self.submit_generation(prepared)
+
+    @contextmanager
+    def _acquired(
+        self, reference: Reference | AcquiredTask | None, timeout: float | None
+    ) -> Iterator[AcquiredTask | None]:
+        """The task for as long as this lasts; what was acquired by the caller is left to the caller."""
+        if reference is None or isinstance(reference, AcquiredTask):
+            yield reference
+        else:
+            with self.acquire(reference, timeout) as acquired:
+                yield acquired
+
+    def _generator(self) -> Generator:
         if self.generator is None:
             raise RequestError("the backbone generates no text", found=self.backbone.architecture)
-        task = None if reference is None else self._find(reference)
-        return ask(self.generator, task, prompts, samplings, timeout, listen, admit)
+        return self.generator
 
     def info(self, reference: Reference, timeout: float | None = None) -> TaskInfo:
         """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
@@ -215,7 +264,13 @@ class Engine:
 
     def _find(self, reference: Reference) -> Task:
         """A task that is served, or one that the reference composes of such (`trec+tone*0.5`)."""
-        return find_task(self.tasks, model_of(reference))
+        model = model_of(reference)
+        try:
+            return self.tasks.find(model.task)
+        except UnknownTaskError:
+            if not model.terms:
+                raise
+            return composite(model.terms, self.tasks)
 
     # running
 

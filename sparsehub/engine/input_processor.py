@@ -11,11 +11,10 @@ from typing import Any
 from sparsehub.engine.batch_rows import QueuedRow
 from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.inputs import check_length, rows_of, text_spec
-from sparsehub.engine.pending_request import Admit, PendingRequest
+from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Item, Scheduler
-from sparsehub.engine.task_handle import LOAD_SECONDS, TaskHandle
-from sparsehub.engine.task_registry import Task, TaskInfo
+from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import DataError, RequestError, SparsehubError
 from sparsehub.package.encoding import Encoded, encode
 from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
@@ -39,51 +38,24 @@ class InputProcessor:
         self._health, self._max_tokens = health, max_tokens
         self._tokenizer_lock = threading.Lock()  # fast tokenizers keep their truncation settings inside
 
-    def ask(
-        self, task: Task, inputs: Sequence[Any], truncate: bool, timeout: float | None, admit: Admit, *, embed: bool
-    ) -> PendingRequest[Any]:
-        """One future per input, of a task; `Engine.classify` and `Engine.embed` say what it raises."""
-        handle = self._residency.acquire(task)  # its weights come while its rows are tokenised
-        try:
-            info = self._residency.info(task.digest) or handle.wait(timeout or LOAD_SECONDS).info
-            if info.spec.kind == TEXT_GENERATION and not embed:
-                raise RequestError(f"{info.reference} generates text", fix="post to /v1/completions")
-            spec = text_spec(info.spec.max_length) if embed else info.spec
-            return self._submit(info, handle, self._encode(spec, inputs, truncate), embed, timeout, admit)
-        finally:
-            self._residency.release(handle)
-
-    def embed(self, texts: Sequence[Any], truncate: bool, timeout: float | None, admit: Admit) -> PendingRequest[Any]:
-        """One future per text, of the plain backbone."""
-        rows = self._encode(text_spec(self._max_tokens), texts, truncate)
-        return self._submit(None, None, rows, True, timeout, admit)
-
-    def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool) -> list[Encoded]:
-        rows = rows_of(task, inputs)
-        task = dataclasses.replace(task, max_length=min(task.max_length, self._max_tokens))
-        try:
-            with self._tokenizer_lock:
-                encoded = encode(task, self._tokenizer, rows, truncate=truncate)
-        except DataError as error:
-            raise RequestError(str(error)) from error
-        check_length(encoded, task.max_length)
-        return encoded
-
-    def _submit(
+    def prepare(
         self,
-        info: TaskInfo | None,
-        handle: TaskHandle | None,
-        rows: list[Encoded],
+        acquired: AcquiredTask | None,
+        inputs: Sequence[Any],
+        *,
         embed: bool,
+        truncate: bool,
         timeout: float | None,
-        admit: Admit,
-    ) -> PendingRequest[Any]:
+    ) -> PreparedRequest:
+        """Check and tokenise; `Engine.prepare` says what it raises. acquired: None for the plain backbone."""
+        rows = self._encode(self._spec(acquired, embed), inputs, truncate)
         self._health.check()
-        tokens = sum(row.tokens for row in rows)
-        admit(tokens)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        key = (info.digest if info is not None else None, embed)
-        items = [Item(key, row.length, QueuedRow(row, handle, embed), len(row.sequences), deadline) for row in rows]
+        return PreparedRequest(acquired and acquired.share(), timeout, rows, embed)
+
+    def submit(self, prepared: PreparedRequest) -> PendingRequest[Any]:
+        """Queue all rows or none, each with a hold on its task of its own; raises `QueueFullError`."""
+        handle = prepared.handle
+        items = _items(prepared, handle)
         if handle is not None:
             self._residency.hold(handle, len(items))
             for item in items:
@@ -96,4 +68,34 @@ class InputProcessor:
             raise
         if handle is not None and handle.error is not None:  # its load failed before its rows were in the queue
             self._residency.announce(handle)
-        return PendingRequest([item.future for item in items], info, tokens)
+        return PendingRequest([item.future for item in items], prepared.task, prepared.tokens)
+
+    def _spec(self, acquired: AcquiredTask | None, embed: bool) -> TaskSpec:
+        """What the rows are to look like."""
+        if acquired is None:
+            return text_spec(self._max_tokens)
+        info = acquired.info
+        if info.spec.kind == TEXT_GENERATION and not embed:
+            raise RequestError(f"{info.reference} generates text", fix="post to /v1/completions")
+        return text_spec(info.spec.max_length) if embed else info.spec
+
+    def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool) -> list[Encoded]:
+        rows = rows_of(task, inputs)
+        task = dataclasses.replace(task, max_length=min(task.max_length, self._max_tokens))
+        try:
+            with self._tokenizer_lock:
+                encoded = encode(task, self._tokenizer, rows, truncate=truncate)
+        except DataError as error:
+            raise RequestError(str(error)) from error
+        check_length(encoded, task.max_length)
+        return encoded
+
+
+def _items(prepared: PreparedRequest, handle: TaskHandle | None) -> list[Item]:
+    """One for each row, as the scheduler takes them."""
+    deadline = None if prepared.timeout is None else time.monotonic() + prepared.timeout
+    key = (None if handle is None else handle.task.digest, prepared.embed)
+    return [
+        Item(key, row.length, QueuedRow(row, handle, prepared.embed), len(row.sequences), deadline)
+        for row in prepared.rows
+    ]

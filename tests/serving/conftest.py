@@ -16,11 +16,12 @@ import httpx
 import pytest
 import uvicorn
 
-from serving.app import Service, behind_middleware, create_app
+from serving.app import behind_middleware, create_app
 from serving.auth import Authenticator
 from serving.catalog.reconciler import Reconciler
 from serving.catalog.router import Router
-from serving.metrics import Metrics
+from serving.request.metrics import Metrics
+from serving.request.service import Service
 from serving.settings import Settings
 from serving.startup import start_catalog
 from sparsehub.backbone import load_backbone

@@ -197,7 +197,7 @@ def test_what_nobody_expected_is_500_without_its_inside(server: Any, monkeypatch
         raise ZeroDivisionError("a secret of the inside")
 
     with monkeypatch.context() as patched:
-        patched.setattr(server.engine, "classify", broken)
+        patched.setattr(server.engine, "prepare", broken)
         response = server.post("/v1/classify", model="three", input="a")
     assert response.status_code == 500
     error = error_of(response)

@@ -156,17 +156,35 @@ def test_a_task_replaced_between_look_and_queue_answers_with_its_own_labels(
     halted: Callable[..., Any], tiny_tasks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = halted()
-    newer, sound = tiny_tasks.read("three", labels=5, version="2.0.0", seed=21), server.engine.classify
+    newer, sound = tiny_tasks.read("three", labels=5, version="2.0.0", seed=21), server.engine.acquire
 
     def replaced(*arguments: Any, **options: Any) -> Any:
         server.engine.add(newer)
         return sound(*arguments, **options)
 
-    monkeypatch.setattr(server.engine, "classify", replaced)
+    monkeypatch.setattr(server.engine, "acquire", replaced)
     server.engine.start()
     body = ask(server, "three", "the fox").json()
     assert body["digest"] == newer.digest
     assert len(body["labels"]) == len(body["data"][0]["probs"]) == 5
+
+
+def test_a_task_replaced_after_it_was_acquired_still_answers_with_its_own_labels(
+    halted: Callable[..., Any], tiny_tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = halted()
+    newer, sound = tiny_tasks.read("three", labels=5, version="2.0.0", seed=21), server.engine.prepare
+    older = server.engine.info("three").digest
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        server.engine.add(newer)
+        return sound(*arguments, **options)
+
+    monkeypatch.setattr(server.engine, "prepare", replaced)
+    server.engine.start()
+    body = ask(server, "three", "the fox").json()
+    assert body["digest"] == older
+    assert len(body["labels"]) == len(body["data"][0]["probs"]) == 3
 
 
 def test_a_row_whose_load_failed_is_told_so_though_another_request_has_loaded_the_task(

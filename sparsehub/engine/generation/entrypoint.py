@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.generation.batcher import Batcher
 from sparsehub.engine.generation.context import GenerationContext
 from sparsehub.engine.generation.decoding_check import mixes_well
-from sparsehub.engine.generation.generator import Generator, Listen
+from sparsehub.engine.generation.generator import Generator
 from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import end_tokens
 from sparsehub.engine.generation.packing import Packer
-from sparsehub.engine.generation.request import Generation, Sampling
+from sparsehub.engine.generation.request import PreparedGeneration, Sampling
 from sparsehub.engine.inputs import check_text
-from sparsehub.engine.pending_request import Admit
-from sparsehub.engine.task_handle import LOAD_SECONDS
-from sparsehub.engine.task_registry import Task
+from sparsehub.engine.pending_request import AcquiredTask
 from sparsehub.errors import DataError, RequestError
 from sparsehub.package.chat import check_messages, render
 from sparsehub.package.manifest import TEXT_GENERATION
@@ -45,33 +43,18 @@ def make_generator(context: GenerationContext) -> Generator | None:
     return Generator(context, runner, tokenizer, max_tokens(tokenizer, backbone.config))
 
 
-def ask(
+def prepare_generation(
     generator: Generator,
-    task: Task | None,
+    acquired: AcquiredTask | None,
     prompts: Sequence[Prompt],
     samplings: Sequence[Sampling],
     timeout: float | None,
-    listen: Callable[[int], Listen],
-    admit: Admit,
-) -> list[Generation]:
-    """Hold the task, tokenise, check, queue.
-
-    timeout: seconds that a task may take to load, and a text to begin; None for a minute and for ever.
-    Raises `RequestError`, `QueueFullError`, and what the task's load raises.
-    """
-    if task is None:
-        ids = _encoded(generator, prompts)
-        return generator.submit(ids, samplings, None, None, timeout=timeout, listen=listen, admit=admit)
-    residency = generator.residency
-    handle = residency.acquire(task)  # it comes while its prompts are tokenised
-    try:
-        ids = _encoded(generator, prompts)
-        info = residency.info(task.digest) or handle.wait(timeout or LOAD_SECONDS).info
-        if info.spec.kind != TEXT_GENERATION:
-            raise RequestError(f"{info.reference} generates no text", found=info.spec.kind)
-        return generator.submit(ids, samplings, info, handle, timeout=timeout, listen=listen, admit=admit)
-    finally:
-        residency.release(handle)
+) -> PreparedGeneration:
+    """Tokenise and check; `Engine.prepare_generation` says what it raises. acquired: None for the plain backbone."""
+    ids = _encoded(generator, prompts)
+    if acquired is not None and acquired.info.spec.kind != TEXT_GENERATION:
+        raise RequestError(f"{acquired.info.reference} generates no text", found=acquired.info.spec.kind)
+    return generator.prepare(acquired, ids, samplings, timeout)
 
 
 def _encoded(generator: Generator, prompts: Sequence[Prompt]) -> list[list[int]]:

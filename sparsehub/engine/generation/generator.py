@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from sparsehub.engine.generation.admission_queue import AdmissionQueue
@@ -14,15 +14,13 @@ from sparsehub.engine.generation.context import GenerationContext
 from sparsehub.engine.generation.limits import GenerationUsage
 from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import OutputProcessor
-from sparsehub.engine.generation.request import Generation, Sampling, TextDelta
-from sparsehub.engine.pending_request import Admit
+from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener
+from sparsehub.engine.pending_request import AcquiredTask
 from sparsehub.engine.task_handle import TaskHandle
-from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import CancelledError, RequestError, SparsehubError, StoppingError, UnhealthyError
 
 log = logging.getLogger("sparsehub")
 IDLE_SECONDS = 0.5  # how often an idle generator looks whether it should end
-Listen = Callable[[TextDelta | None], None]
 
 
 class Generator:
@@ -47,42 +45,28 @@ class Generator:
 
     # requests
 
-    def submit(
+    def prepare(
         self,
-        prompts: Sequence[Sequence[int]],
+        acquired: AcquiredTask | None,
+        prompts: list[list[int]],
         samplings: Sequence[Sampling],
-        task: TaskInfo | None,
-        handle: TaskHandle | None,
-        *,
-        timeout: float | None = None,
-        listen: Callable[[int], Listen] = lambda _: lambda _: None,
-        admit: Admit = lambda _: None,
-    ) -> list[Generation]:
-        """Queue texts, all or none; the caller references `handle` until this returns.
+        timeout: float | None,
+    ) -> PreparedGeneration:
+        """Check prompts that are token ids. acquired: the task that answers, None for the plain backbone.
 
-        timeout: seconds that they may wait for a place; listen: what hears the pieces of each, by its number;
-        admit: called with the tokens of all that they may come to, before any of them waits; what it raises is raised.
-        Raises `RequestError` for a prompt that the model or the cache could not take, `QueueFullError`.
+        Raises `RequestError` for a prompt that the model or the cache could not take, and `UnhealthyError`.
         """
         if not self.takes_work:
             raise UnhealthyError("the engine generates no more", fix="restart it")
         lengths = [self._length(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
-        admit(sum(map(len, prompts)) + sum(lengths))
-        deadline = None if timeout is None else time.monotonic() + timeout
-        generations = [
-            Generation(
-                f"g{next(self._numbers)}",
-                tuple(prompt),
-                length,
-                sampling,
-                task,
-                handle,
-                deadline,
-                listen(number),
-                changed=self._waiting.changed,
-            )
-            for number, (prompt, length, sampling) in enumerate(zip(prompts, lengths, samplings, strict=True))
-        ]
+        return PreparedGeneration(acquired and acquired.share(), timeout, prompts, lengths, samplings)
+
+    def submit(self, prepared: PreparedGeneration, listener: TextListener | None = None) -> list[Generation]:
+        """Queue sequences, all or none, each with a hold on its task of its own; raises `QueueFullError`.
+
+        listener: hears every piece of every text as it comes.
+        """
+        handle, generations = prepared.handle, self._generations(prepared, listener)
         if handle is not None:
             self.residency.hold(handle, len(generations))
         try:
@@ -94,6 +78,25 @@ class Generator:
         if handle is not None and handle.error is not None:  # its load failed before they were in the queue
             self.task_loaded(handle)
         return generations
+
+    def _generations(self, prepared: PreparedGeneration, listener: TextListener | None) -> list[Generation]:
+        deadline = None if prepared.timeout is None else time.monotonic() + prepared.timeout
+        asked = zip(prepared.prompts, prepared.lengths, prepared.samplings, strict=True)
+        return [
+            Generation(
+                f"g{next(self._numbers)}",
+                tuple(prompt),
+                length,
+                sampling,
+                prepared.task,
+                prepared.handle,
+                deadline,
+                number,
+                listener,
+                changed=self._waiting.changed,
+            )
+            for number, (prompt, length, sampling) in enumerate(asked)
+        ]
 
     def _length(self, prompt: Sequence[int], sampling: Sampling) -> int:
         """How many tokens a text may get; raises `RequestError` for what would break transformers' batching later."""

@@ -6,10 +6,12 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from sparsehub.engine.pending_request import Prepared
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import RequestError
@@ -79,6 +81,32 @@ class Completion:
     logs: tuple[TokenLog, ...] = ()
 
 
+class TextListener(Protocol):
+    """Hears the texts of a request as they come. Called in the generator's thread, so it hands on and returns."""
+
+    def hear(self, number: int, piece: TextDelta | None) -> None:
+        """The next piece of the text of this number; None after the last."""
+
+
+@dataclass(eq=False)
+class PreparedGeneration(Prepared):
+    """Prompts that were checked and tokenised. `Engine.prepare_generation` makes it, `Engine.submit_generation` queues
+    it."""
+
+    prompts: list[list[int]]  # token ids
+    lengths: list[int]  # the most tokens that each text may get
+    samplings: Sequence[Sampling]  # one for each prompt
+
+    @property
+    def items(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts, and the most that the texts may come to."""
+        return sum(map(len, self.prompts)) + sum(self.lengths)
+
+
 @dataclass(eq=False)
 class Generation:
     """One text that waits, runs, or is done; `Engine.generate` gives it. Any thread may read it and cancel it."""
@@ -90,7 +118,8 @@ class Generation:
     task: TaskInfo | None  # of the very package that answers; None for the plain backbone
     handle: TaskHandle | None  # its reference to that package, until it is done
     deadline: float | None = None  # on the monotonic clock, until which it may wait to be admitted
-    listen: Callable[[TextDelta | None], None] = lambda _: None  # called with every part, then None, by the generator
+    number: int = 0  # of this text in its request, by which its listener knows it
+    listener: TextListener | None = None
     future: Future[Completion] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)  # generated so far
     logs: list[TokenLog] = field(default_factory=list)
@@ -132,7 +161,9 @@ class Generation:
     def emit(self, piece: TextDelta | None) -> None:
         """Hand the next part, or None after the last one, to the reader; the generator calls it."""
         self._pieces.put(piece)
+        if self.listener is None:
+            return
         try:
-            self.listen(piece)
+            self.listener.hear(self.number, piece)
         except Exception as error:  # the listener's own fault: the texts of others go on
             log.exception("a listener to generated text failed", exc_info=error)

@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 RECENT = 256  # requests of a task that its percentiles are of
 MOST = 4096  # packages that are remembered, the most recently used ones
@@ -44,7 +45,7 @@ class TaskStats:
             while len(self._records) > MOST:
                 self._records.popitem(last=False)
 
-    def of(self, digest: str) -> dict[str, float | int | None]:
+    def of(self, digest: str) -> dict[str, Any]:
         """requests, items, failed, last_used, and p50 and p99 in milliseconds; None where nobody has asked yet."""
         with self._lock:
             record = self._records.get(digest, TaskCounters())

@@ -9,24 +9,20 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.auth.authenticator import check_role, needed_for
+from serving.auth.authenticator import authorization, check_role, is_console, needed_for
 from serving.auth.caller import ANONYMOUS, Caller
 from serving.auth.keys import PREDICT
-from serving.console import is_console
-from serving.console.session import authorization, refusal
-from serving.error_responses import failure
-from serving.logs import log_request
+from serving.auth.sign_in import refusal
 from serving.request.body import read_body, replay
 from serving.request.context import RequestContext, enter
-from serving.tracing import describe
+from serving.request.error_responses import failure
+from serving.request.logs import log_request
+from serving.request.service import Service
+from serving.request.tracing import describe
 from sparsehub.errors import SparsehubError
-
-if TYPE_CHECKING:
-    from serving.app import Service
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KNOWN = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # that BentoML answers, with no route of ours

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from serving.catalog.reconciler import Reconciler
 from serving.request.context import RequestContext
-from serving.task_stats import TaskStats
+from serving.request.task_stats import TaskStats
 from sparsehub.engine import BatchReport, Engine
 from sparsehub.engine.generation import GenerationUsage
 from sparsehub.task_ref import is_composed

@@ -1,19 +1,17 @@
-"""Who looks at the console: the key that he signed in with, in a cookie that only the console reads."""
+"""Signing in with a browser: the page that asks for a key, and the cookie that keeps it for the console."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
 from html import escape
-from http.cookies import CookieError, SimpleCookie
 
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope
 
-from serving.console import PATH, SIGN_IN, is_console
+from serving.auth.authenticator import CONSOLE, COOKIE, SIGN_IN, cookie_key
 from sparsehub.errors import AccessError, SparsehubError, UnauthenticatedError
 
-_COOKIE = "sparsehub_console"
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
@@ -35,36 +33,19 @@ button{{margin-top:14px;background:#0f766e;border-color:#0f766e;color:#fff;font-
 """
 
 
-def authorization(path: str, headers: Mapping[bytes, bytes]) -> str | None:
-    """What a request gives as its key: its header; in the console, and only there, also the cookie of the sign-in."""
-    given = headers.get(b"authorization")
-    if given is not None:
-        return given.decode("latin-1")
-    return _cookie_key(headers) if is_console(path) else None
-
-
-def _cookie_key(headers: Mapping[bytes, bytes]) -> str | None:
-    try:
-        found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(_COOKIE)
-        key = None if found is None else base64.urlsafe_b64decode(found.value.encode()).decode()
-    except (CookieError, ValueError):
-        return None
-    return f"Bearer {key}" if key else None
-
-
 def signed_in(scope: Scope, key: str) -> Response:
     """To the page, with the key in a cookie that no script reads and no other site's page has sent."""
     response = _to_page(scope)
     value = base64.urlsafe_b64encode(key.encode()).decode()
     response.set_cookie(
-        _COOKIE, value, path=_place(scope, PATH), httponly=True, samesite="strict", secure=scope["scheme"] == "https"
+        COOKIE, value, path=_place(scope, CONSOLE), httponly=True, samesite="strict", secure=scope["scheme"] == "https"
     )
     return response
 
 
 def signed_out(scope: Scope) -> Response:
     response = _to_page(scope)
-    response.delete_cookie(_COOKIE, path=_place(scope, PATH), httponly=True, samesite="strict")
+    response.delete_cookie(COOKIE, path=_place(scope, CONSOLE), httponly=True, samesite="strict")
     return response
 
 
@@ -83,13 +64,13 @@ def _why(error: SparsehubError) -> str:
 
 def refusal(scope: Scope, headers: Mapping[bytes, bytes], error: SparsehubError) -> Response | None:
     """What a browser is shown in place of an error when it asks for the console without a good key."""
-    if scope["method"] != "GET" or scope["path"] not in (PATH, f"{PATH}/") or not isinstance(error, AccessError):
+    if scope["method"] != "GET" or scope["path"] not in (CONSOLE, f"{CONSOLE}/") or not isinstance(error, AccessError):
         return None
-    return sign_in_page(scope, error if _cookie_key(headers) else None)
+    return sign_in_page(scope, error if cookie_key(headers) else None)
 
 
 def _to_page(scope: Scope) -> Response:
-    return RedirectResponse(f"{_place(scope, PATH)}/", 303, {"cache-control": "no-store"})
+    return RedirectResponse(f"{_place(scope, CONSOLE)}/", 303, {"cache-control": "no-store"})
 
 
 def _place(scope: Scope, path: str) -> str:

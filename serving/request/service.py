@@ -1,0 +1,172 @@
+"""What the routes work with: the steps of every request, from what its `model` says to rows that wait for their answer.
+
+resolve (catalogue, access), then in one hop off the event loop: prepare (the task held, the inputs tokenised), limits,
+submit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+from anyio.to_thread import run_sync
+from fastapi import Depends, Request
+
+from serving.auth import Authenticator
+from serving.auth.caller import BACKBONE
+from serving.catalog.reconciler import Reconciler
+from serving.catalog.router import Routed, Router
+from serving.request.context import RequestContext, current_request
+from serving.request.limits import check_items, take_items, take_tokens
+from serving.request.metrics import Metrics
+from serving.settings import Settings
+from sparsehub.engine import Engine, Generation, PendingRequest, PreparedRequest, Sampling, TaskInfo
+from sparsehub.engine.generation.entrypoint import Prompt
+from sparsehub.engine.generation.request import TextListener
+from sparsehub.errors import UnknownTaskError
+from sparsehub.package.outputs import Prediction
+from sparsehub.task_ref import parse_model
+
+
+class TaskInputs(Protocol):
+    """What a route asks of a task, where it has to know the task to say so."""
+
+    def rows(self, task: TaskInfo) -> Sequence[Any]:
+        """One row per input; raises `RequestError` where the route is not for such a task."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything that one endpoint runs; it hangs at `app.state.service`."""
+
+    settings: Settings
+    engine: Engine
+    metrics: Metrics
+    access: Authenticator = field(default_factory=Authenticator)
+    router: Router = field(default_factory=Router)
+    reconciler: Reconciler | None = None
+    started: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
+
+    def is_backbone(self, model: str) -> bool:
+        """Whether `model` names the plain backbone."""
+        return model in (self.settings.backbone, "backbone")
+
+    async def info(self, model: str) -> TaskInfo:
+        """What a task is; its package may have to be read first. Raises `ForbiddenError` where the task is not the
+        caller's, and `UnknownTaskError`."""
+        call = current_request()
+        routed = self._resolve(call, model)
+        assert routed.model is not None  # only the plain backbone has none
+        with _discreet(call, model):
+            call.served = await run_sync(self.engine.info, routed.model, self.settings.timeout)
+        return call.served
+
+    async def classify(self, model: str, inputs: TaskInputs, truncate: bool) -> PendingRequest[Prediction]:
+        """Submit what a route asks of a task's head; raises what `info` and `Engine.classify` raise, and
+        `RateLimitError`."""
+        call = current_request()
+        routed = self._resolve(call, model)
+        with _discreet(call, model):
+            return await run_sync(self._classify, call, routed, inputs, truncate)
+
+    async def embed(self, model: str | None, texts: Sequence[Any], truncate: bool) -> PendingRequest[list[float]]:
+        """Submit texts of which vectors are wanted. model: None for the plain backbone. Raises as `classify` does."""
+        call = current_request()
+        check_items(self.settings, len(texts))
+        routed = self._resolve(call, model)
+        take_items(routed, len(texts))
+        with _discreet(call, model or BACKBONE):
+            return await run_sync(self._embed, call, routed, texts, truncate)
+
+    async def generate(
+        self, model: str | None, prompts: Sequence[Prompt], samplings: Sequence[Sampling], listener: TextListener | None
+    ) -> list[Generation]:
+        """Submit prompts, each with its sampling; raises as `classify` does. listener: hears the texts as they come."""
+        call = current_request()
+        check_items(self.settings, len(prompts))
+        routed = self._resolve(call, model)
+        take_items(routed, len(prompts))
+        with _discreet(call, model or BACKBONE):
+            return await run_sync(self._generate, call, routed, prompts, samplings, listener)
+
+    def finish(self, call: RequestContext) -> None:
+        """The answer is sent, or will never be: nothing is held for it any more."""
+        for routed in call.routed.values():
+            self.router.release(routed)
+
+    def _resolve(self, call: RequestContext, model: str | None) -> Routed:
+        """What `model` means for all of this request, if the caller may ask it; None is the plain backbone."""
+        if model is None:
+            call.caller.check_task(BACKBONE)
+            return Routed(None)
+        if model not in call.routed:
+            asked = parse_model(model)
+            for name in asked.names:
+                call.caller.check_task(name)
+            with _discreet(call, model):
+                call.routed[model] = self.router.hold(asked, call.sticky)
+        return call.routed[model]
+
+    # in a worker thread: tokenising takes a while for many rows
+
+    def _classify(
+        self, call: RequestContext, routed: Routed, inputs: TaskInputs, truncate: bool
+    ) -> PendingRequest[Prediction]:
+        assert routed.model is not None  # only the plain backbone has none
+        with self.engine.acquire(routed.model, self.settings.timeout) as acquired:
+            call.served = acquired.info
+            rows = inputs.rows(acquired.info)
+            check_items(self.settings, len(rows))
+            take_items(routed, len(rows))
+            with self.engine.prepare(acquired, rows, truncate=truncate, timeout=self.settings.timeout) as prepared:
+                return self._submit(call, routed, prepared)
+
+    def _embed(
+        self, call: RequestContext, routed: Routed, texts: Sequence[Any], truncate: bool
+    ) -> PendingRequest[list[float]]:
+        timeout = self.settings.timeout
+        with self.engine.prepare(routed.model, texts, embed=True, truncate=truncate, timeout=timeout) as prepared:
+            return self._submit(call, routed, prepared)
+
+    def _generate(
+        self,
+        call: RequestContext,
+        routed: Routed,
+        prompts: Sequence[Prompt],
+        samplings: Sequence[Sampling],
+        listener: TextListener | None,
+    ) -> list[Generation]:
+        with self.engine.prepare_generation(routed.model, prompts, samplings, self.settings.timeout) as prepared:
+            take_tokens(self.settings, call, routed, prepared.tokens)
+            generations = self.engine.submit_generation(prepared, listener)
+        call.count(prepared.task, len(generations), sum(len(generation.prompt) for generation in generations))
+        return generations
+
+    def _submit(self, call: RequestContext, routed: Routed, prepared: PreparedRequest) -> PendingRequest[Any]:
+        take_tokens(self.settings, call, routed, prepared.tokens)
+        pending = self.engine.submit(prepared)
+        call.count(pending.task, len(pending.futures), pending.tokens)
+        return pending
+
+
+async def _service(request: Request) -> Service:  # a coroutine, or FastAPI would hop to a thread for it
+    service: Service = request.app.state.service
+    return service
+
+
+RunningService = Annotated[Service, Depends(_service)]
+"""How a route declares that it works with the service."""
+
+
+@contextmanager
+def _discreet(call: RequestContext, model: str) -> Iterator[None]:
+    """An unknown task's error names one like it: not to a caller who is not to know all of them."""
+    try:
+        yield
+    except UnknownTaskError as error:
+        if call.caller.sees_all:
+            raise
+        raise UnknownTaskError(f"unknown task {model[:200]!r}") from error
