@@ -11,13 +11,14 @@ from serving.catalog import open_catalog
 from serving.catalog.locations import hub_beside, target_of
 from serving.catalog.reconciler import Reconciler, Source
 from serving.catalog.router import Router
-from serving.config_watch import FileDocument, Watcher
+from serving.config_watch import Watcher
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchObserver, Budgets, Engine, GenerationLimits, Limits, Task
 from sparsehub.engine.task_handle import UNLIMITED
 from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import PackageHub, open_hub
+from sparsehub.hub.documents import FileDocument
 from sparsehub.hub.package_loader import load_package
 from sparsehub.hub.user_settings import read_policy
 from sparsehub.package import MANIFEST_FILE, read_manifest

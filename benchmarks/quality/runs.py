@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock
 
 from benchmarks.quality.setup import BACKBONE, DENSITY, METHODS, PLANS, TASKS, Entry, Plan, Task
 
@@ -234,8 +235,7 @@ def commit() -> str:
 def _append(results: Path, line: Mapping[str, Any]) -> None:
     """One whole line, whatever other processes append, and after whatever a killed one left half."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(results.parent / f".{results.name}.lock"), results.open("a+b") as file:
         file.write(after_half_a_line(file) + json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 

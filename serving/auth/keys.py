@@ -10,11 +10,13 @@ import hmac
 import re
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sparsehub.errors import FormatError, UsageError
-from sparsehub.files import sha256_bytes, strict_json
+from sparsehub.files import canonical_json, sha256_bytes, strict_json
+from sparsehub.hub.documents import Document, change
 from sparsehub.schema import build
 
 PREDICT, WATCH, ADMIN = "predict", "watch", "admin"
@@ -94,6 +96,9 @@ class KeyRing:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def to_bytes(self) -> bytes:
+        return canonical_json(self.to_json())
+
 
 def parse_keys(data: bytes) -> KeyRing:
     """A key file's content; raises `UsageError` for anything that is not exactly one."""
@@ -101,6 +106,11 @@ def parse_keys(data: bytes) -> KeyRing:
         return build(KeyRing, strict_json(data, "the key file", MAX_KEY_FILE_BYTES), "the key file", UsageError)
     except FormatError as error:
         raise UsageError(str(error)) from error
+
+
+def change_keys(document: Document, edit: Callable[[KeyRing], KeyRing]) -> None:
+    """Change the key ring in a document by compare-and-swap; raises what `edit` raises, and `ConflictError`."""
+    change(document, lambda data: edit(KeyRing() if data is None else parse_keys(data)).to_bytes())
 
 
 def new_secret() -> str:

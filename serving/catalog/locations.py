@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving.catalog.catalog import Catalog, CatalogTarget, parse_catalog
-from serving.config_watch import Document, FileDocument, ObjectDocument, change
 from sparsehub.errors import UsageError
 from sparsehub.hub import PackageHub, open_hub
+from sparsehub.hub.blob_store import ObjectDocument
 from sparsehub.hub.blob_store_backend import BlobStoreBackend
+from sparsehub.hub.documents import Document, FileDocument, change
 from sparsehub.hub.locations import open_backend
 
 FOLDER = "catalogs"
@@ -47,6 +48,10 @@ def target_of(reference: str, hub: PackageHub) -> tuple[str, CatalogTarget]:
 
 def change_catalog(document: Document, edit: Callable[[Catalog], Catalog]) -> Catalog:
     """Change a catalogue by compare-and-swap; raises what `edit` raises, and `ConflictError`."""
-    return parse_catalog(
-        change(document, lambda data: edit(Catalog() if data is None else parse_catalog(data)).to_bytes())
-    )
+
+    def edited(data: bytes | None) -> bytes:
+        return edit(Catalog() if data is None else parse_catalog(data)).to_bytes()
+
+    written = change(document, edited)
+    assert written is not None, "no edit leaves a catalogue alone"
+    return parse_catalog(written)

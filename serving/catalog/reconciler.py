@@ -12,10 +12,11 @@ from pathlib import Path
 
 from serving.catalog.catalog import Catalog, CatalogEntry, CatalogTarget, parse_catalog
 from serving.catalog.router import Router
-from serving.config_watch import Document, Watcher
+from serving.config_watch import Watcher
 from sparsehub.engine import Engine, Task
 from sparsehub.errors import SparsehubError, UsageError
 from sparsehub.files import cache_root, sha256_bytes, write_file
+from sparsehub.hub.documents import Document
 from sparsehub.package import Package
 from sparsehub.task_ref import TaskRef
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from sparsehub.cli.output import console, errors, show_fields, show_json, show_table, size
 from sparsehub.cli.packages import POLICY
 from sparsehub.errors import UsageError
-from sparsehub.hub.protocol import HubEntry
+from sparsehub.hub.listing import HubEntry
 
 if TYPE_CHECKING:
     from sparsehub.hub.package_loader import PulledPackage

@@ -53,8 +53,8 @@ def remove(file: FileArgument, name: Annotated[str, typer.Argument(help="The key
 def ls(file: FileArgument, as_json: bool = JSON) -> None:
     """The keys of a file; the keys themselves are nowhere."""
     from serving.auth.keys import parse_keys
-    from serving.config_watch import FileDocument
     from sparsehub.errors import NotFoundError
+    from sparsehub.hub.documents import FileDocument
 
     found = FileDocument(file).read()
     if found is None:
@@ -72,11 +72,7 @@ def ls(file: FileArgument, as_json: bool = JSON) -> None:
 
 
 def _change(file: Path, edit: Callable[[KeyRing], KeyRing]) -> None:
-    from serving.auth.keys import KeyRing, parse_keys
-    from serving.config_watch import FileDocument, change
-    from sparsehub.files import canonical_json
+    from serving.auth.keys import change_keys
+    from sparsehub.hub.documents import FileDocument
 
-    def edited(data: bytes | None) -> bytes:
-        return canonical_json(edit(KeyRing() if data is None else parse_keys(data)).to_json())
-
-    change(FileDocument(file, private=True), edited)
+    change_keys(FileDocument(file, private=True), edit)

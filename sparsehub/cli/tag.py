@@ -8,7 +8,7 @@ import typer
 
 from sparsehub.cli.hub import WHERE
 from sparsehub.cli.output import show_fields, show_json
-from sparsehub.hub.protocol import Resolved
+from sparsehub.hub.resolver import Resolved
 
 
 def tag(

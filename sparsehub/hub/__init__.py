@@ -1,18 +1,19 @@
-"""Where packages live: one protocol of five verbs; folders, buckets and the Hugging Face Hub behind it."""
+"""Where packages live: `PackageHub` and its five verbs, with a folder, a bucket or the Hugging Face Hub behind it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from sparsehub.hub.listing import HubEntry
 from sparsehub.hub.locations import open_backend
 from sparsehub.hub.package_hub import PackageHub
-from sparsehub.hub.protocol import Hub, HubEntry, Progress, Resolved
+from sparsehub.hub.resolver import Resolved
+from sparsehub.hub.transfer import Progress
 from sparsehub.hub.versions import highest, version_order
 from sparsehub.task_ref import TaskRef, parse_reference
 
 __all__ = [
     "HubEntry",
-    "Hub",
     "PackageHub",
     "Progress",
     "Resolved",

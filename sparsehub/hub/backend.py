@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sparsehub.errors import VersionExistsError
+from sparsehub.hub.documents import Token
 
 if TYPE_CHECKING:
     from sparsehub.hub.transfer import Meter
     from sparsehub.package.manifest import FileRecord, Manifest
-
-Token = Any
-"""Which content a channel had when it was read, in a form that only its backend understands."""
 
 
 @dataclass(frozen=True)

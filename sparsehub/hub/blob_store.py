@@ -22,7 +22,7 @@ from obstore.store import ObjectStore
 
 from sparsehub.errors import HubError, IntegrityError, UnreachableError
 from sparsehub.files import CHUNK, sha256_bytes
-from sparsehub.hub.backend import Token
+from sparsehub.hub.documents import MAX_DOCUMENT_BYTES, Token
 
 if TYPE_CHECKING:
     from sparsehub.hub.transfer import Meter
@@ -154,6 +154,20 @@ class BlobStore:
     def _chunks(self, path: str, stream: Iterator[bytes]) -> Iterator[bytes]:
         with self.errors_at(path):
             yield from stream
+
+
+class ObjectDocument:
+    """An object in a store, as a document that `change` can write."""
+
+    def __init__(self, objects: BlobStore, path: str):
+        self._objects, self._path, self.where = objects, path, f"{objects.where}/{path}"
+
+    def read(self) -> tuple[bytes, Token] | None:
+        return self._objects.read_versioned(self._path, MAX_DOCUMENT_BYTES)
+
+    def replace(self, data: bytes, token: Token | None) -> bool:
+        self._objects.prepare()
+        return self._objects.replace(self._path, data, token)
 
 
 def _limited(path: str, size: int, stream: Iterator[bytes], limit: int) -> bytes:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from sparsehub.errors import FormatError, HubError, IntegrityError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes, strict_json
-from sparsehub.hub.backend import Token, Upload
+from sparsehub.hub.backend import Upload
 from sparsehub.hub.blob_store import BlobStore
 from sparsehub.hub.channels import MAX_CHANNEL_BYTES
+from sparsehub.hub.documents import Token
 from sparsehub.hub.retry import with_retries
 from sparsehub.hub.transfer import FILES, Meter, damaged
 from sparsehub.schema import build

@@ -3,7 +3,7 @@
 packages/<hex>   whole packages by their digest: a folder appears when everything in it is proved
 partial/<hex>    what an interrupted fetch has already
 locks/<hex>      held while a package is read (shared) or fetched and removed (alone); a lock dies with its process
-proved/<hex>     when and how a package was proved last: validation_cache.py; it goes with its package
+validated/<hex>  the files of a package as they were when hashed: validation_cache.py; it goes with its package
 damaged/         copies that were found changed, for whoever wants to know what happened
 """
 
@@ -22,8 +22,9 @@ from pathlib import Path
 from sparsehub.errors import FormatError, HubError
 from sparsehub.files import TEMPORARY_PREFIX, cache_root, write_file
 from sparsehub.hub.package_hub import PackageHub
-from sparsehub.hub.protocol import Progress, Resolved
-from sparsehub.hub.validation_cache import PROVED, record_of
+from sparsehub.hub.resolver import Resolved
+from sparsehub.hub.transfer import Progress
+from sparsehub.hub.validation_cache import VALIDATED, record_fetched, record_of
 
 LIMIT = 10 << 30  # bytes, where the settings do not say otherwise
 ATTEMPTS = 5
@@ -125,6 +126,7 @@ class PackageCache:
         except FormatError:
             shutil.rmtree(scratch, ignore_errors=True)  # nothing of it can be trusted
             raise
+        record_fetched(folder, manifest)
         shutil.rmtree(scratch, ignore_errors=True)
         self.shrink()
         log.debug("cached %s@%s", manifest.name, manifest.version)
@@ -153,12 +155,12 @@ class PackageCache:
 
     def _everything(self) -> Iterator[CachedPackage]:
         now = time.time()
-        for part in (DAMAGED, PARTIAL, PROVED, PACKAGES):
+        for part in (DAMAGED, PARTIAL, VALIDATED, PACKAGES):
             with suppress(FileNotFoundError):
                 for entry in os.scandir(self.root / part):
                     used = entry.stat(follow_symlinks=False).st_mtime
                     unfinished = entry.name.startswith(TEMPORARY_PREFIX)
-                    if now - used > ABANDONED if unfinished else part != PROVED:
+                    if now - used > ABANDONED if unfinished else part != VALIDATED:
                         yield CachedPackage(Path(entry.path), _bytes(entry), used)
 
     def _folder(self, digest: str) -> Path:
@@ -175,7 +177,11 @@ class PackageCache:
 
 
 def _lock(path: Path, mode: int) -> int:
-    """An open, locked file. A lock file that was removed while we waited for it locks nothing, so we look again."""
+    """An open, locked file. A lock file that was removed while we waited for it locks nothing, so we look again.
+
+    By `fcntl`: readers share a lock, and go with their process. filelock's shared locks are kept in an SQLite database
+    a lock, which could not be removed with its package.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

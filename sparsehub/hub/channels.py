@@ -1,4 +1,4 @@
-"""Channels: names that move from version to version, and remember where they pointed before."""
+"""Channels: named pointers to a version of a task (`latest`, `stable`) that move, with their history."""
 
 from __future__ import annotations
 
@@ -8,47 +8,35 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from sparsehub.errors import (
-    ConflictError,
-    FormatError,
-    HubError,
-    IntegrityError,
-    NotFoundError,
-    UnreachableError,
-    UsageError,
-)
+from sparsehub.errors import ConflictError, FormatError, IntegrityError, NotFoundError, UnreachableError, UsageError
 from sparsehub.files import canonical_json, strict_json
 from sparsehub.hub.backend import HubBackend
-from sparsehub.hub.retry import wait_before
+from sparsehub.hub.documents import Token, change
 from sparsehub.schema import build
-from sparsehub.task_ref import check_digest, check_tag
+from sparsehub.task_ref import check_digest, check_tag, is_channel
 
 MAX_CHANNEL_BYTES = 64 << 10
 REMEMBERED = 100  # moves
-ATTEMPTS = 12  # of a move that others come before
 
 
 @dataclass(frozen=True)
 class ChannelTarget:
-    """What a channel points at, or pointed at. moved: when, in UTC."""
+    """The version that a channel points at, or pointed at before."""
 
     version: str
     digest: str
-    moved: str
+    moved: str  # when the channel was moved there, in UTC
 
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel as it is stored.
-
-    before: what it pointed at, the last one last; withdrawn: digests that it was rolled back from, which a repeated
-    publish does not bring back; move: random, so that no two moves write the same bytes and none is taken for another.
-    """
+    """The stored state of a channel: its target and its history."""
 
     target: ChannelTarget
-    before: tuple[ChannelTarget, ...] = ()
-    withdrawn: tuple[str, ...] = ()
+    before: tuple[ChannelTarget, ...] = ()  # earlier targets, the latest of them last
+    withdrawn: tuple[str, ...] = ()  # digests that were rolled back: publishing them again does not bring them back
     move: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Random, so that no two moves write the same bytes and a writer recognises its own."""
 
     def to_bytes(self) -> bytes:
         return canonical_json(self)
@@ -58,31 +46,70 @@ Change = Callable[[Channel | None], Channel | None]
 """From what a channel is to what it shall be; None leaves it alone."""
 
 
-def read_channel(backend: HubBackend, name: str, channel: str) -> Channel | None:
-    """A channel, proved; None where there is none; raises `IntegrityError` for a malformed one."""
-    found = backend.read_channel(name, channel)
-    return None if found is None else _parsed(name, channel, found[0])
+class ChannelDocument:
+    """A channel as a document that `change` can write."""
 
+    def __init__(self, backend: HubBackend, name: str, channel: str):
+        self._backend, self._name, self._channel = backend, name, channel
+        self.where = f"{name}@{channel}"
 
-def change_channel(backend: HubBackend, name: str, channel: str, change: Change) -> Channel | None:
-    """Move a channel by compare-and-swap: `change` sees the channel as it is at that moment, and again after each race.
+    def read(self) -> tuple[bytes, Token] | None:
+        return self._backend.read_channel(self._name, self._channel)
 
-    Returns the channel as it is now. Raises what `change` raises, and `HubError` where others always come before.
-    """
-    wanted: Channel | None = None
-    for attempt in range(ATTEMPTS):
-        found = backend.read_channel(name, channel)
-        current = None if found is None else _parsed(name, channel, found[0])
-        if wanted is not None and current is not None and current.move == wanted.move:
-            return current  # our move went through, and the answer was lost
-        wanted = change(current)
-        if wanted is None:
-            return current
+    def replace(self, data: bytes, token: Token | None) -> bool:
+        """False also where the answer was lost: `change_channel` looks again, and recognises a move of its own."""
         with suppress(UnreachableError):
-            if backend.write_channel(name, channel, wanted.to_bytes(), None if found is None else found[1]):
-                return wanted
-        wait_before(min(attempt, 2))
-    raise HubError(f"{name}@{channel} is moved by others all the time, or the hub cannot be reached", fix="try again")
+            return self._backend.write_channel(self._name, self._channel, data, token)
+        return False
+
+    def parse(self, data: bytes) -> Channel:
+        """The channel in these bytes; raises `IntegrityError` for malformed ones."""
+        what = f"the channel {self.where}"
+        try:
+            found = build(Channel, strict_json(data, what, MAX_CHANNEL_BYTES), what, IntegrityError)
+            for target in (found.target, *found.before):
+                check_tag(target.version)
+                check_digest(target.digest)
+            return found
+        except (FormatError, UsageError) as error:
+            fix = "remove it from the hub and move it again: sparsehub tag"
+            raise IntegrityError(f"{what} is damaged", found=str(error), fix=fix) from error
+
+
+def read_channel(backend: HubBackend, name: str, channel: str) -> Channel | None:
+    """A channel, validated; None where there is none; raises `IntegrityError` for a malformed one."""
+    document = ChannelDocument(backend, name, channel)
+    found = document.read()
+    return None if found is None else document.parse(found[0])
+
+
+def read_channels(backend: HubBackend, name: str) -> dict[str, Channel]:
+    """Every channel of a task by its name; those that cannot be read are left out."""
+    channels = {}
+    for channel in filter(is_channel, backend.channels(name)):
+        with suppress(IntegrityError):
+            if (found := read_channel(backend, name, channel)) is not None:
+                channels[channel] = found
+    return channels
+
+
+def change_channel(backend: HubBackend, name: str, channel: str, move: Change) -> Channel | None:
+    """Move a channel by compare-and-swap: `move` is given what it is at that moment, and after each lost race.
+
+    Returns the channel as it is now. Raises what `move` raises, and `ConflictError` where every race was lost.
+    """
+    document, wanted = ChannelDocument(backend, name, channel), None
+
+    def edit(data: bytes | None) -> bytes | None:
+        nonlocal wanted
+        current = None if data is None else document.parse(data)
+        if wanted is not None and current is not None and current.move == wanted.move:
+            return None  # our move went through, and the answer was lost
+        wanted = move(current)
+        return None if wanted is None else wanted.to_bytes()
+
+    now = change(document, edit)
+    return None if now is None else document.parse(now)
 
 
 def point_at(version: str, digest: str, expected: str | None) -> Change:
@@ -139,16 +166,3 @@ def _moved(current: Channel | None, version: str, digest: str) -> Channel:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _parsed(name: str, channel: str, data: bytes) -> Channel:
-    what = f"the channel {name}@{channel}"
-    try:
-        found = build(Channel, strict_json(data, what, MAX_CHANNEL_BYTES), what, IntegrityError)
-        for target in (found.target, *found.before):
-            check_tag(target.version)
-            check_digest(target.digest)
-        return found
-    except (FormatError, UsageError) as error:
-        fix = "remove it from the hub and move it again: sparsehub tag"
-        raise IntegrityError(f"{what} is damaged", found=str(error), fix=fix) from error

@@ -8,7 +8,8 @@ from sparsehub.errors import IntegrityError
 from sparsehub.hub.lockfile import Lock
 from sparsehub.hub.package_hub import PackageHub
 from sparsehub.hub.package_loader import use_package
-from sparsehub.hub.protocol import Progress, Resolved
+from sparsehub.hub.resolver import Resolved
+from sparsehub.hub.transfer import Progress
 from sparsehub.package.policy import Policy
 from sparsehub.task_ref import TaskRef, reference_of
 

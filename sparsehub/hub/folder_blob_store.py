@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
@@ -12,12 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
 from obstore.store import LocalStore
 
 from sparsehub.errors import HubError, NotFoundError
 from sparsehub.files import fsync, write_file
-from sparsehub.hub.backend import Token
 from sparsehub.hub.blob_store import BlobStore
+from sparsehub.hub.documents import Token
 
 if TYPE_CHECKING:
     from sparsehub.hub.transfer import Meter
@@ -73,12 +73,11 @@ class FolderBlobStore(BlobStore):
         return None if found is None else (found[0], found[0])
 
     def replace(self, path: str, data: bytes, token: Token | None) -> bool:
-        """Folders know no conditional write, so whoever moves a channel holds the hub's lock, which dies with him."""
+        """Folders have no conditional write, so a writer holds the hub's lock, which ends with its process."""
         if token is None:
             return self.create(path, data)
         self._check(path)
-        with self.errors_at(path), (self.root / LOCK_FILE).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self.errors_at(path), FileLock(self.root / LOCK_FILE):
             with (self.root / path).open("rb") as file:
                 found = file.read(len(token) + 1)
             if found == token:

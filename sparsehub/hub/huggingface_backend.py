@@ -19,8 +19,9 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from sparsehub.errors import FormatError, HubError, IntegrityError, UnreachableError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, sha256_bytes
-from sparsehub.hub.backend import Token, Upload, taken
+from sparsehub.hub.backend import Upload, taken
 from sparsehub.hub.channels import MAX_CHANNEL_BYTES
+from sparsehub.hub.documents import Token
 from sparsehub.hub.hf_client import LOGIN, MISSING, Client, client_errors, no_repository, without_bars
 from sparsehub.hub.hf_commit import LIBRARY, additions, check_card
 from sparsehub.hub.retry import wait_before

@@ -12,7 +12,7 @@ from pathlib import Path
 from sparsehub.errors import FormatError, IntegrityError, NotFoundError, UnreachableError, UsageError
 from sparsehub.files import strict_json, write_file
 from sparsehub.hub.package_hub import PackageHub
-from sparsehub.hub.protocol import Resolved
+from sparsehub.hub.resolver import Resolved
 from sparsehub.schema import build
 from sparsehub.task_ref import TaskRef, check_digest, check_tag, check_task_name, reference_of
 

@@ -1,4 +1,4 @@
-"""The five verbs, the same for every backend: what is proved, in which order, and what is said when it fails."""
+"""PackageHub: the hub that the command line and endpoints use; the same checks in the same order for every backend."""
 
 from __future__ import annotations
 
@@ -10,24 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsehub.errors import HubError, IntegrityError, NotFoundError, UsageError, VersionExistsError
-from sparsehub.files import new_folder, sha256_bytes
+from sparsehub.errors import HubError, NotFoundError, UsageError, VersionExistsError
+from sparsehub.files import new_folder
 from sparsehub.hub.backend import HubBackend, Upload, taken
-from sparsehub.hub.channels import Channel, change_channel, follow, point_at, read_channel, step_back
-from sparsehub.hub.listing import list_entries, unknown_task, unknown_version
-from sparsehub.hub.protocol import Entries, Progress, Resolved
-from sparsehub.hub.transfer import Download, Meter, damaged, download_all, download_bytes
+from sparsehub.hub.channels import Channel, change_channel, follow, point_at, read_channels, step_back
+from sparsehub.hub.listing import Entries, list_entries
+from sparsehub.hub.resolver import Resolved, fetch_manifest, resolve, resolve_version
+from sparsehub.hub.transfer import Download, Meter, Progress, download_all, download_bytes
 from sparsehub.hub.versions import highest
-from sparsehub.task_ref import (
-    LATEST,
-    TaskRef,
-    check_digest,
-    check_tag,
-    check_task_name,
-    is_channel,
-    is_safe,
-    reference_of,
-)
+from sparsehub.task_ref import LATEST, TaskRef, check_tag, check_task_name, is_channel
 
 if TYPE_CHECKING:
     from sparsehub.package import Manifest
@@ -43,7 +34,11 @@ class PackagePreview:
 
 
 class PackageHub:
-    """A `Hub` over any `HubBackend`. It keeps no state: any number may work on one backend."""
+    """A place where packages live, over any `HubBackend`; it keeps no state, so any number may work on one backend.
+
+    Its five verbs are resolve, fetch, publish, list and tag. A published version never changes, and no reader ever
+    sees half of one.
+    """
 
     def __init__(self, backend: HubBackend):
         self.backend = backend
@@ -54,27 +49,20 @@ class PackageHub:
         return self.backend.where
 
     def resolve(self, reference: str | TaskRef) -> Resolved:
-        """Make a task reference exact: see `Hub.resolve`."""
-        wanted = reference_of(reference)
-        if wanted.digest is not None:
-            self.manifest(wanted.name, wanted.digest)
-            return Resolved(wanted.name, None, wanted.digest)
-        if wanted.version is not None:
-            return self.resolve_version(wanted.name, wanted.version)
-        channel = wanted.channel or LATEST
-        found = read_channel(self.backend, wanted.name, channel)
-        if found is not None:
-            return Resolved(wanted.name, found.target.version, found.target.digest, channel)
-        if wanted.channel not in (None, LATEST):
-            raise unknown_version(self.backend, wanted.name, channel)
-        return self.resolve_version(wanted.name, self._highest(wanted.name))
+        """Make a task reference exact; raises `UsageError` for a malformed one and `NotFoundError`."""
+        return resolve(self.backend, reference)
 
     def fetch(
         self, resolved: Resolved, folder: Path, *, progress: Progress | None = None, scratch: Path | None = None
     ) -> Manifest:
-        """Write a package as a new folder, every byte proved: see `Hub.fetch`."""
-        from sparsehub.package import MANIFEST_FILE, validate_package
-        from sparsehub.package.manifest import SIGNATURE_FILE
+        """Write a package as the new folder `folder`: every byte hashed once, as it comes; then validated.
+
+        scratch: a folder on the same disk in which an interrupted fetch leaves what it has, for the next one.
+        Raises `NotFoundError`, `FormatError` (`IntegrityError` for changed bytes), and `UsageError` where `folder`
+        exists already. Whatever it raises, nothing is left behind but in `scratch`.
+        """
+        from sparsehub.package.manifest import MANIFEST_FILE, SIGNATURE_FILE
+        from sparsehub.package.validation import validate_contents
 
         name, digest = resolved.name, resolved.digest
         manifest = self.manifest(name, digest)
@@ -90,7 +78,7 @@ class PackageHub:
             (temporary / MANIFEST_FILE).write_bytes(manifest.to_bytes())
             if signature is not None:
                 (temporary / SIGNATURE_FILE).write_bytes(signature)
-            validate_package(temporary)  # the promised bytes may still be no sound package: such a one gets no name
+            validate_contents(temporary, manifest)  # the promised bytes may be no valid package: that gets no name
         return manifest
 
     def publish(
@@ -101,7 +89,12 @@ class PackageHub:
         version: str | None = None,
         progress: Progress | None = None,
     ) -> Resolved:
-        """Prove a package, send its files, then its manifest, then its tag: see `Hub.publish`."""
+        """Publish a package folder, under another name or version where these are given; `latest` follows.
+
+        The package is validated; then its files are sent, its manifest, its tag. The same package again is fine;
+        raises `VersionExistsError` where the version is another package's already, and `FormatError` for a folder
+        that is not a valid package.
+        """
         upload = _prepare(Path(folder), name, version)
         manifest = upload.manifest
         resolved = Resolved(manifest.name, manifest.version, manifest.digest)
@@ -116,11 +109,19 @@ class PackageHub:
         return resolved
 
     def list(self, name: str | None = None, *, newest: bool = False) -> Entries:
-        """Every version of every task, damaged ones with their error: see `Hub.list`."""
-        return list_entries(self, name, newest)
+        """Every version of every task, or of the task `name`, by name and then from the lowest version to the highest.
+
+        newest: of each task only what its bare name means. The cost grows with the versions listed, no others.
+        A damaged version is listed with its error.
+        """
+        return list_entries(self.backend, name, newest)
 
     def tag(self, name: str, tag: str, digest: str, *, expected: str | None = None) -> Resolved:
-        """Give a package that is here one more version name, or move a channel to it: see `Hub.tag`."""
+        """Give a package of the task `name` one more version name, once; or move a channel to it.
+
+        A word without digits is a channel. expected: the digest that the channel must point at; raises
+        `ConflictError` otherwise. Raises `NotFoundError`, and `VersionExistsError` where the version is taken.
+        """
         check_task_name(name)
         manifest = self.manifest(name, digest)
         if is_channel(tag):
@@ -145,34 +146,15 @@ class PackageHub:
 
     def channels(self, name: str) -> dict[str, Channel]:
         """Where each channel of a task points; those that cannot be read are left out."""
-        found = {}
-        for channel in filter(is_channel, self.backend.channels(name)):
-            with suppress(IntegrityError):
-                if (current := read_channel(self.backend, name, channel)) is not None:
-                    found[channel] = current
-        return found
+        return read_channels(self.backend, name)
 
     def resolve_version(self, name: str, version: str) -> Resolved:
         """The digest of a version; raises `NotFoundError`."""
-        digest = self.backend.read_tag(name, version)
-        if digest is None:
-            raise unknown_version(self.backend, name, version)
-        return Resolved(name, version, digest)
+        return resolve_version(self.backend, name, version)
 
     def manifest(self, name: str, digest: str) -> Manifest:
-        """The manifest of a package of the task `name`, proved; raises `NotFoundError` and `FormatError`."""
-        from sparsehub.package.manifest import parse_manifest
-
-        check_digest(digest)
-        data = self.backend.read_manifest(name, digest)
-        if data is None:
-            raise NotFoundError(f"the hub holds no package {name}@{digest}", fix="list the hub to see what it holds")
-        if sha256_bytes(data) != digest:
-            raise damaged(f"the manifest of {name}", sha256_bytes(data), digest)
-        manifest = parse_manifest(data)
-        if manifest.name != name:
-            raise NotFoundError(f"{digest} is a package of another task", found=manifest.name, expected=name)
-        return manifest
+        """The manifest of a package of the task `name`, validated; raises `NotFoundError` and `FormatError`."""
+        return fetch_manifest(self.backend, name, digest)
 
     def peek(self, resolved: Resolved) -> PackagePreview:
         """Manifest, card and signature of a version, proved but for the signature; no weight is fetched."""
@@ -193,13 +175,6 @@ class PackageHub:
         if not backend.write_signature(name, digest, signature) and backend.read_signature(name, digest) != signature:
             fix = "publish it without model.sig, or sign a new version"
             raise VersionExistsError(f"{resolved.pinned} has another signature already", fix=fix)
-
-    def _highest(self, name: str) -> str:
-        found = self.backend.versions(name)
-        versions = [version for version in found if is_safe(name, version)]
-        if not versions:
-            raise unknown_task(self.backend, name)
-        return highest(versions)
 
     def _download(self, manifest: Manifest, folder: Path, progress: Progress | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ from sparsehub.files import new_folder
 from sparsehub.hub.cache import PackageCache
 from sparsehub.hub.lockfile import Lock
 from sparsehub.hub.package_hub import PackageHub
-from sparsehub.hub.protocol import Progress, Resolved
+from sparsehub.hub.resolver import Resolved
+from sparsehub.hub.transfer import Progress
 from sparsehub.hub.user_settings import read_policy, read_settings
 from sparsehub.hub.validation_cache import validate_unchanged
 from sparsehub.task_ref import TaskRef, reference_of

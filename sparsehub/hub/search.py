@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sparsehub.errors import UsageError
-from sparsehub.hub.protocol import HubEntry
+from sparsehub.hub.listing import HubEntry
 
 SPLITS = ("test", "validation")  # the one that counts, where a condition does not name one
 _CONDITION = re.compile(r"(?:(?P<split>[^<>=:]+):)?(?P<metric>[^<>=:]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[-+.\deE]+)")

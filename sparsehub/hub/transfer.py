@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from sparsehub.errors import IntegrityError, UnreachableError
 from sparsehub.files import CHUNK, sha256_bytes
-from sparsehub.hub.protocol import Progress
 from sparsehub.hub.retry import with_retries
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ PIECE = 4 << 20  # bytes of one request
 AHEAD = 4  # pieces of one file that are on their way before the oldest is written
 FILES = 3  # at once
 REQUESTS = 8  # at once, over all files
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are done and the bytes of all; from any thread, one call at a time."""
 
 
 class Meter:

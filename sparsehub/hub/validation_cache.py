@@ -1,8 +1,9 @@
-"""What was proved of a package in the cache, so that `pull` need not hash again what nobody has touched since.
+"""Records of which cached packages were hashed, so that `pull` need not hash again what nobody has touched since.
 
-proved/<hex> holds size, inode, times and digest of every file as they were when all of them were hashed. It decides
-nothing but whether `pull` hashes: who loads a package hashes every byte of it, whatever stands here. So a record that
-is lost, malformed or forged costs a hash, or brings a copy to light a moment later.
+validated/<hex> holds size, inode, times and digest of every file of a package as they were when all of them had been
+hashed. `PackageCache` writes it after a fetch, `pull` after it has hashed a copy again. It decides nothing but whether
+`pull` hashes: whoever uses a package hashes every byte of it. So a record that is lost, malformed or forged costs a
+hash, or lets a changed copy pass until its next use.
 """
 
 from __future__ import annotations
@@ -17,18 +18,31 @@ from sparsehub.files import canonical_json, write_file
 if TYPE_CHECKING:
     from sparsehub.package import Manifest
 
-PROVED = "proved"
+VALIDATED = "validated"
 # A file's times move in ticks, of ten milliseconds at most on Linux: two writes within one of them look like one.
 SETTLED = 20_000_000  # nanoseconds
 
 
 def record_of(folder: Path) -> Path:
     """Where the record of a package in the cache is, whether it is there or not."""
-    return folder.parents[1] / PROVED / folder.name
+    return folder.parents[1] / VALIDATED / folder.name
+
+
+def record_fetched(folder: Path, manifest: Manifest) -> None:
+    """Record a package of the cache that was hashed as it came, a moment ago; nobody else has used it yet.
+
+    Waits for at most `SETTLED`, until any other write to its files shows in their times.
+    """
+    _, last_change = _seen(folder, manifest)
+    rest = last_change + SETTLED - time.time_ns()
+    if rest > SETTLED:  # a file server whose clock is ahead of ours: its times tell us nothing
+        return
+    time.sleep(max(rest, 0) / 1e9)
+    _write(folder, _seen(folder, manifest)[0])
 
 
 def validate_unchanged(folder: Path) -> Manifest:
-    """Prove a package in the cache: its manifest, names and sizes always, bytes where they may have changed.
+    """Validate a package in the cache: its manifest, names and sizes always, bytes where they may have changed.
 
     Raises `FormatError`.
     """
@@ -40,9 +54,13 @@ def validate_unchanged(folder: Path) -> Manifest:
     if not _says(record_of(folder), now):
         validate_digests(folder, manifest)
         if last_change < started - SETTLED:  # a write from here on shows in the file's times
-            with suppress(OSError):  # a cache that is full or may only be read is as good, and slower
-                write_file(record_of(folder), now)
+            _write(folder, now)
     return manifest
+
+
+def _write(folder: Path, record: bytes) -> None:
+    with suppress(OSError):  # a cache that is full or may only be read is as good, and slower
+        write_file(record_of(folder), record)
 
 
 def _seen(folder: Path, manifest: Manifest) -> tuple[bytes, int]:

@@ -27,9 +27,8 @@ from sparsehub.training.batches import Collator
 from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
-from sparsehub.training.job import Job, Prepared, Report
+from sparsehub.training.job import Job, Prepared, Report, prepare
 from sparsehub.training.language_modeling import tokenised
-from sparsehub.training.method import method_named
 from sparsehub.training.metrics import best_metric, majority
 from sparsehub.training.processes import join_processes
 from sparsehub.training.sources import Source
@@ -136,7 +135,7 @@ def device_named(wanted: str | None) -> str:
 def _prepare(job: Job) -> Prepared:
     if not job.budget:
         return Prepared(SparseModel(job.task_model, {}), job.config.epochs, {})
-    prepared = method_named(job.config.method).prepare(job)
+    prepared = prepare(job)
     if prepared.mask:
         for line in by_layer(prepared.mask, _shapes(job)):
             job.report(f"  {line.part}: {line.chosen:,} of {line.entries:,} ({line.density:.3%})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from sparsehub.selection.rule import budget_of
 from sparsehub.training.batches import Collator, TokenTable, TrainingRows
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData
+from sparsehub.training.method import method_named
 from sparsehub.training.processes import Processes
 from sparsehub.training.trainable import Trainable, candidates
 
@@ -72,3 +74,10 @@ class Prepared:
     epochs: float
     mask: Mapping[str, Tensor]
     steps: int = 0
+
+
+def prepare(job: Job) -> Prepared:
+    """What the method of a job makes of it; raises what the method raises."""
+    method: Any = importlib.import_module(method_named(job.config.method).module)
+    prepared: Prepared = method.prepare(job)
+    return prepared

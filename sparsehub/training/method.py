@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
 from sparsehub.selection.registry import rule_names
-
-if TYPE_CHECKING:
-    from sparsehub.training.job import Job, Prepared
 
 # Lazily imported: name -> module with `defaults`, `options` and `prepare`.
 _METHODS = {
@@ -26,19 +23,18 @@ _METHODS = {
 }
 
 
+_ANY_RULE = "sparsehub.training.methods.selected"
+
+
 @dataclass(frozen=True)
 class Method:
-    """A way to train.
-
-    defaults: settings of a run that it wants to be others; options: its own, with their values; packages: whether what
-    it trains is a change of the backbone's weights.
-    """
+    """A way to train, as settings and the command line know it; `job.prepare` runs it."""
 
     name: str
-    defaults: Mapping[str, Any]
-    options: Mapping[str, Any]
-    prepare: Callable[[Job], Prepared]
-    packages: bool = True
+    defaults: Mapping[str, Any]  # settings of a run for which it wants another standard value
+    options: Mapping[str, Any]  # its own settings, with their standard values
+    module: str  # whose `prepare` makes a model ready to be trained
+    packages: bool = True  # whether what it trains is a change of the backbone's weights
 
 
 def method_names() -> list[str]:
@@ -51,8 +47,8 @@ def method_named(name: str) -> Method:
         raise UsageError(unknown_name("method", name, method_names()))
     if name in _METHODS:
         module: Any = importlib.import_module(_METHODS[name])
-        return Method(name, module.defaults, module.options, module.prepare, getattr(module, "packages", True))
+        return Method(name, module.defaults, module.options, _METHODS[name], getattr(module, "packages", True))
     from sparsehub.selection.rule import rule_named  # imports torch, which the names of the methods do without
 
-    rule, selected = rule_named(name), importlib.import_module("sparsehub.training.methods.selected")
-    return Method(name, rule.defaults, rule.options, selected.prepare)
+    rule = rule_named(name)
+    return Method(name, rule.defaults, rule.options, _ANY_RULE)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from serving.catalog import Catalog, CatalogEntry, CatalogTarget, change_catalog, changes, open_catalog, parse_catalog
 from serving.catalog.router import Router, share_of
-from serving.config_watch import ObjectDocument
 from sparsehub.errors import ConflictError, NotFoundError, UnknownTaskError, UsageError
 from sparsehub.files import sha256_bytes
 from sparsehub.hub import memory_hub
+from sparsehub.hub.blob_store import ObjectDocument
 from sparsehub.task_ref import parse_model
 
 ONE, TWO, THREE = (CatalogTarget(f"{number}.0.0", sha256_bytes(b"%d" % number)) for number in (1, 2, 3))

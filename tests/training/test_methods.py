@@ -187,7 +187,7 @@ def test_every_method_tells_formula_source_and_cost() -> None:
     import importlib
 
     for name in set(method_names()) - set(rule_names()):
-        text = importlib.import_module(method_named(name).prepare.__module__).__doc__ or ""
+        text = importlib.import_module(method_named(name).module).__doc__ or ""
         for word in ("Formula: ", "Source: ", "Cost: "):
             assert word in text, (name, word)
         for option in method_named(name).options:
