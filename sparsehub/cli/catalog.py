@@ -1,4 +1,4 @@
-"""sparsehub catalog: what endpoints serve, in one object that all of them follow."""
+"""sparsehub catalog: the catalogue of tasks that endpoints serve, in one document that all of them follow."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ if TYPE_CHECKING:
     from serving.catalog import Catalog, CatalogEntry
 
 app = typer.Typer(
-    help="What endpoints serve: add, remove, set, canary, promote, rollback, status.",
+    help="The tasks that endpoints serve: add, remove, set, canary, promote, rollback, status.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-Where = Annotated[str, typer.Argument(help="The catalogue: a file, or HUB#NAME for an object in a hub.")]
+Where = Annotated[str, typer.Argument(help="The catalogue: a file, or HUB#NAME for one in a hub.")]
 TaskName = Annotated[str, typer.Argument(help="A task in the catalogue.")]
-HubOption = Annotated[str | None, typer.Option(help="Where its packages are; by default the hub that it lives in.")]
-Expect = Annotated[int | None, typer.Option(help="Change it only where it is at this revision.")]
-Items = Annotated[float | None, typer.Option(help="Quota of one replica, of all callers together.")]
+HubOption = Annotated[
+    str | None, typer.Option(help="The hub of its packages (default: the hub that holds the catalogue).")
+]
+Expect = Annotated[int | None, typer.Option(help="Fail unless the catalogue is at this revision.")]
+Items = Annotated[float | None, typer.Option(help="Quota of one replica, for all callers together.")]
 
 
 @app.command("add")
 def add(
     catalog: Where,
-    reference: Annotated[str, typer.Argument(help="The task: its exact version goes into the catalogue.")],
+    reference: Annotated[str, typer.Argument(help="A task reference; the catalogue gets its exact version.")],
     hub: HubOption = None,
-    pin: Annotated[bool, typer.Option(help="Keep it in memory.")] = False,
+    pin: Annotated[bool, typer.Option(help="Pin it in memory.")] = False,
     items_per_second: Items = None,
     tokens_per_second: Items = None,
     revision: Expect = None,
 ) -> None:
-    """Serve one more task."""
+    """Add a task."""
     from serving.catalog import CatalogEntry, changes
     from serving.catalog.locations import hub_beside, target_of
 
@@ -45,7 +47,7 @@ def add(
 
 @app.command("remove")
 def remove(catalog: Where, task: TaskName, revision: Expect = None) -> None:
-    """Serve a task no longer; requests that have begun are answered."""
+    """Remove a task; requests in flight are still answered."""
     from serving.catalog import changes
 
     _change(catalog, revision, lambda found: changes.remove(found, task))
@@ -56,10 +58,10 @@ def set_options(
     catalog: Where,
     task: TaskName,
     hub: HubOption = None,
-    version: Annotated[str | None, typer.Option(help="Let everybody have this version at once.")] = None,
-    pin: Annotated[bool | None, typer.Option(help="Keep it in memory.")] = None,
-    items_per_second: Annotated[float | None, typer.Option(help="Quota of one replica; 0 takes it away.")] = None,
-    tokens_per_second: Annotated[float | None, typer.Option(help="Quota of one replica; 0 takes it away.")] = None,
+    version: Annotated[str | None, typer.Option(help="Serve this version to all callers at once.")] = None,
+    pin: Annotated[bool | None, typer.Option(help="Pin it in memory, or unpin it.")] = None,
+    items_per_second: Annotated[float | None, typer.Option(help="Quota of one replica; 0 removes it.")] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(help="Quota of one replica; 0 removes it.")] = None,
     revision: Expect = None,
 ) -> None:
     """Change a task's version, pin or quotas."""
@@ -82,11 +84,11 @@ def set_options(
 def canary(
     catalog: Where,
     reference: Annotated[str, typer.Argument(help="The version to try: name@version.")],
-    percent: Annotated[float, typer.Option(help="Of the callers; the same ones every time.")] = 5.0,
+    percent: Annotated[float, typer.Option(help="Share of the callers; the same callers every time.")] = 5.0,
     hub: HubOption = None,
     revision: Expect = None,
 ) -> None:
-    """Let some callers have another version, or another share of them."""
+    """Serve another version to a share of the callers, or change that share."""
     from serving.catalog import changes
     from serving.catalog.locations import hub_beside, target_of
 
@@ -96,7 +98,7 @@ def canary(
 
 @app.command("promote")
 def promote(catalog: Where, task: TaskName, revision: Expect = None) -> None:
-    """Let everybody have the canary's version."""
+    """Serve the canary's version to all callers."""
     from serving.catalog import changes
 
     _change(catalog, revision, lambda found: changes.promote(found, task))
@@ -104,7 +106,7 @@ def promote(catalog: Where, task: TaskName, revision: Expect = None) -> None:
 
 @app.command("rollback")
 def rollback(catalog: Where, task: TaskName, revision: Expect = None) -> None:
-    """Take a canary back; where none runs, take the stable version to the one before it."""
+    """End a canary; where none runs, go back to the stable version before this one."""
     from serving.catalog import changes
 
     _change(catalog, revision, lambda found: changes.rollback(found, task))
@@ -112,13 +114,13 @@ def rollback(catalog: Where, task: TaskName, revision: Expect = None) -> None:
 
 @app.command("status")
 def status(catalog: Where, as_json: bool = JSON) -> None:
-    """The catalogue as it is stored; an endpoint says at /v1/admin/catalog what it made of it."""
+    """Show the catalogue as it is stored; an endpoint's own state is at its /v1/admin/catalog."""
     from serving.catalog import open_catalog, parse_catalog
     from sparsehub.errors import NotFoundError
 
     stored = open_catalog(catalog).read()
     if stored is None:
-        raise NotFoundError(f"there is no catalogue at {catalog}", fix="begin one: sparsehub catalog add")
+        raise NotFoundError(f"there is no catalogue at {catalog}", fix="create one: sparsehub catalog add")
     found = parse_catalog(stored[0])
     if as_json:
         show_json(found.to_json())
@@ -143,4 +145,4 @@ def _change(where: str, revision: int | None, edit: Callable[[Catalog], Catalog]
         return edit(found)
 
     now = change_catalog(open_catalog(where), edited)
-    progress(f"{where} is at revision {now.revision}; endpoints that follow it have it within seconds")
+    progress(f"{where} is at revision {now.revision}; endpoints pick it up within seconds")

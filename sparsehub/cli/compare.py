@@ -1,4 +1,4 @@
-"""sparsehub compare: how much several tasks have in common."""
+"""sparsehub compare: the overlap of several tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ SAME = "of the shared entries: changed in the same direction (chance gives 50%)"
 def compare(
     packages: Annotated[list[str], typer.Argument(help="Package folders, or task references in --hub; two or more.")],
     hub: Annotated[str | None, typer.Option(help="The hub of the references.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Also draw it as this picture (needs matplotlib).")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Also draw the matrices to this PNG file (needs matplotlib).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Show the overlap of tasks on one backbone: which entries they share, and whether they agree."""

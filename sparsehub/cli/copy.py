@@ -1,4 +1,4 @@
-"""sparsehub copy: packages from one hub to another."""
+"""sparsehub copy: copy packages from one hub to another."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sparsehub.cli.packages import POLICY
 
 
 def copy(
-    references: Annotated[list[str], typer.Argument(help="What to copy; with --all: names of tasks.")],
+    references: Annotated[list[str], typer.Argument(help="Task references; with --all: task names.")],
     source: Annotated[str, typer.Option("--from", help="The hub to copy from.")],
     target: Annotated[str, typer.Option("--to", help="The hub to copy to.")],
     everything: Annotated[bool, typer.Option("--all", help="All versions of the tasks, and their channels.")] = False,
     policy: Annotated[Path | None, typer.Option(help=POLICY)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON list.")] = False,
 ) -> None:
-    """Copy packages, byte for byte: the same digests, with their signatures. A channel that is named comes along."""
+    """Copy packages byte for byte, with their digests and signatures. A channel that is named is copied too."""
     from sparsehub.cli.packages import open_location, policy_of, task_of
     from sparsehub.cli.transfers import transfer
-    from sparsehub.hub.copying import copy_package, versions_of
+    from sparsehub.hub.copying import copy_package, references_of
 
     origin, goal, allowed, copied = open_location(source), open_location(target), policy_of(policy), []
-    wanted = [r for name in references for r in versions_of(task_of(name), origin)] if everything else references
+    wanted = [r for name in references for r in references_of(task_of(name), origin)] if everything else references
     for reference in wanted:
         with transfer(f"copying {reference}") as report:
             copied.append(copy_package(reference, origin, goal, policy=allowed, progress=report))

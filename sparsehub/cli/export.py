@@ -1,4 +1,4 @@
-"""sparsehub export: a package for another tool."""
+"""sparsehub export: write a package in the format of another tool."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FORMATS = ("shira",)
 
 def export(
     reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
-    backbone: Annotated[str, typer.Option(help="A folder or an id of the Hugging Face Hub.")],
+    backbone: Annotated[str, typer.Option(help="The backbone: a folder or an id on the Hugging Face Hub.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    to: Annotated[str, typer.Option(help="shira: a PEFT adapter of sparse changes of Linear weights.")] = "shira",
+    to: Annotated[str, typer.Option(help="shira: a PEFT adapter with sparse changes of Linear weights.")] = "shira",
     hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
-    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Write a package as a SHiRA adapter, which PEFT loads. The way back is `sparsehub extract`, and exact."""
+    """Write a package as a SHiRA adapter, which PEFT loads. `sparsehub extract` turns it back, exactly."""
     from sparsehub.backbone import open_checkpoint
     from sparsehub.convert.name_matching import layout_of
     from sparsehub.convert.shira import export_shira

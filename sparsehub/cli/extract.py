@@ -1,4 +1,4 @@
-"""sparsehub extract: a package from a fine-tuned checkpoint or a PEFT adapter."""
+"""sparsehub extract: make a package from a fine-tuned checkpoint or a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -19,42 +19,53 @@ _CHANGE = "What is kept"
 
 def extract(
     source: Annotated[str, typer.Argument(help="A fine-tuned checkpoint, or a PEFT adapter's folder.")],
-    backbone: Annotated[str, typer.Option(help="What it was fine-tuned from: a folder or a hub id.")],
+    backbone: Annotated[
+        str, typer.Option(help="The backbone that it was fine-tuned from: a folder or an id on the Hugging Face Hub.")
+    ],
     out: Annotated[Path, typer.Option(help="The package folder to write.")],
     name: Annotated[str, typer.Option(help="The task's name: a-z 0-9 . _ -")],
     version: Annotated[str, typer.Option(help="The package's version.")] = "0.1.0",
     license: Annotated[str, typer.Option(help="The package's licence, for its card.")] = "",  # noqa: A002
-    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
     density: Annotated[
         float | None,
-        typer.Option(help="Keep the largest changes, this share of the backbone.", rich_help_panel=_CHANGE),
+        typer.Option(help="Keep the largest changes: this share of the backbone's entries.", rich_help_panel=_CHANGE),
     ] = None,
-    nnz: Annotated[int | None, typer.Option(help="Their number instead.", rich_help_panel=_CHANGE)] = None,
+    nnz: Annotated[
+        int | None, typer.Option(help="Keep this many of the largest changes.", rich_help_panel=_CHANGE)
+    ] = None,
     value_dtype: Annotated[
         str | None,
         typer.Option(help="How kept changes are stored (default float16).", rich_help_panel=_CHANGE),
     ] = None,
     drop: Annotated[
         list[str] | None,
-        typer.Option(help="Patterns of tensors that may be left out: another head.", rich_help_panel=_CHANGE),
+        typer.Option(
+            help="A pattern of tensors that may be left out, such as another head; may be repeated.",
+            rich_help_panel=_CHANGE,
+        ),
     ] = None,
     task_of: Annotated[
-        Path | None, typer.Option(help="A package whose task this is too.", rich_help_panel=_TASK)
+        Path | None, typer.Option(help="Take the task's description from this package.", rich_help_panel=_TASK)
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="The kind of task (default: as the checkpoint says).", rich_help_panel=_TASK)
+        str | None, typer.Option(help="The kind of task (default: the checkpoint's).", rich_help_panel=_TASK)
     ] = None,
-    text: Annotated[str, typer.Option(help="The text field, or two.", rich_help_panel=_TASK)] = "text",
+    text: Annotated[str, typer.Option(help="The text field, or two between commas.", rich_help_panel=_TASK)] = "text",
     label: Annotated[str, typer.Option(help="The label field.", rich_help_panel=_TASK)] = "label",
     labels: Annotated[
         str,
         typer.Option(help="Label names in the head's order (default: the checkpoint's).", rich_help_panel=_TASK),
     ] = "",
-    choices: Annotated[str, typer.Option(help="The fields of a multiple choice.", rich_help_panel=_TASK)] = "",
-    max_length: Annotated[int, typer.Option(help="Tokens a row.", rich_help_panel=_TASK)] = 256,
+    choices: Annotated[
+        str, typer.Option(help="The choice fields of a multiple-choice task, between commas.", rich_help_panel=_TASK)
+    ] = "",
+    max_length: Annotated[int, typer.Option(help="The most tokens of a row.", rich_help_panel=_TASK)] = 256,
     test: Annotated[
         str | None,
-        typer.Option(help="Labelled rows: measure before and after the cut.", rich_help_panel=_TASK),
+        typer.Option(
+            help="Labelled rows on which to measure the model before and after extraction.", rich_help_panel=_TASK
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -92,7 +103,7 @@ def extract(
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """A list on the command line: words between commas."""
+    """Parse a list on the command line: words between commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 

@@ -1,4 +1,4 @@
-"""sparsehub gc: what nobody needs, in a hub or in this machine's cache."""
+"""sparsehub gc: garbage collection of a hub, or eviction from this machine's cache."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from sparsehub.errors import UsageError
 
 
 def gc(
-    hub: Annotated[str | None, typer.Argument(help=f"{WHERE} Without it: the cache.")] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, it is only shown.")] = False,
+    hub: Annotated[str | None, typer.Argument(help=f"{WHERE} Default: the local cache.")] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the objects; without it they are only listed.")
+    ] = False,
     keep_bytes: Annotated[
-        int | None, typer.Option(help="Of the cache: shrink it to this many bytes, the oldest first.", min=0)
+        int | None,
+        typer.Option(help="Evict from the cache, least recently used first, down to this many bytes.", min=0),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Find what no version and no channel needs, older than a day, and remove it where --delete says so."""
+    """List objects that no version and no channel needs, older than a day; remove them with --delete."""
     if hub is None:
         _cache(delete, keep_bytes, as_json)
         return

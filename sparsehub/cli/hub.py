@@ -1,4 +1,4 @@
-"""sparsehub push, pull, ls: packages into a hub, out of it, and what is there."""
+"""sparsehub push, pull, ls: publish packages in a hub, fetch them, list them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsehub.hub.listing import HubEntry
 if TYPE_CHECKING:
     from sparsehub.hub.package_loader import PulledPackage
 
-# The one that a listing shows; else accuracy.
+# The metric that a listing shows, by kind of task; accuracy for the others.
 _METRICS = {"regression": "pearson", "token-classification": "f1", "text-generation": "perplexity"}
 WHERE = "The hub: a folder, s3://, gs://, az:// or hf://name."
 
@@ -31,11 +31,12 @@ def push(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Publish under this name (default: the package's own).")] = None,
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Who may see a task that is new on the Hugging Face Hub.")
+        bool | None,
+        typer.Option("--private/--public", help="Visibility of a task that is new on the Hugging Face Hub."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Publish a package. A version is published once and never changes."""
+    """Publish a package in a hub. A version is published once and never changes."""
     from sparsehub.cli.transfers import transfer
     from sparsehub.hub import open_hub
 
@@ -50,15 +51,15 @@ def push(
 
 def pull(
     references: Annotated[
-        list[str] | None, typer.Argument(help="name, name@version, name@channel or name@sha256:...; several are fine.")
+        list[str] | None, typer.Argument(help="One or more of name, name@version, name@channel, name@sha256:...")
     ] = None,
-    hub: Annotated[str | None, typer.Option(help=f"{WHERE} With --lock: the lock file's by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the package as this new folder.")] = None,
-    lock: Annotated[Path | None, typer.Option(help="Take what this lock file pins (all of it by default).")] = None,
+    hub: Annotated[str | None, typer.Option(help=f"{WHERE} Default with --lock: that of the lock file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the package to this new folder.")] = None,
+    lock: Annotated[Path | None, typer.Option(help="Fetch what this lock file pins (default: all of it).")] = None,
     policy: Annotated[Path | None, typer.Option(help=POLICY)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object (a list for several).")] = False,
 ) -> None:
-    """Fetch packages into the cache; every byte is hashed on its way, and again where a file here was touched since."""
+    """Fetch packages into the cache. Every byte is hashed as it comes; cached files only if they were touched since."""
     from sparsehub.cli.packages import open_location, policy_of
     from sparsehub.cli.transfers import transfer
     from sparsehub.hub.lockfile import read_lock
@@ -104,7 +105,7 @@ def ls(
     everything: Annotated[bool, typer.Option("--all", help="List all versions of all tasks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """List what a hub holds: of each task the version that its bare name means."""
+    """List the tasks of a hub, each at the version that its bare name means."""
     from sparsehub.cli.packages import open_location
 
     entries = open_location(hub).list(task, newest=task is None and not everything)
@@ -112,7 +113,7 @@ def ls(
 
 
 def show_entries(entries: Sequence[HubEntry], as_json: bool, nothing: str) -> None:
-    """A listing; damaged versions are told on standard error."""
+    """Show a listing; damaged versions are reported on standard error."""
     if as_json:
         show_json([dataclasses.asdict(entry) for entry in entries])
         return

@@ -1,4 +1,4 @@
-"""sparsehub keys: who may ask an endpoint, kept in a file of hashes that a running endpoint follows."""
+"""sparsehub keys: the API keys of an endpoint, in a file of hashes that running endpoints reload."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from sparsehub.cli.output import JSON, progress, show_json, show_table
 if TYPE_CHECKING:
     from serving.auth.keys import KeyRing
 
-app = typer.Typer(help="Keys of an endpoint: add, remove, ls.", no_args_is_help=True, pretty_exceptions_enable=False)
-FileArgument = Annotated[Path, typer.Argument(help="The key file; it holds hashes only.")]
+app = typer.Typer(
+    help="API keys of an endpoint: add, remove, ls.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+FileArgument = Annotated[Path, typer.Argument(help="The key file, which holds hashes only.")]
 
 
 @app.command("add")
 def add(
     file: FileArgument,
-    name: Annotated[str, typer.Argument(help="What the key is called in logs.")],
-    role: Annotated[str, typer.Option(help="predict, watch (metrics and state) or admin.")] = "predict",
-    task: Annotated[list[str] | None, typer.Option(help="A task or a pattern (support-*); may be repeated.")] = None,
-    requests_per_second: Annotated[float | None, typer.Option(help="Of each replica.")] = None,
-    tokens_per_second: Annotated[float | None, typer.Option(help="Of each replica.")] = None,
+    name: Annotated[str, typer.Argument(help="The key's name, as logs show it.")],
+    role: Annotated[str, typer.Option(help="predict, watch (read metrics and state) or admin.")] = "predict",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task or a pattern (support-*) that it may use; may be repeated. Default: all."),
+    ] = None,
+    requests_per_second: Annotated[float | None, typer.Option(help="Rate limit of each replica.")] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(help="Rate limit of each replica.")] = None,
     as_json: bool = JSON,
 ) -> None:
-    """Make a key and print it, this once: the file gets its hash."""
+    """Create a key and print it, once: the file stores only its hash."""
     from serving.auth.keys import Key, new_secret
     from sparsehub.files import sha256_bytes
 
@@ -38,27 +43,27 @@ def add(
     if as_json:
         show_json({"name": name, "key": secret, "role": role, "tasks": tasks})
         return
-    progress(f"{name} may {role} {', '.join(tasks)}; keep the key, it is shown this once:")
+    progress(f"{name} may {role} {', '.join(tasks)}; save the key, it is not shown again:")
     typer.echo(secret)
 
 
 @app.command("remove")
 def remove(file: FileArgument, name: Annotated[str, typer.Argument(help="The key's name.")]) -> None:
-    """Let a key be known no longer; running endpoints follow within seconds."""
+    """Remove a key; running endpoints reject it within seconds."""
     _change(file, lambda ring: ring.without(name))
-    progress(f"{name} is removed")
+    progress(f"removed {name}")
 
 
 @app.command("ls")
 def ls(file: FileArgument, as_json: bool = JSON) -> None:
-    """The keys of a file; the keys themselves are nowhere."""
+    """List the keys of a file by name; the keys themselves are stored nowhere."""
     from serving.auth.keys import parse_keys
     from sparsehub.errors import NotFoundError
     from sparsehub.hub.documents import FileDocument
 
     found = FileDocument(file).read()
     if found is None:
-        raise NotFoundError(f"there is no key file at {file}", fix="make one: sparsehub keys add FILE NAME")
+        raise NotFoundError(f"there is no key file at {file}", fix="create one: sparsehub keys add FILE NAME")
     ring = parse_keys(found[0])
     if as_json:
         show_json(ring.to_json())

@@ -1,4 +1,4 @@
-"""sparsehub lock: pin task references to digests, in a file that is kept with a project."""
+"""sparsehub lock: pin task references to digests, in a lock file that is committed with a project."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from sparsehub.hub.lockfile import LOCK_FILE, Lock
 
 
 def lock(
-    references: Annotated[list[str] | None, typer.Argument(help="References to pin, or to pin anew.")] = None,
-    hub: Annotated[str | None, typer.Option(help=f"{WHERE} The lock file's by default.")] = None,
+    references: Annotated[
+        list[str] | None, typer.Argument(help="References to pin or to update (default: check the file).")
+    ] = None,
+    hub: Annotated[str | None, typer.Option(help=f"{WHERE} Default: that of the lock file.")] = None,
     file: Annotated[Path, typer.Option(help="The lock file.")] = Path(LOCK_FILE),
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; prove that the hub still agrees.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; check that the hub still has these digests.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Write down which bytes references mean. A version whose bytes have changed since is refused with both digests."""
+    """Pin references to digests. A version whose bytes have changed since it was locked is refused."""
     from sparsehub.cli.packages import open_location
     from sparsehub.hub.lockfile import check_pin, lock_references, read_lock, write_lock
 

@@ -1,4 +1,4 @@
-"""sparsehub materialize: a package as a plain transformers checkpoint."""
+"""sparsehub materialize: write a package as a plain transformers checkpoint."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sparsehub.cli.output import progress, show_fields, show_json
 
 def materialize(
     reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
-    backbone: Annotated[str, typer.Option(help="A folder or an id of the Hugging Face Hub.")],
+    backbone: Annotated[str, typer.Option(help="The backbone: a folder or an id on the Hugging Face Hub.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
     hub: Annotated[str | None, typer.Option(help="The hub: a folder, s3://, gs://, az:// or hf://.")] = None,
-    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Write the task's whole model; AutoModelFor... loads it with no sparsehub installed."""
+    """Write the task's whole model, which AutoModelFor... loads without sparsehub."""
     from sparsehub.backbone import open_checkpoint
     from sparsehub.hub import open_hub
     from sparsehub.hub.package_loader import load_package

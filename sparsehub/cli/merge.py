@@ -1,4 +1,4 @@
-"""sparsehub merge, diff: packages out of packages, and how much two have in common."""
+"""sparsehub merge, diff: merge packages into one, and compare two."""
 
 from __future__ import annotations
 
@@ -29,21 +29,19 @@ def merge(
         str, typer.Option(help="task-arithmetic (the weighted sum), ties, dare or dare-ties.")
     ] = "task-arithmetic",
     weights: Annotated[str, typer.Option(help="One number a package: 1,0.5 (default: all 1).")] = "",
-    density: Annotated[
-        float, typer.Option(help="The share of its own entries that ties and dare leave to each package.")
-    ] = 1.0,
-    nnz: Annotated[int, typer.Option(help="Prune the result to its largest entries, so many.")] = 0,
+    density: Annotated[float, typer.Option(help="Share of its entries that ties and dare keep of each package.")] = 1.0,
+    nnz: Annotated[int, typer.Option(help="Keep only this many of the result's largest entries.")] = 0,
     value_dtype: Annotated[
         str | None, typer.Option(help="float16, bfloat16, float32 or int8 (default: that of the packages).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what dare draws.")] = 42,
+    seed: Annotated[int, typer.Option(help="Random seed of dare.")] = 42,
     hub: Annotated[str | None, _HUB] = None,
     backbone: Annotated[str | None, _BACKBONE] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Merge packages of one backbone into a new one, with task and head of the first.
 
-    Nothing is trained and nothing is measured: see how good it is before you trust it.
+    Nothing is trained or measured: evaluate the result before you use it.
     """
     from sparsehub.convert.merge import MergeRecipe, PackageLabel, merge_packages
 
@@ -54,8 +52,8 @@ def merge(
 
 def diff(
     first: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
-    second: Annotated[str, typer.Argument(help="Another one on the same backbone.")],
-    out: Annotated[Path | None, typer.Option(help="Also write the change from first to second.")] = None,
+    second: Annotated[str, typer.Argument(help="Another package on the same backbone.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the change from first to second as a package.")] = None,
     name: Annotated[str | None, typer.Option(help="The name of that package.")] = None,
     version: Annotated[str, typer.Option(help="Its version.")] = "0.1.0",
     value_dtype: Annotated[str, typer.Option(help="How its values are stored.")] = "float32",
@@ -79,8 +77,8 @@ def diff(
     if out is not None and name is not None:
         written = difference_package(one, two, PackageLabel(out, name, version), checkpoint, value_dtype)
     if as_json:
-        told = {"jaccard": found.overlap.jaccard, "sign_agreement": found.overlap.sign_agreement}
-        show_json({**told, **dataclasses.asdict(found), "package": str(out) if written else None})
+        overlap = {"jaccard": found.overlap.jaccard, "sign_agreement": found.overlap.sign_agreement}
+        show_json({**overlap, **dataclasses.asdict(found), "package": str(out) if written else None})
         return
     _show_comparison(one, two, found)
     if written is not None and out is not None:

@@ -1,4 +1,4 @@
-"""How results and progress are shown: results on standard output, everything else on standard error."""
+"""Output of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-PIPED_WIDTH = 200  # columns where no terminal says how wide it is
+PIPED_WIDTH = 200  # columns where the output is no terminal
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 errors = Console(stderr=True, soft_wrap=True)
 
@@ -20,17 +20,17 @@ JSON = typer.Option(False, "--json", help="Print the result as one JSON object."
 
 
 def progress(line: str) -> None:
-    """A line about what goes on."""
+    """Print a line of progress."""
     errors.print(escape(line), highlight=False)
 
 
 def show_json(value: Any) -> None:
-    """A result for programs."""
+    """Print a result for programs."""
     print(json.dumps(value, ensure_ascii=False))  # noqa: T201 - rich would wrap and colour it
 
 
 def show_fields(title: str, fields: Mapping[str, Any]) -> None:
-    """A result for people: one line per field."""
+    """Print a result for people: one line per field."""
     table = Table(show_header=False, box=None, pad_edge=False, title=escape(title), title_justify="left")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -40,7 +40,7 @@ def show_fields(title: str, fields: Mapping[str, Any]) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A result for people: many rows. Columns whose cells are all numbers are set to the right."""
+    """Print a result for people: many rows. Columns of numbers are aligned to the right."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         numbers = rows and all(isinstance(row[index], int | float) for row in rows)
@@ -53,7 +53,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str
 
 
 def size(count: float) -> str:
-    """A number of bytes for people: 508180 -> 496.3 KiB."""
+    """A number of bytes as text for people: 508180 -> 496.3 KiB."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

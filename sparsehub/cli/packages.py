@@ -1,4 +1,4 @@
-"""Packages on the command line: a folder, or a reference in a hub; a policy and a lock file where they are given."""
+"""How commands find packages, hubs and policies: by folder or by reference, from their options."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from sparsehub.package.policy import Policy
 
 T = TypeVar("T")
-POLICY = "A policy file; the user's own settings by default."
+POLICY = "A policy file (default: the user's settings)."
 
 
 def with_package(reference: str, hub: str | None, use: Callable[[Path], T], policy: Policy | None = None) -> T:
-    """What `use` makes of a package's folder, which the policy allows."""
+    """What `use` returns for a package's folder, after the policy has allowed it."""
     from sparsehub.hub.package_loader import use_package
     from sparsehub.hub.user_settings import read_policy
     from sparsehub.package import read_manifest
@@ -40,7 +40,7 @@ def open_location(location: str) -> PackageHub:
 
 
 def policy_of(path: Path | None, key: Path | None = None, root: Path | None = None) -> Policy:
-    """The policy of a file, or one that demands a signature by one key or under one root, or the user's own."""
+    """The policy in a file, or one that requires a signature by a key or under a root certificate; else the user's."""
     from sparsehub.hub.user_settings import read_policy
     from sparsehub.package.policy import Policy
 
@@ -54,7 +54,7 @@ def policy_of(path: Path | None, key: Path | None = None, root: Path | None = No
 
 
 def task_of(reference: str) -> str:
-    """The name of a task; raises `UsageError` where more than that is given."""
+    """The name of a task; raises `UsageError` for a reference with a version, channel or digest."""
     parsed = parse_reference(reference)
     if parsed != TaskRef(parsed.name):
         raise UsageError("a task is named here, and none of its versions", found=reference, expected=parsed.name)

@@ -1,4 +1,4 @@
-"""sparsehub search: which packages of a hub fit."""
+"""sparsehub search: find packages in a hub."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def search(
     kind: Annotated[str | None, typer.Option(help="The task's kind: text-classification, regression, ...")] = None,
     tag: Annotated[str | None, typer.Option(help="A version or a channel: 1.0.0, stable.")] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="A bound: 'accuracy>=0.9', 'validation:f1>0.5'; may be repeated.")
+        list[str] | None, typer.Option(help="A condition: 'accuracy>=0.9', 'validation:f1>0.5'; may be repeated.")
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Look at all versions, not only the newest.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Search all versions, not only the newest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Find packages by backbone, kind, tag and metric; everything that is given must fit."""
+    """Find packages by name, backbone, kind, tag and metric; all conditions must match."""
     from sparsehub.cli.packages import open_location
     from sparsehub.hub.search import Query, parse_condition
     from sparsehub.hub.search import search as find
 
     query = Query(text, backbone, kind, tag, tuple(map(parse_condition, metric or ())))
     entries = open_location(hub).list(newest=not everything and tag is None)
-    show_entries(find(entries, query), as_json, "nothing fits; look at everything: sparsehub ls " + hub)
+    show_entries(find(entries, query), as_json, "no match; list everything: sparsehub ls " + hub)

@@ -1,4 +1,4 @@
-"""sparsehub sign: vouch for a package."""
+"""sparsehub sign: sign a package."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def sign(
     package: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
     hub: Annotated[str | None, typer.Option(help="The hub of the reference: the signature is published there.")] = None,
     key: Annotated[
-        Path | None, typer.Option(help=f"A private key (PEM, elliptic curve); its password comes from ${PASSWORD}.")
+        Path | None, typer.Option(help=f"A private key (PEM, elliptic curve); its password is read from ${PASSWORD}.")
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="The certificate of that key (PEM).")] = None,
     chain: Annotated[
-        list[Path] | None, typer.Option(help="A certificate between that one and a root; may be repeated.")
+        list[Path] | None, typer.Option(help="An intermediate certificate (PEM); may be repeated.")
     ] = None,
     sigstore: Annotated[
         bool, typer.Option("--sigstore", help="Sign through sigstore, which needs the network.")

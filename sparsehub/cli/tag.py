@@ -1,4 +1,4 @@
-"""sparsehub tag, rollback: names for versions, and the channels that move."""
+"""sparsehub tag, rollback: move channels, and give versions further names."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def tag(
     tag: Annotated[str, typer.Argument(help="A channel to move (stable, canary), or a version name to give once.")],
     hub: Annotated[str, typer.Option(help=WHERE)],
     expect: Annotated[
-        str | None, typer.Option(help="Move the channel only if it points at this version or digest now.")
+        str | None, typer.Option(help="Fail unless the channel points at this version or digest now.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Let a channel point at a version, or give a version one more name. A word without digits is a channel."""
+    """Point a channel at a version, or give a version one more name. A word without digits is a channel."""
     from sparsehub.cli.packages import open_location
 
     home = open_location(hub)
@@ -35,7 +35,7 @@ def rollback(
     hub: Annotated[str, typer.Option(help=WHERE)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Let a channel point again at what it pointed at before; once more, and it goes back further."""
+    """Point a channel at its previous version again; repeat it to go back further."""
     from sparsehub.cli.packages import open_location, task_of
 
     _show(open_location(hub).rollback(task_of(task), channel), channel, hub, as_json)

@@ -1,4 +1,4 @@
-"""How a transfer is shown: on a terminal a bar with bytes, rate and time left; elsewhere one line afterwards."""
+"""Progress of a transfer: on a terminal a bar with bytes, rate and time left; elsewhere one line afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Report = Callable[[int, int], None]
 
 
 class _Rate(ProgressColumn):
-    """Bytes a second in the units of the bytes beside it: rich's own column counts in thousands."""
+    """Bytes per second in binary units, like the bytes beside it: rich's own column uses decimal ones."""
 
     def render(self, task: Task) -> Text:
         rate = task.finished_speed or task.speed
@@ -34,7 +34,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def transfer(what: str) -> Iterator[Report]:
-    """Gives the function to call with the bytes that are done and the bytes of all. Nothing moved, nothing shown."""
+    """Yields the function to call with the bytes done and the bytes of all. Nothing is shown where nothing moves."""
     if not errors.is_terminal:
         yield from _line(what)
         return

@@ -1,4 +1,4 @@
-"""sparsehub verify: prove every byte of a package, who signed it, and that it fits a backbone."""
+"""sparsehub verify: check every byte of a package, its signature, and that it fits a backbone."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from sparsehub.cli.packages import POLICY
 def verify(
     package: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
     hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Also prove that it was made for these weights.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Also check that it was made for this backbone.")] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
     policy: Annotated[Path | None, typer.Option(help=POLICY)] = None,
-    key: Annotated[Path | None, typer.Option(help="Also demand a signature by this public key (PEM).")] = None,
-    certificate: Annotated[Path | None, typer.Option(help="Also demand one under this root certificate (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option(help="Also require a signature by this public key (PEM).")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Also require a signature under this root certificate (PEM).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Prove sizes, hashes, indices, values, names and signature of a package; exit code 2 where anything is wrong."""
+    """Verify sizes, hashes, indices, values, names and signature of a package; exit code 2 if anything is wrong."""
     from sparsehub.cli.packages import policy_of, with_package
     from sparsehub.package import validate_package
     from sparsehub.package.policy import Policy
 
     allowed = policy_of(policy, key, certificate)
 
-    def prove(folder: Path) -> tuple[str, str | None]:
+    def check(folder: Path) -> tuple[str, str | None]:
         manifest = validate_package(folder)
         publisher = allowed.check(folder, manifest)
         if backbone is not None:
             _check_backbone(folder, backbone, revision)
         return manifest.digest, publisher
 
-    # What is damaged is told as that, and not as badly signed: the policy has its turn after the proof.
-    digest, publisher = with_package(package, hub, prove, Policy())
+    # The policy is checked after the bytes, so that a damaged package is not reported as badly signed.
+    digest, publisher = with_package(package, hub, check, Policy())
     if as_json:
         show_json({"valid": True, "digest": digest, "publisher": publisher, "backbone": backbone})
         return

@@ -1,1 +1,1 @@
-"""Packages from what others have trained, out of packages, and for other tools: checkpoints, PEFT adapters, merges."""
+"""Conversion to and from packages: fine-tuned checkpoints and PEFT adapters in, merges of packages, adapters out."""

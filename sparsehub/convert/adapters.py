@@ -26,7 +26,7 @@ from sparsehub.tensorfile import load_tensors, read_header
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 NNZ_KEY, DTYPE_KEY = "sparsehub.nnz", "sparsehub.value_dtype"  # of the file's metadata, where we wrote it
 INSIDE = "base_model.model."
-# Settings with which a LoRA is no longer W0 + s B A, and what they must be here.
+# Settings with which a LoRA is more than W0 + s B A, and the values that leave it plain.
 _PLAIN = {"use_dora": False, "bias": "none", "trainable_token_indices": None, "target_parameters": None,
           "alora_invocation_tokens": None, "corda_config": None, "arrow_config": None}  # fmt: skip
 _ENDS = {
@@ -38,17 +38,17 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's files, read and proved. kind: PEFT's name of it; tensors: by names without PEFT's own prefix."""
+    """A PEFT adapter's files, read and validated."""
 
     folder: Path
-    kind: str
-    config: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
+    kind: str  # PEFT's `peft_type`
+    config: Mapping[str, Any]  # adapter_config.json
+    tensors: Mapping[str, Tensor]  # by their names without PEFT's own prefix
+    metadata: Mapping[str, str]  # of the weights file
 
     @property
     def digest(self) -> str:
-        """Of its weights file."""
+        """The sha256 of its weights file."""
         return sha256_file(self.folder / WEIGHTS_FILE)
 
 
@@ -76,16 +76,12 @@ def read_adapter(folder: Path) -> Adapter:
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter does.
+    """What an adapter changes in a backbone, and its head."""
 
-    shapes: of the changed parameters, by name; change_of: a parameter's dense change; sparse: the same as a delta,
-    where it is one; head: the tensors that it replaces outside the backbone.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    change_of: Callable[[str], Tensor]
-    sparse: Delta | None
-    head: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]  # of the changed parameters, by name
+    change_of: Callable[[str], Tensor]  # a parameter's name to its dense change
+    sparse: Delta | None  # the same as a delta, for an adapter that is sparse
+    head: Mapping[str, Tensor]  # the tensors that it trained outside the backbone
 
 
 def change_of(adapter: Adapter, layout: CheckpointLayout) -> Change:
@@ -123,7 +119,7 @@ def _refuse_unplaced(adapter: Adapter, names: Collection[str]) -> None:
 
 
 def _head(adapter: Adapter, layout: CheckpointLayout, rest: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Whole modules that were trained beside the adapter; they must be the head's, and nothing else."""
+    """The modules that were trained whole (`modules_to_save`); raises `UsageError` where one is not the head's."""
     around = prefix.removesuffix(layout.prefix)
     names = {around + name: name for name in layout.others}
     names |= {around + layout.prefix + name: layout.prefix + name for name in layout.base}
@@ -171,7 +167,7 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: a pattern is a module's name or its end, or a regular expression for that."""
+    """PEFT's rule for `alpha_pattern`: a pattern is a module's name, the end of one, or a regular expression."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

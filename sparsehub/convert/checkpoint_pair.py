@@ -1,4 +1,4 @@
-"""A backbone and a checkpoint that was fine-tuned from it, tensor beside tensor, by name; nothing is read yet."""
+"""CheckpointPair: a backbone and a checkpoint that was fine-tuned from it, tensors matched by name, for `extract`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BITS = {4: torch.int32, 2: torch.int16}
 
 @dataclass(frozen=True)
 class TensorPair:
-    """One parameter of the backbone in both checkpoints."""
+    """One parameter of the backbone in both checkpoints; read piece by piece."""
 
     base: TensorReader
     tuned: TensorReader
@@ -34,7 +34,7 @@ class TensorPair:
         return self.tuned.shape
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pieces of both, flat, each in its own dtype."""
+        """Both tensors in pieces of equal length, flat, each in its own dtype."""
         return zip(self.base.pieces(), self.tuned.pieces(), strict=True)
 
     def changes(self) -> Iterator[Tensor]:
@@ -53,15 +53,12 @@ class TensorPair:
 
 @dataclass(frozen=True)
 class BackboneTensors:
-    """The parameters of a layout that a backbone's checkpoint has, by name, each place once.
-
-    missing: names (in the task's model) of those that it lacks: they belong to the head.
-    """
+    """The parameters of a layout that a backbone's checkpoint has, each stored tensor once."""
 
     checkpoint: Checkpoint
     layout: CheckpointLayout
-    names: Mapping[str, str]
-    missing: tuple[str, ...]
+    names: Mapping[str, str]  # parameter name to stored name
+    missing: tuple[str, ...]  # names, in the task's model, of those that it lacks: they belong to the head
 
     @property
     def reference(self) -> BackboneRef:
@@ -77,7 +74,7 @@ class BackboneTensors:
         )
 
     def digest_of(self, name: str) -> str:
-        """Of the stored tensor behind a parameter."""
+        """The digest of the stored tensor of a parameter."""
         return self.checkpoint.digests[self.names[name]]
 
     @property
@@ -97,14 +94,11 @@ def backbone_tensors(layout: CheckpointLayout, checkpoint: Checkpoint) -> Backbo
 
 @dataclass(frozen=True)
 class CheckpointPair:
-    """parameters: the backbone's, by name; head: the task's own, by their names in its model.
+    """The tensors of a fine-tuned checkpoint, each beside the backbone's or in the head."""
 
-    unused: tensors of the tuned checkpoint that were left out on purpose.
-    """
-
-    parameters: Mapping[str, TensorPair]
-    head: Mapping[str, TensorReader]
-    unused: tuple[str, ...]
+    parameters: Mapping[str, TensorPair]  # the backbone's, by name
+    head: Mapping[str, TensorReader]  # the task's own, by their names in its model
+    unused: tuple[str, ...]  # tensors of the tuned checkpoint that the user allowed to leave out
 
     @property
     def value_dtype(self) -> str:
@@ -120,7 +114,7 @@ class CheckpointPair:
 
 
 def pair_up(backbone: BackboneTensors, tuned: Checkpoint, drop: Sequence[str]) -> CheckpointPair:
-    """Find every tensor of `tuned` its place, or refuse it by name.
+    """Match every tensor of `tuned` with the backbone's or the head's, or refuse it by name.
 
     drop: shell patterns of tuned tensors that may be left out, another head for instance.
     Raises `BackboneError` and `BackboneMismatchError`.
@@ -145,7 +139,7 @@ def pair_up(backbone: BackboneTensors, tuned: Checkpoint, drop: Sequence[str]) -
 
 
 def _place(layout: CheckpointLayout, matched: Matched, name: str) -> str | None:
-    """Where a parameter is stored: under its own name, or under one that is tied to it."""
+    """The stored name of a parameter: its own, or that of one that is tied to it."""
     return next((matched.names[n] for n in (name, *layout.aliases[name]) if n in matched.names), None)
 
 
@@ -154,7 +148,7 @@ def _head_places(
 ) -> dict[str, str]:
     """The stored names of everything that the task's model has and the backbone's checkpoint lacks."""
     prefix = backbone.layout.prefix
-    around = theirs.prefix.removesuffix(prefix)  # what stands before the whole task model's names
+    around = theirs.prefix.removesuffix(prefix)  # the prefix of all names of the task's model
     places = {}
     for name in backbone.head:
         inside = name in backbone.missing

@@ -42,45 +42,42 @@ from sparsehub.tensorfile import load_tensors, tensor_bytes
 
 @dataclass(frozen=True)
 class Extraction:
-    """What to make. task: of the package; out: its folder; drop: shell patterns of tensors that may be left out."""
+    """The package that an extraction shall write."""
 
-    base: Checkpoint
+    base: Checkpoint  # the backbone
     task: TaskSpec
-    out: Path
+    out: Path  # the package folder
     name: str
     version: str = "0.1.0"
     license: str = ""
-    drop: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()  # shell patterns of tensors that may be left out
 
 
-Budget = Callable[[int], int]  # entries of the whole backbone to entries that may change
+Budget = Callable[[int], int]
+"""From the number of entries of the whole backbone to the number that may change."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One part of the backbone: its entries, how many the package changes, the share of the squared norm they hold."""
+    """What a package changes in one part of the backbone."""
 
     part: str
     entries: int
-    changed: int
-    kept: float
+    changed: int  # entries that the package changes
+    kept: float  # share of the squared norm of the change that these hold
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What an extraction found.
-
-    kept: share of the change's squared norm that the package holds; sparse_bytes, dense_bytes: of the delta, and of
-    what it came from: the same weights stored whole, or the adapter's file; unused: tensors left out as was asked.
-    """
+    """The result of an extraction, for the report of `sparsehub extract`."""
 
     folder: Path
     manifest: Manifest
     layers: tuple[Layer, ...]
-    kept: float
-    sparse_bytes: int
-    dense_bytes: int
-    unused: tuple[str, ...] = ()
+    kept: float  # share of the change's squared norm that the package holds
+    sparse_bytes: int  # of the delta
+    dense_bytes: int  # of its source: the same weights stored whole, or the adapter's file
+    unused: tuple[str, ...] = ()  # tensors that were left out by `drop`
 
     @property
     def pays(self) -> bool:
@@ -89,7 +86,7 @@ class Extracted:
 
 
 def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
-    """Every weight that differs, bit for bit, in the memory of a piece of two tensors and the head.
+    """A package of every weight that differs, bit for bit; needs the memory of a piece of two tensors and the head.
 
     Raises `BackboneError` where a tensor has no place or several dtypes meet, `DeltaError` where nothing differs.
     """
@@ -110,7 +107,7 @@ def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
 
 
 def extract_largest(wanted: Extraction, tuned: Checkpoint, budget: Budget, value_dtype: str) -> Extracted:
-    """The largest changes; holds those in memory beside a piece of two tensors and the head.
+    """A package of the largest changes; holds these in memory beside a piece of two tensors and the head.
 
     Raises like `extract_lossless`.
     """
@@ -129,9 +126,9 @@ def extract_largest(wanted: Extraction, tuned: Checkpoint, budget: Budget, value
 def extract_adapter(
     wanted: Extraction, adapter: Adapter, budget: Budget | None, value_dtype: str | None = None
 ) -> Extracted:
-    """A package from a PEFT adapter: a sparse one without loss unless there is a budget, a LoRA's largest entries.
+    """A package from a PEFT adapter: lossless from a sparse one without a budget, the largest entries of a LoRA.
 
-    value_dtype: float16 for a LoRA and the adapter's own for a sparse one, where nothing else is said.
+    value_dtype: by default float16 for a LoRA, and the adapter's own for a sparse one.
     Raises `UsageError` for a LoRA without a budget and for an adapter without the task's head.
     """
     backbone = backbone_tensors(layout_of(wanted.base, wanted.task), wanted.base)
@@ -160,7 +157,7 @@ def extract_adapter(
 
 
 def _complete(head: Mapping[str, Tensor], backbone: BackboneTensors, adapter: Adapter) -> dict[str, Tensor]:
-    """The adapter's own head, or the one that `sparsehub train` has put beside it."""
+    """The adapter's own head, or the one that `sparsehub train` has written beside it."""
     beside = adapter.folder / HEAD_FILE
     found = {**(load_tensors(beside) if beside.is_file() else {}), **head}
     missing = sorted(set(backbone.head) - set(found))
@@ -235,7 +232,7 @@ def _of_pair(
 def layers(
     record: DeltaRecord, shapes: Mapping[str, tuple[int, ...]], norms: Mapping[str, tuple[float, float]]
 ) -> tuple[Layer, ...]:
-    """What a package changes, layer by layer. norms: by parameter, squared norm kept and whole."""
+    """What a package changes, layer by layer. norms: parameter name to (squared norm kept, squared norm of all)."""
     groups: dict[str, list[str]] = {}
     for name in shapes:
         groups.setdefault(layer_of(name), []).append(name)

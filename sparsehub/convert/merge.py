@@ -1,4 +1,4 @@
-"""Packages out of packages: merged, or the way from one to another; and how much two have in common."""
+"""Merges and differences of packages, and the comparison of two: for `sparsehub merge` and `sparsehub diff`."""
 
 from __future__ import annotations
 
@@ -37,23 +37,19 @@ MERGES = tuple(_METHODS)
 
 @dataclass(frozen=True)
 class MergeRecipe:
-    """How to merge.
+    """How `merge_packages` merges."""
 
-    weights: one a package, all 1 where it is empty; density: the share of its entries that ties and dare leave to each
-    package; budget: entries of the result, 0 for all; value_dtype: None for that of the packages.
-    """
-
-    method: str = "task-arithmetic"
-    weights: tuple[float, ...] = ()
-    density: float = 1.0
-    seed: int = 42
-    budget: int = 0
-    value_dtype: str | None = None
+    method: str = "task-arithmetic"  # one of `MERGES`
+    weights: tuple[float, ...] = ()  # one a package; all 1 where it is empty
+    density: float = 1.0  # share of its entries that ties and dare keep of each package
+    seed: int = 42  # of what dare draws
+    budget: int = 0  # entries of the result, 0 for all
+    value_dtype: str | None = None  # None for that of the packages
 
 
 @dataclass(frozen=True)
 class PackageLabel:
-    """What a new package is called and where it goes."""
+    """Folder, name and version of a package to write."""
 
     out: Path
     name: str
@@ -86,17 +82,17 @@ def difference_package(
     checkpoint: Checkpoint | None = None,
     value_dtype: str = "float32",
 ) -> Manifest:
-    """The way from `first` to `second` as a package with the second's task and head.
+    """Write the change from `first` to `second` as a package with the second's task and head.
 
     It is no task by itself: merged with `first` it gives `second` (up to the rounding of the sums).
     """
     before, after = additions([first, second], checkpoint)
-    way = with_value_dtype(difference(before, after), value_dtype)
+    change = with_value_dtype(difference(before, after), value_dtype)
     meaning = (
         f"the change from {first.manifest.name}@{first.manifest.version} to "
         f"{second.manifest.name}@{second.manifest.version}; on the backbone alone it is no task"
     )
-    return _write([second, first], (1.0, -1.0), way, "difference", {"meaning": meaning}, label)
+    return _write([second, first], (1.0, -1.0), change, "difference", {"meaning": meaning}, label)
 
 
 def additions(packages: Sequence[Package], checkpoint: Checkpoint | None) -> list[Delta]:
@@ -117,7 +113,7 @@ def additions(packages: Sequence[Package], checkpoint: Checkpoint | None) -> lis
 def _base_of(package: Package, checkpoint: Checkpoint | None) -> Callable[[str], Tensor]:
     """The backbone's weights by name, in the dtype in which a `set` package runs."""
     if package.delta.value_kind == "add":
-        return lambda _: torch.empty(0)  # asked for by nobody
+        return lambda _: torch.empty(0)  # never called: additions need no base
     name = package.manifest.name
     if checkpoint is None:
         raise UsageError(
@@ -167,22 +163,22 @@ def _write(
 
 @dataclass(frozen=True)
 class LayerComparison:
-    """One layer: entries that either package changes, those that both do, and the cosine of their changes there."""
+    """What two packages change in one layer."""
 
     part: str
-    first: int
+    first: int  # entries that the first package changes
     second: int
-    shared: int
-    cosine: float
+    shared: int  # entries that both change
+    cosine: float  # of the two changes as vectors over the layer
 
 
 @dataclass(frozen=True)
 class PairComparison:
-    """Two packages on one backbone. cosine: of their changes, as vectors over all weights; norms: of each change."""
+    """What two packages on one backbone have in common."""
 
     overlap: Overlap
-    cosine: float
-    norms: tuple[float, float]
+    cosine: float  # of their changes as vectors over all weights
+    norms: tuple[float, float]  # of each change
     parts: tuple[LayerComparison, ...]
     same_head: bool
 

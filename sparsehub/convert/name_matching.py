@@ -1,4 +1,4 @@
-"""Which stored tensor is which parameter: a task's model by its names alone, whatever a tool has put before them."""
+"""Which stored tensor is which parameter of a task's model, by names alone, whatever their common prefix."""
 
 from __future__ import annotations
 
@@ -22,27 +22,21 @@ SHOWN = 3  # names in a message
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """The names of a task's model, without its weights.
+    """The names and shapes of a task's model, without its weights."""
 
-    architecture: of the base model; prefix: what its parameters' names begin with inside the task's model; base: their
-    shapes, by name without the prefix, each tied group once; aliases: other names of a tied parameter; others: shapes
-    of the task's own parameters, by their names in the task's model; linear: base weights of Linear layers; transposed:
-    of transformers' Conv1D, which stores them the other way round; around: names in `base` that have no prefix: the
-    output layer of a language model, which belongs to its backbone.
-    """
-
-    architecture: str
-    prefix: str
-    base: Mapping[str, Shape]
-    aliases: Mapping[str, tuple[str, ...]]
-    others: Mapping[str, Shape]
-    linear: frozenset[str]
-    transposed: frozenset[str]
+    architecture: str  # class name of the base model
+    prefix: str  # of the base model's parameters inside the task's model, such as `bert.`
+    base: Mapping[str, Shape]  # the base model's parameters, by name without the prefix, each tied group once
+    aliases: Mapping[str, tuple[str, ...]]  # the other names of a tied parameter, by its name in `base`
+    others: Mapping[str, Shape]  # the task's own parameters, by their names in the task's model
+    linear: frozenset[str]  # names in `base` of the weights of Linear layers
+    transposed: frozenset[str]  # and of transformers' Conv1D, which stores them transposed
     around: frozenset[str] = frozenset()
+    """Names in `base` that have no prefix: the output layer of a language model, which belongs to its backbone."""
 
 
 def layout_of(checkpoint: Checkpoint, task: TaskSpec) -> CheckpointLayout:
-    """The layout of a task's model on a backbone; nothing of its weights is read."""
+    """The layout of a task's model on a backbone; no weight is read."""
     from transformers import AutoConfig
     from transformers.pytorch_utils import Conv1D
 
@@ -75,14 +69,14 @@ def layout_of(checkpoint: Checkpoint, task: TaskSpec) -> CheckpointLayout:
 
 @dataclass(frozen=True)
 class Matched:
-    """prefix: what the stored names have in front; names: parameter name to stored name, where there is one."""
+    """Where the parameters of a layout are stored in a checkpoint."""
 
-    prefix: str
-    names: Mapping[str, str]
+    prefix: str  # of the stored names
+    names: Mapping[str, str]  # parameter name to stored name, where there is one
 
 
 def match_layout(layout: CheckpointLayout, stored: Iterable[str], what: str) -> Matched:
-    """`match_names` for a layout: what lies around its base model is looked for beside it."""
+    """`match_names` for a layout, with the parameters outside its base model."""
     present = set(stored)
     found = match_names([name for name in layout.base if name not in layout.around], present, what)
     outside = found.prefix.removesuffix(layout.prefix)
@@ -91,7 +85,7 @@ def match_layout(layout: CheckpointLayout, stored: Iterable[str], what: str) -> 
 
 
 def match_names(wanted: Collection[str], stored: Iterable[str], what: str) -> Matched:
-    """Find the parameters among stored tensors, whatever one prefix a tool has put before all of them.
+    """Find the parameters among stored tensors, all of which may have one unknown prefix.
 
     The prefix under which most parameters are found is taken. Raises `BackboneError` where none is found at all, or
     where two prefixes have as many.

@@ -1,4 +1,4 @@
-"""A package as a SHiRA adapter that PEFT loads.
+"""Export of a package as a SHiRA adapter that PEFT loads.
 
 PEFT gives every matrix of a SHiRA adapter r (rows + columns) entries, r the same for all. A delta has as many in each
 as it needs, so the smallest r that holds the fullest matrix is taken, and the others are filled with zeros at places
@@ -30,12 +30,12 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Exported:
-    """folder: the adapter; rank: PEFT's r; entries: of the package; stored: with the zeros that PEFT asks for."""
+    """An adapter that `export_shira` has written."""
 
     folder: Path
-    rank: int
-    entries: int
-    stored: int
+    rank: int  # PEFT's r
+    entries: int  # of the package
+    stored: int  # with the zeros that PEFT asks for
 
 
 def export_shira(package: Package, layout: CheckpointLayout, out: Path) -> Exported:

@@ -1,4 +1,4 @@
-"""What task a checkpoint was fine-tuned for, as its configuration tells or as the user says."""
+"""The task that a checkpoint was fine-tuned for, from its configuration and from what the user says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFIG_FILE = "config.json"
 
 @dataclasses.dataclass(frozen=True)
 class TaskHints:
-    """What the user says of a task; None and empty where the checkpoint shall tell."""
+    """What the user says of a task; what is None or empty comes from the checkpoint."""
 
     kind: str | None = None
     text: tuple[str, ...] = ("text",)
@@ -43,32 +43,32 @@ class TaskHints:
     max_length: int = 256
 
 
-def task_of(told: TaskHints, folder: Path | None) -> TaskSpec:
-    """The task of the checkpoint in `folder`; raises `UsageError` where nobody says what kind it is.
+def task_of(hints: TaskHints, folder: Path | None) -> TaskSpec:
+    """The task of the checkpoint in `folder`; raises `UsageError` where neither says what kind it is.
 
-    Labels come from the configuration (`id2label`) unless they are told.
+    Labels come from the configuration (`id2label`) unless the hints have them.
     """
     config = _config(folder)
-    kind = told.kind or _kind(config)
+    kind = hints.kind or _kind(config)
     if kind not in KINDS:
         raise UsageError(unknown_name("kind", kind, list(KINDS)))
-    if (kind == MULTIPLE_CHOICE) != bool(told.choices):
+    if (kind == MULTIPLE_CHOICE) != bool(hints.choices):
         raise UsageError(
             f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix="give --choices choice1,choice2"
         )
     unlabelled = kind in (REGRESSION, TEXT_GENERATION)
-    labels = () if unlabelled else told.choices or told.labels or _labels(config)
+    labels = () if unlabelled else hints.choices or hints.labels or _labels(config)
     if not unlabelled and len(labels) < 2:
         raise UsageError("nothing says what the labels are", fix="give --labels, in the order of the head's outputs")
     return TaskSpec(
         kind=kind,
         labels=tuple(labels),
         problem_type=PROBLEM_TYPES[kind],
-        text_fields=told.text,
-        label_field="" if kind == TEXT_GENERATION and told.label == TaskHints.label else told.label,
-        max_length=told.max_length,
+        text_fields=hints.text,
+        label_field="" if kind == TEXT_GENERATION and hints.label == TaskHints.label else hints.label,
+        max_length=hints.max_length,
         metrics=metric_names(kind, len(labels)),
-        choice_fields=told.choices,
+        choice_fields=hints.choices,
     )
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint where they lie, whatever the number of its files; read piece by piece."""
+"""TensorReader: reads one tensor of a checkpoint piece by piece, from whichever of its files holds it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FLOATING = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TensorReader:
-    """One tensor of a file whose header was proved."""
+    """One tensor of a safetensors file whose header was validated."""
 
     path: Path
     entry: TensorEntry
@@ -30,7 +30,7 @@ class TensorReader:
         return self.entry.shape
 
     def pieces(self) -> Iterator[Tensor]:
-        """Flat, on the CPU, `PIECE` entries at a time; raises `FormatError`. Nothing is mapped."""
+        """The tensor, flat, on the CPU, `PIECE` entries at a time; raises `FormatError`. No file is memory-mapped."""
         return self._pieces(PIECE)
 
     def read(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a place must be able to do so that packages can live there. `PackageHub` makes the verbs of it."""
+"""HubBackend: the storage of a hub, which a folder, a bucket and the Hugging Face Hub provide and `PackageHub` uses."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Upload:
-    """A package to send. folder: its files; manifest: as it is to be published; signature: of these very bytes."""
+    """A validated package that `PackageHub.publish` hands to a backend."""
 
-    folder: Path
-    manifest: Manifest
-    signature: bytes | None
+    folder: Path  # with the package's files
+    manifest: Manifest  # as it is to be published, perhaps under another name or version than in `folder`
+    signature: bytes | None  # of exactly this manifest's bytes
 
     @property
     def files(self) -> Mapping[str, FileRecord]:
@@ -34,15 +34,15 @@ class Upload:
 
 
 class HubBackend(Protocol):
-    """Names that were checked, digests and plain bytes. All bytes that it returns may be anything: nothing is proved.
+    """Storage for packages. It is given validated names and digests, and returns bytes that nothing has verified.
 
-    Reading what is not there gives None or an empty list. Every method but `open_file` tries again where the network
-    fails; raises `UnreachableError` in the end, `HubError` for other failures, `NotFoundError` where there is no hub.
+    Reading what is not there gives None or an empty list. Every method but `open_file` retries network failures;
+    raises `UnreachableError` in the end, `HubError` for other failures, `NotFoundError` where there is no hub.
     """
 
-    where: str  # as users wrote it
-    requests: int  # that may run at once
-    hint: str | None  # what may help whoever finds nothing here
+    where: str  # the location as the user wrote it
+    requests: int  # the most that may run at once
+    hint: str | None  # advice for an error that says that something is not here
 
     def names(self) -> list[str]:
         """Every task, badly named ones included."""
@@ -68,7 +68,7 @@ class HubBackend(Protocol):
         """
 
     def upload(self, upload: Upload, meter: Meter) -> None:
-        """Send the files and then the manifest. What is there already is not sent again, but proved."""
+        """Send the files and then the manifest. What is there already is not sent again, but verified."""
 
     def read_signature(self, name: str, digest: str) -> bytes | None:
         """What is stored as the package's signature."""
@@ -86,8 +86,8 @@ class HubBackend(Protocol):
         """Replace what `token` stands for, None for nothing; False where something else is there by now."""
 
 
-def taken(name: str, version: str, found: str, expected: str) -> VersionExistsError:
-    """The error for a version that is another package's: it never changes."""
+def version_taken(name: str, version: str, found: str, expected: str) -> VersionExistsError:
+    """The error for a version under which another package was published: a version never changes."""
     fix = "publish under a new version"
     problem = f"{name}@{version} was published before and is another package"
     return VersionExistsError(problem, found=found, expected=expected, fix=fix)

@@ -1,4 +1,4 @@
-"""BlobStore under paths, in any store that obstore knows."""
+"""BlobStore: objects by path in any store that obstore knows; `BlobStoreBackend` keeps packages in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sparsehub.hub.documents import MAX_DOCUMENT_BYTES, Token
 if TYPE_CHECKING:
     from sparsehub.hub.transfer import Meter
 
-# Where a machine in a cloud learns who it is. Elsewhere nobody answers there: the last place to look has been tried.
+# The metadata servers of clouds, which hand out credentials: the last place that is tried. Elsewhere nothing answers.
 _ASKED_FOR_CREDENTIALS = ("http://169.254.169.254/", "http://metadata.google.internal/")
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")  # S3 and Google, Azure
 PART = 8 << 20  # bytes of one request when a large file is sent
@@ -35,10 +35,10 @@ PARTS = 4  # at once
 
 
 class BlobStore:
-    """Objects of an obstore store. Each is created whole, once, and never written again, channels apart."""
+    """Objects of an obstore store. Each is created whole, once; only channels and catalogues are replaced."""
 
-    requests = 16  # that may run at once
-    remote = True  # so that what fails for no reason that is told may succeed another time
+    requests = 16  # the most that may run at once
+    remote = True  # so that an unexplained failure is worth another try
 
     def __init__(self, store: Callable[[], ObjectStore], where: str):
         self._store, self.where = store, where
@@ -56,9 +56,9 @@ class BlobStore:
             return True
 
     def send(self, path: str, file: Path, digest: str, meter: Meter) -> None:
-        """Write a file as an object of which only these bytes can come, in parts where it is large.
+        """Upload a file as an object, in parts where it is large; its bytes are hashed as they are sent.
 
-        Raises `IntegrityError`, and leaves no object, where the file is not what `digest` says any more.
+        Raises `IntegrityError`, and leaves no object, where they no longer have the digest.
         """
         with self.errors_at(path):
             if file.stat().st_size > PART:
@@ -80,7 +80,7 @@ class BlobStore:
                 return None
 
     def stream(self, path: str, start: int = 0, stop: int | None = None) -> tuple[int, Iterator[bytes]] | None:
-        """Size as the store states it, and the bytes from `start` to `stop`, in chunks; None without such an object."""
+        """The stated size, and the bytes from `start` to `stop` in chunks; None where there is no such object."""
         options = {} if stop is None else {"range": (start, stop)}
         with self.errors_at(path):
             try:
@@ -95,7 +95,7 @@ class BlobStore:
         return None if found is None else found[0]
 
     def read_versioned(self, path: str, limit: int) -> tuple[bytes, Token] | None:
-        """A small object, and what `replace` knows this content by."""
+        """A small object and its version, which `replace` compares; None where there is none."""
         with self.errors_at(path):
             try:
                 answer = obstore.get(self._store(), path)
@@ -105,7 +105,7 @@ class BlobStore:
             return _limited(path, answer.meta["size"], answer.stream(min_chunk_size=CHUNK), limit), token
 
     def replace(self, path: str, data: bytes, token: Token | None) -> bool:
-        """Write an object where there is still what `token` stands for, None for nothing; False otherwise."""
+        """Write an object if its version is still `token`, None for no object yet; False where it is another by now."""
         if token is None:
             return self.create(path, data)
         with self.errors_at(path):
@@ -128,13 +128,13 @@ class BlobStore:
         return sorted(entry["path"].rpartition("/")[2] for entry in answer["objects"])
 
     def ages(self, path: str) -> Iterator[tuple[str, int, datetime]]:
-        """Path, bytes and last change of every object under `path`."""
+        """Path, size in bytes and last change of every object under `path`."""
         with self.errors_at(path):
             for batch in obstore.list(self._store(), path):
                 yield from ((entry["path"], entry["size"], entry["last_modified"]) for entry in batch)
 
     def refresh(self, path: str, data: bytes) -> None:
-        """Make an object young again by writing the bytes that it has."""
+        """Make an object new for garbage collection, by writing the bytes that it has again."""
         with self.errors_at(path):
             obstore.put(self._store(), path, data)
 
@@ -183,7 +183,7 @@ def _limited(path: str, size: int, stream: Iterator[bytes], limit: int) -> bytes
 
 
 def _hashed_parts(path: Path, digest: str, meter: Meter) -> Iterator[bytes]:
-    """A large file in parts; an error in place of the last one where the bytes are not those of the digest."""
+    """A large file in parts; raises `IntegrityError` before the last one where its bytes do not have the digest."""
     hashed = hashlib.sha256()
     with path.open("rb") as file:
         chunk = file.read(PART)
@@ -205,7 +205,7 @@ def _explained(error: Exception, path: str, where: str, remote: bool) -> HubErro
     problem = str(error).partition("\n")[0][:500]  # the lines after it are for obstore's developers
     if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
         return HubError(
-            f"{where} does not let us at {path}", found=problem, fix="check your credentials or permissions"
+            f"access to {path} in {where} is denied", found=problem, fix="check your credentials or permissions"
         )
     if remote and any(server in problem for server in _ASKED_FOR_CREDENTIALS):
         fix = "set the cloud's environment variables (docs/hub.md, Homes), or log in with its own tool"

@@ -1,10 +1,10 @@
-"""Packages in a folder or an object store.
+"""BlobStoreBackend: packages in a folder or an object store.
 
 blobs/sha256/<hex>         the files of packages
 manifests/sha256/<hex>     sparsehub.json; <hex> is the package digest
 signatures/sha256/<hex>    model.sig of the package of that digest, where it has one
 tags/<name>/<version>      {"digest": "sha256:<hex>"}: written last, once, so a version is whole or absent
-channels/<name>/<channel>  where a channel points, and what it pointed at before: moved by compare-and-swap
+channels/<name>/<channel>  a channel's target and its history: changed by compare-and-swap
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 BLOBS, MANIFESTS, SIGNATURES, TAGS, CHANNELS = "blobs", "manifests", "signatures", "tags", "channels"
 MAX_TAG_BYTES = 1024
 MAX_SIGNATURE_BYTES = 1 << 20
-# What nobody's version needs may be collected a day after it was sent (`collect`); within half of it a publisher may
-# lean on what is there already, and beyond it makes it young again first.
-YOUNG = timedelta(hours=12)
+# Garbage collection (`gc.GRACE`) removes unreferenced objects a day after they were written. A publisher that finds an
+# object there already may rely on it for half of that time; an older one it refreshes first.
+REUSABLE = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TagRecord:
 
 
 class BlobStoreBackend:
-    """A `Home` over objects. It keeps no state: any number may work on one store."""
+    """A `HubBackend` over a `BlobStore`. It keeps no state: any number may work on one store."""
 
     hint: str | None = None
 
@@ -75,7 +75,7 @@ class BlobStoreBackend:
 
     def create_tag(self, name: str, version: str, digest: str) -> bool:
         data = canonical_json({"digest": digest})
-        # Where an answer is lost, the next try finds a tag: that of our own digest is as good as a new one.
+        # Where an answer is lost, the retry finds a tag; the caller then sees that it is that of our own digest.
         return with_retries(lambda: self.objects.create(f"{TAGS}/{name}/{version}", data))
 
     def read_manifest(self, name: str, digest: str) -> bytes | None:
@@ -96,9 +96,9 @@ class BlobStoreBackend:
         self.objects.prepare()
         with ThreadPoolExecutor(FILES) as workers:
             there = workers.map(lambda item: self._send(upload.folder / item[0], item[1], meter), upload.files.items())
-            leaned_on = [name for name, was_there in zip(upload.files, there, strict=True) if was_there]
+            reused = [name for name, was_there in zip(upload.files, there, strict=True) if was_there]
         self._store(object_path(MANIFESTS, upload.manifest.digest), upload.manifest.to_bytes(), "the manifest")
-        for name in leaned_on:  # the files that somebody may have collected before we made them young
+        for name in reused:  # another process may have collected them before they were refreshed
             record = upload.files[name]
             if self.objects.changed(object_path(BLOBS, record.sha256)) is None:
                 self._send(upload.folder / name, record, Meter(record.size, None))
@@ -124,14 +124,14 @@ class BlobStoreBackend:
         return self.objects.replace(f"{CHANNELS}/{name}/{channel}", data, token)
 
     def _send(self, file: Path, record: FileRecord, meter: Meter) -> bool:
-        """Send a file; True where it was there already."""
+        """Upload a file; True where it was there already."""
         path = object_path(BLOBS, record.sha256)
         changed = self.objects.changed(path)
         if changed is None:
             self.objects.send(path, file, record.sha256, meter)
             return False
-        self._prove(file.name, path, record)  # the version will vouch for it
-        if changed < datetime.now(UTC) - YOUNG:
+        self._verify_stored(file.name, path, record)  # the version will promise these bytes
+        if changed < datetime.now(UTC) - REUSABLE:
             self.objects.refresh(path, file.read_bytes())
         meter.add(record.size)
         return True
@@ -144,8 +144,8 @@ class BlobStoreBackend:
                 raise damaged(what, sha256_bytes(found or b""), sha256_bytes(data))
             self.objects.refresh(path, data)
 
-    def _prove(self, name: str, path: str, record: FileRecord) -> None:
-        """Read what is stored already; raises `IntegrityError` unless it is what the record says."""
+    def _verify_stored(self, name: str, path: str, record: FileRecord) -> None:
+        """Read and hash what is stored already; raises `IntegrityError` unless it is what the record says."""
         answer = self.objects.stream(path)
         if answer is None:
             raise HubError(f"{name} vanished from the hub while it was published", fix="publish the package again")
@@ -157,5 +157,5 @@ class BlobStoreBackend:
 
 
 def object_path(folder: str, digest: str) -> str:
-    """Where the object of a digest lies."""
+    """The path of the object with a digest."""
     return f"{folder}/sha256/{digest.removeprefix('sha256:')}"

@@ -1,10 +1,10 @@
-"""Packages on this machine, shared by all processes of a user, bounded in size.
+"""PackageCache: packages on this machine, shared by all processes of a user, bounded in size.
 
-packages/<hex>   whole packages by their digest: a folder appears when everything in it is proved
-partial/<hex>    what an interrupted fetch has already
+packages/<hex>   whole packages by their digest: a folder appears when everything in it is validated
+partial/<hex>    what an interrupted fetch has downloaded already
 locks/<hex>      held while a package is read (shared) or fetched and removed (alone); a lock dies with its process
 validated/<hex>  the files of a package as they were when hashed: validation_cache.py; it goes with its package
-damaged/         copies that were found changed, for whoever wants to know what happened
+damaged/         copies that were found changed, kept so that the cause can be found
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sparsehub.hub.validation_cache import VALIDATED, record_fetched, record_of
 
 LIMIT = 10 << 30  # bytes, where the settings do not say otherwise
 ATTEMPTS = 5
-ABANDONED = 3600.0  # seconds; what a killed process left half-renamed is younger only while it may still live
+ABANDONED = 3600.0  # seconds after which an unfinished file is taken for one that a killed process left
 PACKAGES, PARTIAL, LOCKS, DAMAGED = "packages", "partial", "locks", "damaged"
 log = logging.getLogger("sparsehub")
 Open = Callable[[], PackageHub]
@@ -36,30 +36,30 @@ Open = Callable[[], PackageHub]
 
 @dataclass(frozen=True)
 class CachedPackage:
-    """Something in the cache. used: when it was last read, in seconds since the epoch."""
+    """An entry of the cache: a package, a partial download or a damaged copy."""
 
     path: Path
-    size: int
-    used: float
+    size: int  # bytes
+    used: float  # when it was last read, in seconds since the epoch
 
 
 class PackageCache:
-    """The cache in one folder. limit: of bytes; the least recently used go first, never one that is being read."""
+    """The cache in one folder. limit: in bytes; the least recently used are evicted, never one that is being read."""
 
     def __init__(self, root: Path | None = None, limit: int = LIMIT):
         self.root, self.limit = root or cache_root(), limit
 
     def holds(self, digest: str) -> bool:
-        """Whether a package is here, sound or not."""
+        """Whether a package is in the cache, valid or not."""
         return self._folder(digest).is_dir()
 
     @contextmanager
     def package(self, resolved: Resolved, open_hub: Open, progress: Progress | None = None) -> Iterator[Path]:
-        """The folder of a package, which stays there for the length of the block; fetched where it is not here.
+        """The folder of a package, which is not evicted during the block; it is fetched first where it is not here.
 
-        It was whole when it was fetched; who reads it proves it again, and calls `set_aside` where that fails.
+        It was valid when it was fetched; the caller validates it again, and calls `set_aside` where that fails.
         """
-        lock = self._ready(resolved, open_hub, progress)
+        lock = self._lock_package(resolved, open_hub, progress)
         try:
             folder = self._folder(resolved.digest)
             os.utime(folder)
@@ -68,13 +68,13 @@ class PackageCache:
             os.close(lock)
 
     def add_signature(self, digest: str, data: bytes) -> None:
-        """Put a signature into a package's folder, all at once: others read there meanwhile."""
+        """Put a signature into a package's folder, atomically: others read there meanwhile."""
         temporary = self.root / PARTIAL / f"{_hex(digest)}.sig"
         write_file(temporary, data)
         temporary.replace(self._folder(digest) / "model.sig")
 
     def set_aside(self, digest: str) -> None:
-        """Move a damaged copy out of the way, where it is still there."""
+        """Move a damaged copy to `damaged/`, where it is still in its place."""
         lock = self._lock_for(digest, fcntl.LOCK_EX)
         try:
             (self.root / DAMAGED).mkdir(parents=True, exist_ok=True)
@@ -85,12 +85,12 @@ class PackageCache:
             os.close(lock)
 
     def size(self) -> int:
-        """Bytes of everything in the cache."""
-        return sum(kept.size for kept in self._everything())
+        """Bytes of all entries."""
+        return sum(kept.size for kept in self._entries())
 
     def shrink(self, limit: int | None = None) -> list[CachedPackage]:
-        """Remove the least recently used until no more than `limit` bytes are left; what was removed."""
-        everything = sorted(self._everything(), key=lambda kept: (kept.path.parent.name == PACKAGES, kept.used))
+        """Evict the least recently used until no more than `limit` bytes are left; returns what was removed."""
+        everything = sorted(self._entries(), key=lambda kept: (kept.path.parent.name == PACKAGES, kept.used))
         total, most = sum(kept.size for kept in everything), self.limit if limit is None else limit
         removed: list[CachedPackage] = []
         for kept in everything:
@@ -100,8 +100,8 @@ class PackageCache:
                 total -= kept.size
         return removed
 
-    def _ready(self, resolved: Resolved, open_hub: Open, progress: Progress | None) -> int:
-        """A shared lock on a package that is here; it is fetched as often as others remove it before we hold it."""
+    def _lock_package(self, resolved: Resolved, open_hub: Open, progress: Progress | None) -> int:
+        """A shared lock on a package that is here; fetched again where others evict it before we hold the lock."""
         for _ in range(ATTEMPTS):
             lock = self._lock_for(resolved.digest, fcntl.LOCK_SH)
             if self.holds(resolved.digest):
@@ -109,12 +109,12 @@ class PackageCache:
             os.close(lock)
             lock = self._lock_for(resolved.digest, fcntl.LOCK_EX)
             try:
-                if not self.holds(resolved.digest):  # somebody else may have been faster
+                if not self.holds(resolved.digest):  # another process may have fetched it meanwhile
                     self._fetch(resolved, open_hub(), progress)
             finally:
                 os.close(lock)
         raise HubError(
-            f"{resolved.pinned} is removed from the cache as often as it is fetched",
+            f"{resolved.pinned} is evicted from the cache as often as it is fetched",
             found=f"a limit of {self.limit} bytes for {self.root}",
             fix="raise cache_bytes in the settings",
         )
@@ -132,7 +132,7 @@ class PackageCache:
         log.debug("cached %s@%s", manifest.name, manifest.version)
 
     def _remove(self, kept: CachedPackage) -> bool:
-        """Remove something that nobody reads or fetches; whether it went."""
+        """Remove an entry unless it is being read or fetched; whether it was removed."""
         if kept.path.parent.name not in (PACKAGES, PARTIAL) or kept.path.name.startswith(TEMPORARY_PREFIX):
             _erase(kept.path)
             return True
@@ -143,7 +143,7 @@ class PackageCache:
             return False
         try:
             gone = kept.path.with_name(f"{TEMPORARY_PREFIX}{kept.path.name}-{time.time_ns()}")
-            kept.path.rename(gone)  # at once, so that no reader ever finds half of it
+            kept.path.rename(gone)  # atomic, so that no reader finds half of it
             _erase(gone)
             record_of(kept.path).unlink(missing_ok=True)
             lock_path.unlink(missing_ok=True)
@@ -153,7 +153,7 @@ class PackageCache:
             os.close(lock)
         return True
 
-    def _everything(self) -> Iterator[CachedPackage]:
+    def _entries(self) -> Iterator[CachedPackage]:
         now = time.time()
         for part in (DAMAGED, PARTIAL, VALIDATED, PACKAGES):
             with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Packages from one hub to another, byte for byte: the digest stays, and with it the signature."""
+"""Copies of packages from one hub to another, byte for byte: same digest, same signature."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def copy_package(
     lock: Lock | None = None,
     progress: Progress | None = None,
 ) -> Resolved:
-    """Publish in `target` what a reference means in `source`, through the cache, under its own version.
+    """Publish in `target` what a reference means in `source`, under the same version.
 
-    Where the reference named a channel, the channel of that name in `target` follows. A version name that was given to
-    the package later (`tag`) is given to the copy too. Raises what reading, the policy and publishing raise.
+    Where the reference names a channel, the channel of that name in `target` is moved to it. A version name that was
+    given to the package later (`tag`) is given to the copy too. Raises what `use_package` and `publish` raise.
     """
 
     wanted = reference_of(reference)
@@ -44,7 +44,7 @@ def copy_package(
     return use_package(wanted, source, publish, policy=policy, lock=lock)
 
 
-def versions_of(name: str, hub: PackageHub) -> list[str]:
-    """References of every version of a task, from the lowest to the highest, and of its channels."""
+def references_of(name: str, hub: PackageHub) -> list[str]:
+    """References to every version of a task, from the lowest to the highest, and to its channels."""
     versions = [f"{name}@{entry.version}" for entry in hub.list(name)]
     return [*versions, *(f"{name}@{channel}" for channel in sorted(hub.channels(name)))]

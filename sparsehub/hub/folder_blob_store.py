@@ -1,4 +1,4 @@
-"""Objects in a folder, which anybody may have touched."""
+"""FolderBlobStore: a blob store in a local folder, in which other programs may have changed anything."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ STAGING = re.compile(r".*#\d+", re.DOTALL)
 
 
 class FolderBlobStore(BlobStore):
-    """Objects in a folder, which anybody may have touched: no symbolic link is followed, no pipe is opened.
+    """Objects in a folder that other programs may have changed: no symbolic link is followed, no pipe is opened.
 
-    `prepare` makes the folder; whatever else meets none raises `NotFoundError`.
+    `prepare` makes the folder; every other method raises `NotFoundError` where there is none.
     """
 
     requests = 4
@@ -67,7 +67,7 @@ class FolderBlobStore(BlobStore):
         return super().stream(path, start, stop)
 
     def read_versioned(self, path: str, limit: int) -> tuple[bytes, Token] | None:
-        """The token is the content: a folder has no better one."""
+        """The version is the content: a folder has no other."""
         self._check(path)
         found = super().read_versioned(path, limit)
         return None if found is None else (found[0], found[0])
@@ -110,7 +110,7 @@ class FolderBlobStore(BlobStore):
             (self.root / path).unlink(missing_ok=True)
 
     def _scan(self, path: str) -> list[os.DirEntry[str]]:
-        """obstore refuses to list a folder that holds one odd file name, so it is read without it."""
+        """The entries of a folder. obstore refuses to list one that holds an odd file name, so it is not asked."""
         self._check(path)
         with self.errors_at(path):
             try:
@@ -121,15 +121,15 @@ class FolderBlobStore(BlobStore):
 
     @contextmanager
     def _durable(self, path: str) -> Iterator[None]:
-        """Bring what is written in a block to the disk: obstore does not."""
+        """Sync what is written in a block to the disk: obstore does not."""
         with self.errors_at(path):
             self._check(path)
             yield
-            for part in (self.root, *self._parts(path)):  # all of them: a writer before us may have died
+            for part in (self.root, *self._parts(path)):  # all of them: an earlier writer may have been killed
                 fsync(part)
 
     def _check(self, path: str) -> None:
-        """Raises `NotFoundError` without a hub, and `HubError` where the way to `path` is not plain."""
+        """Raises `NotFoundError` without a hub, and `HubError` where `path` leads through a link or a special file."""
         if not self.root.is_dir():
             raise NotFoundError(f"there is no hub at {self.root}", fix="check the path, or publish a package there")
         with self.errors_at(path):

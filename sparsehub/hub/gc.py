@@ -1,4 +1,4 @@
-"""What a hub keeps for nobody: files of publishes that died or lost; whatever no version and no channel needs."""
+"""Garbage collection of a hub: objects that no version and no channel needs, as interrupted publishes leave."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from sparsehub.hub.channels import read_channel
 from sparsehub.hub.package_hub import PackageHub
 from sparsehub.task_ref import is_channel, is_safe
 
-# A publish that is still running has not named what it sent; nobody's takes this long. `store.YOUNG` is half of it.
+# A running publish has written objects that nothing references yet; none takes this long. `REUSABLE` is half of it.
 GRACE = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """An object that no version and no channel needs. size: in bytes."""
+    """An object that no version and no channel needs."""
 
     path: str
-    size: int
+    size: int  # bytes
 
 
 def find_garbage(hub: PackageHub, grace: timedelta = GRACE) -> list[Garbage]:
-    """Everything that is needed by nobody and older than `grace`; nothing is removed.
+    """Every object that is not needed and older than `grace`; nothing is removed.
 
-    Raises `HubError` where a version or channel cannot be read: what it needs would be taken for garbage. Raises
-    `UsageError` for a hub that cleans up after itself.
+    Raises `HubError` where a version or channel cannot be read, since what it needs would be taken for garbage, and
+    `UsageError` for a hub that does its own garbage collection.
     """
     backend, needed, before = _store(hub), _needed(hub), datetime.now(UTC) - grace
     found = []
@@ -41,7 +41,7 @@ def find_garbage(hub: PackageHub, grace: timedelta = GRACE) -> list[Garbage]:
 
 
 def remove_garbage(hub: PackageHub, garbage: list[Garbage], grace: timedelta = GRACE) -> list[Garbage]:
-    """Remove what `find_garbage` found, but what a publisher has come to lean on meanwhile; what was removed."""
+    """Remove what `find_garbage` found, except what a publisher has reused meanwhile; returns what was removed."""
     backend, before, removed = _store(hub), datetime.now(UTC) - grace, []
     for item in garbage:
         changed = backend.objects.changed(item.path)
@@ -81,7 +81,7 @@ def _objects(hub: PackageHub, name: str, digest: str) -> set[str]:
     try:
         manifest = hub.manifest(name, digest)
     except NotFoundError:
-        return set()  # a version whose manifest is lost needs nothing any more
+        return set()  # a version whose manifest is lost needs no objects
     except SparsehubError as error:
         raise _unknown(f"{name}@{digest}", error) from error
     blobs = {object_path(BLOBS, record.sha256) for record in manifest.files.values()}
@@ -89,5 +89,5 @@ def _objects(hub: PackageHub, name: str, digest: str) -> set[str]:
 
 
 def _unknown(what: str, error: SparsehubError) -> HubError:
-    fix = "mend or remove it first: what it needs cannot be told from garbage"
+    fix = "repair or remove it first: what it needs cannot be told from garbage"
     return HubError(f"{what} cannot be read, so nothing is collected", found=str(error), fix=fix)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub through its own client, with what the client leaves open: ranges, limits, and our errors."""
+"""Client: the calls of huggingface_hub that `HuggingFaceBackend` makes, with ranges, size limits and our own errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """No progress bars of the client's own in a block: whoever called us shows what he likes."""
+    """No progress bars of huggingface_hub in a block: the caller shows its own."""
     if are_progress_bars_disabled():
         yield
         return
@@ -55,15 +55,15 @@ def without_bars() -> Iterator[None]:
 
 
 class Client:
-    """The calls that the backend makes. api: the endpoint and the token, from the environment or the client's login."""
+    """The calls that the backend makes. api: endpoint and token, from the environment or from `hf auth login`."""
 
     def __init__(self, api: HfApi):
         self.api = api
 
     def call(self, repo: str, action: Callable[[], T]) -> T:
-        """What a call of the client gives that may be made twice: it is made again where the network failed.
+        """The result of a call that may be repeated; it is retried where the network failed.
 
-        The client's listings try again by themselves and need no more than `client_errors`.
+        The client's listings retry by themselves and need no more than `client_errors`.
         """
 
         def guarded() -> T:
@@ -73,7 +73,7 @@ class Client:
         return with_retries(guarded)
 
     def refs(self, repo: str) -> tuple[dict[str, str], dict[str, str]] | None:
-        """Branches and tags, to the commits they point at; None where there is no such repository."""
+        """Branches and tags, by name to the commits they point at; None where there is no such repository."""
         try:
             found = self.call(repo, lambda: self.api.list_repo_refs(repo))
         except RepositoryNotFoundError:
@@ -99,7 +99,7 @@ class Client:
             return None
 
     def stream(self, repo: str, commit: str, path: str, start: int, stop: int | None) -> tuple[int, Iterator[bytes]]:
-        """Size as the server states it (-1 where it does not), and the bytes from `start` to `stop`, in chunks.
+        """The size that the server states (-1 where it states none), and the bytes from `start` to `stop` in chunks.
 
         Raises one of `MISSING` where there is no such file.
         """
@@ -138,7 +138,7 @@ def _stated_size(response: Any, partial: bool) -> int:
 
 
 def _part(chunks: Iterator[bytes], start: int, stop: int) -> Iterator[bytes]:
-    """What was asked for, out of an answer by a server that ignores ranges."""
+    """The requested range out of the whole file, for a server that ignores ranges."""
     position = 0
     for chunk in chunks:
         wanted = chunk[max(0, start - position) : max(0, stop - position)]
@@ -151,7 +151,7 @@ def _part(chunks: Iterator[bytes], start: int, stop: int) -> Iterator[bytes]:
 
 @contextmanager
 def client_errors(repo: str) -> Iterator[None]:
-    """Turn what the client raises in a block into our own errors; what is `MISSING` passes as it is."""
+    """Turn what the client raises in a block into our own errors; errors in `MISSING` pass unchanged."""
     try:
         yield
     except GatedRepoError as error:
@@ -188,7 +188,7 @@ def _http_error(repo: str, error: HfHubHTTPError) -> HubError:
 
 
 def no_repository(repo: str) -> NotFoundError:
-    """The error for a repository that is not there, or that the caller may not know about."""
+    """The error for a repository that does not exist, or that the caller may not see."""
     return NotFoundError(f"there is no {repo} on the Hugging Face Hub", fix=LOGIN)
 
 

@@ -1,4 +1,4 @@
-"""What a commit on the Hugging Face Hub holds, and what the Hub needs to find it."""
+"""The files of a commit that publishes a package on the Hugging Face Hub, and the check that the Hub can find it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sparsehub.errors import IntegrityError, UsageError
 from sparsehub.hub.backend import Upload
 
 LIBRARY = "sparsehub"
-SMALL = 4 << 20  # bytes of a file that is read before it is sent; larger ones are hashed by the client as they go
+SMALL = 4 << 20  # bytes; files up to this size are read before they are sent, the client hashes larger ones itself
 
 
 def additions(upload: Upload) -> list[CommitOperationAdd]:
-    """The files of a commit that holds a package; raises `IntegrityError` where one is not what was proved."""
+    """The files of a commit that holds a package; raises `IntegrityError` where one changed after validation."""
     from sparsehub.package.metadata import eval_results
     from sparsehub.package.summary import summarize
 

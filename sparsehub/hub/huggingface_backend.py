@@ -1,4 +1,4 @@
-"""Packages on the Hugging Face Hub: one repository a task, one commit a publish, then the tags.
+"""HuggingFaceBackend: packages on the Hugging Face Hub: one repository a task, one commit a publish, then the tags.
 
 <owner>/<name>              the repository of a task; `main` shows the package that was published last
 tag sha256-<hex>            the commit that holds the package of that digest
@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from sparsehub.errors import FormatError, HubError, IntegrityError, UnreachableError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, sha256_bytes
-from sparsehub.hub.backend import Upload, taken
+from sparsehub.hub.backend import Upload, version_taken
 from sparsehub.hub.channels import MAX_CHANNEL_BYTES
 from sparsehub.hub.documents import Token
 from sparsehub.hub.hf_client import LOGIN, MISSING, Client, client_errors, no_repository, without_bars
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 SIDE_BRANCH = "sparsehub"
 MAX_SIGNATURE_BYTES = 1 << 20
 ATTEMPTS = 12  # of a commit that others come before
-PATIENCE = 5.0  # seconds that a commit of another publisher may lack its tag, before we take it for abandoned
+PATIENCE = 5.0  # seconds after which another publisher's commit without a tag is taken for abandoned
 _OWNER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9])?")
 _DIGEST_TAG = re.compile(r"sha256-[0-9a-f]{64}")
 _KEPT = ".gitattributes"  # the one file of a repository that is not ours
 
 
 class HuggingFaceBackend:
-    """A `Home` under one user or organisation. private: of repositories that it makes, None for the account's habit."""
+    """A `HubBackend` under one user or organisation. private: of new repositories, None for the account's default."""
 
     requests = 8
     hint: str | None = LOGIN
@@ -125,7 +125,7 @@ class HuggingFaceBackend:
             if self._side_write(name, _signature_path(digest), data, head):
                 return True
             wait_before(min(attempt, 2))
-        raise HubError(f"others write to {self._repo(name)} all the time", fix="try again")
+        raise HubError(f"others keep writing to {self._repo(name)}", fix="try again")
 
     def channels(self, name: str) -> list[str]:
         head, repo = self._side_head(name), self._repo(name)
@@ -178,10 +178,10 @@ class HuggingFaceBackend:
     def _commit_package(self, upload: Upload) -> str:
         """Put the package on `main`, on top of what was looked at; the commit that holds it."""
         manifest, repo = upload.manifest, self._repo(upload.manifest.name)
-        failure = HubError(f"others write to {repo} all the time", fix="try again")
+        failure = HubError(f"others keep writing to {repo}", fix="try again")
         for attempt in range(ATTEMPTS):
             head = self._main(repo)
-            self._let_finish(upload, head)
+            self._wait_for_publisher(upload, head)
             operations = [*additions(upload), *self._deletions(repo, head, upload)]
             title = f"{manifest.name} {manifest.version}"
             try:
@@ -201,11 +201,11 @@ class HuggingFaceBackend:
             self._client.call(repo, lambda: api.create_repo(repo, private=self._private, exist_ok=True))
             refs = self._client.refs(repo)
         if refs is None or "main" not in refs[0]:
-            raise HubError(f"{repo} has no branch `main`", fix="make the repository anew")
+            raise HubError(f"{repo} has no branch `main`", fix="delete the repository and publish again")
         return refs[0]["main"]
 
-    def _let_finish(self, upload: Upload, head: str) -> None:
-        """Wait for another publisher of the same version who has committed and not tagged yet; he may have died."""
+    def _wait_for_publisher(self, upload: Upload, head: str) -> None:
+        """Wait for another publisher of the same version that has committed and not tagged; it may have died."""
         from sparsehub.package.manifest import parse_manifest
 
         manifest, give_up = upload.manifest, time.monotonic() + PATIENCE
@@ -221,7 +221,7 @@ class HuggingFaceBackend:
                 return
             wait_before(0)
         if there != manifest.digest:
-            raise taken(manifest.name, manifest.version, there, manifest.digest)
+            raise version_taken(manifest.name, manifest.version, there, manifest.digest)
 
     def _tree(self, repo: str, commit: str, folder: str | None = None) -> list[str]:
         """The paths right under a folder of a commit."""
@@ -229,7 +229,7 @@ class HuggingFaceBackend:
             return [item.path for item in self._client.api.list_repo_tree(repo, folder, revision=commit)]
 
     def _deletions(self, repo: str, head: str, upload: Upload) -> list[CommitOperationDelete]:
-        """What the last package had and this one has not."""
+        """The files of the package published before that this one does not have."""
         from sparsehub.package.manifest import is_allowed_file
 
         tree = self._tree(repo, head)
@@ -237,7 +237,7 @@ class HuggingFaceBackend:
         return [CommitOperationDelete(path) for path in tree if path not in kept and is_allowed_file(path)]
 
     def _try_commit(self, repo: str, operations: list[Any], title: str, parent: str, branch: str) -> str | None:
-        """The commit; None where the branch has moved on. After `UnreachableError` it may have been made or not."""
+        """Make a commit; None where the branch has moved on. After `UnreachableError` it may exist or not."""
         try:
             with client_errors(repo), without_bars():
                 info = self._client.api.create_commit(
@@ -265,10 +265,10 @@ class HuggingFaceBackend:
         try:
             return self._try_commit(repo, [operation], f"Move {path}", parent, SIDE_BRANCH) is not None
         except UnreachableError:
-            return False  # whoever asked looks again
+            return False  # the caller reads it again
 
     def _make_side_branch(self, name: str) -> str:
-        """Make the branch, from the repository's first commit: it shall hold no package."""
+        """Make the branch, from the repository's first commit: it must not hold a package."""
         repo = self._repo(name)
         api = self._client.api
         with client_errors(repo):

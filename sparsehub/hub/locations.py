@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 BUCKETS = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}  # and what the cloud's environment variables begin with
 FORMS = "a folder, s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or hf://organisation"
-# One request of ours moves a few megabytes at most, so two minutes are enough for a slow line; one that brings nothing
-# for ten seconds is dead, and an endpoint has requests that wait for it.
-_PATIENCE = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "120s"}
+# A request moves a few megabytes at most, so two minutes are enough on a slow line. One that receives nothing for ten
+# seconds is given up, since requests of an endpoint may wait for it.
+_TIMEOUTS = {"connect_timeout": "5s", "read_timeout": "10s", "timeout": "120s"}
 _RETRIES = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=10),
@@ -72,7 +72,7 @@ def _bucket_backend(location: str, url: SplitResult) -> HubBackend:
         raise UsageError("the location names no bucket", found=location, expected=f"{url.scheme}://bucket/prefix")
     try:
         store = _store(location.rstrip("/"), url.scheme)
-    except Exception as error:  # obstore and the cloud's own login raise what they like about a configuration
+    except Exception as error:  # obstore and the cloud's own login raise anything for a wrong configuration
         problem = str(error).partition("\n")[0][:300]
         fix = "set the cloud's usual environment variables, such as AWS_REGION or AZURE_STORAGE_ACCOUNT_NAME"
         raise UsageError(f"{location} cannot be opened", found=problem, fix=fix) from error
@@ -83,7 +83,7 @@ def _store(location: str, scheme: str) -> ObjectStore:
     from obstore.store import from_url
 
     plain = os.environ.get(f"{BUCKETS[scheme]}_ALLOW_HTTP", "").lower() in ("1", "true")  # a store of one's own
-    options: dict[str, Any] = {"client_options": {**_PATIENCE, "allow_http": plain}, "retry_config": _RETRIES}
+    options: dict[str, Any] = {"client_options": {**_TIMEOUTS, "allow_http": plain}, "retry_config": _RETRIES}
     if scheme == "s3" and "AWS_ACCESS_KEY_ID" not in os.environ and importlib.util.find_spec("boto3") is not None:
         import boto3
 

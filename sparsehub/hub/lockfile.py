@@ -1,4 +1,4 @@
-"""sparsehub.lock: which bytes a project means by its task references, written down once and checked for ever."""
+"""sparsehub.lock: the digests that a project pins its task references to, checked at every use."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ LOCK_VERSION = 1
 
 @dataclass(frozen=True)
 class Pin:
-    """A task at one version, and what its bytes are."""
+    """A task pinned to one version and its digest."""
 
     name: str
     version: str
-    digest: str
+    digest: str  # of the package
 
 
 @dataclass(frozen=True)
 class Lock:
-    """The contents of a lock file: at most one pin a task, by name. hub: where the references were looked up."""
+    """The contents of a lock file."""
 
-    hub: str
-    tasks: tuple[Pin, ...] = ()
+    hub: str  # where the references were resolved
+    tasks: tuple[Pin, ...] = ()  # at most one a task, sorted by name
     lock_version: int = LOCK_VERSION
 
     def pin(self, name: str) -> Pin:
@@ -46,7 +46,7 @@ class Lock:
         raise NotFoundError(f"{name} is not in the lock file", found=", ".join(p.name for p in self.tasks), fix=fix)
 
     def resolve(self, reference: str | TaskRef, hub: PackageHub) -> Resolved:
-        """What a reference means by this lock. The hub must agree, where it can be reached: pinned bytes are safe.
+        """What this lock pins a reference to. A hub that can be reached must agree; without one, the digest decides.
 
         Raises `UsageError` where the reference asks for something else than the lock pins, and `IntegrityError`, with
         both digests, where the hub has other bytes under that version by now.
@@ -62,7 +62,7 @@ class Lock:
 
 
 def check_pin(pin: Pin, hub: PackageHub) -> None:
-    """Raises `IntegrityError` where a hub has other bytes under a pinned version, `NotFoundError` where it has none."""
+    """Check a pin against a hub; raises `IntegrityError` for other bytes under that version, `NotFoundError`."""
     found = hub.resolve_version(pin.name, pin.version).digest
     if found != pin.digest:
         raise IntegrityError(
@@ -76,9 +76,9 @@ def check_pin(pin: Pin, hub: PackageHub) -> None:
 def lock_references(
     references: Sequence[str | TaskRef], hub: PackageHub, before: Lock | None, location: str | None = None
 ) -> Lock:
-    """A lock with these references added or moved. A pinned version whose bytes have changed is refused.
+    """`before` with these references added or updated. A pinned version whose bytes have changed is refused.
 
-    location: of the hub, as it shall stand in the file: a path may be relative to the project.
+    location: the hub as the file names it, which may be a path relative to the project.
     """
     pins = {pin.name: pin for pin in (before.tasks if before else ())}
     for reference in references:
@@ -92,12 +92,12 @@ def lock_references(
 
 
 def write_lock(path: Path, lock: Lock) -> None:
-    """Write a lock file, atomically, one line a value: it is made to be compared and kept in a repository."""
+    """Write a lock file, atomically, one value a line so that it can be compared and kept in a repository."""
     write_file(path, (json.dumps(dataclasses.asdict(lock), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_lock(path: Path) -> Lock:
-    """Read and prove a lock file; raises `UsageError` where it is absent or malformed."""
+    """Read and validate a lock file; raises `UsageError` where it is absent or malformed."""
     if not path.is_file():
         fix = "write one: sparsehub lock NAME ... --hub HUB"
         raise UsageError(f"there is no lock file {path}", fix=fix)

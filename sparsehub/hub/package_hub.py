@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sparsehub.errors import HubError, NotFoundError, UsageError, VersionExistsError
 from sparsehub.files import new_folder
-from sparsehub.hub.backend import HubBackend, Upload, taken
+from sparsehub.hub.backend import HubBackend, Upload, version_taken
 from sparsehub.hub.channels import Channel, change_channel, follow, point_at, read_channels, step_back
 from sparsehub.hub.listing import Entries, list_entries
 from sparsehub.hub.resolver import Resolved, fetch_manifest, resolve, resolve_version
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PackagePreview:
-    """A version without its weights. card: as text; signature: as stored; both None where there is none."""
+    """A version without its weights, as `sparsehub show` presents it."""
 
     manifest: Manifest
-    card: str | None
-    signature: bytes | None
+    card: str | None  # Markdown; None where the package has no card
+    signature: bytes | None  # as stored, not verified; None where the package is not signed
 
 
 class PackageHub:
@@ -95,11 +95,11 @@ class PackageHub:
         raises `VersionExistsError` where the version is another package's already, and `FormatError` for a folder
         that is not a valid package.
         """
-        upload = _prepare(Path(folder), name, version)
+        upload = _validated_upload(Path(folder), name, version)
         manifest = upload.manifest
         resolved = Resolved(manifest.name, manifest.version, manifest.digest)
         with suppress(NotFoundError):  # a taken version is refused early; no hub yet is fine
-            self._holds(resolved)
+            self._is_published(resolved)
         meter = Meter(upload.size, progress)
         self.backend.upload(upload, meter)
         if upload.signature is not None:
@@ -157,7 +157,7 @@ class PackageHub:
         return fetch_manifest(self.backend, name, digest)
 
     def peek(self, resolved: Resolved) -> PackagePreview:
-        """Manifest, card and signature of a version, proved but for the signature; no weight is fetched."""
+        """Manifest and card of a version, validated, and its signature, not verified; no weight is fetched."""
         from sparsehub.package.manifest import CARD_FILE
         from sparsehub.package.validation import validate_attachment
 
@@ -170,7 +170,7 @@ class PackageHub:
         return PackagePreview(manifest, card.decode(), signature)
 
     def attach(self, resolved: Resolved, signature: bytes) -> None:
-        """Store the signature of a package that is here; raises `VersionExistsError` where it has another one."""
+        """Store the signature of a published package; raises `VersionExistsError` where it has another one."""
         backend, name, digest = self.backend, resolved.name, resolved.digest
         if not backend.write_signature(name, digest, signature) and backend.read_signature(name, digest) != signature:
             fix = "publish it without model.sig, or sign a new version"
@@ -195,16 +195,16 @@ class PackageHub:
 
     def _create_tag(self, resolved: Resolved) -> Resolved:
         version = str(resolved.version)
-        if not self.backend.create_tag(resolved.name, version, resolved.digest) and not self._holds(resolved):
+        if not self.backend.create_tag(resolved.name, version, resolved.digest) and not self._is_published(resolved):
             path = f"{resolved.name}@{version}"
             raise HubError(f"{path} cannot be written: something else is there", fix="remove it from the hub")
         return resolved
 
-    def _holds(self, resolved: Resolved) -> bool:
-        """Whether the version is this very package already; raises `VersionExistsError` where it is another."""
+    def _is_published(self, resolved: Resolved) -> bool:
+        """Whether the version is this package already; raises `VersionExistsError` where it is another."""
         there = self.backend.read_tag(resolved.name, str(resolved.version))
         if there is not None and there != resolved.digest:
-            raise taken(resolved.name, str(resolved.version), there, resolved.digest)
+            raise version_taken(resolved.name, str(resolved.version), there, resolved.digest)
         return there is not None
 
 
@@ -212,8 +212,8 @@ def _is_higher(version: str, other: str) -> bool:
     return version != other and highest([version, other]) == version
 
 
-def _prepare(folder: Path, name: str | None, version: str | None) -> Upload:
-    """Prove a package folder; its manifest under the name and version to publish, and its signature."""
+def _validated_upload(folder: Path, name: str | None, version: str | None) -> Upload:
+    """Validate a package folder; returns it with its manifest under the name and version to publish."""
     from sparsehub.package import rename_package, validate_package
     from sparsehub.package.manifest import SIGNATURE_FILE
 

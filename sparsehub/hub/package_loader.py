@@ -1,4 +1,4 @@
-"""A package by whatever names it: its folder, or a reference in a hub, through a cache that is proved at every use."""
+"""Packages for engines and the command line, by folder or by reference: through the cache, validated at every use."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PulledPackage:
-    """A package that was fetched and proved. folder: `out`, or the copy in the cache; publisher: who signed it."""
+    """A package that `pull` has fetched and validated."""
 
     resolved: Resolved
     manifest: Manifest
-    folder: Path
-    publisher: str | None
+    folder: Path  # `out`, or the copy in the cache
+    publisher: str | None  # who signed it, by the policy; None for an unsigned one
 
 
 def load_package(
     reference: str | TaskRef, hub: PackageHub | None, *, policy: Policy | None = None, lock: Lock | None = None
 ) -> Package:
-    """Read and prove a package, and hold it against a policy: the user's own where none is given.
+    """Read and validate a package, and check it against a policy: the user's own where none is given.
 
-    reference: a package folder as text, or a task in `hub`. Raises `UsageError`, `NotFoundError`, `FormatError`, or
-    `TrustError`; nothing of the package is used then.
+    reference: a package folder as text, or a task in `hub`. Raises `UsageError`, `NotFoundError`, `FormatError` and
+    `TrustError` before anything of the package is used.
     """
     from sparsehub.package import MANIFEST_FILE, read_package  # lazy: torch
 
@@ -70,15 +70,15 @@ def pull(
     lock: Lock | None = None,
     progress: Progress | None = None,
 ) -> PulledPackage:
-    """Bring a package to this machine: into the cache, and into the new folder `out` where one is given.
+    """Fetch a package into the cache, and copy it to the new folder `out` where one is given.
 
-    Every byte that comes is proved, and what was here already wherever it was touched since. Raises what
-    `load_package` raises.
+    Every byte is hashed once, as it comes; a package that is in the cache is hashed again only where one of its files
+    was touched since. Raises what `load_package` raises.
     """
     policy = policy or read_policy()
 
     def take(folder: Path, resolved: Resolved) -> PulledPackage:
-        # Nothing that was not proved whole ever got this digest's place in the cache.
+        # Only a package that was validated whole is ever stored under its digest in the cache.
         manifest = validate_unchanged(folder)
         _check_same(manifest, resolved)
         publisher = policy.check(folder, manifest)
@@ -86,7 +86,7 @@ def pull(
             _copy(folder, manifest, out)
         return PulledPackage(resolved, manifest, out or folder, publisher)
 
-    return _used(_resolve(reference, hub, lock), hub, take, progress)
+    return _use_cached(_resolve(reference, hub, lock), hub, take, progress)
 
 
 def use_package(
@@ -98,9 +98,9 @@ def use_package(
     lock: Lock | None = None,
     progress: Progress | None = None,
 ) -> T:
-    """What `use` makes of the folder of a package, which the policy allows and which stays there meanwhile.
+    """What `use` returns for the cached folder of a package, which the policy allows; it is not evicted meanwhile.
 
-    `use` proves what it reads, and raises `FormatError` where that fails: then it is called again on a fresh copy.
+    `use` validates what it reads, and raises `FormatError` where that fails: it is then called again on a fresh copy.
     """
     from sparsehub.package import read_manifest
 
@@ -112,11 +112,11 @@ def use_package(
         policy.check(folder, manifest)
         return use(folder, resolved)
 
-    return _used(_resolve(reference, hub, lock), hub, allowed, progress)
+    return _use_cached(_resolve(reference, hub, lock), hub, allowed, progress)
 
 
 def _resolve(reference: str | TaskRef, hub: PackageHub, lock: Lock | None) -> Resolved:
-    """What the reference means. Bytes that are pinned and here already are taken without asking the hub."""
+    """What the reference means. A pinned digest that is in the cache is taken without asking the hub."""
     wanted = reference_of(reference)
     if lock is not None:
         return lock.resolve(wanted, hub)
@@ -125,16 +125,16 @@ def _resolve(reference: str | TaskRef, hub: PackageHub, lock: Lock | None) -> Re
     return hub.resolve(wanted)
 
 
-def _used(
+def _use_cached(
     resolved: Resolved,
     hub: PackageHub,
     use: Callable[[Path, Resolved], T],
     progress: Progress | None,
 ) -> T:
-    """`use` on a package's folder in the cache.
+    """What `use` returns for a package's folder in the cache.
 
-    A copy that was here and turns out to be damaged is fetched once more, and one that is not signed gets the signature
-    that the hub may have by now. A damaged copy of a signed package shows as a signature that does not hold.
+    A cached copy that turns out to be damaged is fetched once more, and an unsigned one gets the signature that the hub
+    may have by now. A damaged copy of a signed package shows as a signature that does not verify.
     """
     cache = PackageCache(limit=read_settings().cache_bytes)
     here = cache.holds(resolved.digest)
@@ -156,7 +156,7 @@ def _used(
 
 
 def _was_damaged(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> bool:
-    """Whether a copy whose signature does not hold is a damaged one; it is set aside then."""
+    """Whether a copy whose signature does not verify is a damaged one; it is set aside then."""
     from sparsehub.package.validation import read_manifest, validate_digests
 
     try:
@@ -169,7 +169,7 @@ def _was_damaged(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> bo
 
 
 def _add_signature(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> bool:
-    """Bring a signature that was made after the package was fetched; whether there was one to bring."""
+    """Fetch a signature that was made after the package was fetched; whether there was one."""
     from sparsehub.package.manifest import SIGNATURE_FILE
 
     with cache.package(resolved, lambda: hub) as folder:
@@ -184,7 +184,7 @@ def _add_signature(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> 
 
 
 def _check_same(manifest: Manifest, resolved: Resolved) -> None:
-    """Raises unless a package of the cache is the one that was asked for."""
+    """Raises `IntegrityError` or `NotFoundError` unless a cached package is the one that was asked for."""
     if manifest.digest != resolved.digest:
         raise IntegrityError("the cached package is another one", found=manifest.digest, expected=resolved.digest)
     if manifest.name != resolved.name:
@@ -193,7 +193,7 @@ def _check_same(manifest: Manifest, resolved: Resolved) -> None:
 
 
 def _copy(folder: Path, manifest: Manifest, out: Path) -> None:
-    """Write the same package elsewhere: the bytes that are written are those that are proved."""
+    """Write the package to the new folder `out`; what is written is what was read and hashed."""
     from sparsehub.package.manifest import MANIFEST_FILE, SIGNATURE_FILE
     from sparsehub.package.signing import read_signature
     from sparsehub.package.validation import read_file

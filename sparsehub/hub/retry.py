@@ -1,4 +1,4 @@
-"""Another try, after a while that doubles, for what a network may have broken."""
+"""Retries with exponential back-off, for requests to a hub over the network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from sparsehub.errors import UnreachableError
 T = TypeVar("T")
 ATTEMPTS = 6
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds
-GIVE_UP = 20.0  # seconds: a hub that hangs must not keep whoever waits for it as often as one that refuses may be asked
+GIVE_UP = 20.0  # seconds without progress: a hub that hangs is given up sooner than one that refuses
 
 
 def with_retries(action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
     """What `action` returns; it is called again after each `UnreachableError`, up to six times in all.
 
-    No other try begins when twenty seconds have brought nothing. progress: grows with what the tries bring.
+    No further attempt begins after twenty seconds without progress. progress: a number that grows with each success
+    in part, bytes for instance.
     """
     began, seen = time.monotonic(), progress()
     for attempt in range(ATTEMPTS - 1):
@@ -34,5 +35,5 @@ def with_retries(action: Callable[[], T], progress: Callable[[], int] = lambda: 
 
 
 def wait_before(attempt: int) -> None:
-    """Sleep for the back-off of the attempt (from 0): half to all of a time that doubles, so that clients spread."""
+    """Sleep before the next attempt: half to all of a time that doubles with `attempt`, so that clients spread."""
     time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1))

@@ -1,4 +1,4 @@
-"""Which of a hub's packages fit a question."""
+"""Search over a hub's listing: by name, backbone, kind, tag and measured metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sparsehub.errors import UsageError
 from sparsehub.hub.listing import HubEntry
 
-SPLITS = ("test", "validation")  # the one that counts, where a condition does not name one
+SPLITS = ("test", "validation")  # in this order, where a condition names no split
 _CONDITION = re.compile(r"(?:(?P<split>[^<>=:]+):)?(?P<metric>[^<>=:]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[-+.\deE]+)")
 _SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -22,34 +22,30 @@ _SIGNS: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A bound on a metric. split: of the data; None for the first of test and validation that was measured."""
+    """A bound on a metric, such as `accuracy>=0.9`."""
 
-    split: str | None
+    split: str | None  # None for the first of test and validation that was measured
     metric: str
-    sign: str
+    sign: str  # one of >= <= > <
     value: float
 
     def holds(self, entry: HubEntry) -> bool:
-        """Whether an entry was measured so; one that was not measured at all does not fit."""
+        """Whether an entry's metric is within the bound; one without that metric is not."""
         row = entry.metrics.get(self.split or measured_split(entry), {})
         return self.metric in row and _SIGNS[self.sign](row[self.metric], self.value)
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to look for; everything that is given must fit.
+    """What to look for; everything that is given must match."""
 
-    text: a part of the task's name; backbone: a part of its id, or the beginning of its fingerprint;
-    tag: a version or a channel.
-    """
-
-    text: str = ""
-    backbone: str | None = None
+    text: str = ""  # a part of the task's name
+    backbone: str | None = None  # a part of its id, or the beginning of its fingerprint
     kind: str | None = None
-    tag: str | None = None
+    tag: str | None = None  # a version or a channel
     conditions: tuple[Condition, ...] = ()
 
-    def fits(self, entry: HubEntry) -> bool:
+    def matches(self, entry: HubEntry) -> bool:
         backbone, fingerprint = entry.backbone.lower(), entry.fingerprint.removeprefix("sha256:")
         wanted = (self.backbone or "").lower()
         return (
@@ -63,7 +59,7 @@ class Query:
 
 
 def parse_condition(text: str) -> Condition:
-    """`accuracy>=0.9`, or `validation:f1>0.5`; raises `UsageError`."""
+    """Parse `accuracy>=0.9` or `validation:f1>0.5`; raises `UsageError`."""
     found = _CONDITION.fullmatch(text.strip())
     try:
         if found is not None:
@@ -77,10 +73,10 @@ def parse_condition(text: str) -> Condition:
 
 
 def search(entries: Iterable[HubEntry], query: Query) -> list[HubEntry]:
-    """The entries that fit, in their order."""
-    return [entry for entry in entries if query.fits(entry)]
+    """The entries that match, in their order."""
+    return [entry for entry in entries if query.matches(entry)]
 
 
 def measured_split(entry: HubEntry) -> str:
-    """The split whose metrics count: test before validation."""
+    """The split whose metrics are compared: test before validation."""
     return next((split for split in SPLITS if entry.metrics.get(split)), SPLITS[0])

@@ -1,4 +1,4 @@
-"""Bytes out of a hub: many files at once, large ones in pieces side by side, hashed in order, resumed after a stop."""
+"""Downloads from a hub: files in parallel, large ones in concurrent pieces, hashed in order, resumed after a stop."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from sparsehub.package.manifest import FileRecord
 
 PIECE = 4 << 20  # bytes of one request
-AHEAD = 4  # pieces of one file that are on their way before the oldest is written
-FILES = 3  # at once
-REQUESTS = 8  # at once, over all files
+AHEAD = 4  # pieces of one file that are requested before the oldest is written
+FILES = 3  # in parallel
+REQUESTS = 8  # in parallel, over all files
 Progress = Callable[[int, int], None]
 """Called with the bytes that are done and the bytes of all; from any thread, one call at a time."""
 
 
 class Meter:
-    """Adds up what many threads move, and tells whoever wants to know."""
+    """Adds up the bytes that many threads move, and reports them to a `Progress`."""
 
     def __init__(self, total: int, progress: Progress | None):
         self._total, self._progress = total, progress
@@ -42,15 +42,15 @@ class Meter:
 
 @dataclass(frozen=True)
 class Download:
-    """A file to fetch. open: its bytes from one position up to another, in chunks; more or fewer may come."""
+    """A file to fetch."""
 
     name: str
-    record: FileRecord
-    open: Callable[[int, int], Iterator[bytes]]
+    record: FileRecord  # its size and digest, as the manifest promises them
+    open: Callable[[int, int], Iterator[bytes]]  # its bytes from start to stop, in chunks; more or fewer may come
 
 
 def download_all(files: Sequence[Download], folder: Path, meter: Meter) -> None:
-    """Write the files into `folder`, every byte counted and hashed before it is written.
+    """Write the files into `folder`, every byte counted, and hashed once before it is written.
 
     What an earlier attempt left there is hashed and kept. Raises `IntegrityError` for other bytes than promised.
     """
@@ -87,11 +87,11 @@ def _download(file: Download, path: Path, requests: ThreadPoolExecutor, meter: M
     if not done:
         raise damaged(file.name, digest, file.record.sha256)
     meter.add(-file.record.size)
-    _download(file, path, requests, meter)  # the kept bytes may have been the wrong ones
+    _download(file, path, requests, meter)  # the bytes of the earlier attempt may have been the wrong ones
 
 
 def _kept(path: Path, size: int) -> tuple[int, hashlib._Hash]:
-    """What an earlier attempt left: its bytes and their hash; a file that is too long is dropped."""
+    """How many bytes an earlier attempt left, and their hash; a file that is too long is removed."""
     hashed, done = hashlib.sha256(), 0
     if path.exists() and path.stat().st_size <= size:
         with path.open("rb") as file:
@@ -104,7 +104,7 @@ def _kept(path: Path, size: int) -> tuple[int, hashlib._Hash]:
 
 
 def _pieces(file: Download, start: int, requests: ThreadPoolExecutor, meter: Meter) -> Iterator[bytearray]:
-    """The pieces of a file from `start` on, in order; a few are on their way at a time."""
+    """The pieces of a file from `start` on, in order; a few are requested ahead."""
     size, waiting = file.record.size, deque[Future[bytearray]]()
     for begin in range(start, size, PIECE):
         waiting.append(requests.submit(_piece, file, begin, min(begin + PIECE, size), meter))
@@ -115,11 +115,11 @@ def _pieces(file: Download, start: int, requests: ThreadPoolExecutor, meter: Met
 
 
 def _piece(file: Download, start: int, stop: int, meter: Meter) -> bytearray:
-    """Exactly the bytes from `start` to `stop`; what broke off is asked for again from where it stopped."""
+    """Exactly the bytes from `start` to `stop`; a broken request is repeated from where it stopped."""
     data = bytearray()
 
     def rest() -> None:
-        if len(data) == stop - start:  # it broke off behind the last byte, and no backend gives an empty range
+        if len(data) == stop - start:  # it broke after the last byte, and no backend serves an empty range
             return
         for chunk in file.open(start + len(data), stop):
             if len(data) + len(chunk) > stop - start:

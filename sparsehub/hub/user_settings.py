@@ -1,8 +1,8 @@
-"""What a user has settled once for every hub: whom to trust, and how much the cache may hold.
+"""The user's settings for every hub: whose packages to trust, and how large the cache may be.
 
-The file is $XDG_CONFIG_HOME/sparsehub/hub.yaml (~/.config/sparsehub/hub.yaml). Where it is absent, every sound package
-may be used and the cache holds ten gibibytes; where it cannot be understood, none may. $SPARSEHUB_POLICY names a file
-with a policy alone, which then holds in place of the one in there.
+The file is $XDG_CONFIG_HOME/sparsehub/hub.yaml (~/.config/sparsehub/hub.yaml). Without it every valid package may be
+used and the cache holds ten gibibytes; while it is malformed, no package may be used. $SPARSEHUB_POLICY names a file
+with a policy alone, which then replaces the one in the settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Identity:
 
 @dataclass(frozen=True)
 class PolicyFile:
-    """A policy as it is written: paths are relative to its file."""
+    """A policy as it is written in YAML; paths are relative to its file."""
 
     require_signature: bool = False
     trusted_keys: dict[str, str] = field(default_factory=dict)
@@ -41,20 +41,20 @@ class PolicyFile:
 
 @dataclass(frozen=True)
 class UserSettings:
-    """The contents of hub.yaml. cache_bytes: the most that the cache may hold."""
+    """The contents of hub.yaml."""
 
-    cache_bytes: int = LIMIT
+    cache_bytes: int = LIMIT  # the most that the cache may hold
     policy: PolicyFile = PolicyFile()
 
 
 def settings_file() -> Path:
-    """Where the settings are, whether they are there or not."""
+    """The path of the settings, whether the file exists or not."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "sparsehub" / "hub.yaml"
 
 
 def read_settings() -> UserSettings:
-    """The user's settings; raises `UsageError` where the file cannot be understood."""
+    """The user's settings; raises `UsageError` where the file is malformed."""
     path = settings_file()
     if not path.exists():
         return UserSettings()
@@ -86,4 +86,4 @@ def _yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())[:300]
-        raise UsageError(f"{path} cannot be read", found=problem, fix="mend it or remove it") from error
+        raise UsageError(f"{path} cannot be read", found=problem, fix="correct it or remove it") from error

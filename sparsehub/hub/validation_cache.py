@@ -1,8 +1,8 @@
-"""Records of which cached packages were hashed, so that `pull` need not hash again what nobody has touched since.
+"""Records of which cached packages were hashed, so that `pull` need not hash untouched ones again.
 
 validated/<hex> holds size, inode, times and digest of every file of a package as they were when all of them had been
 hashed. `PackageCache` writes it after a fetch, `pull` after it has hashed a copy again. It decides nothing but whether
-`pull` hashes: whoever uses a package hashes every byte of it. So a record that is lost, malformed or forged costs a
+`pull` hashes: every use of a package hashes every byte of it. So a record that is lost, malformed or forged costs a
 hash, or lets a changed copy pass until its next use.
 """
 
@@ -24,21 +24,21 @@ SETTLED = 20_000_000  # nanoseconds
 
 
 def record_of(folder: Path) -> Path:
-    """Where the record of a package in the cache is, whether it is there or not."""
+    """The path of the record of a package in the cache, whether it exists or not."""
     return folder.parents[1] / VALIDATED / folder.name
 
 
 def record_fetched(folder: Path, manifest: Manifest) -> None:
-    """Record a package of the cache that was hashed as it came, a moment ago; nobody else has used it yet.
+    """Record a package of the cache that was just fetched and hashed, before it is used for the first time.
 
     Waits for at most `SETTLED`, until any other write to its files shows in their times.
     """
-    _, last_change = _seen(folder, manifest)
+    _, last_change = _file_states(folder, manifest)
     rest = last_change + SETTLED - time.time_ns()
     if rest > SETTLED:  # a file server whose clock is ahead of ours: its times tell us nothing
         return
     time.sleep(max(rest, 0) / 1e9)
-    _write(folder, _seen(folder, manifest)[0])
+    _write(folder, _file_states(folder, manifest)[0])
 
 
 def validate_unchanged(folder: Path) -> Manifest:
@@ -50,8 +50,8 @@ def validate_unchanged(folder: Path) -> Manifest:
 
     manifest, started = read_manifest(folder), time.time_ns()
     check_files(folder, manifest)
-    now, last_change = _seen(folder, manifest)
-    if not _says(record_of(folder), now):
+    now, last_change = _file_states(folder, manifest)
+    if not _matches(record_of(folder), now):
         validate_digests(folder, manifest)
         if last_change < started - SETTLED:  # a write from here on shows in the file's times
             _write(folder, now)
@@ -63,8 +63,8 @@ def _write(folder: Path, record: bytes) -> None:
         write_file(record_of(folder), record)
 
 
-def _seen(folder: Path, manifest: Manifest) -> tuple[bytes, int]:
-    """The files as a record says them, and when the last of them changed. `ctime` is what nobody can set."""
+def _file_states(folder: Path, manifest: Manifest) -> tuple[bytes, int]:
+    """The record of the files as they are, and when the last one changed by its `ctime`, which nothing can set."""
     found = {name: (folder / name).lstat() for name in manifest.files}
     record = {
         name: [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, manifest.files[name].sha256]
@@ -73,8 +73,8 @@ def _seen(folder: Path, manifest: Manifest) -> tuple[bytes, int]:
     return canonical_json(record), max((status.st_ctime_ns for status in found.values()), default=0)
 
 
-def _says(record: Path, expected: bytes) -> bool:
-    """Whether the record is these very bytes: nothing of it is parsed."""
+def _matches(record: Path, expected: bytes) -> bool:
+    """Whether the stored record is exactly these bytes; it is never parsed."""
     with suppress(OSError):
         return record.is_file() and record.stat().st_size == len(expected) and record.read_bytes() == expected
     return False

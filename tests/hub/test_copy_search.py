@@ -6,7 +6,7 @@ import pytest
 
 from sparsehub.errors import TrustError, UsageError, VersionExistsError
 from sparsehub.hub import HubEntry, memory_hub, open_hub
-from sparsehub.hub.copying import copy_package, versions_of
+from sparsehub.hub.copying import copy_package, references_of
 from sparsehub.hub.search import Condition, Query, parse_condition, search
 
 
@@ -33,7 +33,7 @@ def test_a_copy_is_the_same_package_in_every_home(backend, source, tmp_path) -> 
 
 
 def test_whole_tasks_are_copied_with_their_channels(backend, source) -> None:
-    for reference in versions_of("trec", source):
+    for reference in references_of("trec", source):
         copy_package(reference, source, backend.hub)
     assert [entry.version for entry in backend.hub.list("trec")] == ["1.0.0", "1.1.0"]
     assert {name: c.target.version for name, c in backend.hub.channels("trec").items()} == {

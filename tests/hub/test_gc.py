@@ -11,7 +11,7 @@ import pytest
 
 from sparsehub.errors import HubError, UsageError, VersionExistsError
 from sparsehub.files import canonical_json
-from sparsehub.hub.blob_store_backend import YOUNG
+from sparsehub.hub.blob_store_backend import REUSABLE
 from sparsehub.hub.gc import GRACE, find_garbage, remove_garbage
 
 NOW = timedelta(0)
@@ -147,5 +147,5 @@ def test_what_a_killed_writer_left_is_collected(folder_backend, make_package, tm
 
 
 def test_the_ages_leave_a_publisher_half_a_day(folder_backend) -> None:
-    assert YOUNG * 2 == GRACE
+    assert REUSABLE * 2 == GRACE
     assert canonical_json({"a": 1}) == b'{"a":1}'

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.soak(only=True)]
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The way to a hub in a bucket, with less patience than users have: a fault is over in seconds."""
-    monkeypatch.setattr(locations, "_PATIENCE", {"connect_timeout": "1s", "read_timeout": "1s", "timeout": "5s"})
+    monkeypatch.setattr(locations, "_TIMEOUTS", {"connect_timeout": "1s", "read_timeout": "1s", "timeout": "5s"})
     monkeypatch.setattr(locations, "_RETRIES", {**locations._RETRIES, "retry_timeout": timedelta(seconds=2)})
     monkeypatch.setattr(retry, "GIVE_UP", 2.0)
     monkeypatch.setattr(retry, "LONGEST_WAIT", 1.0)
