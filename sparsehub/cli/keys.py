@@ -43,7 +43,7 @@ def add(
     if as_json:
         show_json({"name": name, "key": secret, "role": role, "tasks": tasks})
         return
-    progress(f"{name} may {role} {', '.join(tasks)}; save the key, it is not shown again:")
+    progress(f"{name} may {role} {', '.join(tasks)}; keep the key, it is shown this once:")
     typer.echo(secret)
 
 

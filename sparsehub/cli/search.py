@@ -30,4 +30,4 @@ def search(
 
     query = Query(text, backbone, kind, tag, tuple(map(parse_condition, metric or ())))
     entries = open_location(hub).list(newest=not everything and tag is None)
-    show_entries(find(entries, query), as_json, "no match; list everything: sparsehub ls " + hub)
+    show_entries(find(entries, query), as_json, "nothing fits; list everything: sparsehub ls " + hub)
