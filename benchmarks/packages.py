@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 
 from benchmarks.models import whole_delta
 from sparsehub.backbone import Backbone, open_checkpoint
-from sparsehub.package import Manifest, Package, TaskSpec, write_package
+from sparsehub.files import new_folder
+from sparsehub.package import Manifest, Package, TaskSpec
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+from sparsehub.package.writer import file_records, write_manifest, write_tensors
 
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 SPEC = TaskSpec(
@@ -60,8 +63,15 @@ def manifest_of(backbone: Backbone, delta: Any, number: int) -> Manifest:
 
 def write_random(backbone: Backbone, number: int, path: Path) -> Path:
     package = random_package(backbone, number)
-    write_package(path, package.manifest, package.delta, package.head, f"# task{number}\n", {})
+    write_bare(path, package.manifest, package)
     return path
+
+
+def write_bare(path: Path, manifest: Manifest, package: Package) -> None:
+    """Write a package without card and pictures, which take longer to make than the rest and are not measured."""
+    with new_folder(path) as folder:
+        write_tensors(folder, manifest, package.delta, package.head)
+        write_manifest(folder, dataclasses.replace(manifest, files=file_records(folder.iterdir())))
 
 
 def save_tokenizer(folder: Path) -> None:

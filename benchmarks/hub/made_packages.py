@@ -19,7 +19,7 @@ from sparsehub.hub.folder_blob_store import FolderBlobStore
 from sparsehub.package import rename_package, validate_package
 from sparsehub.package.manifest import BackboneRef, Manifest, TaskSpec
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
-from sparsehub.package.writer import write_carded_package
+from sparsehub.package.writer import write_package
 
 OWN = "mine"  # the task that is looked for
 OWN_VERSIONS = 3
@@ -59,7 +59,7 @@ def encoder_package(size: str, root: Path) -> Made:
     save_encoder(size, encoder)
     backbone = load_backbone(str(encoder))
     delta = whole_delta(backbone, 1)
-    write_carded_package(folder, _draft(backbone_ref(backbone), delta), delta, {})
+    write_package(folder, _draft(backbone_ref(backbone), delta), delta, {})
     return Made(f"{size}, 0.5%", folder, delta, encoder)
 
 
@@ -72,7 +72,7 @@ def large_package(root: Path) -> Made:
         parts[f"layers.{number}.weight"] = ParameterDelta((_WIDTH, _WIDTH), places, values)
     delta = Delta(parts, "add", "float16")
     backbone = BackboneRef("random", "", "LlamaModel", "float16", _DIGEST, _LAYERS * _WIDTH**2)
-    write_carded_package(folder, _draft(backbone, delta), delta, {})
+    write_package(folder, _draft(backbone, delta), delta, {})
     return Made(f"{_LAYERS} x {_WIDTH} x {_WIDTH}, 0.9%", folder, delta, None)
 
 

@@ -25,12 +25,12 @@ import httpx
 import torch
 
 from benchmarks.harness import Report, Row, in_turn, verdict, write_report
-from benchmarks.packages import BACKBONE, example_texts, random_package
+from benchmarks.packages import BACKBONE, example_texts, random_package, write_bare
 from serving.request.task_stats import percentile
 from sparsehub.backbone import Backbone, load_backbone, open_checkpoint
 from sparsehub.engine import Engine
 from sparsehub.hub import open_hub
-from sparsehub.package import read_package, write_package
+from sparsehub.package import read_package
 
 TASKS = (1, 16, 64, 256)
 CLIENTS, ITEMS, REQUESTS, ROUNDS = 4, 32, 24, 3
@@ -95,7 +95,7 @@ def fill(backbone: Backbone, engine: Engine, folder: Path) -> None:
     for number in range(max(TASKS)):
         package, path = made[number % DELTAS], folder / f"task{number}"
         manifest = dataclasses.replace(package.manifest, name=f"task{number}")
-        write_package(path, manifest, package.delta, package.head, f"# task{number}\n", {})
+        write_bare(path, manifest, package)
         hub.publish(path)
         engine.add(read_package(path))
     print(f"{max(TASKS)} tasks, {engine.usage.device_bytes / 2**20:.0f} MiB", file=sys.stderr, flush=True)

@@ -34,7 +34,7 @@ from sparsehub.package.manifest import (
     TouchedParameter,
 )
 from sparsehub.package.manifest_builder import public_name
-from sparsehub.package.writer import finalize_package, write_carded_package
+from sparsehub.package.writer import finalize_package, write_package
 from sparsehub.selection.largest import cut
 from sparsehub.selection.layer_report import layer_of
 from sparsehub.tensorfile import load_tensors, tensor_bytes
@@ -196,7 +196,7 @@ def _write(
 ) -> Manifest:
     nnz = {name: len(part.indices) for name, part in delta.parameters.items()}
     record = _record(method, delta.value_kind, delta.value_dtype, backbone, nnz)
-    return write_carded_package(wanted.out, _draft(wanted, backbone, record, lineage), delta, head)
+    return write_package(wanted.out, _draft(wanted, backbone, record, lineage), delta, head)
 
 
 def _draft(wanted: Extraction, backbone: BackboneTensors, record: DeltaRecord, lineage: Lineage) -> Manifest:

@@ -19,7 +19,7 @@ from sparsehub.delta import Delta, Overlap, overlap
 from sparsehub.delta.algebra import as_additions, dare, difference, prune, ties, weighted_sum, with_value_dtype
 from sparsehub.delta.overlap import shared_entries
 from sparsehub.errors import BackboneMismatchError, UsageError
-from sparsehub.package import Manifest, Package, write_carded_package
+from sparsehub.package import Manifest, Package, write_package
 from sparsehub.package.manifest import FORMAT_VERSION, Lineage, Parent
 from sparsehub.package.manifest_builder import delta_record
 from sparsehub.schema import unknown_name
@@ -158,7 +158,7 @@ def _write(
         license=licences.pop() if len(licences) == 1 else "",
         lineage=Lineage(parents),
     )
-    return write_carded_package(label.out, manifest, delta, packages[0].head)
+    return write_package(label.out, manifest, delta, packages[0].head)
 
 
 @dataclass(frozen=True)

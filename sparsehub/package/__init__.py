@@ -1,4 +1,4 @@
-"""A package folder: manifest, delta, head, card. Nothing here knows where packages live."""
+"""Package folders (manifest, delta, head, card): read, validated, written, rendered. Where they live: `hub`."""
 
 from typing import TYPE_CHECKING
 
@@ -6,9 +6,9 @@ from sparsehub.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sparsehub.package.manifest import MANIFEST_FILE, Manifest, TaskSpec
-    from sparsehub.package.reader import Package, read_package, write_package
+    from sparsehub.package.reader import Package, read_package
     from sparsehub.package.validation import read_manifest, rename_package, validate_package
-    from sparsehub.package.writer import finalize_package, rewrite_package, write_carded_package
+    from sparsehub.package.writer import finalize_package, rewrite_package, write_package
 
 __all__ = [
     "MANIFEST_FILE",
@@ -21,14 +21,13 @@ __all__ = [
     "rename_package",
     "finalize_package",
     "rewrite_package",
-    "write_carded_package",
     "write_package",
 ]
 
 _HOMES = {
-    **dict.fromkeys(["Package", "read_package", "write_package"], "reader"),  # these import torch
+    **dict.fromkeys(["Package", "read_package"], "reader"),  # these import torch
     **dict.fromkeys(["MANIFEST_FILE", "Manifest", "TaskSpec"], "manifest"),
     **dict.fromkeys(["validate_package", "read_manifest", "rename_package"], "validation"),
-    **dict.fromkeys(["finalize_package", "rewrite_package", "write_carded_package"], "writer"),
+    **dict.fromkeys(["finalize_package", "rewrite_package", "write_package"], "writer"),
 }
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -1,8 +1,7 @@
-"""Packages with their tensors: read and written. All is proved before anything is used (`proof`)."""
+"""Reads packages with their tensors; every byte is validated (`validation.py`) before anything of it is used."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,49 +9,37 @@ from pathlib import Path
 from torch import Tensor
 
 from sparsehub.backbone import Backbone
-from sparsehub.delta import Delta, delta_bytes, parse_delta
+from sparsehub.delta import Delta, parse_delta
 from sparsehub.deltafile import DELTA_FILE
-from sparsehub.errors import BackboneMismatchError, ManifestError
-from sparsehub.files import new_folder, sha256_bytes
-from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
+from sparsehub.errors import BackboneMismatchError
+from sparsehub.package.manifest import HEAD_FILE, Manifest
 from sparsehub.package.validation import (
     check_files,
     check_nnz,
     read_file,
     read_manifest,
-    rename_package,
     validate_attachment,
     validate_head,
-    validate_package,
 )
-from sparsehub.tensorfile import parse_tensors, tensor_bytes
-
-__all__ = [
-    "Package",
-    "check_backbone",
-    "read_manifest",
-    "read_package",
-    "rename_package",
-    "write_package",
-]
+from sparsehub.tensorfile import parse_tensors
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that was read and proved. head: by its transformers names, on the CPU. digest: of the manifest.
-
-    attachments: the card and its pictures, by file name; what they say is nobody's word but the publisher's.
-    """
+    """A package in memory, read and validated: what the engine loads and the conversions work on."""
 
     manifest: Manifest
     delta: Delta
-    head: Mapping[str, Tensor]
-    digest: str
-    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    head: Mapping[str, Tensor]  # by their transformers names, on the CPU; empty where the task has no head
+    digest: str  # sha256 of the manifest's bytes
+    attachments: Mapping[str, bytes] = field(default_factory=dict)  # card and pictures by file name, as published
 
 
 def read_package(folder: str | Path) -> Package:
-    """Read a package and prove every byte of it; raises `FormatError`. Whether it fits a backbone: `check_backbone`."""
+    """Read a package and validate every byte of it; raises `FormatError`.
+
+    Whether it fits a backbone is another question, which `check_backbone` answers.
+    """
     folder = Path(folder)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
@@ -66,7 +53,7 @@ def read_package(folder: str | Path) -> Package:
         else:
             validate_attachment(name, data)
             attachments[name] = data
-    assert delta is not None, "no manifest is without a delta"
+    assert delta is not None, "check_manifest requires a delta"
     return Package(manifest, delta, head, manifest.digest, attachments)
 
 
@@ -83,7 +70,7 @@ def _read_head(data: bytes) -> dict[str, Tensor]:
 
 
 def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
-    """Prove that a package was made for these very weights; raises `BackboneMismatchError`."""
+    """Raises `BackboneMismatchError` unless the package was made for the weights of this very backbone."""
     for name, touched in manifest.delta.parameters.items():
         slot = backbone.arena.slots.get(name)
         if slot is None or slot.shape != touched.shape:
@@ -110,33 +97,3 @@ def _mismatch(
         expected=f"{manifest.backbone.id} with {expected}",
         fix="load the checkpoint that the package was trained on",
     )
-
-
-def write_package(
-    folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor], card: str, pictures: Mapping[str, bytes]
-) -> Manifest:
-    """Write a package atomically and read it back; returns the manifest with its file records filled in."""
-    check_values(draft, delta)
-    contents = {**tensor_files(delta, head), CARD_FILE: card.encode(), **pictures}
-    records = {name: FileRecord(len(data), sha256_bytes(data)) for name, data in contents.items()}
-    manifest = dataclasses.replace(draft, files=records)
-    check_manifest(manifest)
-    with new_folder(folder) as temporary:
-        for name, data in {**contents, MANIFEST_FILE: manifest.to_bytes()}.items():
-            (temporary / name).write_bytes(data)
-        validate_package(temporary)  # what cannot be read back is never given a name
-    return manifest
-
-
-def check_values(draft: Manifest, delta: Delta) -> None:
-    """Raises `ManifestError` where the manifest states another kind of values than the delta has."""
-    written, stated = (delta.value_kind, delta.value_dtype), (draft.delta.value_kind, draft.delta.value_dtype)
-    if written != stated:  # the file does not say which kind its values are: only the manifest does
-        raise ManifestError(
-            "the delta's values are not of the kind that the manifest states", found=written, expected=stated
-        )
-
-
-def tensor_files(delta: Delta, head: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """The contents of the tensor files, by name."""
-    return {DELTA_FILE: delta_bytes(delta), **({HEAD_FILE: tensor_bytes(head)} if head else {})}

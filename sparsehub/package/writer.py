@@ -1,4 +1,4 @@
-"""Making a package of a folder whose delta and head are already written, however large they are."""
+"""Writes package folders: tensors, pictures, card and manifest, validated before the folder gets its name."""
 
 from __future__ import annotations
 
@@ -9,36 +9,52 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsehub.delta import Delta
+from sparsehub.delta import Delta, delta_bytes
 from sparsehub.deltafile import DELTA_FILE
+from sparsehub.errors import ManifestError
 from sparsehub.files import new_folder, sha256_file
 from sparsehub.package.card import render_card
 from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, FileRecord, Manifest, check_manifest
 from sparsehub.package.plots import draw_pictures
-from sparsehub.package.reader import check_values, tensor_files
 from sparsehub.package.summary import summarize
 from sparsehub.package.validation import check_files, read_file, read_manifest, validate_package, validate_stored_delta
-from sparsehub.tensorfile import read_header
+from sparsehub.tensorfile import read_header, tensor_bytes
 
 WHOLE_BYTES = 16 << 20  # deltas up to this size are read back whole
 
 
-def write_carded_package(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor]) -> Manifest:
-    """Write a package with the card that is made from its manifest, and pictures where matplotlib is installed."""
-    check_values(draft, delta)
+def write_package(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor]) -> Manifest:
+    """Write a package to the new folder `folder`: all of it appears there, or nothing.
+
+    draft: the manifest without its file records. head: tensors by their transformers names, empty where the task has
+    none. Returns the manifest as written. Raises `FormatError` for what no reader would accept, `UsageError` where
+    `folder` exists.
+    """
     with new_folder(folder) as temporary:
-        for name, data in tensor_files(delta, head).items():
-            (temporary / name).write_bytes(data)
+        write_tensors(temporary, draft, delta, head)
         return finalize_package(temporary, draft)
 
 
-def finalize_package(folder: Path, draft: Manifest) -> Manifest:
-    """Write pictures, card and manifest beside what is in `folder`, and prove the package; raises `FormatError`.
+def write_tensors(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor]) -> None:
+    """Write the delta's file, and the head's where there is one; raises `ManifestError` where the draft states another
+    kind of values than the delta has, which nobody could see in the file."""
+    found, stated = (delta.value_kind, delta.value_dtype), (draft.delta.value_kind, draft.delta.value_dtype)
+    if found != stated:
+        raise ManifestError(
+            "the delta's values are not of the kind that the manifest states", found=found, expected=stated
+        )
+    (folder / DELTA_FILE).write_bytes(delta_bytes(delta))
+    if head:
+        (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
 
-    A delta over `WHOLE_BYTES` is proved by its header and its digests, and gets no picture of its values: reading it
-    back would take the memory that was saved by streaming it. Every reader proves it again.
+
+def finalize_package(folder: Path, draft: Manifest) -> Manifest:
+    """Make a package of a folder that holds its tensor files: add pictures, card and manifest, and validate it.
+
+    Raises `FormatError`. A delta over `WHOLE_BYTES` is validated by its header and its digests, and gets no picture of
+    its values: reading it back would take the memory that was saved by streaming it. Every reader validates it anew.
     """
-    known = dataclasses.replace(draft, files=_records(folder.iterdir()))
+    known = dataclasses.replace(draft, files=file_records(folder.iterdir()))
     small = known.files[DELTA_FILE].size <= WHOLE_BYTES
     delta = validate_stored_delta(read_file(folder, DELTA_FILE, known.files[DELTA_FILE]), known) if small else None
     summary = summarize(known)
@@ -46,21 +62,35 @@ def finalize_package(folder: Path, draft: Manifest) -> Manifest:
     beside = {**pictures, CARD_FILE: render_card(summary, pictures).encode()}
     for name, data in beside.items():
         (folder / name).write_bytes(data)
-    manifest = dataclasses.replace(draft, files={**known.files, **_records(folder / name for name in beside)})
+    records = {**known.files, **file_records(folder / name for name in beside)}
+    manifest = dataclasses.replace(draft, files=records)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write sparsehub.json beside the files that it records, and validate the package; raises `FormatError`."""
     check_manifest(manifest)
     (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
-    if small:
+    if manifest.files[DELTA_FILE].size <= WHOLE_BYTES:
         validate_package(folder)  # what cannot be read back is never given a name
     else:
         check_files(folder, manifest)
         read_header(folder / DELTA_FILE)
-    return manifest
+
+
+def file_records(files: Iterable[Path]) -> dict[str, FileRecord]:
+    """What a manifest records of files, by name; each is read once, in chunks."""
+    return {path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in files}
 
 
 def rewrite_package(
     package: Path, out: Path, metrics: dict[str, dict[str, float]], training: dict[str, Any]
 ) -> Manifest:
-    """Move a package to the new folder `out`, with metrics and more to tell: another manifest, so another digest."""
+    """Move a package to the new folder `out` with other metrics, and `training` added to what it says of its making.
+
+    It is written anew, so it has another digest; `sparsehub extract` does so when it has measured what it made.
+    """
     manifest = read_manifest(package)
     draft = dataclasses.replace(manifest, metrics=metrics, training={**manifest.training, **training})
     with new_folder(out) as folder:
@@ -68,7 +98,3 @@ def rewrite_package(
             if name in manifest.files:
                 (package / name).rename(folder / name)
         return finalize_package(folder, draft)
-
-
-def _records(files: Iterable[Path]) -> dict[str, FileRecord]:
-    return {path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in files}

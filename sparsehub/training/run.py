@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsehub.errors import DataError, FormatError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
-from sparsehub.package import Manifest, read_manifest, write_carded_package
+from sparsehub.package import Manifest, read_manifest, write_package
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import SPLITS
@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda
     aside = out.with_name(f"{out.name}-{config.method}") if fitted.aside else None
     if processes.first:
         manifest = _manifest(config, fitted)
-        write_carded_package(out, manifest, fitted.delta, fitted.head)
+        write_package(out, manifest, fitted.delta, fitted.head)
         _keep_aside(fitted, aside)
         shutil.rmtree(run)
         report(f"wrote {out}")

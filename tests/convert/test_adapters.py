@@ -166,13 +166,13 @@ def a_package(base: Path, task: TaskSpec, tmp_path: Path, delta: Delta) -> Packa
     from sparsehub.backbone import load_backbone
     from sparsehub.package import Manifest
     from sparsehub.package.manifest_builder import backbone_ref, delta_record
-    from tests.support.packages import write_package
+    from tests.support.packages import write_bare_package
 
     backbone = load_backbone(str(base))
     record = delta_record("random", delta, backbone.arena.numel, backbone.digest_of)
     draft = Manifest(1, "task", "1.0.0", task, backbone_ref(backbone), record, files={})
     head = {"classifier.weight": torch.randn(3, 32), "classifier.bias": torch.randn(3)}
-    write_package(tmp_path, draft, delta, head, "# a card\n", {})
+    write_bare_package(tmp_path, draft, delta, head, "# a card\n", {})
     return read_package(tmp_path)
 
 

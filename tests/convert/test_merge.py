@@ -21,7 +21,7 @@ from sparsehub.package.manifest import Parent, TaskSpec
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.package.reader import check_backbone
 from sparsehub.patch import apply_patch, make_patch
-from tests.support.packages import write_package
+from tests.support.packages import write_bare_package
 
 TinyCheckpoint = Callable[[str], Path]
 Make = Callable[..., Package]
@@ -49,7 +49,7 @@ def make(backbone: Backbone, task: TaskSpec, tmp_path: Path) -> Make:
         record = delta_record("random", delta, backbone.arena.numel, backbone.digest_of)
         draft = Manifest(1, name, "1.0.0", task, backbone_ref(backbone), record, files={}, license=license)
         head = {"classifier.weight": torch.randn(3, 32, generator=generator), "classifier.bias": torch.zeros(3)}
-        write_package(tmp_path / name, draft, delta, head, "# a card\n", {})
+        write_bare_package(tmp_path / name, draft, delta, head, "# a card\n", {})
         return read_package(tmp_path / name)
 
     return package

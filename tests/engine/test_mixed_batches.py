@@ -18,7 +18,7 @@ from sparsehub.engine import BatchReport, Budgets, Engine, Task
 from sparsehub.engine.cost_model import CalibrationPoints, CostModel
 from sparsehub.errors import BackboneMismatchError, FormatError, RequestError, UnknownTaskError, UsageError
 from sparsehub.package import Package, read_manifest, read_package
-from tests.support.packages import write_package
+from tests.support.packages import write_bare_package
 
 Close = Callable[..., bool]
 ITEMS: Mapping[str, Any] = {
@@ -287,7 +287,7 @@ def test_a_request_composes_tasks(
     )
     draft = dataclasses.replace(first.manifest, name="sum", delta=record, files={})
     written = suite["three"].parent / f"sum-{mode}"
-    write_package(written, draft, delta, first.head, "# sum", {})
+    write_bare_package(written, draft, delta, first.head, "# sum", {})
     engine = make_engine([suite["three"], suite["seven"]], mode=mode)
     ticket, again = (engine.classify("three+seven*-0.5", ["the fox"]) for _ in range(2))
     plain = engine.classify("three", ["the fox"])

@@ -11,7 +11,7 @@ import torch
 from sparsehub.delta import Delta, ParameterDelta, delta_bytes, read_delta
 from sparsehub.package import Manifest, TaskSpec, read_package
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
-from tests.support.packages import write_package
+from tests.support.packages import write_bare_package
 
 GOLDEN = Path(__file__).parent
 FORMAT_PAGE = GOLDEN.parents[1] / "docs" / "format.md"
@@ -143,7 +143,7 @@ def test_the_reader_gets_the_golden_package() -> None:
 
 def test_the_writer_reproduces_the_golden_package(tmp_path: Path) -> None:
     folder = tmp_path / "package"
-    write_package(folder, golden_draft(), golden_delta("float16"), golden_head(), CARD, {"density.png": picture()})
+    write_bare_package(folder, golden_draft(), golden_delta("float16"), golden_head(), CARD, {"density.png": picture()})
     written = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert written == {name: (GOLDEN / "package" / name).read_bytes() for name in FILES}
 

@@ -20,7 +20,7 @@ from sparsehub.hub.huggingface_backend import HuggingFaceBackend
 from sparsehub.package import Manifest, TaskSpec
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
 from tests.support.hub_servers import azure, gcs, huggingface, s3
-from tests.support.packages import write_package
+from tests.support.packages import write_bare_package
 
 STORES = ("folder", "memory", "s3", "gcs", azure.AZURE)
 CARD = "---\nlibrary_name: sparsehub\ntags: [sparsehub]\n---\n\n# A card\n"
@@ -209,7 +209,9 @@ def make_package(tmp_path: Path) -> Iterator[MakePackage]:
 
     def make(name: str = "trec", version: str = "1.0.0", card: str = CARD, head: int = 4) -> Path:
         folder = tmp_path / "packages" / str(next(numbers))
-        write_package(folder, _draft(name, version), _delta(), {"classifier.weight": torch.ones(2, head)}, card, {})
+        write_bare_package(
+            folder, _draft(name, version), _delta(), {"classifier.weight": torch.ones(2, head)}, card, {}
+        )
         return folder
 
     yield make

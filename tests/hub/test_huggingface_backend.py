@@ -61,12 +61,12 @@ def test_main_shows_the_last_package_and_nothing_of_the_one_before(hf_home, make
 def test_a_package_is_found_by_its_base_model_its_library_and_its_data(hf_home, tmp_path) -> None:
     import dataclasses
 
-    from sparsehub.package import read_package, write_carded_package
+    from sparsehub.package import read_package, write_package
 
     golden = read_package(Path(__file__).parents[1] / "golden" / "package")
     data = {"validation": {"source": "nyu-mll/glue:sst2:validation", "rows": 10}}
     draft = dataclasses.replace(golden.manifest, training={"data": data})
-    write_carded_package(tmp_path / "package", draft, golden.delta, golden.head)
+    write_package(tmp_path / "package", draft, golden.delta, golden.head)
     hf_home.hub.publish(tmp_path / "package")
     api = HfApi(endpoint=hf_home.address, token=False)
 

@@ -11,7 +11,7 @@ import torch
 
 from sparsehub.delta import Delta, ParameterDelta, delta_bytes
 from sparsehub.deltafile import StoredDelta, validate_delta
-from sparsehub.package import Manifest, read_manifest, read_package, write_carded_package
+from sparsehub.package import Manifest, read_manifest, read_package, write_package
 from sparsehub.package.delta_stats import heat_map, histogram, kind_of, sizes, split_name
 from sparsehub.package.manifest import TouchedParameter
 from sparsehub.package.plots import draw_matrices, draw_pictures
@@ -143,14 +143,14 @@ def test_without_matplotlib_a_package_is_written_without_pictures(
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    found = write_carded_package(tmp_path / "bare", golden.manifest, golden.delta, golden.head)
+    found = write_package(tmp_path / "bare", golden.manifest, golden.delta, golden.head)
     assert set(found.files) == {"README.md", "delta.safetensors", "head.safetensors"}
     assert "](" not in (tmp_path / "bare" / "README.md").read_text()
 
 
 def test_a_carded_package_has_the_card_of_its_manifest(tmp_path: Path) -> None:
     golden = read_package(GOLDEN)
-    found = write_carded_package(tmp_path / "carded", golden.manifest, golden.delta, golden.head)
+    found = write_package(tmp_path / "carded", golden.manifest, golden.delta, golden.head)
     assert set(found.files) == {"README.md", "delta.safetensors", "density.png", "head.safetensors", "values.png"}
     card = (tmp_path / "carded" / "README.md").read_text()
     assert "# golden 1.0.0" in card and "](density.png)" in card

@@ -19,7 +19,7 @@ from sparsehub.package.manifest import HEADED_KINDS, BackboneRef, DeltaRecord, M
 from sparsehub.package.materialize import materialize
 from sparsehub.package.task_model import auto_class, base_prefix, load_task_model
 from sparsehub.patch import apply_patch, make_patch, restore_patch
-from tests.support.packages import write_package
+from tests.support.packages import write_bare_package
 
 TinyCheckpoint = Callable[[str], Path]
 MakeTask = Callable[..., TaskSpec]
@@ -53,7 +53,7 @@ def make_package(tmp_path: Path) -> MakePackage:
         )
         own = {n: torch.randn_like(p) for n, p in task_model.model.named_parameters() if n in task_model.head}
         folder = tmp_path / "package"
-        write_package(folder, manifest, delta, own if head is None else head, "# tiny\n", {})
+        write_bare_package(folder, manifest, delta, own if head is None else head, "# tiny\n", {})
         return read_package(folder)
 
     return make

@@ -15,9 +15,10 @@ from sparsehub.errors import (
     ManifestError,
 )
 from sparsehub.files import canonical_json, sha256_file
-from sparsehub.package import Package, read_manifest, read_package, validation, write_package
+from sparsehub.package import Package, read_manifest, read_package, validation
 from sparsehub.package.validation import PNG_SIGNATURE
 from sparsehub.tensorfile import tensor_bytes
+from tests.support.packages import write_bare_package
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 Change = Callable[[Path], object]
@@ -31,7 +32,7 @@ def write(folder: Path, package: Package, **changes: Any) -> None:
         "card": "# card\n",
         "pictures": {},
     }
-    write_package(folder, **{**parts, **changes})
+    write_bare_package(folder, **{**parts, **changes})
 
 
 def reseal(folder: Path, **changes: Any) -> None:

@@ -163,11 +163,11 @@ def test_a_changed_file_breaks_the_signature(signed: Path, alice: Keys, name: st
 
 def test_a_signature_of_another_package_is_refused(signed: Path, alice: Keys, tmp_path: Path) -> None:
     from sparsehub.package import read_package
-    from tests.support.packages import write_package
+    from tests.support.packages import write_bare_package
 
     package = read_package(signed)
     other = tmp_path / "other"
-    write_package(other, package.manifest, package.delta, package.head, "# Another card\n", {})
+    write_bare_package(other, package.manifest, package.delta, package.head, "# Another card\n", {})
     shutil.copy(signed / "model.sig", other)
     with pytest.raises(TrustError, match=r"model\.sig is of another package; found: README\.md, density\.png, sparse"):
         check(Policy(True, {"a": alice.public}), other)

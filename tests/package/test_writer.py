@@ -18,9 +18,9 @@ from sparsehub.errors import (
     ManifestError,
     UsageError,
 )
-from sparsehub.files import TEMPORARY_PREFIX
-from sparsehub.package import Manifest, Package, read_package, rename_package, write_package
-from sparsehub.package import reader as package_reader
+from sparsehub.files import TEMPORARY_PREFIX, new_folder
+from sparsehub.package import Manifest, Package, finalize_package, read_package, rename_package, write_package, writer
+from sparsehub.package.validation import PNG_SIGNATURE
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 
@@ -30,10 +30,17 @@ def write(folder: Path, package: Package, **changes: Any) -> None:
         "draft": package.manifest,
         "delta": package.delta,
         "head": package.head,
-        "card": "# card\n",
-        "pictures": {},
     }
     write_package(folder, **{**parts, **changes})
+
+
+def finalize(folder: Path, package: Package, beside: dict[str, bytes]) -> Manifest:
+    """Make a package of a folder that was filled by somebody else."""
+    with new_folder(folder) as temporary:
+        writer.write_tensors(temporary, package.manifest, package.delta, package.head)
+        for name, data in beside.items():
+            (temporary / name).write_bytes(data)
+        return finalize_package(temporary, package.manifest)
 
 
 def other_values(golden: Package) -> Delta:
@@ -44,10 +51,6 @@ def other_values(golden: Package) -> Delta:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        (lambda g: {"pictures": {"../a.png": b""}}, ManifestError),
-        (lambda g: {"pictures": {"evil.py": b""}}, ManifestError),
-        (lambda g: {"pictures": {"sparsehub.json": b""}}, ManifestError),
-        (lambda g: {"pictures": {"delta.safetensors": b""}}, FormatError),
         (lambda g: {"delta": other_values(g)}, FormatError),
         (lambda g: {"delta": dataclasses.replace(g.delta, value_kind="set")}, ManifestError),
         (lambda g: {"delta": dataclasses.replace(g.delta, value_dtype="float32")}, ManifestError),
@@ -65,6 +68,41 @@ def test_what_could_not_be_read_back_is_never_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("..a.png", ManifestError),
+        ("a b.png", ManifestError),
+        (".hidden", ManifestError),
+        ("evil.py", ManifestError),
+        ("model.sig", ManifestError),
+        ("sparsehub.json", ManifestError),
+        ("delta.safetensors", FormatError),
+        ("head.safetensors", FormatError),
+        ("a.png", FormatError),
+    ],
+)
+def test_a_folder_with_what_no_reader_accepts_is_not_finalized(
+    golden: Package, tmp_path: Path, name: str, error: type[FormatError]
+) -> None:
+    with pytest.raises(error):
+        finalize(tmp_path / "new", golden, {name: b""})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_that_names_a_file_elsewhere_is_not_written(golden: Package, tmp_path: Path) -> None:
+    files = {**golden.manifest.files, "../a.png": golden.manifest.files["density.png"]}
+    with pytest.raises(ManifestError, match="may not hold"):
+        writer.write_manifest(tmp_path, dataclasses.replace(golden.manifest, files=files))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_beside_the_tensors_is_part_of_the_package(golden: Package, tmp_path: Path) -> None:
+    manifest = finalize(tmp_path / "new", golden, {"a.png": PNG_SIGNATURE})
+    assert manifest.files["a.png"].size == len(PNG_SIGNATURE)
+    assert read_package(tmp_path / "new").attachments["a.png"] == PNG_SIGNATURE
+
+
 @pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
 def test_nothing_is_left_after_a_failure(
     golden: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -72,7 +110,7 @@ def test_nothing_is_left_after_a_failure(
     def fail(_: Path) -> Manifest:
         raise error
 
-    monkeypatch.setattr(package_reader, "validate_package", fail)
+    monkeypatch.setattr(writer, "validate_package", fail)
     with pytest.raises(type(error)):
         write(tmp_path / "new", golden)
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +128,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from sparsehub.package import read_package, reader, write_package
+from sparsehub.package import read_package, write_package, writer
+
+sys.modules["matplotlib"] = None  # drawing pictures takes most of the time and is none of the moments
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -101,7 +141,7 @@ def second_write(path, data, write=Path.write_bytes, seen=[]):
 
 moments = {
     "writing": (Path, "write_bytes", second_write),
-    "proving": (reader, "validate_package", die),
+    "validating": (writer, "validate_package", die),
     "naming": (Path, "rename", die),
     "never": None,
 }
@@ -112,7 +152,7 @@ for name, moment in moments.items():
     if not child:
         if moment:
             setattr(*moment)
-        write_package(Path(sys.argv[2]) / name, package.manifest, package.delta, package.head, "", {})
+        write_package(Path(sys.argv[2]) / name, package.manifest, package.delta, package.head)
         os._exit(0)
     print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -123,7 +163,7 @@ def test_a_kill_in_the_middle_leaves_no_package_under_its_name(tmp_path: Path) -
         [sys.executable, "-c", KILLED, str(GOLDEN), str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     killed = -signal.SIGKILL
-    expected = f"writing {killed}\nproving {killed}\nnaming {killed}\nnever 0\n"
+    expected = f"writing {killed}\nvalidating {killed}\nnaming {killed}\nnever 0\n"
     assert (result.stdout, result.returncode) == (expected, 0), result.stderr
     names = sorted(path.name for path in tmp_path.iterdir())
     assert [name for name in names if not name.startswith(TEMPORARY_PREFIX)] == ["never"]

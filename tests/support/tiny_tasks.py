@@ -36,7 +36,7 @@ class TinyTasks:
 
         from sparsehub.backbone import open_checkpoint
         from sparsehub.package.task_model import load_task_model
-        from tests.support.packages import write_package
+        from tests.support.packages import write_bare_package
 
         out = self.root / f"{name}-{version}-{seed}-{kind}-{labels}"
         if out.exists():
@@ -45,7 +45,7 @@ class TinyTasks:
         torch.manual_seed(seed)
         task_model = load_task_model(open_checkpoint(str(backbone or self.folder)), task)
         head, delta = _random_head(task_model, scale), _random_delta(task_model.backbone, per_parameter, scale)
-        write_package(out, _draft(name, version, task, task_model.backbone, delta), delta, head, f"# {name}\n", {})
+        write_bare_package(out, _draft(name, version, task, task_model.backbone, delta), delta, head, f"# {name}\n", {})
         return out
 
     def read(self, name: str, kind: str = "text-classification", **options: Any) -> Any:

@@ -17,7 +17,7 @@ from sparsehub.package import read_package
 from sparsehub.package.plots import draw_pictures
 from sparsehub.package.summary import summarize
 from tests.support.console_users import CARD, RING
-from tests.support.packages import write_package
+from tests.support.packages import write_bare_package
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def hub(tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     sound, made["three"] = read_package(tiny_tasks.write("three", seed=5)), folder / "harmful"
     pictures = draw_pictures(summarize(sound.manifest), None)
     draft = dataclasses.replace(sound.manifest, files={})
-    write_package(made["three"], draft, sound.delta, sound.head, CARD, pictures)
+    write_bare_package(made["three"], draft, sound.delta, sound.head, CARD, pictures)
     for name, package in made.items():
         found = open_hub(folder / "hub").publish(package)
         targets[name] = CatalogTarget(found.version or "", found.digest)
