@@ -118,8 +118,9 @@ def _found(
     opened = open_hub(hub) if isinstance(hub, str | Path) else hub
     package = load_package(str(reference), opened, policy=policy)
     record = package.manifest.backbone
-    wanted = str(backbone) if backbone is not None else record.id
-    return package, open_checkpoint(wanted, revision or (record.revision if backbone is None else None))
+    if backbone is None:  # the manifest records no revision for a folder or an installed checkpoint
+        return package, open_checkpoint(record.id, revision or record.revision or None)
+    return package, open_checkpoint(str(backbone), revision)
 
 
 def _task_model(package: Package, checkpoint: Checkpoint, dtype: str | None) -> TaskModel:

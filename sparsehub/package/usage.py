@@ -6,7 +6,14 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, Manifest, TaskSpec
+from sparsehub.package.manifest import (
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    Manifest,
+    TaskSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -34,16 +41,16 @@ def _shell(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _python(manifest: Manifest) -> tuple[str, ...]:
+    """Public names of sparsehub only. transformers has no pipeline for multiple choice."""
+    task, reference = manifest.task, f'"{manifest.name}@{manifest.version}"'
+    opened = ("import sparsehub", "", 'hub = sparsehub.open_hub("HUB")')
+    if task.kind == MULTIPLE_CHOICE:
+        return (*opened, f"model = sparsehub.load({reference}, hub=hub)  # an ordinary transformers model")
+    text = '{"text": "...", "text_pair": "..."}' if len(task.text_fields) == 2 else '"..."'
     return (
-        "from sparsehub.backbone import load_backbone",
-        "from sparsehub.engine import Engine",
-        "from sparsehub.hub import open_hub",
-        "from sparsehub.hub.package_loader import load_package",
-        "",
-        f"engine = Engine(load_backbone({json.dumps(manifest.backbone.id)}))",
-        f'engine.add(load_package("{manifest.name}@{manifest.version}", open_hub("HUB")))',
-        "engine.start()",
-        _call(manifest),
+        *opened,
+        f"task = sparsehub.pipeline({reference}, hub=hub)  # an ordinary transformers pipeline",
+        f"print(task({text}))",
     )
 
 
@@ -53,12 +60,6 @@ def _request(manifest: Manifest) -> tuple[str, str]:
         return "completions", json.dumps({"model": manifest.name, "prompt": "...", "max_tokens": 64})
     route = "score" if manifest.task.kind == REGRESSION else "classify"
     return route, f'{{"model": "{manifest.name}", "input": {_rows(manifest.task)}}}'
-
-
-def _call(manifest: Manifest) -> str:
-    if manifest.task.kind == TEXT_GENERATION:
-        return f'answer = engine.generate("{manifest.name}", "...").result()'
-    return f'answer = engine.classify("{manifest.name}", {_rows(manifest.task)}).futures[0].result()'
 
 
 def _rows(task: TaskSpec) -> str:

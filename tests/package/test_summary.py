@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 from sparsehub.package import Manifest, read_manifest
 from sparsehub.package.describe import limits, training_text, values_text
 from sparsehub.package.summary import summarize
-from sparsehub.package.usage import usage_snippets
 
 
 @pytest.fixture
@@ -46,19 +44,6 @@ def test_data_of_another_form_is_told_as_it_stands(manifest: Manifest, data) -> 
     assert set(training_text(spoilt)) == {"data"}
     (split,) = summarize(dataclasses.replace(spoilt, metrics={"test": {"accuracy": 0.5}})).metrics.splits
     assert (split.split, split.data) == ("test", "")
-
-
-def test_commands_are_one_line_each_and_quoted(manifest: Manifest) -> None:
-    backbone = dataclasses.replace(manifest.backbone, id="a'b\n```\n; rm -rf ~ $(x)")
-    lines = usage_snippets(dataclasses.replace(manifest, backbone=backbone)).shell
-    assert [line.count("\n") + line.count("`") for line in lines] == [0, 0, 0]
-    assert shlex.split(lines[0])[3] == shlex.split(lines[2])[6] == "a'b ''' ; rm -rf ~ $(x)"
-
-
-def test_the_python_lines_compile(manifest: Manifest) -> None:
-    backbone = dataclasses.replace(manifest.backbone, id='a"b\\')
-    lines = usage_snippets(dataclasses.replace(manifest, backbone=backbone)).python
-    compile("\n".join(lines), "card", "exec")
 
 
 def test_values_and_limits_are_those_of_the_package(manifest: Manifest) -> None:
