@@ -1,4 +1,4 @@
-"""sparsehub inspect: a validated package, on the terminal or as an HTML report."""
+"""sparsehub inspect: shows a package on the terminal, or writes its HTML report."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def inspect(
     package: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
     hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
     parameters: Annotated[bool, typer.Option("--parameters", help="List every changed parameter.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write the same as one self-contained page.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as a self-contained HTML page instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Show what a package is, what it changes and how good it is. Its bytes are proved first."""
+    """Show what a package is, what it changes and how good it is. It is validated first."""
     from sparsehub.cli.packages import with_package
 
     with_package(package, hub, lambda folder: _inspect(folder, parameters, html, as_json))

@@ -1,4 +1,4 @@
-"""sparsehub show: a version of a hub, without its weights."""
+"""sparsehub show: shows a version of a hub without downloading its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def show(
     card: Annotated[bool, typer.Option("--card", help="Show the card, as its publisher wrote it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Show what a version is: metrics, size, lineage, channels, card. No weight is fetched."""
+    """Show a version's metrics, size, lineage, channels and card. Weights are not downloaded."""
     from sparsehub.cli import present
     from sparsehub.cli.packages import open_location
     from sparsehub.package.summary import summarize

@@ -1,4 +1,4 @@
-"""Conversations as text, by the backbone's own chat template: training and serving use these same functions."""
+"""Renders conversations as text by the backbone's own chat template, for training and serving alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_messages(messages: Sequence[Any], tokenizer: Any) -> None:
 
 
 def render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, *, answer: bool) -> str:
-    """The text of a conversation; answer: with the opening of what the assistant is to say next."""
+    """The text of a conversation. answer: whether it ends with the opening of the assistant's next message."""
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
     text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=answer)
     assert isinstance(text, str)  # it was asked for text

@@ -1,4 +1,4 @@
-"""Several packages beside each other: which entries they share, and whether they agree."""
+"""Compares packages entry by entry, for `sparsehub compare` and the console: overlap and agreement in sign."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from sparsehub.package.reader import Package
 
 @dataclass(frozen=True)
 class PackageComparison:
-    """names: of the tasks, with versions where a name comes twice, and with digests where that tells no two apart;
-    overlaps: [i][j], of task i with task j."""
+    """The pairwise overlaps of some packages of one backbone."""
 
-    names: tuple[str, ...]
-    overlaps: tuple[tuple[Overlap, ...], ...]
+    names: tuple[str, ...]  # of the tasks; with version, and then digest, where two would have the same name
+    overlaps: tuple[tuple[Overlap, ...], ...]  # [i][j]: of task i with task j
 
     @property
     def matrices(self) -> dict[str, list[list[float]]]:
-        """What `pictures.draw_matrices` draws, by title."""
+        """The two matrices that `plots.draw_matrices` draws, by title."""
         return {
             "entries that both change,\nof those that either does": [
                 [cell.jaccard for cell in row] for row in self.overlaps
@@ -32,8 +31,11 @@ class PackageComparison:
 
 
 def compare_packages(packages: Sequence[Package]) -> PackageComparison:
-    """Compare them in pairs, entry by entry. Raises `UsageError`: overlap means nothing across backbones, and signs
-    nothing where values replace weights."""
+    """Compare packages in pairs, entry by entry.
+
+    Raises `UsageError` for packages of different backbones, whose entries have nothing in common, and for `set` values,
+    whose signs are not those of a change.
+    """
     backbones = {package.manifest.backbone.fingerprint: package.manifest.backbone.id for package in packages}
     if len(backbones) > 1:
         raise UsageError("these tasks are not on one backbone", found=", ".join(backbones.values()))

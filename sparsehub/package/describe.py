@@ -49,7 +49,7 @@ def limits(manifest: Manifest) -> tuple[str, ...]:
     if task.labels and task.kind != MULTIPLE_CHOICE:
         sentences.append("It knows these labels only: text that fits none of them gets one of them all the same.")
     splits = [split for split in manifest.metrics if not split.endswith(BASELINES)]
-    measured = f"was measured on {', '.join(splits)} alone" if splits else "was not measured"
+    measured = f"was measured on {' and '.join(splits)} alone" if splits else "was not measured"
     return (*sentences, f"It {measured}; on other data it may do worse.")
 
 

@@ -1,6 +1,6 @@
-"""From a row (a dictionary by field name) to token ids, and from many rows to one padded batch.
+"""Tokenises rows (dictionaries by field name) and pads them to batches.
 
-Training, the engine and every test use these same functions, so a served row sees what a trained row saw.
+Training and the engine both use it, so a served row gets the token ids that it would have had in training.
 """
 
 from __future__ import annotations
@@ -19,14 +19,10 @@ from sparsehub.package.manifest import MULTIPLE_CHOICE, TOKEN_CLASSIFICATION, Ta
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row as token ids.
+    """One row as token ids."""
 
-    sequences: one, or one per choice; each maps the tokenizer's names to equally long lists.
-    word_starts: for token classification, the place of each word's first token.
-    """
-
-    sequences: tuple[Mapping[str, list[int]], ...]
-    word_starts: tuple[int, ...] = ()
+    sequences: tuple[Mapping[str, list[int]], ...]  # one, or one per choice; equally long lists by tokenizer's name
+    word_starts: tuple[int, ...] = ()  # for token classification, the position of each word's first token
 
     @functools.cached_property
     def length(self) -> int:
@@ -40,7 +36,7 @@ class Encoded:
 
 
 def text_of(row: Mapping[str, Any], field: str) -> str:
-    """The text in one field of a row; raises `DataError` where it is missing or no string."""
+    """The text in a field of a row; raises `DataError` where it is missing or not a string."""
     value = row.get(field)
     if not isinstance(value, str):
         found = f"fields {', '.join(map(str, row))}" if value is None else f"{type(value).__name__} in {field!r}"
@@ -49,7 +45,10 @@ def text_of(row: Mapping[str, Any], field: str) -> str:
 
 
 def words_of(row: Mapping[str, Any], field: str) -> list[str]:
-    """The words in one field: a list of strings, or a string that is split at white space."""
+    """The words in a field of a row, which holds a list of strings, or a string that is split at white space.
+
+    Raises `DataError` for anything else.
+    """
     value = row.get(field)
     if isinstance(value, str):
         return value.split()
@@ -65,7 +64,10 @@ def words_of(row: Mapping[str, Any], field: str) -> list[str]:
 def encode(
     task: TaskSpec, tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, truncate: bool = True
 ) -> list[Encoded]:
-    """Token ids of `rows`, cut at `task.max_length` where `truncate` says so; raises `DataError`."""
+    """The token ids of rows, in their order. truncate: cut sequences at `task.max_length`.
+
+    Raises `DataError` for a row without the task's fields.
+    """
     if not rows:
         return []
     limit = {"truncation": True, "max_length": task.max_length} if truncate else {"truncation": False}
@@ -102,7 +104,7 @@ def _encode_words(
 ) -> Encoded:
     words = [lead + word for word in words_of(row, task.text_fields[0])]
     batch = tokenizer(words, is_split_into_words=True, verbose=False, **limit)
-    if len(_word_starts(batch)) < len(words):  # cut off, or nothing is left of a word
+    if len(_word_starts(batch)) < len(words):  # truncated, or a word has no tokens
         words = _with_tokens(tokenizer, words)
         batch = tokenizer(words, is_split_into_words=True, verbose=False, **limit)
     return Encoded(({name: batch[name] for name in batch},), _word_starts(batch))
@@ -117,9 +119,9 @@ def _word_starts(batch: Any) -> tuple[int, ...]:
 
 
 def _lead(tokenizer: Any) -> str:
-    """What goes before a lone word so that it gets the tokens that it has inside a sentence: a space, or nothing.
+    """What to put before a lone word so that it gets the tokens that it has inside a sentence: a space, or nothing.
 
-    In byte-level vocabularies the space belongs to the word that follows it.
+    Byte-level vocabularies count the space before a word as part of it.
     """
     inside = tokenizer.tokenize("a b")[-1]
     return (
@@ -128,27 +130,30 @@ def _lead(tokenizer: Any) -> str:
 
 
 def _with_tokens(tokenizer: Any, words: list[str]) -> list[str]:
-    """The words, with a token in place of those that the tokenizer makes nothing of: each word has its answer."""
+    """The words, with a filler for those that the tokenizer gives no token, so that each word gets a prediction."""
     pieces = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
     filler = tokenizer.unk_token or tokenizer.pad_token
     return [word if ids else filler for word, ids in zip(words, pieces, strict=True)]
 
 
 def collate(tokenizer: Any, rows: Sequence[Encoded], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Pad rows to one batch: [rows, length], or [rows, choices, length] where rows have choices."""
+    """Pad rows to one batch of tensors, by the tokenizer's names.
+
+    Shapes: [rows, length], or [rows, choices, length] where rows have choices.
+    """
     flat = pad([sequence for row in rows for sequence in row.sequences], tokenizer, device)
     return {name: by_choice(tensor, rows) for name, tensor in flat.items()}
 
 
 def by_choice(tensor: Tensor, rows: Sequence[Encoded]) -> Tensor:
-    """[sequences, length] as [rows, choices, length] where rows have choices."""
+    """A tensor of [sequences, length], as [rows, choices, length] where rows have choices."""
     return tensor.view(len(rows), -1, tensor.shape[-1]) if len(rows[0].sequences) > 1 else tensor
 
 
 def pad(
     sequences: Sequence[Mapping[str, list[int]]], tokenizer: Any, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Pad sequences to one length: [sequences, length] for each of the tokenizer's names."""
+    """Pad sequences to one length: tensors of [sequences, length], by the tokenizer's names."""
     length = max(len(sequence["input_ids"]) for sequence in sequences)
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, "attention_mask": 0}
     left = tokenizer.padding_side == "left"

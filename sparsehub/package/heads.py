@@ -1,4 +1,4 @@
-"""A task's model without its backbone, to serve: transformers' own head code on what the shared backbone computed."""
+"""Task heads for the engine: transformers' own head code, run on outputs that the shared backbone has computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparsehub.package.task_model import auto_class, base_prefix, task_config
 
 
 class _StandIn(nn.Module):
-    """Takes the base model's place and returns outputs that were computed before."""
+    """Stands in for the base model inside a task's model: returns outputs that were computed before."""
 
     pooler: nn.Module | None
 
@@ -37,21 +37,22 @@ class _StandIn(nn.Module):
         return outputs
 
 
-# By backbone: models of each shape of task that was loaded on it.
+# By backbone: one model for each shape of head that was loaded on it (see `_template`).
 _TEMPLATES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], nn.Module]] = weakref.WeakKeyDictionary()
 
 
 class HeadModel:
-    """A task's model without its backbone: it runs on outputs that the shared backbone has computed.
+    """A task's head, callable: transformers' task model with a stand-in for its backbone.
 
-    template: what the model is a copy of; heads of one template run together where all their weights are of Linears.
+    Heads with equal `alike` can run together (`run_heads`): they are copies of one template, and all their weights
+    belong to Linear modules.
     """
 
     def __init__(self, model: nn.Module, stand_in: _StandIn, template: nn.Module):
         self._model, self._stand_in = model, stand_in
         self.linears = [module for module in model.modules() if type(module) is nn.Linear]
         covered = sum(parameter.nbytes for linear in self.linears for parameter in linear.parameters())
-        # A head may or may not bring a pooler of its own.
+        # The number of Linears differs within a template: a head may or may not bring a pooler of its own.
         self.alike = (id(template), len(self.linears)) if covered == self.nbytes else (id(self), 0)
 
     def __call__(self, inputs: Mapping[str, Tensor], outputs: Any) -> Tensor:
@@ -64,14 +65,15 @@ class HeadModel:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the head's parameters."""
         return sum(parameter.nbytes for parameter in self._model.parameters())
 
 
 def run_heads(heads: Sequence[HeadModel], counts: Sequence[int], inputs: Mapping[str, Tensor], outputs: Any) -> Tensor:
-    """Logits of the rows of many tasks, whose heads are alike. counts: each one's sequences, in order.
+    """Logits of the rows of several tasks whose heads are alike. counts: sequences of each head, in order.
 
-    The first one's code runs once for all of them, with each task's own weights: most of a small head's time is the
-    way to its products.
+    The first head's code runs once for all rows, with each task's own weights: a small head spends most of its time in
+    Python, not in its products.
     """
     if len(heads) == 1:
         return heads[0](inputs, outputs)
@@ -81,10 +83,10 @@ def run_heads(heads: Sequence[HeadModel], counts: Sequence[int], inputs: Mapping
 
 @contextmanager
 def _each_its_own(heads: Sequence[HeadModel], counts: Sequence[int]) -> Iterator[None]:
-    """Inside, every Linear of the first head does each head's rows with that head's weights."""
+    """While it is open, every Linear of the first head multiplies each head's rows with that head's weights."""
     try:
         for same in zip(*(head.linears for head in heads), strict=True):
-            # Past nn.Module's own attribute setting, which would look for parameters and hooks first.
+            # Set past nn.Module's __setattr__, which would look for parameters and hooks first.
             same[0].__dict__["forward"] = functools.partial(_rows_of_each, same, counts)
         yield
     finally:
@@ -98,7 +100,10 @@ def _rows_of_each(linears: Sequence[nn.Linear], counts: Sequence[int], x: Tensor
 
 
 def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor], pad_token_id: int) -> HeadModel:
-    """transformers' head code around a stand-in for the backbone; raises `FormatError` where `tensors` do not fit."""
+    """The head of a task on a backbone, with the tensors of its package.
+
+    Raises `FormatError` where the tensors are not those of the task's model.
+    """
     template = _template(backbone, task, pad_token_id)
     model = _copy_of(template)
     prefix = base_prefix(model)
@@ -114,8 +119,10 @@ def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor]
 
 
 def _template(backbone: Backbone, task: TaskSpec, pad_token_id: int) -> nn.Module:
-    """A task's model without memory behind its parameters. transformers takes longer to build one than the rest of a
-    task's load takes together, so one of each shape is kept with its backbone."""
+    """A task's model on the meta device, from which heads are copied.
+
+    transformers takes longer to build one than the rest of a task's load takes, so one of each shape is kept.
+    """
     kept = _TEMPLATES.setdefault(backbone.module, {})
     shape = (task.kind, task.num_outputs, task.problem_type, pad_token_id)
     if shape not in kept:
@@ -125,7 +132,7 @@ def _template(backbone: Backbone, task: TaskSpec, pad_token_id: int) -> nn.Modul
 
 
 def _copy_of(template: nn.Module) -> nn.Module:
-    """Free to be changed; it shares what of it the head does not need: the base model, but not its pooler."""
+    """A copy to be changed. It shares the base model, which a head does not need, but not the pooler, which it may."""
     base = getattr(template, base_prefix(template)[:-1])
     shared = {id(module): module for name, module in base.named_children() if name != "pooler"}
     return copy.deepcopy(template, dict(shared))

@@ -1,4 +1,4 @@
-"""sparsehub.json: what a package is, in one canonical file whose sha256 is the package's digest."""
+"""The manifest, sparsehub.json: what a package is, in one canonical file whose sha256 is the package's digest."""
 
 from __future__ import annotations
 
@@ -51,22 +51,18 @@ _UNLABELLED = (REGRESSION, TEXT_GENERATION)
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What goes in and what comes out.
+    """A task's inputs and outputs: what training, the engine and clients need to know of it."""
 
-    labels: in the order of the head's outputs; the choice fields for multiple choice; empty for regression and text
-    generation. text_fields: one or two columns; for multiple choice they are joined into the context of every choice;
-    for text generation one, a text, a prompt or a list of messages. label_field: of a generation the completion, empty
-    where the whole text is learned. max_length: tokens of one sequence, special tokens included.
-    """
-
-    kind: str
-    labels: tuple[str, ...]
-    problem_type: str
+    kind: str  # one of `KINDS`
+    labels: tuple[str, ...]  # in the order of the head's outputs; the choice fields for multiple choice; else empty
+    problem_type: str  # as transformers' configurations name it; `PROBLEM_TYPES` has the one of each kind
+    # One or two fields of a row. Multiple choice: they are joined into the context of every choice. Text generation:
+    # one, a text, a prompt or a list of messages.
     text_fields: tuple[str, ...]
-    label_field: str
-    max_length: int
-    metrics: tuple[str, ...]
-    choice_fields: tuple[str, ...] = ()
+    label_field: str  # of training rows; for text generation the completion, empty where the whole text is learned
+    max_length: int  # tokens of one sequence, special tokens included
+    metrics: tuple[str, ...]  # by name; the first one decides which checkpoint is best
+    choice_fields: tuple[str, ...] = ()  # for multiple choice, the fields of a row with its choices
 
     @property
     def num_outputs(self) -> int:
@@ -76,67 +72,67 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class BackboneRef:
-    """The checkpoint a package belongs to. dtype: as stored; parameters: entries of the backbone, tied ones once."""
+    """The backbone checkpoint that a package belongs to, as its manifest names it."""
 
-    id: str
-    revision: str
-    architecture: str
-    dtype: str
-    fingerprint: str
-    parameters: int
+    id: str  # on the Hugging Face Hub, or a folder's last name
+    revision: str  # commit on the Hub; empty for a folder
+    architecture: str  # transformers' class name
+    dtype: str  # as stored
+    fingerprint: str  # digest over the checkpoint's names, shapes, dtypes and bytes
+    parameters: int  # entries of all parameters, tied ones counted once
 
 
 @dataclass(frozen=True)
 class TouchedParameter:
-    """One parameter that the delta changes. digest: of the stored tensor."""
+    """One parameter that the delta changes."""
 
     shape: tuple[int, ...]
-    digest: str
-    nnz: int
+    digest: str  # of the backbone's stored tensor
+    nnz: int  # changed entries
 
 
 @dataclass(frozen=True)
 class DeltaRecord:
-    method: str
-    density: float
-    nnz: int
-    value_kind: str
-    value_dtype: str
-    parameters: dict[str, TouchedParameter]
+    """What a manifest says of delta.safetensors."""
+
+    method: str  # selection rule or origin of the delta: `sam`, `extracted`, ...
+    density: float  # nnz / entries of the backbone
+    nnz: int  # changed entries
+    value_kind: str  # `add` or `set`
+    value_dtype: str  # as stored, one of `STORED_DTYPES`
+    parameters: dict[str, TouchedParameter]  # by name
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A package that this one was made of. weight: of its delta in the sum."""
+    """A package that was merged into this one."""
 
     name: str
     version: str
     digest: str
-    weight: float
+    weight: float  # factor of its delta in the sum
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a package was made of, where it was not trained from the backbone alone.
+    """What a package was made of, where it was not trained from the backbone alone."""
 
-    parents: the packages that were merged; checkpoint, checkpoint_digest: the fine-tuned model or adapter that it was
-    extracted from, as the user named it and as its bytes are; empty where there is none.
-    """
-
-    parents: tuple[Parent, ...] = ()
-    checkpoint: str = ""
-    checkpoint_digest: str = ""
+    parents: tuple[Parent, ...] = ()  # the packages that were merged
+    checkpoint: str = ""  # the fine-tuned model or adapter that it was extracted from, as its user named it
+    checkpoint_digest: str = ""  # of that model's or adapter's bytes
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    size: int
-    sha256: str
+    """What a manifest says of another file of the package."""
+
+    size: int  # bytes
+    sha256: str  # sha256:<hex>
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of sparsehub.json. training, metrics: what it was trained on and how, and how good it is as written."""
+    """The whole of sparsehub.json."""
 
     format_version: int
     name: str
@@ -144,10 +140,10 @@ class Manifest:
     task: TaskSpec
     backbone: BackboneRef
     delta: DeltaRecord
-    files: dict[str, FileRecord]
-    training: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    license: str = ""
+    files: dict[str, FileRecord]  # every other file of the package, by name
+    training: dict[str, Any] = field(default_factory=dict)  # what it was trained on and how, by setting
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # by split, of the package as written
+    license: str = ""  # empty where none is stated
     lineage: Lineage = Lineage()
 
     def to_bytes(self) -> bytes:
@@ -164,11 +160,12 @@ class Manifest:
 
     @functools.cached_property
     def digest(self) -> str:
+        """The package's digest: `sha256:` and the hash of `to_bytes`."""
         return sha256_bytes(self.to_bytes())
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read and prove a manifest; raises `ManifestError`. Only the canonical byte string is accepted."""
+    """Parse and validate a manifest; raises `ManifestError`. Only the canonical byte string is accepted."""
     try:
         table = strict_json(data, MANIFEST_FILE, MAX_PACKAGE_JSON_BYTES)
     except FormatError as error:
@@ -191,7 +188,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Prove what the types cannot say; raises `ManifestError`."""
+    """Validate what the types cannot express: names, digests, limits, sums; raises `ManifestError`."""
     check_name(manifest.name)
     check_version(manifest.version)
     _check_task(manifest.task)
@@ -211,7 +208,7 @@ def check_manifest(manifest: Manifest) -> None:
 
 
 def is_allowed_file(name: str) -> bool:
-    """Whether a package may hold a file of this name. No separators, no dots in front, nothing to run."""
+    """Whether a package may hold a file of this name: nothing hidden, in a folder or executable is allowed."""
     return name in (MANIFEST_FILE, DELTA_FILE, HEAD_FILE, CARD_FILE, SIGNATURE_FILE) or bool(_PICTURE.fullmatch(name))
 
 

@@ -1,4 +1,4 @@
-"""Parts of a manifest from what a package is made of, for everything that writes packages."""
+"""Parts of a manifest, built from a backbone and a delta. Training, conversions and benchmarks use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsehub.package.manifest import (
 
 
 def backbone_ref(backbone: Backbone) -> BackboneRef:
-    """How a manifest names a backbone."""
+    """The manifest's reference to a loaded backbone."""
     checkpoint = backbone.checkpoint
     return BackboneRef(
         id=public_name(checkpoint.id),
@@ -32,12 +32,15 @@ def backbone_ref(backbone: Backbone) -> BackboneRef:
 
 
 def public_name(reference: str) -> str:
-    """A reference as it may be told: a folder's last name alone, since where it lies is private."""
+    """A reference as it is published: of a folder its last name only, since where it lies is private."""
     return Path(reference).resolve().name if Path(reference).is_dir() else reference
 
 
 def delta_record(method: str, delta: Delta, total: int, digest_of: Callable[[str], str]) -> DeltaRecord:
-    """What a manifest says of a delta. total: entries of the backbone; digest_of: of a parameter's stored tensor."""
+    """The manifest's record of a delta.
+
+    total: entries of the backbone. digest_of: gives the digest of the backbone's stored tensor by parameter name.
+    """
     parameters = {
         name: TouchedParameter(part.shape, digest_of(name), len(part.indices))
         for name, part in delta.parameters.items()
@@ -46,7 +49,7 @@ def delta_record(method: str, delta: Delta, total: int, digest_of: Callable[[str
 
 
 def metric_names(kind: str, labels: int) -> tuple[str, ...]:
-    """The metrics of a kind; the first one decides which checkpoint is best."""
+    """The names of a task kind's metrics; the first one decides which checkpoint is best."""
     if kind == REGRESSION:
         return ("pearson", "spearman", "mse")
     if kind == MULTIPLE_CHOICE:

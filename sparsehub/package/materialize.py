@@ -1,4 +1,4 @@
-"""A package and its backbone as one plain transformers checkpoint, which loads with no sparsehub installed."""
+"""Turns a package and its backbone into a plain transformers checkpoint, which loads without sparsehub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def native_dtype(package: Package) -> str:
 
 @torch.no_grad()
 def task_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "float32") -> TaskModel:
-    """The task's whole model: the backbone with the package's change and head in it.
+    """The task's whole model in memory: the backbone with the package's delta applied, and its head.
 
     Raises `BackboneMismatchError` for another backbone, `FormatError` for a head that does not fit.
     """

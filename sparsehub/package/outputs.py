@@ -1,4 +1,4 @@
-"""From a row's logits to an answer."""
+"""Turns logits into predictions, for evaluation and the engine."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION, TaskSpe
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row's answer.
+    """One row's answer; which fields are set depends on the task's kind."""
 
-    classification, multiple choice: `label` and `scores`, a probability per label. regression: `value`.
-    token classification: `words`, an answer per word (words that truncation cut off have none).
-    """
-
-    label: str | None = None
-    scores: tuple[float, ...] = ()
-    value: float | None = None
-    words: tuple[Prediction, ...] = ()
+    label: str | None = None  # classification and multiple choice: the most probable label
+    scores: tuple[float, ...] = ()  # a probability per label, in the order of the task's labels
+    value: float | None = None  # regression
+    words: tuple[Prediction, ...] = ()  # token classification: one per word, as far as truncation left them
 
 
 def answers(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[Prediction]:
-    """logits: [rows, outputs], [rows, choices], or [rows, length, labels] for token classification."""
+    """The predictions of encoded rows.
+
+    logits: [rows, outputs], [rows, choices], or [rows, length, labels] for token classification.
+    """
     logits = logits.float().cpu()
     if task.kind == REGRESSION:
         return [Prediction(value=value) for value in logits.view(len(rows)).tolist()]

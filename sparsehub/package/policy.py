@@ -1,4 +1,4 @@
-"""Whose packages may be used. A policy says no wherever it cannot say yes."""
+"""Trust policies: whose packages a server or a command may use. What a policy does not allow is refused."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ from sparsehub.package.signing import (
 
 @dataclass(frozen=True)
 class Identity:
-    """Somebody whom an OpenID Connect issuer vouches for, through sigstore."""
+    """A sigstore identity that a policy trusts."""
 
-    identity: str
-    issuer: str
+    identity: str  # mail address or URI in the certificate
+    issuer: str  # URL of the OpenID Connect issuer that vouches for it
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What a package needs to be used.
+    """What a package must fulfil to be used. As soon as anybody is trusted, a signature that is there must be valid.
 
-    require_signature: an unsigned package is refused. A signed one must hold wherever anybody is trusted.
-    trusted_keys: by the name of the publisher who holds each. trusted_certificates: roots. trusted_identities: of
-    sigstore.
-    publishers: who of these may publish, all where it is empty: names of keys, subjects of certificates (mail address,
-    URI or common name), identities.
+    Raises `UsageError` where it demands signatures and trusts nobody, or names a file that does not exist.
     """
 
-    require_signature: bool = False
-    trusted_keys: Mapping[str, Path] = field(default_factory=dict)
-    trusted_certificates: tuple[Path, ...] = ()
-    trusted_identities: tuple[Identity, ...] = ()
+    require_signature: bool = False  # refuse unsigned packages
+    trusted_keys: Mapping[str, Path] = field(default_factory=dict)  # public keys, by the publisher's name
+    trusted_certificates: tuple[Path, ...] = ()  # root certificates
+    trusted_identities: tuple[Identity, ...] = ()  # of sigstore
+    # Which of the trusted may publish: names of keys, subjects of certificates (mail address, URI or common name),
+    # identities. Empty: all of them.
     publishers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,9 +50,9 @@ class Policy:
                 raise UsageError("the policy trusts a file that is not there", found=str(path))
 
     def check(self, folder: Path, manifest: Manifest) -> str | None:
-        """The publisher who signed the package in `folder`, None for an unsigned one that is allowed.
+        """The publisher who signed the package in `folder`; None where it is allowed without a known publisher.
 
-        manifest: as it was proved. Raises `TrustError` for whatever the policy does not allow.
+        manifest: the validated one of this folder. Raises `TrustError` for what the policy does not allow.
         """
         signature = read_signature(folder)
         if signature is None:
@@ -63,7 +61,7 @@ class Policy:
                 raise TrustError(f"{manifest.name}@{manifest.version} is not signed", fix=fix)
             return None
         if not (self.trusted_keys or self.trusted_certificates or self.trusted_identities):
-            return None  # a policy that trusts nobody by name can neither believe nor doubt a signature
+            return None  # with nobody trusted, no signature can be judged
         check_coverage(manifest, signature)
         publisher = self._publisher(folder, manifest, signature)
         if self.publishers and publisher not in self.publishers:
@@ -72,7 +70,7 @@ class Policy:
         return publisher
 
     def _publisher(self, folder: Path, manifest: Manifest, signature: bytes) -> str:
-        """Who signed, of all who are trusted."""
+        """The first of the trusted keys, identities and certificates that made the signature."""
         reasons = []
         for name, key in self.trusted_keys.items():
             try:

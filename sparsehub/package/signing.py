@@ -1,4 +1,4 @@
-"""Signatures in the format of OpenSSF model signing, through its own library: keys, certificates, sigstore."""
+"""Signs packages and verifies signatures, in OpenSSF's model-signing format by its own library."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ EXTRA = "sign"
 
 @dataclass(frozen=True)
 class KeySigner:
-    """An elliptic curve key (P-256, P-384 or P-521) in a PEM file."""
+    """Signs with an elliptic curve key."""
 
-    private_key: Path
-    password: str | None = None
+    private_key: Path  # PEM file; P-256, P-384 or P-521
+    password: str | None = None  # of the key; None where it has none
 
 
 @dataclass(frozen=True)
 class CertificateSigner:
-    """A key with its certificate, and the certificates between that and a root that verifiers trust."""
+    """Signs with a key that has a certificate."""
 
-    private_key: Path
-    certificate: Path
-    chain: tuple[Path, ...] = ()
+    private_key: Path  # PEM file
+    certificate: Path  # of this key
+    chain: tuple[Path, ...] = ()  # certificates between that one and a root that verifiers trust
 
 
 @dataclass(frozen=True)
 class SigstoreSigner:
-    """Sigstore's public service, which needs the network. identity_token: of OpenID Connect; None opens a browser."""
+    """Signs through sigstore's public service, which needs the network."""
 
-    identity_token: str | None = None
+    identity_token: str | None = None  # of OpenID Connect; None opens a browser
 
 
 Signer = KeySigner | CertificateSigner | SigstoreSigner
 
 
 def sign_package(folder: Path, signer: Signer) -> Manifest:
-    """Prove a package and write its model.sig, in place of one that is there.
+    """Validate a package and write its model.sig, in place of one that is there.
 
     Raises `FormatError` for an unsound package, and `UsageError` where the signer cannot sign.
     """
@@ -72,12 +72,15 @@ def sign_package(folder: Path, signer: Signer) -> Manifest:
 
 
 def verify_key(folder: Path, signature: bytes, public_key: Path) -> None:
-    """Prove that the holder of a key signed the files of a folder; raises `TrustError`."""
+    """Verify that the holder of a key signed the files of a folder; raises `TrustError`."""
     _verify(folder, signature, lambda config: config.use_elliptic_key_verifier(public_key=public_key))
 
 
 def verify_certificate(folder: Path, signature: bytes, roots: Sequence[Path]) -> str:
-    """Prove that a certificate that leads to one of the roots signed the files; whose it is. Raises `TrustError`."""
+    """Verify that a certificate under one of the roots signed the files of a folder; raises `TrustError`.
+
+    Returns the certificate's subject: a mail address, a URI or a common name.
+    """
     if not roots:  # the library would trust every root of the operating system
         raise TrustError("no root certificate is trusted")
     _verify(folder, signature, lambda config: config.use_certificate_verifier(certificate_chain=list(roots)))
@@ -85,14 +88,17 @@ def verify_certificate(folder: Path, signature: bytes, roots: Sequence[Path]) ->
 
 
 def verify_sigstore(folder: Path, signature: bytes, identity: str, issuer: str) -> None:
-    """Prove by sigstore that `identity` signed the files, as `issuer` vouched at that time; raises `TrustError`."""
+    """Verify by sigstore that `identity`, vouched for by `issuer`, signed the files of a folder.
+
+    Raises `TrustError`.
+    """
     _verify(folder, signature, lambda config: config.use_sigstore_verifier(identity=identity, oidc_issuer=issuer))
 
 
 def check_coverage(manifest: Manifest, signature: bytes) -> None:
-    """Prove that a signature is one of this very package, all of it and nothing else; raises `TrustError`.
+    """Verify that a signature covers exactly the files of this package; raises `TrustError`.
 
-    The library lets a signature leave files out. So what was signed is held against the manifest, not the folder.
+    The library accepts a signature that leaves files out, so what was signed is compared with the manifest.
     """
     expected = {name: record.sha256.removeprefix("sha256:") for name, record in manifest.files.items()}
     expected[MANIFEST_FILE] = manifest.digest.removeprefix("sha256:")
@@ -111,7 +117,10 @@ def check_coverage(manifest: Manifest, signature: bytes) -> None:
 
 
 def read_signature(folder: Path) -> bytes | None:
-    """The bytes of a package's signature; None where it has none. Raises `TrustError` for what cannot be one."""
+    """The bytes of a package's signature; None where it has none.
+
+    Raises `TrustError` where model.sig is not a regular file, or too large.
+    """
     path = folder / SIGNATURE_FILE
     if not os.path.lexists(path):
         return None
@@ -125,7 +134,7 @@ def _verify(folder: Path, signature: bytes, configure: Any) -> None:
     with _as_file(signature) as path, contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
         try:
             configure(verifying.Config()).set_hashing_config(_hashing()).verify(folder, path)
-        except Exception as error:  # whatever goes wrong while a signature is judged, the answer is no
+        except Exception as error:  # a signature that cannot be verified, for whatever reason, is refused
             raise TrustError("the signature does not hold", found=_reason(error)) from error
 
 
@@ -153,7 +162,7 @@ def _envelope(signature: bytes) -> Any:
 
 
 def _subject(signature: bytes) -> str:
-    """Whose certificate signed: the first mail address or URI that it names, or its common name."""
+    """The subject of the signing certificate: the first mail address or URI that it names, or its common name."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -173,7 +182,7 @@ def _subject(signature: bytes) -> str:
 
 @contextlib.contextmanager
 def _as_file(data: bytes) -> Iterator[Path]:
-    """The library reads files alone: these very bytes as one."""
+    """A temporary file with these bytes, for the library, which reads signatures from files only."""
     with tempfile.NamedTemporaryFile(prefix="sparsehub-signature-") as file:
         file.write(data)
         file.flush()
@@ -182,7 +191,7 @@ def _as_file(data: bytes) -> Iterator[Path]:
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    if type(error).__name__ == "TUFError":  # the library's name for where sigstore says whom to believe
+    if type(error).__name__ == "TUFError":  # the library's error where it cannot fetch sigstore's roots of trust
         return f"sigstore cannot be reached, which needs the network ({text})"[:300]
     return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
 

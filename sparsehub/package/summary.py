@@ -165,7 +165,7 @@ def _size_rows(found: Sizes, nnz: int) -> tuple[SizeRow, ...]:
         SizeRow("the whole backbone", found.full, f"{found.full_ratio:.0f} times delta and head"),
     ]
     if found.lora_8:
-        note = f"the delta has the bytes of LoRA of rank {found.lora_rank:.1f}"
+        note = f"the delta is as large as LoRA of rank {found.lora_rank:.1f}"
         rows.append(SizeRow("LoRA, rank 8, 16 bits, on the same matrices", found.lora_8, note))
     return tuple(rows)
 

@@ -1,4 +1,4 @@
-"""transformers' own task models, whole: to train them and to write plain checkpoints."""
+"""Whole task models of transformers on a backbone, for training and for writing plain checkpoints."""
 
 from __future__ import annotations
 
@@ -33,14 +33,11 @@ _AUTO = {
 
 @dataclass(frozen=True)
 class TaskModel:
-    """A whole task model. model: transformers' AutoModelFor...; backbone: its base model, in an arena.
+    """A whole task model, whose base model lies in an arena."""
 
-    head: names (in `model`) of every parameter that the backbone's checkpoint lacks.
-    """
-
-    model: nn.Module
-    backbone: Backbone
-    head: tuple[str, ...]
+    model: nn.Module  # transformers' AutoModelFor...
+    backbone: Backbone  # its base model
+    head: tuple[str, ...]  # names, in `model`, of every parameter that the backbone's checkpoint lacks
 
 
 def auto_class(kind: str) -> Any:
@@ -51,10 +48,10 @@ def auto_class(kind: str) -> Any:
 
 
 def task_config(config: Any, task: TaskSpec, pad_token_id: int | None) -> Any:
-    """A copy of the backbone's configuration that carries the task's labels and problem type."""
+    """A copy of the backbone's transformers configuration, with the task's labels and problem type."""
     config = copy.deepcopy(config)
     if task.kind == TEXT_GENERATION:
-        return config  # the checkpoint's own: nothing of it depends on the task
+        return config  # nothing in it depends on the task
     labels = task.labels if task.kind in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) else ("score",)
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
@@ -62,14 +59,14 @@ def task_config(config: Any, task: TaskSpec, pad_token_id: int | None) -> Any:
     # transformers refuses to load a single label with a problem type, and its multiple choice models never read it
     config.problem_type = None if task.kind == MULTIPLE_CHOICE else task.problem_type
     if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = pad_token_id  # a decoder's classifier looks for the last token that is no padding
+        config.pad_token_id = pad_token_id  # a decoder's classifier reads the last token that is not padding
     return config
 
 
 def load_task_model(
     checkpoint: Checkpoint, task: TaskSpec, *, dtype: str = "float32", device: str = "cpu"
 ) -> TaskModel:
-    """The task's model with a fresh head (drawn from torch's random state) on the checkpoint's weights."""
+    """The task's model on the checkpoint's weights, with a new head drawn from torch's random state."""
     from transformers import AutoConfig
 
     pad = load_tokenizer(checkpoint).pad_token_id
@@ -85,7 +82,10 @@ def load_task_model(
 
 
 def base_prefix(model: nn.Module) -> str:
-    """`bert.` and the like: what a base parameter's name begins with inside a task model."""
+    """The prefix of the base model's parameter names in a task model, `bert.` for example.
+
+    Raises `BackboneError` where the model keeps its base model under no name that it declares.
+    """
     prefix = str(getattr(model, "base_model_prefix", ""))
     if not prefix or not isinstance(getattr(model, prefix, None), nn.Module):
         raise BackboneError(f"{type(model).__name__} keeps its base model under no name that is known")
@@ -93,9 +93,12 @@ def base_prefix(model: nn.Module) -> str:
 
 
 def save_checkpoint(task_model: TaskModel, checkpoint: Checkpoint, max_length: int, folder: Path) -> None:
-    """Write a plain transformers checkpoint with its tokenizer."""
+    """Write a task model and its tokenizer to `folder` as a plain transformers checkpoint.
+
+    max_length: tokens of one sequence, which the tokenizer is set to.
+    """
     tokenizer = load_tokenizer(checkpoint)
-    if task_model.backbone.language_model is None:  # a language model's texts may be longer than its training rows
+    if task_model.backbone.language_model is None:  # a language model may read longer texts than its training rows
         tokenizer.model_max_length = max_length
     model: Any = task_model.model
     model.save_pretrained(folder)

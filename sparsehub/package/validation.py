@@ -1,4 +1,4 @@
-"""The proof that a folder is a package, before anything of it is used: docs/format.md, section 8. Without torch."""
+"""Validates package folders, without torch, before anything in them is used: docs/format.md, section 8."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from sparsehub.package.manifest import (
 from sparsehub.tensorfile import not_finite_at, parse_header, stored_array
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Whoever shows a card in a terminal must not be shown what moves its cursor or renames its window.
+# A card may be printed in a terminal, where these would move the cursor or rename the window.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, proved; raises `ManifestError`."""
+    """The validated manifest of a package folder; raises `ManifestError`. The other files are not looked at."""
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise ManifestError(f"{folder} is not a package", found="no " + MANIFEST_FILE, fix="give a package folder")
@@ -51,9 +51,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def validate_package(folder: Path) -> Manifest:
-    """Prove every byte of a package; raises `FormatError`. Whether it fits a backbone: `check_backbone`.
+    """Validate every byte of a package; raises `FormatError`. Whether it fits a backbone: `check_backbone`.
 
-    Needs no more memory than one and a half times the largest file.
+    Takes at most one and a half times the memory of the largest file.
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest)
@@ -83,9 +83,9 @@ def _validate_content(name: str, data: bytes, manifest: Manifest) -> None:
 
 
 def validate_digests(folder: Path, manifest: Manifest) -> None:
-    """Prove that every byte of the files is the one that the manifest promises; raises `IntegrityError`.
+    """Check every file's size and digest against the manifest; raises `IntegrityError`.
 
-    Enough for a package whose digest is that of one that was proved before: it has the same bytes.
+    Enough for a package of a digest that was validated before: it has the same bytes.
     """
     for name, record in manifest.files.items():
         with _opened(folder, name) as file:
@@ -97,7 +97,7 @@ def validate_digests(folder: Path, manifest: Manifest) -> None:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Names, kinds and sizes of everything in the folder; not a byte is read."""
+    """Check names, types and sizes of everything in the folder, reading no file; raises `FormatError`."""
     found = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder)}
     for name, status in found.items():
         if not is_allowed_file(name) or not stat.S_ISREG(status.st_mode):
@@ -118,7 +118,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def read_file(folder: Path, name: str, record: FileRecord) -> bytes:
-    """A file's bytes, proved against its size and digest: what is hashed is what is returned."""
+    """A file's bytes, checked against size and digest; the very bytes that were hashed are returned."""
     with _opened(folder, name) as file:
         data = file.read(record.size)
         more = file.read(1)
@@ -139,7 +139,7 @@ def _check_same(name: str, record: FileRecord, size: int, digest: str) -> None:
 
 
 def validate_stored_delta(data: bytes, manifest: Manifest) -> StoredDelta:
-    """Prove the bytes of delta.safetensors against the manifest."""
+    """Validate the bytes of delta.safetensors against the manifest; raises `FormatError`."""
     shapes = {name: touched.shape for name, touched in manifest.delta.parameters.items()}
     stored = validate_delta(data, shapes, manifest.delta.value_dtype)
     check_nnz(manifest, dict(zip(stored.layout.names, stored.nnz.tolist(), strict=True)))
@@ -147,7 +147,7 @@ def validate_stored_delta(data: bytes, manifest: Manifest) -> StoredDelta:
 
 
 def check_nnz(manifest: Manifest, found: Mapping[str, int]) -> None:
-    """Raises `FormatError` where a parameter has other than the stated number of entries."""
+    """Raises `FormatError` where a parameter has another number of entries than the manifest says."""
     for name, touched in manifest.delta.parameters.items():
         if found[name] != touched.nnz:
             raise FormatError(
@@ -158,7 +158,7 @@ def check_nnz(manifest: Manifest, found: Mapping[str, int]) -> None:
 
 
 def validate_head(data: bytes) -> None:
-    """Prove the bytes of head.safetensors: its header, and that every number in it is finite."""
+    """Validate the bytes of head.safetensors: its header, and that every number in it is finite."""
     for name, entry in parse_header(data, HEAD_FILE).entries.items():
         array: NDArray[np.generic] = stored_array(data, entry)
         if not_finite_at(array, entry.dtype) is not None:
@@ -166,7 +166,7 @@ def validate_head(data: bytes) -> None:
 
 
 def validate_attachment(name: str, data: bytes) -> None:
-    """Prove the card or a picture: nothing reads them but people and browsers, so only what could harm those."""
+    """Validate the card or a picture: only people and browsers read them, so only what could harm these is checked."""
     if name != CARD_FILE:
         if not data.startswith(PNG_SIGNATURE):
             raise FormatError(f"{name} is not a PNG picture", found=repr(data[:8]), expected=repr(PNG_SIGNATURE))
@@ -181,7 +181,7 @@ def validate_attachment(name: str, data: bytes) -> None:
 
 
 def rename_package(manifest: Manifest, *, name: str | None = None, version: str | None = None) -> Manifest:
-    """The same package under another name or version: another manifest, so another digest."""
+    """The manifest of the same package under another name or version, which gives it another digest."""
     renamed = dataclasses.replace(manifest, name=name or manifest.name, version=version or manifest.version)
     check_manifest(renamed)
     return renamed
