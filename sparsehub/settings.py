@@ -214,16 +214,20 @@ def _split(text: str) -> tuple[str, ...]:
 
 def _usage_error(kind: type[Configuration], errors: Sequence[ErrorDetails]) -> UsageError:
     """The first of what pydantic found wrong; what is unknown or missing goes before."""
-    settings, naming = {setting.name: setting for setting in settings_of(kind)}, _naming.get()
+    settings, naming = settings_of(kind), _naming.get()
     place = naming.place if naming else kind.__name__
+    names = [setting.name for setting in settings]
     for error in errors:
         if error["type"] == "unexpected_keyword_argument":
-            return UsageError(f"{place}: {unknown_name('key', str(error['loc'][0]), list(settings))}")
+            return UsageError(f"{place}: {unknown_name('key', str(error['loc'][0]), names)}")
+        if error["type"] == "unexpected_positional_argument":
+            return UsageError(f"{place} has {len(names)} settings", fix="give them by their names")
     missing = [str(error["loc"][0]) for error in errors if error["type"] == "missing"]
     if missing:
         fix = f"give {', '.join(map(shown, missing))}" if naming else None
         return UsageError(f"{place} lacks {', '.join(missing)}", fix=fix)
-    return _explanation(settings[str(errors[0]["loc"][0])], errors[0])
+    first = errors[0]["loc"][0]  # a name, or the place of a positional argument
+    return _explanation(settings[first if isinstance(first, int) else names.index(first)], errors[0])
 
 
 def _explanation(setting: Setting, error: ErrorDetails) -> UsageError:
@@ -238,6 +242,8 @@ def _explanation(setting: Setting, error: ErrorDetails) -> UsageError:
             return UsageError(f"{name} must be above zero", found=value)
         case "finite_number":
             return UsageError(f"{name} is not finite", found=value)
+        case "multiple_argument_values":
+            return UsageError(f"{name} is given twice")
     item = setting.type if len(error["loc"]) == 1 else str
     expected = error.get("ctx", {}).get("expected", item.__name__)
     found = f"{type(value).__name__} {value!r}"[:120]

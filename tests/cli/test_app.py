@@ -193,6 +193,20 @@ def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkey
     assert own["SPARSEHUB_POLICY"] == "policy.yaml", "whom to trust is no setting that a command forgets"
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "nothing to serve; to do: set --hub or --task"),
+        (("--hub", "h", "--queue-rows", "0"), "--queue-rows is out of range; found: 0; expected: at least 1"),
+        (("--hub", "h", "--mode", "fast"), "--mode: unknown mode 'fast'"),
+        (("--hub", "h", "--timeout", "0"), "--timeout must be above zero"),
+        (("--hub", "h", "--open", "--keys", "k"), "to do: leave out --open, or --keys"),
+    ],
+)
+def test_an_error_of_serve_names_the_flag(run: Any, flags: tuple[str, ...], message: str) -> None:
+    assert message in one_error(run("serve", "--backbone", "b", *flags))
+
+
 def test_serving_the_network_needs_keys_or_a_word(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments[2]))

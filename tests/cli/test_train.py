@@ -42,6 +42,28 @@ def test_an_unknown_setting_names_the_nearest(run: Any, tmp_path: Path) -> None:
     assert "learning_rat" in done.err and "did you mean 'learning_rate'" in done.err
 
 
+def test_an_error_names_the_flag_or_the_key(run: Any, tmp_path: Path) -> None:
+    config = tmp_path / "task.yaml"
+    config.write_text(
+        "backbone: b\nkind: text-generation\nname: n\ntrain: t\ntext: a\nout: o\npacking: true\nclip: -1\n"
+    )
+    for flags, message in (
+        ((), "task.yaml.clip is out of range; found: -1; expected: at least 0"),
+        (("--clip", "1", "--method", "sams"), "--method: unknown method 'sams', did you mean 'sam'?"),
+        (("--clip", "1", "--kind", "regression"), "task.yaml.packing belongs to text-generation"),
+        (
+            ("--clip", "1", "--kind", "regression", "--no-packing", "--metric", "mse"),
+            "--metric needs a validation split",
+        ),
+    ):
+        done = run("train", "--config", config, *flags)
+        assert (done.code, len(done.err.splitlines())) == (2, 1) and message in done.err, done.err
+    assert (
+        "--set method: unknown method 'sams'"
+        in run("stability", config, "--out", "o", "--set", "method=sams", "--set", "clip=1").err
+    )
+
+
 def test_stability_writes_a_table_and_a_plot(run: Any, rows: Path, tiny_tasks: Any, tmp_path: Path) -> None:
     config = tmp_path / "task.yaml"
     config.write_text(

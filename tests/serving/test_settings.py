@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from serving.settings import Settings, read_settings
+from serving.settings import BATCH_MODES, DTYPES, Settings, read_settings
 from sparsehub.errors import UsageError
+from sparsehub.settings import settings_of
 
 ENOUGH = {"SPARSEHUB_BACKBONE": "tiny/bert", "SPARSEHUB_HUB": "hub"}
 
@@ -48,3 +49,42 @@ def test_without_a_backbone_or_a_source_of_tasks_nothing_starts() -> None:
         read_settings({"SPARSEHUB_HUB": "hub"})
     with pytest.raises(UsageError, match="nothing to serve; to do: set SPARSEHUB_HUB or SPARSEHUB_TASKS"):
         read_settings({"SPARSEHUB_BACKBONE": "b", "SPARSEHUB_TASKS": ""})
+
+
+def test_every_setting_comes_back_from_its_variable() -> None:
+    for setting in settings_of(Settings):
+        assert setting.variable == f"SPARSEHUB_{setting.name.upper()}"
+    settings = Settings("b", tasks="one", timeout=2, console=True, mode="swap", device_mib=5, host_mib=6, new_tokens=7)
+    assert settings.tasks == ("one",)
+    assert read_settings(settings.to_environment()) == settings
+    assert read_settings({**ENOUGH, "SPARSEHUB_CONSOLE": "true", "SPARSEHUB_OPEN": "0"}).console
+
+
+@pytest.mark.parametrize("text", ["", "yes", "TRUE"])
+def test_a_switch_is_true_or_false(text: str) -> None:
+    with pytest.raises(UsageError, match=f"SPARSEHUB_OPEN must be True or False; found: {text!r}"):
+        read_settings({**ENOUGH, "SPARSEHUB_OPEN": text})
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"MODE": "fast"}, "SPARSEHUB_MODE: unknown mode 'fast'"),
+        ({"DTYPE": "float8"}, "SPARSEHUB_DTYPE: unknown dtype 'float8', did you mean 'float32'"),
+        ({"QUEUE_ROWS": "0"}, "SPARSEHUB_QUEUE_ROWS is out of range; found: 0; expected: at least 1"),
+        ({"DEVICE_MIB": "-1"}, "SPARSEHUB_DEVICE_MIB is out of range; found: -1; expected: at least 0"),
+        ({"TIMEOUT": "0"}, "SPARSEHUB_TIMEOUT must be above zero"),
+        ({"KEYS": "k", "OPEN": "1"}, "an endpoint with keys is not open; to do: leave out SPARSEHUB_OPEN"),
+        ({"TASKS": "a", "CATALOG": "c"}, "the catalogue says which tasks are served; found: a"),
+    ],
+)
+def test_what_makes_no_sense_is_named_by_its_variable(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_settings({**ENOUGH, **{f"SPARSEHUB_{name}": value for name, value in variables.items()}})
+
+
+def test_the_names_of_modes_and_dtypes_are_the_engines_own() -> None:
+    from sparsehub.backbone.backbone import _DTYPES
+    from sparsehub.engine.batch_planner import MODES
+
+    assert set(DTYPES) == set(_DTYPES) and set(BATCH_MODES) == set(MODES)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sparsehub.errors import ManifestError, SparsehubError, UsageError
+from sparsehub.settings import Naming, flag_of
 from sparsehub.training import TrainConfig
 from sparsehub.training.config_file import load_config
 from sparsehub.training.run import run_identity
@@ -190,3 +192,64 @@ def test_the_identity_differs_where_a_data_file_does(tmp_path: Path) -> None:
 def test_what_needs_a_validation_split_says_so(flag: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="needs a validation split"):
         load_config(None, {**LEAST, "validation": None, **flag})
+
+
+def test_one_text_is_one_field() -> None:
+    config = TrainConfig(**LEAST)
+    assert config.text == ("text",)
+    more = {
+        "choices": "choice",
+        "kind": "multiple-choice",
+        "include": "encoder.*",
+        "exclude": "*.bias",
+        "labels": "yes",
+    }
+    found = TrainConfig(**{**LEAST, **more})
+    assert (found.choices, found.include, found.exclude, found.labels) == (
+        ("choice",),
+        ("encoder.*",),
+        ("*.bias",),
+        ("yes",),
+    )
+    assert TrainConfig(**{**LEAST, "text": ["a", "b"]}).text == TrainConfig(**{**LEAST, "text": ("a", "b")}).text
+
+
+def test_a_path_may_be_a_path_or_a_text() -> None:
+    names = ("backbone", "train", "validation", "test", "out")
+    as_text = {**LEAST, **{name: f"some/{name}" for name in names}}
+    as_path = {**LEAST, **{name: Path("some") / name for name in names}}
+    assert TrainConfig(**as_path) == TrainConfig(**as_text)
+    assert run_identity(TrainConfig(**as_path)) == run_identity(TrainConfig(**as_text))
+
+
+def test_a_configuration_is_a_frozen_value_that_can_be_replaced_and_sent() -> None:
+    config = TrainConfig(**LEAST, options={})
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert dataclasses.replace(config, epochs=2).epochs == 2.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.epochs = 3  # type: ignore[misc]
+    with pytest.raises(UsageError, match="TrainConfig: unknown key 'densty', did you mean 'density'"):
+        TrainConfig(**LEAST, densty=1)
+    with pytest.raises(UsageError, match="batch_size is out of range; found: 0; expected: at least 1"):
+        dataclasses.replace(config, batch_size=0)
+
+
+def test_an_error_names_the_flag_or_the_key_that_was_wrong(yaml_file: Path) -> None:
+    naming = Naming("train", lambda name: flag_of(TrainConfig, name))
+    yaml_file.write_text(YAML + "batch_size: 0\nvalidation: dev.csv\n", encoding="utf-8")
+    for given, message in (
+        ({}, f"{yaml_file}.batch_size is out of range; found: 0; expected: at least 1"),
+        ({"batch_size": -1}, "--batch-size is out of range; found: -1; expected: at least 1"),
+        ({"batch_size": 1, "schedule": "lin"}, "--schedule: unknown schedule 'lin', did you mean 'linear'?"),
+        ({"batch_size": 1, "nnz": 5}, f"{yaml_file}.density and --nnz are two ways to say the same"),
+        ({"batch_size": 1, "packing": True}, "--packing belongs to text-generation; found: text-classification"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            load_config(yaml_file, given, naming)
+        assert str(caught.value).startswith(message)
+    for given, message in (
+        ({**LEAST, "patience": 2}, "--patience needs a validation split; to do: give --validation"),
+        ({"name": "task"}, "train lacks backbone, kind, train, text, out; to do: give --backbone, --kind, --train"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_config(None, given, naming)
