@@ -18,9 +18,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsehub.cli.output import console, errors, progress, show_table, size
+from sparsehub.cli.output import console, errors, progress, show_table
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
+from sparsehub.package.units import size_text
 from sparsehub.task_ref import parse_model
 
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -221,8 +222,8 @@ def _show_costs(packages: list[Path], backbone: str) -> None:
     loaded = load_backbone(backbone)
     stored = sum(file.stat().st_size for file in weight_files(loaded.checkpoint.folder))
     sizes = {package.name: _folder_bytes(package) for package in packages}
-    table = [[name, size(count), f"1/{stored / count:.0f} of the backbone"] for name, count in sizes.items()]
-    show_table(["package", "size", ""], [*table, ["backbone", size(stored), ""]])
+    table = [[name, size_text(count), f"1/{stored / count:.0f} of the backbone"] for name, count in sizes.items()]
+    show_table(["package", "size", ""], [*table, ["backbone", size_text(stored), ""]])
     patches = [make_patch(loaded, read_package(package).delta) for package in packages]
     swap, times, before = Swap(loaded.arena), [], loaded.arena.digest()
     for i in range(SWITCHES):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparsehub.cli.output import progress, show_fields, show_json, show_table, size
+from sparsehub.cli.output import progress, show_fields, show_json, show_table
+from sparsehub.package.units import size_text
 
 if TYPE_CHECKING:
     from sparsehub.convert.extract import Extracted
@@ -137,7 +138,7 @@ def _show(found: Extracted, as_json: bool) -> None:
             "changes": f"{manifest.delta.nnz:,} of {manifest.backbone.parameters:,} ({manifest.delta.density:.3%})",
             "values": f"{manifest.delta.value_dtype}, {manifest.delta.value_kind}",
             "kept": f"{found.kept:.2%} of the change's squared norm",
-            "size": f"{size(found.sparse_bytes)}, and {size(found.dense_bytes)} what it came from: "
+            "size": f"{size_text(found.sparse_bytes)}, and {size_text(found.dense_bytes)} what it came from: "
             + ("the sparse file pays" if found.pays else "the sparse file does NOT pay"),
             **({"left out": ", ".join(found.unused)} if found.unused else {}),
             **{f"{split} before": _metrics(row) for split, row in before.items()},

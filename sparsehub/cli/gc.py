@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from sparsehub.cli.hub import WHERE
-from sparsehub.cli.output import console, show_json, show_table, size
+from sparsehub.cli.output import console, show_json, show_table
 from sparsehub.errors import UsageError
+from sparsehub.package.units import size_text
 
 
 def gc(
@@ -41,9 +42,9 @@ def gc(
         show_json({"deleted": delete, "bytes": total, "objects": paths})
         return
     if found:
-        show_table(["object", "size"], [[item.path, size(item.size)] for item in found])
+        show_table(["object", "size"], [[item.path, size_text(item.size)] for item in found])
     done = "removed" if delete else "to remove with --delete"
-    console.print(f"{len(found)} objects, {size(total)} {done}", highlight=False)
+    console.print(f"{len(found)} objects, {size_text(total)} {done}", highlight=False)
 
 
 def _cache(delete: bool, keep_bytes: int | None, as_json: bool) -> None:
@@ -58,5 +59,5 @@ def _cache(delete: bool, keep_bytes: int | None, as_json: bool) -> None:
         show_json({"deleted": delete, "cache": str(cache.root), "bytes": before - freed, "removed": freed})
         return
     limit = cache.limit if keep_bytes is None else keep_bytes
-    over = f"{size(freed)} removed" if delete else f"{size(max(0, before - limit))} over the limit"
-    console.print(f"{cache.root}: {size(before - freed)} of {size(limit)}, {over}", highlight=False)
+    over = f"{size_text(freed)} removed" if delete else f"{size_text(max(0, before - limit))} over the limit"
+    console.print(f"{cache.root}: {size_text(before - freed)} of {size_text(limit)}, {over}", highlight=False)

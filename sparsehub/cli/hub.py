@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from sparsehub.cli.output import console, errors, show_fields, show_json, show_table, size
+from sparsehub.cli.output import console, errors, show_fields, show_json, show_table
 from sparsehub.cli.packages import POLICY
 from sparsehub.errors import UsageError
 from sparsehub.hub.listing import HubEntry
+from sparsehub.package.units import size_text
 
 if TYPE_CHECKING:
     from sparsehub.hub.package_loader import PulledPackage
@@ -139,4 +140,4 @@ def _line(entry: HubEntry, channels: bool) -> list[object]:
     metric = _METRICS.get(entry.kind, "accuracy")
     value = entry.metrics.get(split, {}).get(metric)
     measured = f"{split} {metric} {value:.3f}" if value is not None else ""
-    return [*shown, entry.kind, f"{entry.nnz:,} ({entry.density:.2%})", size(entry.size), measured]
+    return [*shown, entry.kind, f"{entry.nnz:,} ({entry.density:.2%})", size_text(entry.size), measured]

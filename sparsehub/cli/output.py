@@ -50,12 +50,3 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console.print(table)
-
-
-def size(count: float) -> str:
-    """A number of bytes as text for people: 508180 -> 496.3 KiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

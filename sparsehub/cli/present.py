@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from sparsehub.cli.output import console, show_fields, show_table, size
+from sparsehub.cli.output import console, show_fields, show_table
+from sparsehub.package.units import size_text
 
 if TYPE_CHECKING:
     from sparsehub.package.delta_stats import HeatMap, Histogram
@@ -36,9 +37,9 @@ def show_package(package: PackageSummary, **more: object) -> None:
         "fingerprint": backbone.fingerprint,
         "changes": f"{changes.nnz:,} entries ({changes.density:.3%}), chosen by {changes.method}",
         "values": changes.values,
-        "size": f"{size(total)} ({total / changes.nnz:.2f} bytes an entry, head and card included)",
+        "size": f"{size_text(total)} ({total / changes.nnz:.2f} bytes an entry, head and card included)",
         "beside": _beside(package),
-        "files": ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in package.files.items()),
+        "files": ", ".join(f"{name} {size_text(bytes_)}" for name, bytes_ in package.files.items()),
         "licence": package.license or "none stated",
         **_lineage(package.lineage),
     }
@@ -121,8 +122,8 @@ def _lineage(lineage: Lineage) -> dict[str, str]:
 
 def _beside(package: PackageSummary) -> str:
     found = package.sizes
-    lora = f"; LoRA r=8 {size(found.lora_8)}, as large at rank {found.lora_rank:.1f}" if found.lora_8 else ""
-    return f"the backbone {size(found.full)}, {found.full_ratio:.0f} times delta and head{lora}"
+    lora = f"; LoRA r=8 {size_text(found.lora_8)}, as large at rank {found.lora_rank:.1f}" if found.lora_8 else ""
+    return f"the backbone {size_text(found.full)}, {found.full_ratio:.0f} times delta and head{lora}"
 
 
 def _number(value: float | None) -> str:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsehub.cli.output import progress, show_fields, show_json, size
+from sparsehub.cli.output import progress, show_fields, show_json
+from sparsehub.package.units import size_text
 
 
 def train() -> Callable[..., None]:
@@ -73,7 +74,7 @@ def _show(result: Any, as_json: bool) -> None:
         {
             "package": result.folder,
             "digest": manifest.digest,
-            "size": size(result.package_bytes),
+            "size": size_text(result.package_bytes),
             "changes": f"{manifest.delta.nnz:,} of {manifest.backbone.parameters:,} entries",
             **_metrics(manifest.metrics),
             **({} if before is None else {"kept": f"{before['share_of_squared_norm_kept']:.1%} of the squared norm"}),

@@ -19,7 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from sparsehub.cli.output import errors, size
+from sparsehub.cli.output import errors
+from sparsehub.package.units import size_text
 
 Report = Callable[[int, int], None]
 
@@ -29,7 +30,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         rate = task.finished_speed or task.speed
-        return Text(f"{size(rate)}/s" if rate else "?", style="progress.data.speed")
+        return Text(f"{size_text(rate)}/s" if rate else "?", style="progress.data.speed")
 
 
 @contextmanager
@@ -71,5 +72,5 @@ def _line(what: str) -> Iterator[Report]:
     yield report
     if moved:
         seconds = max(time.monotonic() - start, 1e-3)
-        line = f"{what}: {size(moved)} in {seconds:.2f} s, {size(moved / seconds)}/s"
+        line = f"{what}: {size_text(moved)} in {seconds:.2f} s, {size_text(moved / seconds)}/s"
         errors.print(escape(line), highlight=False)
