@@ -113,7 +113,10 @@ def parse_model(text: str) -> ModelRef:
     return ModelRef(_split(text))
 
 
-def model_of(given: str | TaskRef | ModelRef) -> ModelRef:
+Reference = str | TaskRef | ModelRef  # whatever an engine takes as a task: a text, or what was parsed already
+
+
+def model_of(given: Reference) -> ModelRef:
     """What an engine is asked for, which may be a text or one task still."""
     if isinstance(given, ModelRef):
         return given

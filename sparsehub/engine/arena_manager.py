@@ -1,4 +1,4 @@
-"""The arena manager: whoever reads or changes the backbone's weights comes through it."""
+"""The arena manager: everything that reads or changes the backbone's weights goes through it."""
 
 from __future__ import annotations
 

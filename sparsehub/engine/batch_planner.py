@@ -14,6 +14,7 @@ from sparsehub.engine.calibrate import measure_points
 from sparsehub.engine.cost_model import GROUPED, MIXED, SWAP, CostModel, RowGroup
 from sparsehub.engine.scheduler import Item
 from sparsehub.engine.target_modules import TargetModules
+from sparsehub.errors import UsageError
 
 AUTO = "auto"
 MODES = (AUTO, SWAP, MIXED)
@@ -81,6 +82,13 @@ class BatchPlanner:
 
     def _is_active(self, rows: BatchRows) -> bool:
         return (rows.task.patch if rows.task is not None else None) is self._arena.swap.current
+
+
+def check_mode(mode: str) -> str:
+    """The mode itself; raises `UsageError` for one that there is not."""
+    if mode not in MODES:
+        raise UsageError("unknown way of running batches", found=mode, expected=", ".join(MODES))
+    return mode
 
 
 def _can_mix(parts: Sequence[BatchRows]) -> bool:

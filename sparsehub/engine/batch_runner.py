@@ -14,7 +14,7 @@ from sparsehub.backbone import Backbone
 from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.cost_model import MIXED
 from sparsehub.engine.mixed import MixedBatch
-from sparsehub.engine.pooling import Pooling
+from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.package.encoding import by_choice, pad
@@ -44,9 +44,9 @@ class Clock:
 class BatchRunner:
     """Runs the backbone and the heads for `ModelLoop`. Not thread-safe: the arena's lock is held around every call."""
 
-    def __init__(self, backbone: Backbone, targets: TargetModules, swap: Swap, tokenizer: Any, pooling: Pooling):
+    def __init__(self, backbone: Backbone, targets: TargetModules, swap: Swap, tokenizer: Any):
         self._backbone, self._targets, self._swap = backbone, targets, swap
-        self._tokenizer, self._pooling = tokenizer, pooling
+        self._tokenizer, self._pooling = tokenizer, pooling_of(backbone.checkpoint.folder)
 
     @torch.inference_mode()
     def run(self, mode: str, groups: Sequence[BatchRows], clock: Clock) -> list[list[Any]]:

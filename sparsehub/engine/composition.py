@@ -1,4 +1,4 @@
-"""Tasks that a request composes: `trec+tone*0.5` is the sum of two deltas, with the head of the first."""
+"""Compositions: the task that `trec+tone*0.5` means is the sum of two deltas, with the head of the first."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sparsehub.task_ref import Term
 
 
 def composite(terms: Sequence[Term], registry: TaskRegistry) -> Task:
-    """The task that a composition means now. Its digest is one of its terms' digests and weights, so it is another when
-    one of them is reloaded. Raises `UnknownTaskError`."""
+    """The task that a composition means now; `Engine` loads it like any other. Its digest is made of its terms' digests
+    and weights, so it changes when one of them is reloaded. Raises `UnknownTaskError`."""
     tasks = [(registry.find(term.task), term.weight) for term in terms]
     recipe = {"compose": [[task.digest, weight] for task, weight in tasks]}
     name = "+".join(task.name if weight == 1 else f"{task.name}*{weight:g}" for task, weight in tasks)
@@ -24,7 +24,7 @@ def composite(terms: Sequence[Term], registry: TaskRegistry) -> Task:
 
 
 def _compose(tasks: Sequence[tuple[Task, float]], name: str, digest: str) -> Package:
-    """Read every part and add their deltas up; raises `BackboneMismatchError` for parts of several backbones."""
+    """Read every term's package and add the deltas up; raises `BackboneMismatchError` for terms of two backbones."""
     packages = [task.load() for task, _ in tasks]
     first = packages[0]
     for package in packages:

@@ -1,16 +1,15 @@
-"""The engine: one backbone, many tasks, one thread that runs batches."""
+"""The engine: many tasks on one backbone; what a notebook, a Bento and a Ray replica work with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Self
 
 from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.arena_manager import ArenaManager
-from sparsehub.engine.batch_planner import AUTO, MODES, BatchPlanner
+from sparsehub.engine.batch_planner import AUTO, BatchPlanner, check_mode
 from sparsehub.engine.batch_runner import BatchRunner
 from sparsehub.engine.composition import composite
 from sparsehub.engine.cost_model import CostModel
@@ -25,7 +24,6 @@ from sparsehub.engine.lane_policy import LanePolicy
 from sparsehub.engine.mixing_check import checked_targets
 from sparsehub.engine.model_loop import ModelLoop
 from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
-from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Limits, Scheduler
 from sparsehub.engine.stats import BatchObserver, TaskStatus
@@ -35,9 +33,7 @@ from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
 from sparsehub.errors import RequestError, UnknownTaskError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.outputs import Prediction
-from sparsehub.task_ref import ModelRef, TaskRef, model_of
-
-Reference = str | TaskRef | ModelRef
+from sparsehub.task_ref import Reference, TaskRef, model_of
 
 
 class Engine:
@@ -74,14 +70,12 @@ class Engine:
         self.mode = mode
         lanes = LanePolicy(self._residency, self._planner, mixes=bool(targets.uses))
         self._scheduler = Scheduler(limits or Limits(), lanes, self._planner)
-        pooling = pooling_of(backbone.checkpoint.folder)
-        runner = BatchRunner(backbone, targets, self.arena.swap, self.tokenizer, pooling)
+        runner = BatchRunner(backbone, targets, self.arena.swap, self.tokenizer)
         self._loop = ModelLoop(self.arena, self._scheduler, self._planner, runner, observer)
         self._residency.add_listener(self._loop)
-        limits_of_texts = generation or GenerationLimits()
-        self.generator = make_generator(
-            GenerationContext(backbone, targets, self.arena, self._residency, lanes, self._planner, limits_of_texts)
-        )  # None where the backbone is no causal language model
+        texts = generation or GenerationLimits()
+        context = GenerationContext(backbone, targets, self.arena, self._residency, lanes, self._planner, texts)
+        self.generator = make_generator(context)  # None where the backbone is no causal language model
         if self.generator is not None:
             self._residency.add_listener(self.generator)
         self._health = EngineHealth(self.arena, self._loop, self.generator)
@@ -90,10 +84,8 @@ class Engine:
     # tasks
 
     def add(self, package: Package) -> TaskInfo:
-        """Serve a package that is in memory; it stays there, ready to run.
-
-        Raises `BackboneMismatchError` or `FormatError`, and changes nothing then.
-        """
+        """Serve a package that is in memory; it is never evicted. Raises `BackboneMismatchError` or `FormatError`, and
+        changes nothing then."""
         manifest = package.manifest
         task = Task(manifest.name, manifest.version, package.digest, lambda: package)
         resident = self._residency.admit(task, self._loader.lay_out(package))
@@ -105,9 +97,8 @@ class Engine:
         return resident.info
 
     def register(self, task: Task, *, replace: bool = False, beside: bool = False) -> None:
-        """Serve a task that is read when it is wanted. `replace`: also where its version means other contents today;
-        rows that are queued still get the answers of what was served when they came. `beside`: the other contents are
-        served on, by their digest."""
+        """Serve a task that is read at its first request. replace: its version may mean other contents today, whose
+        queued rows are still answered by them; beside: such contents are served on, by their digest."""
         for replaced in self.tasks.add(task, replace=replace, beside=beside):
             self._residency.forget(replaced.digest)
 
@@ -116,21 +107,15 @@ class Engine:
         self._residency.forget(self.tasks.remove(reference).digest)
 
     def load(self, reference: Reference, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> TaskInfo:
-        """Have a task ready to run, and keep it so where `pin` says so; raises what its load raises."""
-        task = self._find(reference)
-        handle = self._residency.pin(task) if pin else self._residency.acquire(task)
-        try:
-            return handle.wait(timeout).info
-        finally:
-            if not pin:
-                self._residency.release(handle)
+        """Have a task ready to run, and never evicted where `pin` says so; raises what its load raises."""
+        return self._residency.load(self._find(reference), pin=pin, timeout=timeout)
 
     def unpin(self, reference: str | TaskRef) -> None:
-        """Let a task make room for others again. Raises `UnknownTaskError`."""
+        """Allow the eviction of a task that was pinned. Raises `UnknownTaskError`."""
         self._residency.unpin(self.tasks.find(reference).digest)
 
     def status(self) -> list[TaskStatus]:
-        """Where every task is."""
+        """Where every task is: on the device, in host memory, being loaded, or on disk."""
         return [self._residency.status(task) for task in self.tasks.all()]
 
     @property
@@ -141,12 +126,9 @@ class Engine:
     # requests
 
     def acquire(self, reference: Reference, timeout: float | None = None) -> AcquiredTask:
-        """Hold a task, and begin to load it where it is not in memory; raises `UnknownTaskError`.
-
-        timeout: seconds that the load may take, None for a minute.
-        """
-        handle = self._residency.acquire(self._find(reference))
-        return AcquiredTask(self._residency, handle, timeout)
+        """Reference a task, and begin to load it where it is not in memory. Raises `UnknownTaskError`. timeout: seconds
+        that the load may take, None for a minute."""
+        return AcquiredTask(self._residency, self._residency.acquire(self._find(reference)), timeout)
 
     def prepare(
         self,
@@ -157,11 +139,11 @@ class Engine:
         truncate: bool = False,
         timeout: float | None = None,
     ) -> PreparedRequest:
-        """Hold the task, check and tokenise: all that comes before `submit`, which queues nothing yet.
+        """Reference the task, check and tokenise the inputs; nothing is queued before `submit`.
 
         reference: None for the plain backbone, which only embeds; an acquired task stays the caller's to release.
-        embed: unit vectors are wanted, not what the task's head says. timeout: seconds that a load may take, and that
-        a row may wait. Raises `RequestError`, `UnknownTaskError`, `UnhealthyError`, and what the task's load raises.
+        embed: unit vectors are wanted, not the head's answers; timeout: seconds that a load may take, and that a row
+        may wait. Raises `RequestError`, `UnknownTaskError`, `UnhealthyError`, and what the task's load raises.
         """
         if reference is None and not embed:
             raise RequestError("the plain backbone has no head", fix="name a task, or ask for embeddings")
@@ -189,7 +171,7 @@ class Engine:
             return prepare_generation(generator, acquired, prompts, samplings, timeout)
 
     def submit_generation(self, prepared: PreparedGeneration, listener: TextListener | None = None) -> list[Generation]:
-        """Queue all texts of a request or none; raises `QueueFullError`. listener: hears them as they come."""
+        """Queue all texts of a request or none; raises `QueueFullError`. listener: gets their parts as they come."""
         return self._generator().submit(prepared, listener)
 
     def classify(
@@ -231,7 +213,7 @@ class Engine:
     def _acquired(
         self, reference: Reference | AcquiredTask | None, timeout: float | None
     ) -> Iterator[AcquiredTask | None]:
-        """The task for as long as this lasts; what was acquired by the caller is left to the caller."""
+        """Inside, the task is referenced; one that the caller has acquired stays the caller's to release."""
         if reference is None or isinstance(reference, AcquiredTask):
             yield reference
         else:
@@ -244,7 +226,7 @@ class Engine:
         return self.generator
 
     def info(self, reference: Reference, timeout: float | None = None) -> TaskInfo:
-        """What a task is; reads its package where nobody has yet. Raises `UnknownTaskError`."""
+        """What a task is; its package is read where that was not done before. Raises `UnknownTaskError`."""
         task = self._find(reference)
         return self._residency.info(task.digest) or self.load(reference, timeout=timeout or LOAD_SECONDS)
 
@@ -255,6 +237,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
+        """Rows in the queue."""
         return self._scheduler.waiting
 
     @property
@@ -279,9 +262,7 @@ class Engine:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -309,9 +290,7 @@ class Engine:
 
     @mode.setter
     def mode(self, mode: str) -> None:
-        if mode not in MODES:
-            raise UsageError("unknown way of running batches", found=mode, expected=", ".join(MODES))
-        self._planner.mode = mode
+        self._planner.mode = check_mode(mode)
 
     @property
     def costs(self) -> CostModel:

@@ -16,7 +16,7 @@ class EngineHealth:
 
     @property
     def ok(self) -> bool:
-        """The base weights are known, nobody has called `stop`, and every started thread still runs."""
+        """Whether the base weights are known, `stop` was not called, and every started thread still runs."""
         generates = self._generator is None or self._generator.takes_work
         return self._arena.swap.healthy and self._loop.takes_work and generates
 

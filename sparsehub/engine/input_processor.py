@@ -1,4 +1,4 @@
-"""Where requests for rows become work that waits: tokenised, checked, held, queued."""
+"""From the inputs of a request to rows in the scheduler's queue: checked, tokenised, queued."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class InputProcessor:
         truncate: bool,
         timeout: float | None,
     ) -> PreparedRequest:
-        """Check and tokenise; `Engine.prepare` says what it raises. acquired: None for the plain backbone."""
+        """Check and tokenise inputs; `Engine.prepare` says what it raises. acquired: None for the plain backbone."""
         rows = self._encode(self._spec(acquired, embed), inputs, truncate)
         self._health.check()
         return PreparedRequest(acquired and acquired.share(), timeout, rows, embed)
 
     def submit(self, prepared: PreparedRequest) -> PendingRequest[Any]:
-        """Queue all rows or none, each with a hold on its task of its own; raises `QueueFullError`."""
+        """Queue all rows or none, each with its own reference to the task; raises `QueueFullError`."""
         handle = prepared.handle
         items = _items(prepared, handle)
         if handle is not None:
@@ -64,14 +64,14 @@ class InputProcessor:
             self._scheduler.submit(items)
         except SparsehubError:
             for item in items:
-                item.future.cancel()  # gives back what they hold
+                item.future.cancel()  # releases its reference
             raise
         if handle is not None and handle.error is not None:  # its load failed before its rows were in the queue
             self._residency.announce(handle)
         return PendingRequest([item.future for item in items], prepared.task, prepared.tokens)
 
     def _spec(self, acquired: AcquiredTask | None, embed: bool) -> TaskSpec:
-        """What the rows are to look like."""
+        """What the rows must look like; raises `RequestError` for a task that generates text."""
         if acquired is None:
             return text_spec(self._max_tokens)
         info = acquired.info
@@ -80,6 +80,7 @@ class InputProcessor:
         return text_spec(info.spec.max_length) if embed else info.spec
 
     def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool) -> list[Encoded]:
+        """Tokenise inputs; raises `RequestError`, which names the input that is wrong."""
         rows = rows_of(task, inputs)
         task = dataclasses.replace(task, max_length=min(task.max_length, self._max_tokens))
         try:
@@ -92,7 +93,7 @@ class InputProcessor:
 
 
 def _items(prepared: PreparedRequest, handle: TaskHandle | None) -> list[Item]:
-    """One for each row, as the scheduler takes them."""
+    """The scheduler's items, one for each row."""
     deadline = None if prepared.timeout is None else time.monotonic() + prepared.timeout
     key = (None if handle is None else handle.task.digest, prepared.embed)
     return [

@@ -34,9 +34,9 @@ class _FinishedBatch:
 
 
 class ModelLoop:
-    """Runs the batches of an `Engine`, which starts and stops it; the one who takes from the scheduler.
+    """Runs the batches of an `Engine`, which starts and stops it; the only taker of the scheduler's batches.
 
-    observer: told of every batch in the model's thread; None where nobody watches.
+    observer: told of every batch in the model's thread.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ModelLoop:
         try:
             while not (self._stopping and not self._scheduler.waiting):
                 self.step(IDLE_SECONDS)
-        except BaseException as error:  # nobody would take the rows that wait, nor those that come
+        except BaseException as error:  # no one would take the rows that wait, nor those that come
             self._scheduler.close()
             self._scheduler.fail(UnhealthyError("the model thread ended", found=repr(error), fix="restart it"))
             raise

@@ -1,4 +1,4 @@
-"""A request on its way through the engine: its task held, then prepared, then waiting for its answers."""
+"""The stages of a request: its task acquired, then prepared, then pending until its answers are there."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class Holder:
-    """Something that holds a task, and gives it back with `release` or at the end of its `with`."""
+    """Base of what holds a reference to a task: `release`, or the end of its `with` block, gives it back."""
 
     _released = False
 
     def release(self) -> None:
-        """Hold nothing any more; a second call does nothing."""
+        """Give the reference back; a second call does nothing."""
         if not self._released:
             self._released = True
             self._give_back()
@@ -41,10 +41,12 @@ class Holder:
 
 
 class AcquiredTask(Holder):
-    """A task that stays in memory, or is being loaded, until it is released. `Engine.acquire` gives it."""
+    """A task that is not evicted until this is released; `Engine.acquire` gives it.
+
+    handle: referenced for this object already; timeout: seconds that a load may take, None for a minute.
+    """
 
     def __init__(self, residency: Residency, handle: TaskHandle, timeout: float | None):
-        """residency: holds `handle` for this object already; timeout: seconds that a load may take."""
         self.handle, self._residency, self._timeout = handle, residency, timeout
 
     @cached_property
@@ -54,7 +56,7 @@ class AcquiredTask(Holder):
         return known or self.handle.wait(self._timeout or LOAD_SECONDS).info
 
     def share(self) -> AcquiredTask:
-        """The same task held once more, to be released on its own; raises what `info` raises."""
+        """A further reference to the task, to be released on its own; raises what `info` raises."""
         shared = AcquiredTask(self._residency, self.handle, self._timeout)
         shared.info = self.info
         self._residency.hold(self.handle)
@@ -66,8 +68,8 @@ class AcquiredTask(Holder):
 
 @dataclass(eq=False)
 class Prepared(Holder):
-    """A request that was checked and tokenised, with a hold on its task. It is given back by `release`, whether the
-    request was submitted or not: what was submitted holds the task on its own."""
+    """A request that was checked and tokenised, with a reference to its task. The caller releases it, submitted or not:
+    what was submitted has references of its own."""
 
     acquired: AcquiredTask | None  # None: the plain backbone
     timeout: float | None  # seconds that it may wait, from when it is submitted; None for as long as it takes
@@ -79,7 +81,7 @@ class Prepared(Holder):
 
     @property
     def handle(self) -> TaskHandle | None:
-        """What is held, None for the plain backbone; raises `UsageError` after `release`: the task may be gone."""
+        """The task's handle; None for the plain backbone. Raises `UsageError` after `release`: the task may be gone."""
         if self._released:
             raise UsageError("a request that was released cannot be submitted", fix="submit it inside its with block")
         return None if self.acquired is None else self.acquired.handle
@@ -94,10 +96,11 @@ class PreparedRequest(Prepared):
     """Rows that were checked and tokenised. `Engine.prepare` makes it, `Engine.submit` queues it."""
 
     rows: list[Encoded]
-    embed: bool  # pooled states are wanted, not the task's head
+    embed: bool  # whether pooled states are wanted, and not the head's answers
 
     @property
     def items(self) -> int:
+        """Rows."""
         return len(self.rows)
 
     @cached_property
@@ -108,7 +111,7 @@ class PreparedRequest(Prepared):
 
 @dataclass(frozen=True)
 class PendingRequest(Generic[T]):
-    """What a submitted request gets at once."""
+    """The answers of a submitted request, which come later; `Engine.submit` returns it at once."""
 
     futures: list[Future[T]]  # one per input, in order
     task: TaskInfo | None  # the very package that will answer; None for the plain backbone

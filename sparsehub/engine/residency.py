@@ -25,7 +25,7 @@ WAIT_SECONDS = 0.1  # between two looks whether something can be evicted
 
 def _why(task: Task, error: Exception) -> SparsehubError:
     """The error for the rows of a task that could not be loaded. A disk without room or a policy that cannot be read
-    is a usage error of whoever runs the engine, and not of the caller."""
+    is an error of the engine's operator, and not of the caller."""
     if isinstance(error, SparsehubError) and not isinstance(error, UsageError):
         return error
     found = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
@@ -110,6 +110,15 @@ class Residency:
         handle.pinned = True
         self.release(handle)
         return handle
+
+    def load(self, task: Task, *, pin: bool, timeout: float) -> TaskInfo:
+        """Wait until a task is on the device; raises what its load raises, or `CancelledError` after `timeout` s."""
+        handle = self.pin(task) if pin else self.acquire(task)
+        try:
+            return handle.wait(timeout).info
+        finally:
+            if not pin:
+                self.release(handle)
 
     def unpin(self, digest: str) -> None:
         """Allow the eviction of a task that was pinned."""

@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass(eq=False)
 class Item:
-    """One row that waits; whoever queued it waits for its `future`."""
+    """One row that waits. Its answer or its error is set on `future`."""
 
     key: Hashable  # rows of one key may always share a batch
     length: int  # tokens of its longest sequence

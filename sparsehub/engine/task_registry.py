@@ -1,4 +1,4 @@
-"""The tasks an engine may be asked for, found by reference: `name`, `name@version`, `name@sha256:...`."""
+"""The task registry: the tasks that an engine serves, by reference: `name`, `name@version`, `name@sha256:...`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ from sparsehub.errors import UnknownTaskError, UsageError
 from sparsehub.package import Manifest, Package, TaskSpec
 from sparsehub.task_ref import TaskRef, model_of
 
-MOST_NAMES = 2_000  # among more of them, no near one is looked for: it would take longer than an answer
+MOST_NAMES = 2_000  # an error suggests no name among more than these: the search would take longer than an answer
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task that is served. load: reads and proves its package; called whenever it is needed and not in memory.
+    """A task that is served, whether its package was read yet or not; `TaskRegistry` keeps it.
 
-    composed: a request made it of other tasks; there is no end of such, so only a few are kept in memory.
-
-    Everything that is cached about a task is keyed by `digest`, never by its name.
+    Everything that is cached about a task is keyed by its digest, never by its name.
     """
 
     name: str
     version: str
-    digest: str
-    load: Callable[[], Package]
-    composed: bool = False
+    digest: str  # of its package
+    load: Callable[[], Package]  # reads and validates its package; called whenever the task is not in memory
+    composed: bool = False  # whether a request composed it of other tasks; few of those are kept in memory
 
     @property
     def reference(self) -> str:
@@ -37,13 +35,13 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What is known of a task once its package was read; it stays when the weights are dropped."""
+    """What is known of a task once its package was read; it is kept when the task is evicted."""
 
     name: str
     version: str
-    digest: str
+    digest: str  # of its package
     spec: TaskSpec
-    nnz: int
+    nnz: int  # changed entries
 
     @property
     def reference(self) -> str:
@@ -52,21 +50,22 @@ class TaskInfo:
 
 
 def info_of(manifest: Manifest, digest: str) -> TaskInfo:
+    """The info of a package. digest: of its manifest."""
     return TaskInfo(manifest.name, manifest.version, digest, manifest.task, manifest.delta.nnz)
 
 
 class TaskRegistry:
-    """Thread-safe. The newest task under a name is what the bare name means."""
+    """Keeps and finds the tasks of an `Engine`. Thread-safe. A bare name means the task added last under it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_name: dict[str, dict[str, Task]] = {}  # name -> digest -> task, in the order of adding
 
     def add(self, task: Task, *, replace: bool = False, beside: bool = False) -> list[Task]:
-        """Serve a task; returns those it took the place of.
+        """Add a task; returns those that it replaces.
 
-        Raises `UsageError` where its name and version already mean another digest, unless it takes its place
-        (`replace`) or is served beside it, each to be asked for by its digest (`beside`).
+        Raises `UsageError` where its name and version already mean another digest, unless the new task may take its
+        place (`replace`) or both may be served, each by its digest (`beside`).
         """
         with self._lock:
             family = self._by_name.setdefault(task.name, {})
@@ -86,7 +85,7 @@ class TaskRegistry:
             return replaced
 
     def remove(self, reference: str | TaskRef) -> Task:
-        """Serve a task no longer; rows that are queued keep what they hold and are still answered."""
+        """Remove a task, and return it; its queued rows have references, and are still answered."""
         task = self.find(reference)
         with self._lock:
             family = self._by_name.get(task.name, {})
@@ -106,6 +105,7 @@ class TaskRegistry:
         raise self._unknown(str(wanted))
 
     def all(self) -> list[Task]:
+        """Every task, in the order of their names' first addition."""
         with self._lock:
             return [task for family in self._by_name.values() for task in family.values()]
 

@@ -50,7 +50,8 @@ def prepare_generation(
     samplings: Sequence[Sampling],
     timeout: float | None,
 ) -> PreparedGeneration:
-    """Tokenise and check; `Engine.prepare_generation` says what it raises. acquired: None for the plain backbone."""
+    """Tokenise and check prompts; `Engine.prepare_generation` says what it raises. acquired: None for the plain
+    backbone."""
     ids = _encoded(generator, prompts)
     if acquired is not None and acquired.info.spec.kind != TEXT_GENERATION:
         raise RequestError(f"{acquired.info.reference} generates no text", found=acquired.info.spec.kind)

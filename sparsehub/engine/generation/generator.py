@@ -62,9 +62,9 @@ class Generator:
         return PreparedGeneration(acquired and acquired.share(), timeout, prompts, lengths, samplings)
 
     def submit(self, prepared: PreparedGeneration, listener: TextListener | None = None) -> list[Generation]:
-        """Queue sequences, all or none, each with a hold on its task of its own; raises `QueueFullError`.
+        """Queue texts, all or none, each with its own reference to the task; raises `QueueFullError`.
 
-        listener: hears every piece of every text as it comes.
+        listener: gets every part of every text as it comes.
         """
         handle, generations = prepared.handle, self._generations(prepared, listener)
         if handle is not None:
@@ -80,6 +80,7 @@ class Generator:
         return generations
 
     def _generations(self, prepared: PreparedGeneration, listener: TextListener | None) -> list[Generation]:
+        """A prepared request's texts, in the order of its prompts."""
         deadline = None if prepared.timeout is None else time.monotonic() + prepared.timeout
         asked = zip(prepared.prompts, prepared.lengths, prepared.samplings, strict=True)
         return [
@@ -160,7 +161,7 @@ class Generator:
         try:
             while not (self._out_of_time or (self._stopping and not self._batcher.running and not len(self._waiting))):
                 self.step(IDLE_SECONDS)
-        except BaseException as error:  # nobody would step for those that wait, nor for those that come
+        except BaseException as error:  # no one would step for those that wait, nor for those that come
             self._waiting.close()
             self._stopping = True
             self._fail_all(UnhealthyError("the generator's thread ended", found=repr(error)[:300], fix="restart it"))

@@ -82,10 +82,11 @@ class Completion:
 
 
 class TextListener(Protocol):
-    """Hears the texts of a request as they come. Called in the generator's thread, so it hands on and returns."""
+    """What gets the texts of a request part by part; serving streams with it. Called in the generator's thread: the
+    next step waits for it."""
 
     def hear(self, number: int, piece: TextDelta | None) -> None:
-        """The next piece of the text of this number; None after the last."""
+        """The next part of a text, or None after its last. number: of the text in its request."""
 
 
 @dataclass(eq=False)
@@ -99,6 +100,7 @@ class PreparedGeneration(Prepared):
 
     @property
     def items(self) -> int:
+        """Prompts."""
         return len(self.prompts)
 
     @property
@@ -119,7 +121,7 @@ class Generation:
     handle: TaskHandle | None  # its reference to that package, until it is done
     deadline: float | None = None  # on the monotonic clock, until which it may wait to be admitted
     number: int = 0  # of this text in its request, by which its listener knows it
-    listener: TextListener | None = None
+    listener: TextListener | None = None  # told of every part, besides `pieces`
     future: Future[Completion] = field(default_factory=Future)
     tokens: list[int] = field(default_factory=list)  # generated so far
     logs: list[TokenLog] = field(default_factory=list)
