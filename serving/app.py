@@ -22,7 +22,7 @@ log = logging.getLogger("sparsehub")
 
 def behind_middleware(app: FastAPI) -> RequestMiddleware:
     """The app behind its gate, for a server that is not BentoML's."""
-    return RequestMiddleware(app, lambda: app.state.service)
+    return RequestMiddleware(app, app.state)
 
 
 def create_app() -> FastAPI:

@@ -59,4 +59,4 @@ class SparsehubService:
 
 
 # BentoML makes the class a service object.
-SparsehubService.add_asgi_middleware(RequestMiddleware, service=lambda: app.state.service)  # type: ignore[attr-defined]
+SparsehubService.add_asgi_middleware(RequestMiddleware, state=app.state)  # type: ignore[attr-defined]

@@ -36,7 +36,7 @@ from benchmarks.serving.ray_device import ROW_SECONDS, BlindFront, SlowReplica
 from serving.catalog import CatalogEntry, CatalogTarget, change_catalog, changes, open_catalog
 from serving.ray import app as ray_app
 from serving.ray.ingress import Ingress
-from serving.request.task_stats import percentile
+from serving.request.metrics import percentile
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine
 from sparsehub.hub import open_hub

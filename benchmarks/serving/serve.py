@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.harness import Report, Row, in_turn, verdict, write_report
 from benchmarks.packages import BACKBONE, example_texts, random_package, write_bare
-from serving.request.task_stats import percentile
+from serving.request.metrics import percentile
 from sparsehub.backbone import Backbone, load_backbone, open_checkpoint
 from sparsehub.engine import Engine
 from sparsehub.hub import open_hub

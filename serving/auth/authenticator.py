@@ -6,10 +6,11 @@ import base64
 import ipaddress
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from http.cookies import CookieError, SimpleCookie
 
-from serving.auth.caller import ANONYMOUS, Caller, caller_of
-from serving.auth.keys import ADMIN, PREDICT, WATCH, Key, KeyRing, parse_keys
+from serving.auth.keys import ADMIN, PREDICT, ROLES, WATCH, Key, KeyRing, parse_keys
 from serving.auth.rate_limit import TokenBucket
 from sparsehub.errors import ForbiddenError, UnauthenticatedError, UsageError
 
@@ -19,7 +20,37 @@ SIGN_IN, SIGN_OUT = f"{CONSOLE}/sign-in", f"{CONSOLE}/sign-out"
 COOKIE = "sparsehub_console"  # holds the key that a browser signed in with
 PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
 ADMIN_ROUTES = "/v1/admin"
+BACKBONE = "backbone"  # by this name a key may ask the plain backbone
 _LOOKING = frozenset({"/v1/models", "/v1/tasks", "/openapi.json", "/v2"})
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request, and what they may ask for."""
+
+    name: str  # of the key
+    may: frozenset[str]  # what its role allows
+    tasks: tuple[str, ...] = ("*",)
+    requests: TokenBucket | None = None  # what is left of its rate
+    tokens: TokenBucket | None = None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether every task is the caller's."""
+        return "*" in self.tasks
+
+    def may_ask(self, task: str) -> bool:
+        """Whether the caller may ask the task of this name (no version)."""
+        return any(fnmatchcase(task, pattern) for pattern in self.tasks)
+
+    def check_task(self, task: str) -> None:
+        """Raises `ForbiddenError`, whether there is such a task or not: a caller learns nothing of others' tasks."""
+        if not self.may_ask(task):
+            raise ForbiddenError(f"the key {self.name} is not for the task {task[:100]!r}", fix="ask with another key")
+
+
+ANONYMOUS = Caller("anonymous", ROLES[PREDICT] | ROLES[WATCH])
+"""Whoever calls an endpoint without keys. Nothing that is served can be changed without a key."""
 
 
 def is_console(path: str) -> bool:
@@ -110,7 +141,13 @@ def _callers(ring: KeyRing, known: Mapping[Key, Caller]) -> dict[Key, Caller]:
 
 def _caller(key: Key) -> Caller:
     requests, tokens = key.requests_per_second, key.tokens_per_second
-    return caller_of(key, TokenBucket(requests) if requests else None, TokenBucket(tokens) if tokens else None)
+    return Caller(
+        key.name,
+        ROLES[key.role],
+        key.tasks,
+        TokenBucket(requests) if requests else None,
+        TokenBucket(tokens) if tokens else None,
+    )
 
 
 def _is_here(address: str | None) -> bool:

@@ -8,8 +8,7 @@ from typing import Any
 import gradio as gr
 
 from serving.auth import ADMIN, PREDICT, WATCH, Caller
-from serving.auth.authenticator import CONSOLE, SIGN_OUT
-from serving.auth.caller import ANONYMOUS
+from serving.auth.authenticator import ANONYMOUS, CONSOLE, SIGN_OUT
 from serving.console.context import ConsoleContext
 from serving.console.history import History
 from serving.console.tab_catalog import build_catalog

@@ -21,8 +21,3 @@ class UsageInfo(ApiModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-
-
-def usage_info(prompt: int, completion: int = 0) -> UsageInfo:
-    """prompt, completion: tokens read, and tokens generated."""
-    return UsageInfo(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)

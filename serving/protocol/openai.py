@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from serving.protocol.base import ApiModel, UsageInfo, usage_info
+from serving.protocol.base import ApiModel, UsageInfo
 from sparsehub.engine import Generation, Sampling
 from sparsehub.errors import RequestError
 
@@ -233,4 +233,5 @@ class ChatCompletionChunk(GeneratedResponse):
 def usage(generations: Sequence[Generation], n: int) -> UsageInfo:
     """Tokens in and out. A prompt counts once, however many texts it got."""
     prompt = sum(len(generation.prompt) for generation in generations[::n])
-    return usage_info(prompt, sum(len(generation.tokens) for generation in generations))
+    said = sum(len(generation.tokens) for generation in generations)
+    return UsageInfo(prompt_tokens=prompt, completion_tokens=said, total_tokens=prompt + said)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, SkipValidation, WithJsonSchema
 
-from serving.protocol.base import ApiModel, UsageInfo, usage_info
+from serving.protocol.base import ApiModel, UsageInfo
 from serving.protocol.errors import FailedItem
 
 if TYPE_CHECKING:
@@ -213,5 +213,5 @@ def envelope(kind: str, model: str, task: TaskInfo | None, tokens: int) -> dict[
         "created": created,
         "model": model,
         **served,
-        "usage": usage_info(tokens),
+        "usage": UsageInfo(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens),
     }

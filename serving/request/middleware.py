@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable
 
+from opentelemetry.trace import get_current_span
+from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.auth.authenticator import authorization, check_role, is_console, needed_for
-from serving.auth.caller import ANONYMOUS, Caller
+from serving.auth.authenticator import ANONYMOUS, Caller, authorization, check_role, is_console, needed_for
 from serving.auth.keys import PREDICT
 from serving.auth.sign_in import refusal
 from serving.request.body import read_body, replay
@@ -29,10 +29,10 @@ _KNOWN = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # that BentoM
 
 
 class RequestMiddleware:
-    """service: gives what the endpoint runs on; it is asked at every request, since it exists later than the app."""
+    """Before every route of the endpoint. state: of the app, whose `service` exists later than the app itself."""
 
-    def __init__(self, app: ASGIApp, service: Callable[[], Service]):
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, state: State):
+        self._app, self._state = app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -43,7 +43,7 @@ class RequestMiddleware:
             await send({"type": "websocket.close", "code": 1008})  # no route of ours speaks it
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._service()
+        service: Service = self._state.service
         headers = dict(scope["headers"])
         call = RequestContext(_request_id(headers.get(b"x-request-id")), ANONYMOUS, _host(scope, "client") or "local")
         status = 0  # until there is an answer
@@ -53,7 +53,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *_told_by(call)]
-                describe(call)  # now: the span ends with the last byte
+                if (span := get_current_span()).is_recording():
+                    describe(span, call)  # now: the span ends with the last byte
             await send(message)
 
         try:

@@ -16,7 +16,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from serving.auth import Authenticator
-from serving.auth.caller import BACKBONE
+from serving.auth.authenticator import BACKBONE
 from serving.catalog.reconciler import Reconciler
 from serving.catalog.router import Routed, Router
 from serving.request.context import RequestContext, current_request

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from serving.auth.caller import BACKBONE
+from serving.auth.authenticator import BACKBONE
 from serving.protocol.models import ModelCard, ModelList
 from serving.request.context import current_request
 from serving.request.service import RunningService, Service

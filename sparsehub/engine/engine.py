@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from sparsehub.backbone import Backbone
@@ -209,16 +209,13 @@ class Engine:
         with self.prepare_generation(reference, prompts, samplings, timeout) as prepared:
             return self.submit_generation(prepared)
 
-    @contextmanager
     def _acquired(
         self, reference: Reference | AcquiredTask | None, timeout: float | None
-    ) -> Iterator[AcquiredTask | None]:
+    ) -> AbstractContextManager[AcquiredTask | None]:
         """Inside, the task is referenced; one that the caller has acquired stays the caller's to release."""
         if reference is None or isinstance(reference, AcquiredTask):
-            yield reference
-        else:
-            with self.acquire(reference, timeout) as acquired:
-                yield acquired
+            return nullcontext(reference)
+        return self.acquire(reference, timeout)
 
     def _generator(self) -> Generator:
         if self.generator is None:

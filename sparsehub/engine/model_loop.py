@@ -50,12 +50,7 @@ class ModelLoop:
         self._arena, self._scheduler, self._planner, self._runner = arena, scheduler, planner, runner
         self._observer = observer
         self._thread: threading.Thread | None = None
-        self._stopping = False
-
-    @property
-    def takes_work(self) -> bool:
-        """Whether `stop` was not called and a started thread still runs."""
-        return not self._stopping and (self._thread is None or self._thread.is_alive())
+        self.takes_work = True  # until `stop` is called, or the thread ends with an error
 
     def start(self) -> None:
         """Measure what batches cost here, then run `step` in a thread of its own until `stop`."""
@@ -65,7 +60,7 @@ class ModelLoop:
 
     def stop(self, drain: float) -> None:
         """Take no more rows, and finish what waits for up to `drain` seconds."""
-        self._stopping = True
+        self.takes_work = False
         self._scheduler.close()
         if self._thread is not None:
             self._thread.join(drain)
@@ -79,9 +74,10 @@ class ModelLoop:
 
     def _run_until_stopped(self) -> None:
         try:
-            while not (self._stopping and not self._scheduler.waiting):
+            while self.takes_work or self._scheduler.waiting:
                 self.step(IDLE_SECONDS)
         except BaseException as error:  # no one would take the rows that wait, nor those that come
+            self.takes_work = False
             self._scheduler.close()
             self._scheduler.fail(UnhealthyError("the model thread ended", found=repr(error), fix="restart it"))
             raise

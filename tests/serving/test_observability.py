@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.request.task_stats import MOST, RECENT, TaskStats, percentile
+from serving.request.metrics import MOST, RECENT, TaskStats, percentile
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "sparsehub.json"
 

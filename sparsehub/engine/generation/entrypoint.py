@@ -15,7 +15,7 @@ from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import end_tokens
 from sparsehub.engine.generation.packing import Packer
 from sparsehub.engine.generation.request import PreparedGeneration, Sampling
-from sparsehub.engine.inputs import check_text
+from sparsehub.engine.input_processor import check_text
 from sparsehub.engine.pending_request import AcquiredTask
 from sparsehub.errors import DataError, RequestError
 from sparsehub.package.chat import check_messages, render
