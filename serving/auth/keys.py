@@ -1,4 +1,4 @@
-"""API keys. The file that holds them has their hashes only: whoever reads it can use none of them.
+"""The API keys of an endpoint, and the key file, which stores only their hashes: reading it lets nobody in.
 
 A key is 256 random bits, so one round of SHA-256 is enough: there is nothing to guess that a slow hash would slow down.
 """
@@ -25,7 +25,7 @@ ROLES = {
     WATCH: frozenset({WATCH}),
     ADMIN: frozenset({PREDICT, WATCH, ADMIN}),
 }
-"""What each role may do: ask tasks; read metrics and the state of tasks; both, and change what is served."""
+"""What each role may do. predict: use tasks; watch: read metrics and state; admin: both, and change what is served."""
 PREFIX = "sk-"
 MAX_KEY_FILE_BYTES = 4 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -34,18 +34,14 @@ _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Key:
-    """A key as it is stored.
+    """A key as it is stored."""
 
-    name: in logs and on the command line; sha256: of the key; tasks: names or patterns (`support-*`) that it may ask,
-    `backbone` for the plain backbone; the rates hold for each replica by itself, None is no bound.
-    """
-
-    name: str
-    sha256: str
+    name: str  # in logs and on the command line
+    sha256: str  # of the secret
     role: str = PREDICT
-    tasks: tuple[str, ...] = ("*",)
-    requests_per_second: float | None = None
-    tokens_per_second: float | None = None
+    tasks: tuple[str, ...] = ("*",)  # names or patterns (`support-*`) that it may use; `backbone`: the plain backbone
+    requests_per_second: float | None = None  # rate limit of each replica; None for none
+    tokens_per_second: float | None = None  # the same
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -74,8 +70,8 @@ class KeyRing:
                 raise UsageError(f"two keys have the same {what}", found=twice)
 
     def find(self, secret: str) -> Key | None:
-        """The key that `secret` is. Every stored hash is compared, each in constant time: how long it takes tells
-        nothing about how near a guess was."""
+        """The key with this secret; None for an unknown one. All stored hashes are compared, each in constant time, so
+        that the time it takes tells nothing about a guess."""
         presented = sha256_bytes(secret.encode(errors="surrogateescape"))
         found = None
         for key in self.keys:
@@ -84,11 +80,11 @@ class KeyRing:
         return found
 
     def with_key(self, key: Key) -> KeyRing:
-        """Raises `UsageError` where the name is taken."""
+        """This ring with one more key; raises `UsageError` where the name is taken."""
         return KeyRing((*self.keys, key))
 
     def without(self, name: str) -> KeyRing:
-        """Raises `UsageError` where there is no such key."""
+        """This ring without the key of that name; raises `UsageError` where there is none."""
         if all(key.name != name for key in self.keys):
             raise UsageError("there is no such key", found=name[:100], expected=", ".join(k.name for k in self.keys))
         return KeyRing(tuple(key for key in self.keys if key.name != name))
@@ -101,7 +97,7 @@ class KeyRing:
 
 
 def parse_keys(data: bytes) -> KeyRing:
-    """A key file's content; raises `UsageError` for anything that is not exactly one."""
+    """Parse a key file; raises `UsageError` for anything that is not exactly one."""
     try:
         return build(KeyRing, strict_json(data, "the key file", MAX_KEY_FILE_BYTES), "the key file", UsageError)
     except FormatError as error:
@@ -114,5 +110,5 @@ def change_keys(document: Document, edit: Callable[[KeyRing], KeyRing]) -> None:
 
 
 def new_secret() -> str:
-    """A key to hand out, once."""
+    """A new random key to hand out; only its hash is stored."""
     return PREFIX + secrets.token_urlsafe(32)

@@ -1,4 +1,4 @@
-"""Where a catalogue lives: a file, or an object in a hub (`./hub#production`, `s3://bucket/models#production`)."""
+"""From the location of a catalogue to its document: a file, or an object in a hub (`s3://bucket/models#production`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_catalog(location: str) -> Document:
     if not mark:
         return FileDocument(Path(location).absolute())
     if not hub or not _NAME.fullmatch(name):
-        raise UsageError("not a place for a catalogue", found=location[:200], expected=FORMS)
+        raise UsageError("not the location of a catalogue", found=location[:200], expected=FORMS)
     home = open_backend(hub)
     if not isinstance(home, BlobStoreBackend):
         raise UsageError("a catalogue lives in a folder or a bucket", found=location[:200], expected=FORMS)

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ ATTEMPTS = 5
 ABANDONED = 3600.0  # seconds after which an unfinished file is taken for one that a killed process left
 PACKAGES, PARTIAL, LOCKS, DAMAGED = "packages", "partial", "locks", "damaged"
 log = logging.getLogger("sparsehub")
-Open = Callable[[], PackageHub]
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,12 @@ class PackageCache:
         return self._folder(digest).is_dir()
 
     @contextmanager
-    def package(self, resolved: Resolved, open_hub: Open, progress: Progress | None = None) -> Iterator[Path]:
+    def package(self, resolved: Resolved, hub: PackageHub, progress: Progress | None = None) -> Iterator[Path]:
         """The folder of a package, which is not evicted during the block; it is fetched first where it is not here.
 
         It was valid when it was fetched; the caller validates it again, and calls `set_aside` where that fails.
         """
-        lock = self._lock_package(resolved, open_hub, progress)
+        lock = self._lock_package(resolved, hub, progress)
         try:
             folder = self._folder(resolved.digest)
             os.utime(folder)
@@ -100,7 +99,7 @@ class PackageCache:
                 total -= kept.size
         return removed
 
-    def _lock_package(self, resolved: Resolved, open_hub: Open, progress: Progress | None) -> int:
+    def _lock_package(self, resolved: Resolved, hub: PackageHub, progress: Progress | None) -> int:
         """A shared lock on a package that is here; fetched again where others evict it before we hold the lock."""
         for _ in range(ATTEMPTS):
             lock = self._lock_for(resolved.digest, fcntl.LOCK_SH)
@@ -110,7 +109,7 @@ class PackageCache:
             lock = self._lock_for(resolved.digest, fcntl.LOCK_EX)
             try:
                 if not self.holds(resolved.digest):  # another process may have fetched it meanwhile
-                    self._fetch(resolved, open_hub(), progress)
+                    self._fetch(resolved, hub, progress)
             finally:
                 os.close(lock)
         raise HubError(

@@ -140,7 +140,7 @@ def _use_cached(
     here = cache.holds(resolved.digest)
 
     def once() -> T:
-        with cache.package(resolved, lambda: hub, progress) as folder:
+        with cache.package(resolved, hub, progress) as folder:
             return use(folder, resolved)
 
     try:
@@ -160,7 +160,7 @@ def _was_damaged(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> bo
     from sparsehub.package.validation import read_manifest, validate_digests
 
     try:
-        with cache.package(resolved, lambda: hub) as folder:
+        with cache.package(resolved, hub) as folder:
             validate_digests(folder, read_manifest(folder))
     except FormatError:
         cache.set_aside(resolved.digest)
@@ -172,7 +172,7 @@ def _add_signature(cache: PackageCache, resolved: Resolved, hub: PackageHub) -> 
     """Fetch a signature that was made after the package was fetched; whether there was one."""
     from sparsehub.package.manifest import SIGNATURE_FILE
 
-    with cache.package(resolved, lambda: hub) as folder:
+    with cache.package(resolved, hub) as folder:
         if (folder / SIGNATURE_FILE).exists():
             return False
         with suppress(HubError):

@@ -181,7 +181,7 @@ def test_a_fetch_makes_room(cache, hub, tmp_path, monkeypatch) -> None:
 
 def test_what_is_read_is_never_removed(cache, hub) -> None:
     resolved = hub.resolve("trec@1.0.0")
-    with cache.package(resolved, lambda: hub) as folder:
+    with cache.package(resolved, hub) as folder:
         assert cache.shrink(0) == []
         assert validate_package(folder).digest == resolved.digest
         with ThreadPoolExecutor(1) as other:  # readers do not wait for each other
