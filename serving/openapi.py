@@ -28,17 +28,24 @@ _ERRORS = {
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()
 }
-_ERROR_REF = REF_TEMPLATE.format(model=ErrorResponse.__name__)
 _CHUNKS: tuple[type[ApiModel], ...] = (CompletionChunk, ChatCompletionChunk)
 
 
 def event_stream(chunk: type[ApiModel]) -> dict[str, Any]:
-    """The response of a route that streams where it is asked to: server-sent events, whose data is one chunk each.
+    """The response of a route that streams where it is asked to: server-sent events, whose data is one chunk each, an
+    error that ends the stream, or `[DONE]`.
 
     FastAPI describes the answer that does not stream, by the route's `response_model`.
     """
     assert chunk in _CHUNKS, "the document describes it"
-    return {"content": {"text/event-stream": {"schema": {"$ref": REF_TEMPLATE.format(model=chunk.__name__)}}}}
+    held = {"anyOf": [{"$ref": _reference(chunk)}, {"$ref": _reference(ErrorResponse)}]}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": held}
+    event = {"type": "object", "properties": {"data": {"anyOf": [data, {"const": "[DONE]"}]}}, "required": ["data"]}
+    return {"content": {"text/event-stream": {"itemSchema": event}}}
+
+
+def _reference(model: type[ApiModel]) -> str:
+    return REF_TEMPLATE.format(model=model.__name__)
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -55,7 +62,7 @@ def install_openapi(app: FastAPI) -> None:
 
 def _as_json(content: dict[str, Any]) -> None:
     """FastAPI describes a text route's errors as text; they are JSON, as everywhere."""
-    if (plain := content.get("text/plain")) == {"schema": {"$ref": _ERROR_REF}}:
+    if (plain := content.get("text/plain")) == {"schema": {"$ref": _reference(ErrorResponse)}}:
         del content["text/plain"]
         content["application/json"] = plain
 

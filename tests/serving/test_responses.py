@@ -1,19 +1,31 @@
-"""What every route sends, key by key: the order of the keys, which are there, which are null, what kind each value is.
+"""What every route sends: key by key as it is written down, and as the OpenAPI document says.
 
-`tests/serving/responses.json` holds what the endpoint sends. A value stands there as its kind; only words that clients
-compare (`object`, `finish_reason`, ...) stand as they are.
+`tests/serving/responses.json` holds the keys in their order, which are there and which are null. A value stands there
+as its kind; only words that clients compare (`object`, `finish_reason`, ...) stand as they are.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import schemathesis
+from fastapi.routing import APIRoute
+from schemathesis.specs.openapi import checks
 
+from serving.app import create_app
 from serving.auth import ADMIN, Authenticator, Key, KeyRing
+from serving.openapi import ERROR_RESPONSES
+from serving.protocol.base import ApiModel
+from serving.protocol.errors import failed_item
+from serving.routes import ROUTERS
+from sparsehub.errors import RequestError
 from sparsehub.files import sha256_bytes
 from sparsehub.hub import open_hub
 
@@ -88,6 +100,10 @@ ACTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+TEXT_ROUTES = ("/healthz", "/readyz", "/metrics")
+ALIASES = {("POST", "/rerank"), ("GET", "/v2/models/{task}/versions/{version}/ready")}
+
+
 def kinds_of(content: str) -> Any:
     """A JSON text with every object as a list of its pairs, in order, and every form of a list's items once."""
     return kind_of("", json.loads(content, object_pairs_hook=lambda pairs: {"": pairs}))
@@ -109,6 +125,34 @@ def once(forms: Iterable[Any]) -> list[Any]:
     return found
 
 
+DOCUMENT: dict[str, Any] = create_app().openapi()
+CHECKS = [checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance]
+
+
+@cache
+def described() -> Any:
+    return schemathesis.openapi.from_dict(DOCUMENT)
+
+
+def declared(method: str, path: str) -> tuple[str, dict[str, str]]:
+    """The path of the document that a request's path is one of, and its parameters: of several the longest, which says
+    most of it."""
+    found = {}
+    for template, verbs in DOCUMENT["paths"].items():
+        fits = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>.+)", template), path)
+        if fits and method.lower() in verbs:
+            found[template] = fits.groupdict()
+    return max(found.items(), key=lambda item: len(item[0]))
+
+
+def as_described(response: httpx.Response) -> httpx.Response:
+    """The response, once it was held against the document: its status, content type and body."""
+    path, parameters = declared(response.request.method, response.request.url.path)
+    case = described()[path][response.request.method].Case(path_parameters=parameters)
+    case.validate_response(response, checks=CHECKS)
+    return response
+
+
 @pytest.fixture(scope="module")
 def scorer(new_server: Callable[..., Any], tiny_tasks: Any) -> Iterator[Any]:
     with new_server(start=True) as server:
@@ -122,6 +166,8 @@ def test_what_is_sent(scorer: Any, name: str) -> None:
     response = scorer.client.request(method, path, json=body)
     assert response.headers["content-type"] == "application/json"
     assert [response.status_code, kinds_of(response.text)] == EXPECTED[name]
+    if name != "unknown path":
+        as_described(response)
 
 
 def test_what_is_sent_of_tasks(new_server: Callable[..., Any]) -> None:
@@ -129,7 +175,7 @@ def test_what_is_sent_of_tasks(new_server: Callable[..., Any]) -> None:
     with new_server(start=True) as server:
         server.post("/v1/classify", model="three", input="a")
         response = server.client.get("/v1/tasks")
-    assert [response.status_code, kinds_of(response.text)] == EXPECTED["tasks"]
+    assert [response.status_code, kinds_of(as_described(response).text)] == EXPECTED["tasks"]
 
 
 def events_of(content: str) -> list[Any]:
@@ -143,10 +189,10 @@ def test_what_is_sent_of_a_generated_text(language_server: Any, name: str) -> No
     path, body = TOLD[name]
     response = language_server.post(path, **body)
     assert response.headers["content-type"] == "application/json"
-    assert [response.status_code, kinds_of(response.text)] == EXPECTED[name]
+    assert [response.status_code, kinds_of(as_described(response).text)] == EXPECTED[name]
     stream = language_server.post(path, **body, stream=True, stream_options={"include_usage": True})
     assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert [stream.status_code, events_of(stream.text)] == EXPECTED[f"{name}, stream"]
+    assert [stream.status_code, events_of(as_described(stream).text)] == EXPECTED[f"{name}, stream"]
 
 
 def test_what_is_sent_of_the_catalogue(
@@ -161,7 +207,7 @@ def test_what_is_sent_of_the_catalogue(
         found = {"catalog": server.client.get("/v1/admin/catalog")}
         found |= {name: server.post(f"/v1/admin/catalog/{act}", **body) for name, (act, body) in ACTS.items()}
     for name, response in found.items():
-        assert [response.status_code, kinds_of(response.text)] == EXPECTED[name], name
+        assert [response.status_code, kinds_of(as_described(response).text)] == EXPECTED[name], name
 
 
 def test_what_is_sent_as_text(scorer: Any) -> None:
@@ -170,3 +216,65 @@ def test_what_is_sent_as_text(scorer: Any) -> None:
         assert (response.status_code, response.text) == (200, text)
         assert response.headers["content-type"] == "text/plain; charset=utf-8"
     assert scorer.client.get("/metrics").headers["content-type"].startswith("text/plain; version=")
+    for path in TEXT_ROUTES:
+        as_described(scorer.client.get(path))
+
+
+def test_what_is_sent_while_the_engine_takes_no_work(halted: Callable[..., Any]) -> None:
+    server = halted()
+    server.engine.arena.swap.healthy = False
+    text, ready = server.client.get("/readyz"), server.client.get("/v2/health/ready")
+    assert (text.status_code, text.text) == (503, "the engine is unhealthy\n")
+    assert (ready.status_code, ready.json()) == (503, {"ready": False})
+    asked = server.post("/v1/classify", model="three", input="a")
+    assert asked.status_code == 503 and asked.json()["error"]["type"] == "server_error"
+    for response in (text, ready, asked):
+        as_described(response)
+
+
+def test_what_is_sent_of_an_input_that_fails_alone() -> None:
+    item = failed_item(3, RequestError("too long", found="9 tokens", expected="at most 8"))
+    message = "too long; found: 9 tokens; expected: at most 8"
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    assert item.model_dump_json(exclude_unset=True) == json.dumps({"index": 3, "error": error}, separators=(",", ":"))
+
+
+# what is described
+
+
+def test_every_route_is_asked_here() -> None:
+    asked = [(method, path) for method, path, _ in ASKED.values() if path != "/nowhere"]
+    asked += [("POST", path) for path, _ in TOLD.values()]
+    asked += [("POST", f"/v1/admin/catalog/{act}") for act, _ in ACTS.values()]
+    asked += [("GET", path) for path in ("/v1/tasks", "/v1/admin/catalog", *TEXT_ROUTES)]
+    operations = {(method.upper(), path) for path, verbs in DOCUMENT["paths"].items() for method in verbs}
+    assert operations - {(method, declared(method, path)[0]) for method, path in asked} == ALIASES
+
+
+def test_every_route_has_a_response_model() -> None:
+    routes = [route for router in ROUTERS for route in router.routes]
+    assert len(routes) > 30 and all(isinstance(route, APIRoute) for route in routes)
+    for route in routes:
+        model = route.response_model
+        text = route.path in TEXT_ROUTES
+        assert model is str if text else issubclass(model, ApiModel), route.path
+        assert route.response_class.media_type == "text/plain" if text else True
+
+
+def test_every_body_is_described() -> None:
+    """Whole: with fields that are named, each with a type, and nothing beside them."""
+    for path, verbs in DOCUMENT["paths"].items():
+        for method, operation in verbs.items():
+            sent = {code: found["content"] for code, found in operation["responses"].items()}
+            media = "text/plain" if path in TEXT_ROUTES else "application/json"
+            assert media in sent["200"] and set(map(int, sent)) == {200, *ERROR_RESPONSES}, path
+            assert ("requestBody" in operation) == (method == "post" and not path.endswith("/reload")), path
+            held = [*sent.values(), operation.get("requestBody", {"content": {}})["content"]]
+            for kind, found in ((kind, found) for content in held for kind, found in content.items()):
+                assert kind in ("text/plain", "text/event-stream") or found["schema"]["$ref"], path
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        assert schema["type"] == "object" and schema["properties"] and schema["description"], name
+        loose = name in ("InferenceRequest", "InputTensor", "RequestedOutput")  # the protocol lets clients send more
+        assert schema.get("additionalProperties") is (None if loose else False), name
+        for field, found in schema["properties"].items():
+            assert found.keys() & {"type", "anyOf", "$ref", "const", "enum"}, f"{name}.{field}"
