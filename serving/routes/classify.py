@@ -71,12 +71,12 @@ def tagged_words(item: Any, answer: Prediction) -> list[TaggedWord]:
     Words that were cut off, where the request lets inputs be cut, have no entry.
     """
     text = next(iter(item.values())) if isinstance(item, dict) else item
-    places: list[dict[str, Any]]
     if isinstance(text, str):
         places = [{"word": m[0], "start": m.start(), "end": m.end()} for m in _WORD.finditer(text)]
     else:
         places = [{"word": word} for word in text]
-    return [TaggedWord(**place, **_label_of(word)) for place, word in zip(places, answer.words, strict=False)]
+    words: list[Any] = [{**place, **_label_of(word)} for place, word in zip(places, answer.words, strict=False)]
+    return words  # which `TaggedText` checks
 
 
 def _label_of(answer: Prediction) -> dict[str, Any]:

@@ -162,8 +162,7 @@ def _tensors(info: TaskInfo, rows: list[dict[str, str]], answers: list[Any]) -> 
     if info.spec.kind == REGRESSION:
         return [floats("score", [len(answers)], [[answer.value] for answer in answers])]
     if info.spec.kind == TOKEN_CLASSIFICATION:
-        tagged = [tagged_words(row, answer) for row, answer in zip(rows, answers, strict=True)]
-        return [json_strings("words", [[word.model_dump(exclude_unset=True) for word in words] for words in tagged])]
+        return [json_strings("words", [tagged_words(row, answer) for row, answer in zip(rows, answers, strict=True)])]
     shape = [len(answers), len(answers[0].scores)]
     return [strings("label", [a.label for a in answers]), floats("probs", shape, [a.scores for a in answers])]
 

@@ -171,7 +171,7 @@ def test_the_words_of_the_places_are_those_that_the_model_reads(text: str) -> No
     words = words_of({"text": text}, "text")
     answer = Prediction(words=tuple(Prediction(label=str(index)) for index in range(len(words))))
     tagged = tagged_words(text, answer)
-    assert [word.word for word in tagged] == words == [text[word.start : word.end] for word in tagged]
+    assert [word["word"] for word in tagged] == words == [text[word["start"] : word["end"]] for word in tagged]
 
 
 # the Open Inference Protocol
