@@ -1,6 +1,6 @@
-"""How a delta lies in delta.safetensors, and the proof that a file is one. The rules are in docs/format.md.
+"""The layout of delta.safetensors and its validation. The rules are in docs/format.md.
 
-numpy alone: a package can be proved, published and fetched where torch is not loaded.
+numpy alone: a package can be validated, published and fetched where torch is not loaded.
 """
 
 from __future__ import annotations
@@ -33,30 +33,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DeltaFileLayout:
-    """Where the parameters of a delta lie, in the order of the file: by name.
+    """How the parameters of a delta follow each other in its file."""
 
-    blocks: [parameters] blocks of each; last_size: [parameters] entries of its last block.
-    """
-
-    names: tuple[str, ...]
-    blocks: NDArray[np.int64]
-    last_size: NDArray[np.int64]
+    names: tuple[str, ...]  # sorted
+    blocks: NDArray[np.int64]  # [parameters] blocks of 65,536 entries that each has
+    last_size: NDArray[np.int64]  # [parameters] entries of its last block
 
 
 @dataclass(frozen=True)
 class StoredDelta:
-    """The arrays of a proved file, views of its bytes.
-
-    indices: [n] uint16; counts: [blocks] int32; values: [n] as stored, bfloat16 as its bits in uint16;
-    scales: [groups] float32, for int8 alone; nnz: [parameters] int64.
-    """
+    """The arrays of a validated file; views of its bytes."""
 
     layout: DeltaFileLayout
-    indices: NDArray[np.uint16]
-    counts: NDArray[np.int32]
-    values: NDArray[Any]
-    scales: NDArray[np.float32] | None
-    nnz: NDArray[np.int64]
+    indices: NDArray[np.uint16]  # [n] offsets inside their blocks
+    counts: NDArray[np.int32]  # [blocks] entries of each block
+    values: NDArray[Any]  # [n] as stored; bfloat16 as its bits in uint16
+    scales: NDArray[np.float32] | None  # [groups] for int8; else None
+    nnz: NDArray[np.int64]  # [parameters] entries of each parameter
 
     def positions(self) -> NDArray[np.int64]:
         """[n] the flat position of each entry inside its parameter."""
@@ -100,9 +93,9 @@ def group_sizes(nnz: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def validate_delta(data: bytes, shapes: Mapping[str, tuple[int, ...]], value_dtype: str) -> StoredDelta:
-    """Prove the bytes of a file against sections 4 and 5 of the format; raises `FormatError`.
+    """Validate the bytes of a file against sections 4 and 5 of the format; raises `FormatError`.
 
-    `shapes` gives the whole parameters' shapes, as the manifest states them. Needs no more memory than half of `data`.
+    shapes: of the whole parameters, as the manifest states them. Needs no more memory than half of `data`.
     """
     check_kinds("add", value_dtype)
     if not shapes:

@@ -1,4 +1,4 @@
-"""Every exception that sparsehub raises for something a user can cause or mend.
+"""Every exception that sparsehub raises for something a user can cause or fix.
 
 SparsehubError
 ├── UsageError                 a command or call was asked for something it cannot do
@@ -7,25 +7,25 @@ SparsehubError
 │   ├── DeltaError             ... the sparse part
 │   ├── ManifestError          ... sparsehub.json
 │   └── IntegrityError         ... bytes that differ from the digest that was promised
-├── BackboneError              the backbone cannot be loaded or is of a kind we refuse
+├── BackboneError              the backbone cannot be loaded, or is of a kind that is not supported
 │   └── BackboneMismatchError  a package was made for other weights
 ├── DataError                  a data set, a row or a label that cannot be used
 ├── HubError                   a hub could not do what was asked
 │   ├── NotFoundError          no such task or version
 │   ├── VersionExistsError     a published version is never written twice
-│   ├── ConflictError          somebody else moved a channel meanwhile
-│   └── UnreachableError       no answer, or one that broke off: worth another try
-├── TrustError                 a package is not signed by anyone whom the policy trusts
+│   ├── ConflictError          a channel was moved meanwhile by another client
+│   └── UnreachableError       no answer, or one that broke off: try again later
+├── TrustError                 a package is not signed as the policy demands
 ├── AccessError                an endpoint does not let this caller do that
-│   ├── UnauthenticatedError   no key, or one that nobody knows
-│   ├── ForbiddenError         the key is not for this
+│   ├── UnauthenticatedError   no key, or an unknown one
+│   ├── ForbiddenError         the key does not allow this
 │   └── RateLimitError         the key's or the task's rate is used up; carries `retry_after` in seconds
 └── EngineError                a running engine could not answer
     ├── RequestError           the request itself is at fault
     ├── UnknownTaskError       no such task is served here
-    ├── QueueFullError         too much is waiting; carries `retry_after` in seconds
-    ├── CancelledError         the caller left, or the deadline passed
-    ├── StoppingError          the engine is being stopped: another replica may answer
+    ├── QueueFullError         too many requests are queued; carries `retry_after` in seconds
+    ├── CancelledError         the caller disconnected, or the deadline passed
+    ├── StoppingError          the engine is shutting down: another replica may answer
     └── UnhealthyError         the base weights could not be put back; no more work is taken
 """
 
@@ -86,7 +86,7 @@ class IntegrityError(FormatError):
 
 
 class BackboneError(SparsehubError):
-    """The backbone cannot be loaded or is of a kind we refuse."""
+    """The backbone cannot be loaded, or is of a kind that is not supported."""
 
 
 class BackboneMismatchError(BackboneError):
@@ -110,7 +110,7 @@ class VersionExistsError(HubError):
 
 
 class ConflictError(HubError):
-    """Somebody else moved a channel since it was read; nothing was changed."""
+    """Another client moved a channel since it was read; nothing was changed."""
 
 
 class UnreachableError(HubError):
@@ -118,7 +118,7 @@ class UnreachableError(HubError):
 
 
 class TrustError(SparsehubError):
-    """A package is not signed as the policy demands, by anyone whom it trusts; nothing of it is used."""
+    """A package is not signed as the policy demands; nothing of it is used."""
 
 
 class AccessError(SparsehubError):
@@ -130,7 +130,7 @@ class UnauthenticatedError(AccessError):
 
 
 class ForbiddenError(AccessError):
-    """The key is good, but not for this."""
+    """The key is valid, but does not allow this."""
 
 
 class RateLimitError(AccessError):
@@ -162,7 +162,7 @@ class UnknownTaskError(EngineError):
 
 
 class QueueFullError(EngineError):
-    """Too much is waiting. `retry_after` is the suggested wait in seconds."""
+    """Too many requests are queued. `retry_after` is the suggested wait in seconds."""
 
     def __init__(self, problem: str, *, retry_after: float, fix: str | None = None):
         super().__init__(problem, fix=fix)
@@ -170,11 +170,11 @@ class QueueFullError(EngineError):
 
 
 class CancelledError(EngineError):
-    """The caller left, or the deadline passed, before the answer was ready."""
+    """The caller disconnected, or the deadline passed, before the answer was ready."""
 
 
 class StoppingError(EngineError):
-    """The engine is being stopped: it takes nothing new, and what it could not finish in time is handed back."""
+    """The engine is shutting down: it accepts no new requests, and ends those that it cannot finish in time."""
 
     def __init__(
         self,
@@ -188,4 +188,4 @@ class StoppingError(EngineError):
 
 
 class UnhealthyError(EngineError):
-    """The base weights could not be put back; the engine takes no more work."""
+    """The base weights could not be restored; the engine accepts no more requests."""

@@ -1,4 +1,4 @@
-"""Optional dependencies: imported where they are used, missed with the exact install line."""
+"""Import optional dependencies where they are used; a missing one is an error with the line that installs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, hashed, and JSON in one canonical form."""
+"""Atomic files, sha256 digests and strict, canonical JSON, for everything that is stored."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TEMPORARY_PREFIX = ".sparsehub-tmp-"
 
 
 def cache_root() -> Path:
-    """Where sparsehub keeps what it can make again: $SPARSEHUB_CACHE, or ~/.cache/sparsehub."""
+    """The cache folder: $SPARSEHUB_CACHE, or ~/.cache/sparsehub. Everything in it can be made again."""
     return Path(os.environ.get("SPARSEHUB_CACHE") or Path.home() / ".cache" / "sparsehub")
 
 
 def sha256_bytes(data: bytes | bytearray) -> str:
-    """The digest of `data` as it is written everywhere: `sha256:` and 64 hex digits."""
+    """The digest of `data`: `sha256:` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
@@ -45,7 +45,7 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """One value, one byte string: sorted keys, UTF-8, no spaces. A dataclass is the object of its fields.
+    """The canonical JSON of a value: sorted keys, UTF-8, no spaces. A dataclass is the object of its fields.
 
     Raises `FormatError` for what JSON or UTF-8 cannot hold: NaN, infinities, half of a surrogate pair.
     """
@@ -110,7 +110,7 @@ def strict_json(data: bytes, what: str, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 def fsync(path: Path) -> None:
-    """Make what was written to a file or a folder last through a power cut."""
+    """Flush a file or a folder to disk, so that it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when somebody asks for them."""
+"""Lazy imports for packages: a name's module is imported when the name is first used, so that torch loads late."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the process holds beside what it uses."""
+"""Return freed memory to the operating system, for training, selection and extraction."""
 
 from __future__ import annotations
 

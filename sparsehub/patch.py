@@ -1,4 +1,4 @@
-"""A delta made ready for one arena: flat positions, the values to add, and the base values to put back."""
+"""A delta made ready for one arena, as the engine applies it: positions, values to add, base values to put back."""
 
 from __future__ import annotations
 
@@ -17,22 +17,20 @@ from sparsehub.kernels import gather, position_dtype, scatter_add_, scatter_copy
 
 @dataclass(frozen=True)
 class Segment:
-    """The part of a patch that lies in one buffer of the arena, on the buffer's device.
+    """The part of a patch that belongs to one buffer of the arena, on the buffer's device."""
 
-    positions: [k] int32 or int64, sorted; values: [k] float32 to add, or the buffer's dtype to set; base: [k] buffer's
-    dtype.
-    """
-
-    dtype: torch.dtype
-    positions: Tensor
-    values: Tensor
-    base: Tensor
+    dtype: torch.dtype  # of the buffer
+    positions: Tensor  # [k] int32 or int64, sorted
+    values: Tensor  # [k] float32 to add, or in the buffer's dtype to set
+    base: Tensor  # [k] in the buffer's dtype: what is there without the patch
 
 
 @dataclass(frozen=True)
 class Patch:
-    segments: tuple[Segment, ...]
-    value_kind: str
+    """A delta bound to an arena: `apply_patch` and `restore_patch` switch a task on and off."""
+
+    segments: tuple[Segment, ...]  # one a dtype
+    value_kind: str  # `add` or `set`
 
     @functools.cached_property
     def nnz(self) -> int:
@@ -45,13 +43,10 @@ class Patch:
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """A delta laid out for an arena, in host memory, before anything was read from the arena.
+    """A delta laid out for an arena, in host memory: what residency keeps of a task that is not on the device."""
 
-    parts: per dtype of the arena (positions [k], values [k]), as `Segment` has them.
-    """
-
-    parts: Mapping[torch.dtype, tuple[Tensor, Tensor]]
-    value_kind: str
+    parts: Mapping[torch.dtype, tuple[Tensor, Tensor]]  # by the arena's dtype: positions and values of a `Segment`
+    value_kind: str  # `add` or `set`
 
     @property
     def nnz(self) -> int:
@@ -67,12 +62,18 @@ Read = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_patch(backbone: Backbone, delta: Delta) -> Patch:
-    """Gather the base values once. The arena must be unpatched; raises where the delta does not fit it."""
+    """The patch of a delta. No other patch may be applied, since the base values are read.
+
+    Raises `BackboneMismatchError` or `DeltaError` where the delta does not fit the arena.
+    """
     return bind(lay_out(backbone.arena, delta), backbone.arena)
 
 
 def lay_out(arena: Arena, delta: Delta) -> PatchLayout:
-    """Raises `BackboneMismatchError` or `DeltaError` where the delta does not fit the arena."""
+    """Turn positions inside parameters into positions inside the arena's buffers.
+
+    Raises `BackboneMismatchError` or `DeltaError` where the delta does not fit the arena.
+    """
     slots = {name: _slot(arena, name, delta) for name in delta.parameters}
     dtypes = sorted({slot.dtype for slot in slots.values()}, key=str)
     return PatchLayout({dtype: _part(arena, dtype, slots, delta) for dtype in dtypes}, delta.value_kind)
@@ -125,6 +126,6 @@ def apply_patch(arena: Arena, patch: Patch) -> None:
 
 
 def restore_patch(arena: Arena, patch: Patch) -> None:
-    """Put the saved base values back, bit for bit; also right after an apply that broke off half-way."""
+    """Put the saved base values back, bit for bit; safe too after an apply that failed half-way."""
     for segment in patch.segments:
         scatter_copy_(arena.buffers[segment.dtype], segment.positions, segment.base)

@@ -1,4 +1,7 @@
-"""Plain dictionaries into frozen dataclasses, strictly: types are checked, unknown keys named with the nearest one."""
+"""Build frozen dataclasses from parsed JSON or YAML, strictly: manifests, channels, keys, catalogues.
+
+Types are checked, and an unknown key is an error that names the nearest known one.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _is_plain(hint: Any, value: object) -> bool:
-    """Whether a value can stay what it is: nearly all can, and naming the place of each would cost most of the time."""
+    """Whether a value can stay as it is. Nearly all can, and naming the place of each would take most of the time."""
     return type(value) is hint and hint in _PLAIN
 
 

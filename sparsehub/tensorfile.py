@@ -1,8 +1,8 @@
-"""safetensors files, with the checks that the library leaves out.
+"""Read and write safetensors files, with the checks that the library leaves out.
 
-The library accepts duplicate keys, absurd shapes and any tensor name. Everything that came from elsewhere goes
-through `read_header` or `parse_header` first: sizes, dtypes, shapes and offsets are proved before one byte of data is
-touched. torch is imported by the functions that make tensors, and by no other.
+The library accepts duplicate keys, absurd shapes and any tensor name. Files from elsewhere go through `read_header` or
+`parse_header` first: sizes, dtypes, shapes and offsets are validated before one byte of data is touched. Only the
+functions that make tensors import torch.
 """
 
 from __future__ import annotations
@@ -36,27 +36,29 @@ _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
 # The bits that are all set in what is not finite: the exponent, or in E4M3, which has no infinities, everything.
 _NOT_FINITE = {"F64": 0x7FF0_0000_0000_0000, "F32": 0x7F80_0000, "F16": 0x7C00, "BF16": 0x7F80, "F8_E4M3": 0x7F,
                "F8_E5M2": 0x7C}  # fmt: skip
-_CHUNK = 1 << 20  # entries looked at in one go
+_CHUNK = 1 << 20  # entries checked at once
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file. `start` and `stop` are byte positions in the whole file."""
+    """One tensor of a file."""
 
-    dtype: str
+    dtype: str  # as safetensors spells it: F32, BF16, ...
     shape: tuple[int, ...]
-    start: int
-    stop: int
+    start: int  # first byte of its data, counted from the start of the file
+    stop: int  # the byte after its last
 
 
 @dataclass(frozen=True)
 class Header:
-    entries: Mapping[str, TensorEntry]
+    """The validated header of a file."""
+
+    entries: Mapping[str, TensorEntry]  # by tensor name
     metadata: Mapping[str, str]
 
 
 def read_header(path: Path) -> Header:
-    """Parse and prove a file's header; raises `FormatError`. Nothing of the data is read."""
+    """Parse and validate a file's header; raises `FormatError`. No data is read."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -73,7 +75,7 @@ def read_header(path: Path) -> Header:
 
 
 def parse_header(data: bytes, what: str) -> Header:
-    """The proved header of a file that is in memory; raises `FormatError`. Its JSON is held to a package's limits."""
+    """The validated header of a file in memory; raises `FormatError`. Its JSON is held to a package's limits."""
     length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else len(data)
     if length > len(data) - 8:
         raise FormatError(f"{what} is truncated or not safetensors", found=f"a header of {length} in {len(data)} bytes")
@@ -103,7 +105,7 @@ def not_finite_at(array: NDArray[Any], dtype: str) -> int | None:
 
 
 def parse_table(table: object, *, data_start: int, size: int, what: str) -> Header:
-    """Prove a header table: known dtypes, sane shapes, data without holes or overlaps, ending with the file."""
+    """Validate a header table: known dtypes, sane shapes, data without holes or overlaps, ending with the file."""
     if not isinstance(table, dict):
         raise FormatError(f"the header of {what} is not an object")
     metadata = table.pop("__metadata__", {})
@@ -143,12 +145,12 @@ def _are_counts(value: object) -> bool:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file, proved, on the CPU; raises `FormatError`."""
+    """Every tensor of a file, on the CPU, after validation; raises `FormatError`."""
     return parse_tensors(path.read_bytes(), path.name)
 
 
 def parse_tensors(data: bytes, what: str) -> dict[str, Tensor]:
-    """Every tensor of a file that is in memory, proved, on the CPU; raises `FormatError`."""
+    """Every tensor of a file in memory, on the CPU, after validation; raises `FormatError`."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -1,4 +1,4 @@
-"""A shared pretrained model: where it comes from (`checkpoint`), its flat memory (`arena`), both (`backbone`)."""
+"""The shared pretrained model: its files (`checkpoint`), its flat memory (`arena`), the loaded model (`backbone`)."""
 
 from sparsehub.backbone.arena import Arena, Slot
 from sparsehub.backbone.backbone import Backbone, dtype_named, load_backbone, reload

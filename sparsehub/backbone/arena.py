@@ -1,4 +1,7 @@
-"""All floating parameters of a model in one contiguous buffer per dtype; the module's parameters become views of it."""
+"""The arena: all floating parameters of a model in one contiguous buffer per dtype, of which they become views.
+
+One index operation on a buffer then changes a whole model, and the memory never moves.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,20 @@ ALIGNMENT_BYTES = 64
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one parameter lies. offset and numel count entries of the buffer of `dtype`."""
+    """Where one parameter is in the arena."""
 
-    dtype: torch.dtype
-    offset: int
+    dtype: torch.dtype  # of the buffer that holds it
+    offset: int  # its first entry in that buffer
     shape: tuple[int, ...]
-    numel: int
+    numel: int  # entries
 
 
 @dataclass(frozen=True)
 class Arena:
-    """buffers: per dtype one [n] tensor on one device; slots: by parameter name, tied names share their place."""
+    """The parameters of a backbone as flat buffers; patches are applied to it."""
 
-    buffers: Mapping[torch.dtype, Tensor]
-    slots: Mapping[str, Slot]
+    buffers: Mapping[torch.dtype, Tensor]  # one [n] tensor a dtype, all on one device
+    slots: Mapping[str, Slot]  # by parameter name; tied names share their place
 
     @property
     def numel(self) -> int:

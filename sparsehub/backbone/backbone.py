@@ -1,4 +1,4 @@
-"""A transformers model whose parameters live in an arena, with the identity of its checkpoint."""
+"""Load a transformers model whose parameters are in an arena, with the identity of its checkpoint."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ _LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 
 @dataclass(frozen=True)
 class Backbone:
-    """module: the transformers base model, its parameters views of `arena`; checkpoint: which weights they are.
+    """The shared model, as training, extraction and the engine use it."""
 
-    digests: per arena parameter the digest of the stored tensor it was loaded from; language_model: the whole model
-    around `module`, where the checkpoint is of a causal language model: its output layer is in the arena too.
-    """
-
-    module: nn.Module
+    module: nn.Module  # transformers' base model; its parameters are views of `arena`
     arena: Arena
-    checkpoint: Checkpoint
-    digests: Mapping[str, str]
+    checkpoint: Checkpoint  # which weights they are
+    digests: Mapping[str, str]  # by arena parameter: `sha256:...` of the stored tensor it was loaded from
+    # The whole model around `module`, where the checkpoint is of a causal language model: its output layer is in the
+    # arena too.
     language_model: nn.Module | None = None
 
     @property
     def whole(self) -> nn.Module:
-        """The module that reads every place of the arena."""
+        """The module that has every parameter of the arena: the language model where there is one."""
         return self.module if self.language_model is None else self.language_model
 
     @property
@@ -131,7 +129,7 @@ def load_module(
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of a missing head is expected here, and is no news to a user
+    logging.set_verbosity_error()  # its warning of a missing head is expected here and tells a user nothing
     progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

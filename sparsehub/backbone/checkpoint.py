@@ -1,4 +1,4 @@
-"""A checkpoint as stored: where its files are, and the digests that say which weights they hold."""
+"""Find a checkpoint's files, and compute the digests that identify its weights."""
 
 from __future__ import annotations
 
@@ -27,18 +27,14 @@ _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A backbone's files.
+    """A backbone's files and their identity; packages refer to it by `fingerprint`."""
 
-    id: as the user named it; revision: the commit, where the files came from a hub; digests: `sha256:...` by
-    tensor name; fingerprint: one digest over all names, shapes, dtypes and bytes; dtype: of most stored bytes.
-    """
-
-    id: str
-    revision: str
+    id: str  # as the user named it
+    revision: str  # the commit, where the files came from a hub; else empty
     folder: Path
-    digests: Mapping[str, str]
-    fingerprint: str
-    dtype: str
+    digests: Mapping[str, str]  # `sha256:...` by tensor name
+    fingerprint: str  # one digest over all names, shapes, dtypes and bytes
+    dtype: str  # of most stored bytes: float32, ...
 
 
 def open_checkpoint(reference: str, revision: str | None = None) -> Checkpoint:
@@ -164,4 +160,4 @@ def _try_write(path: Path, data: bytes) -> None:
     try:
         write_file(path, data)
     except OSError:
-        pass  # a read-only home costs a second hashing, not a failure
+        pass  # where the cache cannot be written, the next run hashes again

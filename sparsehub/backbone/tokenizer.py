@@ -1,4 +1,4 @@
-"""The checkpoint's own tokenizer, ready to pad."""
+"""Load a checkpoint's own tokenizer, with a padding token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sparse change of a backbone: what it is (`delta`), how it lies on disk (`io`), how two compare (`overlap`)."""
+"""The sparse change of a backbone: what it is (`delta`), its file (`serialization`), how two compare (`overlap`)."""
 
 from sparsehub.delta.delta import Delta, ParameterDelta, value_dtypes
 from sparsehub.delta.overlap import Overlap, overlap

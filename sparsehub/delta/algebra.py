@@ -1,4 +1,4 @@
-"""Arithmetic on deltas: pure functions, delta in, delta out, nothing of a model.
+"""Arithmetic on deltas, for conversion and for compositions of tasks: pure functions, delta in, delta out.
 
 All of them work on `add` deltas, entry by entry, in float32; parameters are matched by name. An entry that comes out as
 zero is left out, so `difference(a, a)` holds no parameter at all.

@@ -1,4 +1,4 @@
-"""A delta: per parameter, which entries change and by how much."""
+"""A delta in memory: per parameter, which entries change and by how much."""
 
 from __future__ import annotations
 
@@ -23,14 +23,11 @@ value_dtypes: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class ParameterDelta:
-    """The changed entries of one parameter.
+    """The changed entries of one parameter."""
 
-    shape: of the whole parameter; indices: [n] int64, flat, strictly increasing; values: [n] floating.
-    """
-
-    shape: tuple[int, ...]
-    indices: Tensor
-    values: Tensor
+    shape: tuple[int, ...]  # of the whole parameter
+    indices: Tensor  # [n] int64, flat, strictly increasing
+    values: Tensor  # [n] floating
 
     @property
     def numel(self) -> int:
@@ -39,14 +36,11 @@ class ParameterDelta:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a task changes in its backbone.
-
-    value_kind `add`: W = W0 + value; `set`: W = value. value_dtype: how values are stored on disk; with `int8` the
-    `values` here are already the float32 products of integer and scale.
-    """
+    """What a task changes in its backbone: made by training and `extract`, stored in a package, applied as a patch."""
 
     parameters: Mapping[str, ParameterDelta]
-    value_kind: str = "add"
+    value_kind: str = "add"  # `add`: W = W0 + value; `set`: W = value
+    # How values are stored on disk; with `int8`, `values` are already the float32 products of integer and scale.
     value_dtype: str = "float16"
 
     @property
@@ -55,7 +49,7 @@ class Delta:
 
 
 def check_delta(delta: Delta) -> None:
-    """Prove what the types cannot say; raises `DeltaError` and names the parameter."""
+    """Validate what the types cannot say; raises `DeltaError` and names the parameter."""
     check_kinds(delta.value_kind, delta.value_dtype)
     if not delta.parameters:
         raise DeltaError("the delta changes nothing", expected="at least one parameter with one entry")

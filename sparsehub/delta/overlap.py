@@ -1,4 +1,4 @@
-"""How much two deltas have in common."""
+"""How much two deltas have in common, for `sparsehub diff` and the console."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sparsehub.delta.delta import Delta, ParameterDelta
 
 @dataclass(frozen=True)
 class Overlap:
-    """Entries that two deltas change. shared: both do; either: at least one does; agreeing: both, in one direction."""
+    """How many entries two deltas change."""
 
-    shared: int
-    either: int
-    agreeing: int
+    shared: int  # that both change
+    either: int  # that at least one changes
+    agreeing: int  # that both change in the same direction
 
     @property
     def jaccard(self) -> float:

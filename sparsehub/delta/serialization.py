@@ -55,12 +55,12 @@ def _cast(name: str, delta: Delta) -> Tensor:
 
 
 def read_delta(path: Path, shapes: Mapping[str, tuple[int, ...]], value_kind: str, value_dtype: str) -> Delta:
-    """Read and prove a delta. `shapes` gives the whole parameters' shapes, as the manifest states them."""
+    """Read and validate a delta; raises `FormatError`. shapes: of the whole parameters, as the manifest states them."""
     return parse_delta(path.read_bytes(), shapes, value_kind, value_dtype)
 
 
 def parse_delta(data: bytes, shapes: Mapping[str, tuple[int, ...]], value_kind: str, value_dtype: str) -> Delta:
-    """The delta in the bytes of a file, proved; raises `FormatError`. It keeps nothing of `data`."""
+    """The delta in the bytes of a file, validated; raises `FormatError`. It keeps no reference to `data`."""
     check_kinds(value_kind, value_dtype)
     stored = validate_delta(data, shapes, value_dtype)
     positions, values = torch.from_numpy(stored.positions()), _values(stored, value_dtype)

@@ -1,4 +1,4 @@
-"""Writing delta.safetensors without ever handle the delta: for changes of almost every weight of a large model."""
+"""Write delta.safetensors piece by piece, for `extract` of large checkpoints in which almost every weight changed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _ALIGNMENT = 8
 
 
 class DeltaWriter:
-    """Takes parameters one after another, by name, in pieces; keeps what they add up to in two files beside `path`.
+    """Writes a delta without holding it in memory: parameters are added one by one, in order of their names.
 
-    value_dtype: float32, float16 or bfloat16. Only the blocks' counts stay in memory: 4 bytes for 65,536 entries.
+    value_dtype: float32, float16 or bfloat16. Values and indices wait in two temporary files beside `path` until
+    `finish`; only the blocks' counts stay in memory, 4 bytes for 65,536 entries.
     """
 
     def __init__(self, path: Path, value_dtype: str):
@@ -86,7 +87,7 @@ class DeltaWriter:
                 shutil.copyfileobj(part, out, CHUNK)
 
     def _header(self) -> bytes:
-        """Counts first, then values, then indices: none is less aligned than what lies behind it."""
+        """Counts first, then values, then indices: each is aligned at least as its own dtype needs."""
         n, table, start = sum(self.nnz.values()), {}, 0
         for name, dtype, length, size in (
             ("counts", "I32", sum(map(len, self._counts.values())), 4),

@@ -1,10 +1,14 @@
-"""The only door to the kernels: tensors in, tensors out, no knowledge of deltas or tasks.
+"""The kernels' public interface, used by patches and the engine: tensors in, tensors out, no deltas and no tasks.
+
+Each function runs in C++ (`native`), in Triton (`triton_ops`) or in torch (`torch_ops`), by the tensor's device and
+dtype and by what is installed; `reference` is the definition that tests compare all of them with.
 
 Gather and scatter take a one-dimensional, contiguous `arena` and one-dimensional, contiguous `positions` into it.
 Positions are int64 or int32, strictly increasing and in range: the caller has checked that, the kernels do not.
 
-The sparse kernels add, for the tokens of each task in a batch, what its sparse change of a matrix gives. Their
-tensors are contiguous; indices are in range, which the caller has checked too.
+The sparse kernels add, for the tokens of each task in a batch, the product with the task's sparse change of a matrix.
+A task is named by its slot, its place in the batch's list of tasks. Tensors are contiguous; indices are in range, which
+the caller has checked too.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 def compress(positions: Tensor, values: Tensor, rows: int, width: int, *, transposed: bool = False) -> SparseChange:
-    """Entries of a matrix [rows, width] by their flat positions, as dW in compressed rows.
+    """Entries of a matrix [rows, width] by their flat positions, as dW in compressed sparse rows (CSR).
 
     positions: [k] int32 or int64, strictly increasing and in range; values: [k] float32. transposed: dW is the matrix's
     transpose, [width, rows].
@@ -97,9 +101,9 @@ def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
-    """y[i] += dW_t[ids[i]] for every token i of every segment, t its slot; db plays no part.
+    """y[i] += dW_t[ids[i]] for every token i of every segment, t its slot: an embedding's change; db is not read.
 
-    y: [tokens, width] float32, float16 or bfloat16; ids: [tokens] int64; dW_t: [ids there are, width].
+    y: [tokens, width] float32, float16 or bfloat16; ids: [tokens] int64; dW_t: [vocabulary, width].
     """
     _kernels(y, sparse=True).sparse_lookup_(y, ids, segments, changes)
 
@@ -136,6 +140,7 @@ def position_dtype(arena: Tensor) -> torch.dtype:
 
 
 def _kernels(tensor: Tensor, *, sparse: bool = False) -> ModuleType:
+    """The module whose kernels run on this tensor."""
     if tensor.is_cuda:
         return _gpu()
     takes = native.takes_matrix if sparse else native.takes

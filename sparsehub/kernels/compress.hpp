@@ -1,4 +1,4 @@
-// Flat positions of a matrix to compressed rows, or to those of its transpose.
+// Flat positions of a matrix to compressed sparse rows (CSR), or to those of its transpose.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ void compress(const P* positions, const float* values, int64_t count, int64_t ro
     while (row < rows) starts[++row] = static_cast<int32_t>(count);
 }
 
-// The same of the transpose: starts [width + 1], columns are the matrix's rows. A counting sort, stable.
+// The same for the transpose: starts [width + 1], columns are the matrix's rows. A counting sort, stable.
 template <class P, class C>
 void compress_transposed(const P* positions, const float* values, int64_t count, int64_t width, int32_t* starts,
                          C* columns, float* out_values) {
@@ -43,9 +43,9 @@ void compress_transposed(const P* positions, const float* values, int64_t count,
     starts[0] = 0;
 }
 
-// order [rows]: the rows of every tile, counted from its first, by falling number of entries. A loop over a row's entries
-// ends where the branch predictor did not expect it whenever the row before had another number of them; in this order
-// that happens once for each number. A counting sort; rows of many entries are all alike, they are worth a surprise.
+// order [rows]: the rows of every tile, counted from its first, by falling number of entries. The end of a loop over a
+// row's entries is mispredicted whenever the row before had another number of them; in this order that happens once for
+// each number. A counting sort; rows of many entries go into one bin, since beside their sums a misprediction costs little.
 inline void order_rows(const int32_t* starts, int64_t rows, uint8_t* order) {
     constexpr int MANY = 31;
     const auto kind = [&](int64_t r) { return MANY - std::min(MANY, starts[r + 1] - starts[r]); };

@@ -64,7 +64,7 @@ bool by_column(int bytes, F f) {
     }
 }
 
-// Lets go of the interpreter and runs `work`, which says whether it knew the types.
+// Releases the GIL and runs `work`, which says whether it knew the types.
 template <class Work>
 PyObject* run(Work work) {
     bool known = false;

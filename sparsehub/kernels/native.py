@@ -1,7 +1,7 @@
-"""The kernels in C++ for the CPU: the contracts of `torch_ops`, at the speed of memory.
+"""The kernels in C++ for the CPU, called by `sparsehub.kernels`, which states their contracts.
 
-The extension is built at install where there is a compiler. `available` says whether it is here; the door then falls
-back to torch, with one line in the log.
+The extension is built at install where there is a compiler. Where it was not, `takes` and `takes_matrix` are False, one
+warning is logged, and `sparsehub.kernels` uses torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def extension() -> ModuleType | None:
 
 
 def takes(arena: Tensor) -> bool:
-    """Whether these kernels run on this arena."""
+    """Whether gather and scatter run on this arena."""
     module = extension()
     if module is None or arena.device.type != "cpu":
         return False
@@ -73,7 +73,7 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int) -> None:
-    # Wrong here would be a write into foreign memory, so what costs nothing is looked at again.
+    # A mistake here would write into memory that is not the arena's, so what costs nothing is checked again.
     assert arena.is_contiguous() and positions.is_contiguous() and len(values) == len(positions)
     getattr(_module(), name)(
         arena.data_ptr(),
@@ -87,7 +87,7 @@ def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int
 
 
 def compress(positions: Tensor, values: Tensor, rows: int, width: int, transposed: bool = False) -> SparseChange:
-    """Entries by flat position to compressed rows."""
+    """Entries by flat position to compressed sparse rows."""
     assert positions.is_contiguous() and values.is_contiguous() and values.dtype == torch.float32
     out, inside = (width, rows) if transposed else (rows, width)
     starts = torch.empty(out + 1, dtype=torch.int32)
@@ -110,7 +110,7 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
     return SparseChange((out, inside), starts, columns, sorted_values, order=order)
 
 
-# Called for every module of every mixed batch: what is looked at again costs less than a microsecond.
+# Called for every module of every mixed batch: the asserts cost less than a microsecond.
 
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
@@ -121,8 +121,8 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
 
 def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map."""
-    # torch, too, copies b to every row of y and adds the product to that: with dW x + db in the copy, what a change
-    # costs is its sums alone. Of two bytes, torch's product is fastest when it adds b itself.
+    # torch, too, copies b to every row of y and adds the product to that. Writing b + dW x + db there in its place
+    # leaves only the sums of the changes as extra cost. For 16-bit types torch is fastest when it adds b itself.
     fresh = x.dtype == torch.float32
     ys: list[Tensor] = []
     table: list[int] = []
@@ -141,7 +141,7 @@ def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
 
 
 def _sparse_linear(x: Tensor, maps: Sequence[int], segments: Segments, *, fresh: bool) -> None:
-    """maps: for each `struct Map` of sparse.hpp. fresh: y[i] = b + ..., whatever y holds, not y[i] += ..."""
+    """maps: the fields of `struct Map` in sparse.hpp, map after map. fresh: y[i] = b + ... in place of y[i] += ..."""
     assert x.is_contiguous()
     width, table = x.shape[-1], array("q", maps)
     _module().sparse_linear(
@@ -220,5 +220,5 @@ def _norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: 
 
 def _module() -> ModuleType:
     module = extension()
-    assert module is not None  # the door comes here only where `takes` said yes
+    assert module is not None  # `sparsehub.kernels` calls these functions only where `takes` is True
     return module

@@ -1,4 +1,4 @@
-// What a norm does for the tokens of each task: its own scale and shift, alone or after the norm itself.
+// LayerNorm and RMSNorm of a mixed batch: each token with its own task's scale and shift, alone or after the norm itself.
 #pragma once
 
 #include <cmath>

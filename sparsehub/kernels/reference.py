@@ -1,4 +1,4 @@
-"""Plain loops: the definition that every other kernel is tested against."""
+"""The kernels as plain loops, mostly in float64: the definition that tests compare every other kernel with."""
 
 from __future__ import annotations
 

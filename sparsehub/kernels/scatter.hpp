@@ -9,7 +9,7 @@
 
 constexpr int64_t AHEAD = 128;    // entries between a prefetch and its use: many times what a cache miss takes
 constexpr int SECOND_LEVEL = 2;   // prefetches go to the second cache: it waits for more lines at once than the first
-constexpr int64_t ALONE = 16384;  // below this many entries a second thread costs more than it brings
+constexpr int64_t ALONE = 16384;  // entries below which a second thread costs more than it saves
 
 // Runs body(i) for every i below count; place(i) is the address that it will touch, fetched ahead of time. Each thread
 // has one stretch, always the same. Backwards it begins at the end: a restore then finds what the apply before it

@@ -1,10 +1,10 @@
-// y[rows] += x[rows] dW' + db, a dW and a db for each task of a batch; or y[rows] = b + x[rows] dW' + db ("fresh"), for
-// a product that is added to it afterwards: that way y is written once, not written with b, read and written again.
+// y[rows] += x[rows] dW' + db, with a dW and a db for each task of a batch; or y[rows] = b + x[rows] dW' + db ("fresh"), to
+// which the caller then adds the product x W: that way y is written once, not written with b, read and written again.
 //
-// Tokens of one task go in blocks of 8, 16 or 32. A block is turned feature-major ("packed") right before it is used,
-// into memory that stays in the thread's own cache, so that an entry of dW is one multiply-add over whole vectors: no
-// gathers, no atomics, sums in registers. A few tokens are not worth it. Maps that share their input (query, key and
-// value) go through a block one after the other, while it is packed.
+// Tokens of one task are taken in blocks of 8, 16 or 32. A block is transposed to feature-major order ("packed") right
+// before it is used, into memory that stays in the thread's cache, so that an entry of dW is one multiply-add over whole
+// vectors: no gathers, no atomics, sums in registers. Blocks of a few tokens are not packed. Maps that share their input
+// (query, key and value) use a packed block one after the other.
 #pragma once
 
 #include <algorithm>
@@ -16,13 +16,13 @@
 
 constexpr int FEW = 4;       // tokens of a block below which it is not packed
 constexpr int WIDEST = 32;   // tokens of the largest block
-constexpr int64_t SHORT = 24; // entries of a row, on the average of a tile, up to which rows are summed together
+constexpr int64_t SHORT = 24; // mean entries of a tile's rows up to which the rows are summed together
 
 struct Map {  // one of the maps that share x: its y [tokens, out], b [out] where FRESH (or 0), the changes by task
     int64_t out, b, y, matrices;
 };
 
-struct Part {  // of the rows of a map, which several threads share out by whole tiles
+struct Part {  // some of a map's rows, whole tiles of them: what one thread computes
     int64_t index, parts;
 
     INLINE std::pair<int64_t, int64_t> of(int64_t out) const {
@@ -47,7 +47,7 @@ INLINE void pack_block(const T* x, int64_t in, int64_t count, float* packed) {
     }
 }
 
-// tile [rows, W]: the sums of rows first to last of dW over a packed block, from b on where there is one.
+// tile [rows, W]: the products of rows first to last of dW with a packed block, plus b where there is one.
 template <class V, int N, class C, class T>
 INLINE void sum_rows(const Matrix& m, const T* b, const float* packed, int64_t first, int64_t last, float* tile) {
     constexpr int W = sizeof(V) / sizeof(float) * N;
@@ -88,10 +88,10 @@ INLINE void add_tile(T* y, int64_t out, int64_t count, int64_t first, int64_t la
         }
 }
 
-// y [out] += the sums of rows first to last of dW over one token. Rows have few entries, and no two the same number: a
-// loop that ends where the row does is mispredicted at every row, which costs more than the sums. So all products are
-// summed up in one go, two halves side by side because an addition waits for the one before it, and a row's sum is the
-// difference of two running sums. In double precision they lose nothing that a float would hold.
+// y [out] += the products of rows first to last of dW with one token. Rows have few entries, of different numbers: a loop
+// that ends with the row is mispredicted at every row, which costs more than the sums. So all products are summed up in one
+// go, in two halves side by side because an addition waits for the one before it, and a row's sum is the difference of two
+// running sums. In double precision they lose nothing that a float would hold.
 template <class C, class T>
 INLINE void short_rows(const int32_t* starts, const C* columns, const float* values, const float* bias, const T* row,
                        T* y, int64_t first, int64_t last) {

@@ -1,4 +1,7 @@
-"""What the sparse kernels work on: changes of a matrix, and which tokens of a batch are whose."""
+"""The arguments of the sparse kernels: each task's change of a matrix, and which tokens belong to which task.
+
+The engine makes them (`adapter_weights`, `mixed`); the kernels read them by address.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,30 @@ import torch
 from torch import Tensor
 
 WIDEST_BLOCK = 32  # tokens that the native kernel takes at once
-MAX_SHORT_COLUMNS = 1 << 16
-ADDRESSES = 5  # of one part: starts, columns, values (or a norm's weight first), bias, order; 0 for what is absent
+MAX_SHORT_COLUMNS = 1 << 16  # columns that uint16 can number
+ADDRESSES = 5  # a row of a table: starts, columns, values, bias, order (a norm: weight, -, -, bias, -); 0 for absent
 Addresses = tuple[int, int, int, int, int]
 
 
 def column_dtype(columns: int) -> torch.dtype:
-    """What numbers a matrix's columns: two bytes where they fit."""
+    """The dtype that numbers a matrix's columns: two bytes where they fit."""
     return torch.uint16 if columns <= MAX_SHORT_COLUMNS else torch.int32
 
 
 @dataclass(frozen=True)
 class SparseChange:
-    """dW [out, in] in compressed rows, and db [out]; either may be absent (None).
+    """One task's change of one matrix: dW [out, in] in compressed sparse rows, and db [out]; either may be absent.
 
-    starts: [out + 1] int32; columns: [nnz] uint16, or int32 where there are more than 65,536 of them; values: [nnz],
-    float32 on the CPU, the activations' dtype on a GPU; bias: [out] float32; order: [out], the rows by falling number
-    of entries: int32 for a GPU; uint8 for the native kernels, within each 64 rows and counted from their first. All on
-    one device.
+    All tensors are on one device.
     """
 
-    shape: tuple[int, int]
-    starts: Tensor | None = None
-    columns: Tensor | None = None
-    values: Tensor | None = None
-    bias: Tensor | None = None
+    shape: tuple[int, int]  # (out, in)
+    starts: Tensor | None = None  # [out + 1] int32
+    columns: Tensor | None = None  # [nnz] uint16, or int32 where there are more than 65,536 columns
+    values: Tensor | None = None  # [nnz] float32 on the CPU, the activations' dtype on a GPU
+    bias: Tensor | None = None  # db: [out] float32
+    # [out] the rows by falling number of entries: int32 for a GPU; uint8 for the native kernels, which sort within each
+    # 64 rows and count from the first of them
     order: Tensor | None = None
 
     @property
@@ -62,7 +64,7 @@ class SparseChange:
 
 
 def for_gpu(change: SparseChange, dtype: torch.dtype) -> SparseChange:
-    """The same in the form that the GPU kernels read: half the bytes, and rows of like length side by side."""
+    """The same change as the GPU kernels read it: values in the activations' dtype, rows of like length together."""
     assert change.starts is not None and change.values is not None
     order = torch.argsort(change.starts.diff(), descending=True, stable=True).int()
     return dataclasses.replace(change, values=change.values.to(dtype), order=order)
@@ -70,10 +72,10 @@ def for_gpu(change: SparseChange, dtype: torch.dtype) -> SparseChange:
 
 @dataclass(frozen=True)
 class ScaleShift:
-    """A norm's weight [width] and, where it has one, bias [width]; float32."""
+    """One task's scale and shift of a norm (LayerNorm, RMSNorm), whole, not as a difference."""
 
-    weight: Tensor
-    bias: Tensor | None = None
+    weight: Tensor  # [width] float32
+    bias: Tensor | None = None  # [width] float32; None where the norm has none
 
     @property
     def addresses(self) -> Addresses:
@@ -90,54 +92,49 @@ Part = TypeVar("Part", SparseChange, ScaleShift)
 
 
 class Changes(NamedTuple, Generic[Part]):
-    """What one module has for each task of a batch. A tuple: one is made for every module of every batch.
+    """The changes of one module for all tasks of a batch, as the engine hands them to a kernel.
 
-    parts: by slot, None where a task has nothing; tables: [modules, slots, ADDRESSES] int64, the addresses of the parts
-    of many modules, on the device; module: which of them this is; address: of its own part. Parts and addresses say the
-    same; a kernel reads the one or the other.
+    `parts` and `tables` say the same; a kernel reads the one or the other. A tuple, since one is made for every module
+    of every batch.
     """
 
-    parts: Sequence[Part | None]
-    tables: Tensor
-    module: int
-    address: int
+    parts: Sequence[Part | None]  # by slot; None where a task changes nothing here
+    tables: Tensor  # [modules, slots, ADDRESSES] int64 on the device: addresses of the parts of all modules
+    module: int  # this module's place in `tables`
+    address: int  # of tables[module]
 
 
 def changes_of(parts: Sequence[Part | None], device: torch.device | str = "cpu") -> Changes[Part]:
-    """Changes with a table of their own."""
+    """Changes of a single module, with a table of their own."""
     addresses = [part.addresses if part is not None else NOTHING for part in parts]
     tables = torch.tensor([addresses], dtype=torch.int64, device=device)
     return Changes(parts, tables, 0, tables.data_ptr())
 
 
 class Map(NamedTuple):
-    """x W + b and the changes of W' and b. weight: [in, out]; bias: [out] or None; both of the input's dtype."""
+    """One of the linear maps that `linear` computes from one input: x W + b, and each task's changes of W' and b."""
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Tensor  # W: [in, out], of the input's dtype
+    bias: Tensor | None  # b: [out], of the input's dtype
     changes: Changes[SparseChange]
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Which tokens are whose. bounds: (slot, start, stop) of contiguous tokens, not overlapping, start < stop.
+    """Which tokens of a batch belong to which task; made by the engine for every mixed batch."""
 
-    blocks: [blocks, 3] int64 on the CPU (slot, first token, tokens), at `address`, so many of them (`count`), of `most`
-    tokens at most.
-    """
-
-    bounds: tuple[tuple[int, int, int], ...]
-    blocks: Tensor
-    address: int
-    count: int
-    most: int
+    bounds: tuple[tuple[int, int, int], ...]  # (slot, start, stop) of contiguous tokens, not overlapping, start < stop
+    blocks: Tensor  # [count, 3] int64 on the CPU: slot, first token, tokens (WIDEST_BLOCK at most)
+    address: int  # of `blocks`
+    count: int  # blocks
+    most: int  # tokens of the largest block
 
     def blocks_on(self, device: torch.device) -> Tensor:
         """The blocks on a device; copied once."""
         return self._copies.setdefault("blocks", self.blocks.to(device))
 
     def slots_on(self, device: torch.device, tokens: int) -> Tensor:
-        """[tokens] int32 on a device: each token's slot, -1 for a token of nobody; made once."""
+        """[tokens] int32 on a device: each token's slot, -1 where it belongs to no task; made once."""
         if "slots" not in self._copies:
             slots = torch.full((tokens,), -1, dtype=torch.int32)
             for slot, start, stop in self.bounds:
@@ -151,7 +148,7 @@ class Segments:
 
 
 def segments_of(bounds: Sequence[tuple[int, int, int]], tokens_a_row: int = 1) -> Segments:
-    """Segments of rows that each have so many tokens."""
+    """The segments of a batch. bounds: (slot, start, stop) of rows; each row has `tokens_a_row` tokens."""
     scaled = tuple((slot, start * tokens_a_row, stop * tokens_a_row) for slot, start, stop in bounds)
     blocks = [
         (slot, token, min(WIDEST_BLOCK, stop - token))

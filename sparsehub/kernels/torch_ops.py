@@ -1,4 +1,4 @@
-"""The kernels in plain torch: they work on every device that torch works on. The contracts are the door's."""
+"""The kernels in plain torch, for every device and dtype without faster ones; `sparsehub.kernels` has the contracts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 
 
 def compress(positions: Tensor, values: Tensor, rows: int, width: int, transposed: bool = False) -> SparseChange:
-    """Entries by flat position to compressed rows."""
+    """Entries by flat position to compressed sparse rows."""
     row = positions // width
     column = positions - row * width
     if transposed:

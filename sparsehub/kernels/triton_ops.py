@@ -1,8 +1,8 @@
-"""The kernels for GPUs, in Triton; the contracts are the door's.
+"""The kernels for GPUs, in Triton, called by `sparsehub.kernels`, which states their contracts.
 
-Whatever a launch depends on lies in device memory (the table of addresses, the blocks of tokens), so a captured graph
-can replay a launch with other tasks. Every output has one owner: no atomics, the same result each time. Under
-TRITON_INTERPRET=1 they run on a CPU, slowly.
+Everything that a launch depends on is in device memory (the table of addresses, the blocks of tokens), so a captured
+CUDA graph can replay a launch with other tasks. Each output is written by one program: no atomics, the same result each
+time. Under TRITON_INTERPRET=1 they run on a CPU, slowly.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _sparse_linear(
 
 @triton.jit
 def _sparse_lookup(ids, y, table, slots, width, FIELDS: tl.constexpr, SHORT: tl.constexpr, K: tl.constexpr):  # noqa: N803
-    """The changed entries of one looked-up row. slots: [tokens] int32, -1 for a token of nobody."""
+    """The changed entries of one looked-up row. slots: [tokens] int32, -1 where a token belongs to no task."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     if slot >= 0:

@@ -1,4 +1,4 @@
-// Vectors of eight and sixteen floats, and what the kernels know of a batch.
+// Vectors of eight and sixteen floats, and the structs in which Python describes a batch.
 #pragma once
 
 #include <omp.h>
@@ -17,13 +17,13 @@ typedef float V8 __attribute__((vector_size(32)));
 typedef float V16 __attribute__((vector_size(64)));
 typedef float Unaligned8 __attribute__((vector_size(32), aligned(4)));
 
-constexpr int64_t FEW_NUMBERS = 1 << 16;  // numbers that one thread goes through alone
+constexpr int64_t FEW_NUMBERS = 1 << 16;  // numbers below which one thread does all the work
 
-struct Matrix {  // a row of the table: addresses, 0 where a task changes nothing
+struct Matrix {  // one task's SparseChange as a row of the table: addresses, 0 for what is absent
     int64_t starts, columns, values, bias, order;
 };
 
-struct Scale {  // likewise, of float32 vectors
+struct Scale {  // one task's ScaleShift, likewise; float32 vectors
     int64_t weight, unused[2], bias, order;
 };
 

@@ -1,4 +1,4 @@
-"""Choosing which entries of a backbone may change: a score per entry, a budget, a mask."""
+"""Choose which entries of a backbone may change: a rule scores every entry, and the budget's best make the mask."""
 
 from typing import TYPE_CHECKING
 

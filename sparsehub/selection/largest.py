@@ -1,4 +1,7 @@
-"""A dense change of many tensors cut to its largest entries, tensor by tensor, piece by piece."""
+"""Cut a dense change of many tensors to its largest entries, for `extract` and for methods that train every weight.
+
+Tensors are taken one by one, and in pieces, so that the whole change is never in memory.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ ChangeOf = Callable[[str], Tensor | Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class Cut:
-    """What a budget leaves of a change. norms: by parameter, the squared norm that is kept, and the whole."""
+    """What a budget keeps of a change."""
 
     delta: Delta
-    norms: Mapping[str, tuple[float, float]]
+    norms: Mapping[str, tuple[float, float]]  # by parameter: the squared norm that is kept, and that of the whole
 
     @property
     def kept(self) -> float:

@@ -1,4 +1,4 @@
-"""What a selection chose, layer by layer, for people."""
+"""How many entries a selection chose in each layer, for the reports of training and conversion."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """One part of the backbone: entries that it has, and how many of them were chosen."""
+    """One line of the report."""
 
-    part: str
-    entries: int
-    chosen: int
+    part: str  # the layer, such as `encoder.layer.3`
+    entries: int  # that it has
+    chosen: int  # of them
 
     @property
     def density(self) -> float:

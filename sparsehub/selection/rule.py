@@ -1,4 +1,4 @@
-"""What a selection rule is, and how scores become a mask."""
+"""The protocol of selection rules, and `select`, by which training turns a rule's scores into a mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsehub.schema import unknown_name
 from sparsehub.selection.registry import GRANULARITIES, RULE_MODULES, rule_names
 from sparsehub.selection.threshold import top_k
 
-# What a rule may ask of the calibration rows. Each is a tensor per candidate, summed over the calibration:
+# What a rule can need from calibration: for each candidate parameter a tensor of its shape, summed as said here.
 STATISTICS = (
     "gradient",  # the gradient of a batch's mean loss, over batches
     "clipped_gradient",  # the same with dropout on, each batch's gradient (the head's included) cut to a norm of 1
@@ -28,38 +28,33 @@ STATISTICS = (
 
 @dataclass(frozen=True)
 class SelectionRequest:
-    """What a rule may look at.
+    """The input of a rule, made by training."""
 
-    parameters: the candidates, by name; budget: how many entries to choose; granularity: where they compete: all with
-    all, or inside one kind of matrix or one tensor, each with a share of the budget by its size; seed: for the rules
-    that draw; statistics: by the names of `STATISTICS`, then by parameter name; options: a rule's own settings.
-    """
-
-    parameters: Mapping[str, Tensor]
-    budget: int
+    parameters: Mapping[str, Tensor]  # the candidates, by name
+    budget: int  # entries to choose
+    # Which entries compete: all of them (`global`), those of one kind of matrix or one tensor; each of these groups
+    # then has a share of the budget by its size.
     granularity: str = "global"
-    seed: int = 0
-    statistics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0  # of random rules
+    statistics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # by `STATISTICS`, then by parameter
+    options: Mapping[str, Any] = field(default_factory=dict)  # the rule's own settings
 
 
 ScoreOf = Callable[[str], Tensor]
 
 
 class Rule(Protocol):
-    """A module of this package. `scores` returns a function: parameter name -> flat float32 scores, none negative.
+    """A selection rule: a module of this package with these names.
 
-    The function is called several times for a name and must give the same scores each time: scores are never kept.
-    An entry of score zero is chosen only when nothing better is left; a rule that names its entries outright gives
-    every other entry the score -1, which is never chosen.
-
-    needs: which of `STATISTICS` it reads; defaults: the settings of a run that the rule wants to be others, and its own
-    options with their values.
+    `scores` returns a function: parameter name -> flat float32 scores, none negative. It is called several times for a
+    name and must give the same scores each time, since scores are never kept. An entry of score zero is chosen only
+    when nothing better is left; a rule that names its entries outright gives every other entry the score -1, which is
+    never chosen.
     """
 
-    needs: tuple[str, ...]
-    defaults: Mapping[str, Any]
-    options: Mapping[str, Any]
+    needs: tuple[str, ...]  # the `STATISTICS` that it reads
+    defaults: Mapping[str, Any]  # training settings that differ under this rule
+    options: Mapping[str, Any]  # its own settings, with their defaults
 
     def scores(self, request: SelectionRequest) -> ScoreOf: ...
 

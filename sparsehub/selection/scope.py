@@ -1,4 +1,4 @@
-"""Which parameters compete at all: shell patterns over their names."""
+"""Which parameters a method may change: `--include` and `--exclude`, shell patterns over their names."""
 
 from __future__ import annotations
 

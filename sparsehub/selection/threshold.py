@@ -1,4 +1,4 @@
-"""The exact top k of many tensors without ever handle all scores at once.
+"""The exact top k of many tensors, for selection, without holding all scores in memory.
 
 A float32 that is not negative sorts as its bit pattern does. Two passes count bit patterns (the upper 16 bits, then the
 lower 16 of the bin that holds the k-th score), a third collects. Each pass computes one tensor's scores and drops them.

@@ -1,1 +1,1 @@
-"""One small file a training method: its formula, source and cost, its options, and `prepare`."""
+"""The training methods of `--method`, one file each: formula, source, cost, options, and `prepare`, called by `fit`."""

@@ -31,12 +31,12 @@ options: Mapping[str, Any] = {"size": 16}
 packages = False
 ADAPTER_FILE = "adapter.safetensors"
 START = 1e-3  # standard deviation of the first weights: nearly the identity
-# The last projection of attention and feed-forward part: BERT and its kin, DistilBERT, ModernBERT, Llama, GPT-2.
+# The last projection of attention and feed-forward part: BERT and relatives, DistilBERT, ModernBERT, Llama, GPT-2.
 SUBLAYER_ENDS = ("output.dense", "out_lin", "lin2", "Wo", "o_proj", "down_proj", "c_proj")
 
 
 class Bottleneck(nn.Module):
-    """A layer that begins as nearly the identity."""
+    """One adapter: down-projection, GELU, up-projection and the residual sum; at first nearly the identity."""
 
     def __init__(self, width: int, size: int):
         super().__init__()

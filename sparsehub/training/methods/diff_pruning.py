@@ -1,4 +1,4 @@
-"""Diff pruning: a change and a gate for every entry; the gates are paid for, and the open ones are kept.
+"""Diff pruning: every entry has a change and a gate; open gates add a penalty to the loss, and the widest are kept.
 
 Formula: W = W0 + z * v, z = min(1, max(0, s (r - l) + l)), s = sigmoid(log u - log(1 - u) + a), u uniform, l = -1.5,
 r = 1.5: hard concrete gates, differentiable in a. Loss + penalty * mean P(z > 0), P = sigmoid(a - log(-l / r)). After
@@ -28,12 +28,12 @@ from sparsehub.training.trainable import candidates
 
 defaults: Mapping[str, Any] = {"learning_rate": 5e-4}
 options: Mapping[str, Any] = {"first": 0.5, "penalty": 40.0, "gate_learning_rate": 0.1, "gate_start": 5.0}
-LEAST, MOST = -1.5, 1.5
+LEAST, MOST = -1.5, 1.5  # l and r
 SURE = 1e-6  # u stays this far from 0 and 1
 
 
 class GatedModel(DenseModel):
-    """A dense model whose changes pass a gate each."""
+    """A dense model in which every entry's change is multiplied by a gate of its own."""
 
     def __init__(
         self, task_model: TaskModel, names: Iterable[str], budget: int, *, penalty: float, rate: float, start: float
@@ -56,7 +56,7 @@ class GatedModel(DenseModel):
         return self.gates.grad
 
     def optimizer(self, *, learning_rate: float, head_learning_rate: float, weight_decay: float) -> Any:
-        """As ever, with the gates in a group of their own, without decay."""
+        """The optimizer of `DenseModel`, with the gates in a group of their own, without weight decay."""
         optimizer = super().optimizer(
             learning_rate=learning_rate, head_learning_rate=head_learning_rate, weight_decay=weight_decay
         )

@@ -36,9 +36,9 @@ NAME = "default"  # of the adapter inside PEFT
 
 
 class LoraModel(Trainable):
-    """A task model whose backbone carries a LoRA.
+    """A task model whose backbone has a LoRA from PEFT.
 
-    names: the weights in scope; budget: entries that `delta` may hold.
+    names: the weights in scope; budget: the most entries that `delta` may have.
     """
 
     def __init__(self, task_model: TaskModel, names: Iterable[str], budget: int, **settings: Any):

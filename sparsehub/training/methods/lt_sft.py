@@ -1,4 +1,4 @@
-"""LT-SFT, the lottery ticket way: train everything, see what moved most, begin again with that alone.
+"""LT-SFT (lottery ticket sparse fine-tuning): train everything, then train again only the entries that moved most.
 
 Formula: mask = the k largest |W1 - W0| after full fine-tuning to W1; then W = W0 again, and the mask's entries are
 trained from zero, with the head as it was drawn.

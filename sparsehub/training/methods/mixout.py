@@ -1,4 +1,4 @@
-"""Mixout: full fine-tuning in which every forward pass puts a random share of the weights back to the backbone's.
+"""Mixout: full fine-tuning in which each forward pass resets a random share of the weights to the backbone's.
 
 Formula: W = W0 + m * v / (1 - p), v the change, m ~ Bernoulli(1 - p) drawn for every entry and pass: dropout on the
 change. Outside training W = W0 + v.
@@ -6,7 +6,7 @@ Source: Lee, Cho and Kang, "Mixout: Effective Regularization to Finetune Large-s
 2020. There the Linear weights are mixed and dropout is switched off; here every entry in scope is mixed and dropout
 stays as the backbone has it.
 Cost: that of `full`, and a random number per entry and pass. Like `full` it changes every entry.
-Options: `probability` p of being put back.
+Options: `probability` p of being reset.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A first phase of training that finds the entries which a second phase trains alone."""
+"""The first phase of `lt-sft` and `diff-pruning`: train every weight to find the entries for the second phase."""
 
 from __future__ import annotations
 
@@ -22,21 +22,18 @@ FIRST = "first-phase"
 
 @dataclass(frozen=True)
 class Found:
-    """What a first phase ends with.
+    """The result of a first phase."""
 
-    mask: positions by name; start: their changes; head: as it was trained; steps: that it took.
-    """
-
-    mask: Mapping[str, Tensor]
-    start: Mapping[str, Tensor]
-    head: Mapping[str, Tensor]
-    steps: int
+    mask: Mapping[str, Tensor]  # by parameter name: flat positions
+    start: Mapping[str, Tensor]  # by parameter name: the changes at these positions
+    head: Mapping[str, Tensor]  # as it was trained
+    steps: int  # that it took
 
 
 def find_by_training(job: Job, make: Callable[[], DenseModel]) -> Found:
     """Train the model that `make` gives for the first phase, and take its largest changes.
 
-    Afterwards the backbone and the head are as they were. An interrupted run finds the result again.
+    Afterwards the backbone and the head are as before. The result is kept in the run's folder: a resumed run reads it.
     """
     kept = job.run / FOUND_FILE
     if not kept.is_file():

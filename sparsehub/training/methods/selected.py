@@ -26,14 +26,14 @@ HEAD = "head."  # a warmed head is kept beside the mask, under this prefix
 
 
 def prepare(job: Job) -> Prepared:
-    """A budget of zero trains the head alone; an interrupted run finds the mask that it began with."""
+    """A budget of zero trains the head alone; a resumed run reads the mask that it began with."""
     mask = chosen_entries(job) if job.budget else {}
     return_freed_memory()  # what the selection left
     return Prepared(SparseModel(job.task_model, mask, sampled=job.sampled), job.config.epochs, mask)
 
 
 def chosen_entries(job: Job) -> dict[str, Tensor]:
-    """The mask, the same in every process; a head that was warmed up for it comes with it."""
+    """The mask, the same in every process. Where the head was warmed up for the selection, it is set to that."""
     kept = job.run / MASK_FILE
     found = from_the_first(job.processes, load_tensors(kept) if kept.is_file() else {})
     if not found:
