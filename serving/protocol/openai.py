@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
 
 from serving.protocol.base import ApiModel, UsageInfo
-from sparsehub.engine import Generation, Sampling
+from sparsehub.engine import Sampling
 from sparsehub.errors import RequestError
 
 MOST_TEXTS = 128  # of one request: prompts times n
@@ -228,10 +228,3 @@ class ChatCompletionChunk(GeneratedResponse):
     """One; none in the chunk that holds the usage."""
     usage: UsageInfo | None = None
     """In the last chunk, where `stream_options.include_usage` asks for it."""
-
-
-def usage(generations: Sequence[Generation], n: int) -> UsageInfo:
-    """Tokens in and out. A prompt counts once, however many texts it got."""
-    prompt = sum(len(generation.prompt) for generation in generations[::n])
-    said = sum(len(generation.tokens) for generation in generations)
-    return UsageInfo(prompt_tokens=prompt, completion_tokens=said, total_tokens=prompt + said)

@@ -13,10 +13,10 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from serving.protocol.base import ApiModel
+from serving.protocol.base import ApiModel, UsageInfo
 from serving.protocol.errors import error_body, status_of
 from serving.protocol.formatters import Formatter
-from serving.protocol.openai import MOST_TEXTS, GenerationRequest, usage
+from serving.protocol.openai import MOST_TEXTS, GenerationRequest
 from serving.request.results import results
 from serving.request.service import Service
 from sparsehub.engine import Completion, Generation, Sampling, TextDelta
@@ -69,7 +69,7 @@ async def answer(
         if isinstance(done, SparsehubError):
             raise done
         texts.append(done)
-    return formatter.response(_head(body, formatter, generations), texts, usage(generations, body.n))
+    return formatter.response(_head(body, formatter, generations), texts, _usage(generations, body.n))
 
 
 async def _stream(
@@ -107,7 +107,7 @@ async def _events(
                 yield _event(error_body(str(error), status_of(error), code=type(error).__name__))
                 return
         if body.stream_options.include_usage:
-            yield _event(formatter.closing(head, usage(generations, body.n)).model_dump(exclude_unset=True))
+            yield _event(formatter.closing(head, _usage(generations, body.n)).model_dump(exclude_unset=True))
         yield "data: [DONE]\n\n"
     finally:  # also where the client has left
         _cancel(generations)
@@ -138,6 +138,13 @@ def _head(body: GenerationRequest, formatter: Formatter, generations: Sequence[G
     served = {"task": task.reference, "digest": task.digest} if task else {}
     name = f"{formatter.prefix}-{uuid.uuid4().hex}"
     return {"id": name, "created": int(time.time()), "model": body.model, **served}
+
+
+def _usage(generations: Sequence[Generation], n: int) -> UsageInfo:
+    """Tokens in and out. A prompt counts once, however many texts it got."""
+    prompt = sum(len(generation.prompt) for generation in generations[::n])
+    said = sum(len(generation.tokens) for generation in generations)
+    return UsageInfo(prompt_tokens=prompt, completion_tokens=said, total_tokens=prompt + said)
 
 
 def _cancel(generations: Sequence[Generation]) -> None:
