@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
@@ -115,7 +115,7 @@ class Setting:
         """The default for people; empty where there is none."""
         if self.fallback is not None:
             return f"{self.fallback.value}{', ' * bool(self.fallback.note)}{self.fallback.note}"
-        if self.default is False or self.default in (REQUIRED, None, "", (), {}):
+        if self.default is False or self.default in (REQUIRED, None, "", ()):
             return ""
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
@@ -145,10 +145,10 @@ def _setting(name: str, field: Any) -> Setting:
     def one(kind: type) -> Any:
         return next((item for item in field.metadata if isinstance(item, kind)), None)
 
-    default = REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
+    default = REQUIRED if field.is_required() else field.default if field.default_factory is None else None
     choices = one(OneOf).names if one(OneOf) else ()
     plain, about = _plain(field.annotation), field.description or ""
-    bounds = _range(one(Ge), one(Gt), one(Le))
+    bounds = _range(one(Ge), one(Gt), one(Le), one(Lt))
     return Setting(name, plain, default, about, one(Flag) or Flag(), one(Fallback), choices, bounds)
 
 
@@ -162,10 +162,12 @@ def _plain(hint: Any) -> type:
     return str if hint is Any else origin or hint
 
 
-def _range(least: Ge | None, above: Gt | None, most: Le | None) -> str:
+def _range(least: Ge | None, above: Gt | None, most: Le | None, below: Lt | None) -> str:
     if least is not None and most is not None:
         return f"{least.ge} to {most.le}"
-    return f"at least {least.ge}" if least else f"above {above.gt}" if above else ""
+    if above is not None:
+        return f"above {above.gt}" + (f", below {below.lt}" if below else "")
+    return f"at least {least.ge}" if least else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +238,7 @@ def _explanation(setting: Setting, error: ErrorDetails) -> UsageError:
         case "one_of":
             problem = unknown_name(setting.name.replace("_", " "), value, list(setting.choices))
             return UsageError(problem if name == setting.name else f"{name}: {problem}")
-        case "greater_than_equal" | "less_than_equal":
+        case "greater_than_equal" | "less_than_equal" | "less_than":
             return UsageError(f"{name} is out of range", found=value, expected=setting.range)
         case "greater_than":
             return UsageError(f"{name} must be above zero", found=value)

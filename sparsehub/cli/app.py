@@ -50,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("train", cls=LazyCommand)(train.train)
-app.command("stability")(stability.stability)
+app.command("stability", cls=LazyCommand)(stability.stability)
 app.command("extract")(extract.extract)
 app.command("merge")(merge.merge)
 app.command("diff")(merge.diff)

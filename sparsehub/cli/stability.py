@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,44 +21,65 @@ _SWEEP = (0.0005, 0.002, 0.005, 0.02, 0.1)
 COLUMNS = ("density", "trained", "score", "spread", "by seed", "rows left out", "one left out", "gap", "Theorem 1")
 
 
-def stability(
-    config: Annotated[Path, typer.Argument(help="A YAML file with the settings of `sparsehub train`.")],
-    out: Annotated[Path, typer.Option(help="The folder for runs, table and plots; no run is repeated.")],
+def stability() -> Callable[..., None]:
+    """Refit without some of the training rows and with other seeds: how far do score and loss move?"""
+    from sparsehub.cli.flags import with_flags
+    from sparsehub.training.stability_plan import Plan
+
+    return with_flags(Plan)(_stability)
+
+
+def _stability(
+    given: dict[str, Any],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML file with the settings of `sparsehub train`.")
+    ],
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where runs, table and plots go; finished runs are kept."),
+    ],
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="Another value of a setting: method=random.")
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another value of a training setting: method=random."),
     ] = None,
-    refits: Annotated[int, typer.Option(help="Refits without a share of the training rows.")] = 5,
-    left_out: Annotated[float, typer.Option(help="That share.")] = 0.1,
-    seeds: Annotated[int, typer.Option(help="Refits with another seed.")] = 3,
-    one_out: Annotated[int, typer.Option(help="Refits without a single row, for small sets.")] = 0,
-    sweep: Annotated[str | None, typer.Option(help="density: go through several.")] = None,
-    densities: Annotated[str, typer.Option(help="Which ones: 0.001,0.01.")] = "",
+    sweep: Annotated[
+        str | None, typer.Option(metavar="SETTING", help="Measure at several values of a setting: density.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Refit without some of the training rows and with other seeds: how far do score and loss move?"""
-    from sparsehub.settings import Naming
+    from sparsehub.settings import Naming, errors_named, flag_of
     from sparsehub.training.config_file import load_config
-    from sparsehub.training.stability import Plan, measure_stability
-    from sparsehub.training.stability_plots import draw_stability, draw_sweep
+    from sparsehub.training.stability import measure_stability
+    from sparsehub.training.stability_plan import Plan
 
     if sweep not in (None, "density"):
         raise UsageError("only the density can be swept", found=sweep, expected="--sweep density")
-    if densities and sweep is None:
+    if "densities" in given and sweep is None:
         raise UsageError("densities belong to a sweep", fix="give --sweep density")
-    given = {"out": out, "name": "stability", **_changes(change)}
-    settings = load_config(config, given, Naming("stability", lambda name: f"--set {name}"))
-    wanted = _densities(densities) if sweep else ()
-    found = measure_stability(settings, Plan(refits, left_out, seeds, one_out, wanted), out, report=progress)
+    densities = _densities(given.pop("densities", "")) if sweep else ()
+    with errors_named(Naming("stability", partial(flag_of, Plan))):
+        plan = Plan(**given, densities=densities)
+    changes = {"out": out, "name": "stability", **_changes(change)}
+    settings = load_config(config, changes, Naming("stability", lambda name: f"--set {name}"))
+    found = measure_stability(settings, plan, out, report=progress)
     title = f"{settings.method} on {Path(str(settings.train)).name}"
-    picture = out / ("sweep.png" if sweep else "stability.png")
-    draw_sweep(found, title, picture) if sweep else draw_stability(found[0], title, picture)
-    (out / "stability.md").write_text(_markdown(found, title), encoding="utf-8")
+    picture = _draw(found, title, out / ("sweep.png" if sweep else "stability.png"))
+    table = out / "stability.md"
+    table.write_text(_markdown(found, title), encoding="utf-8")
     if as_json:
-        told = [{**dataclasses.asdict(p), "spread": p.spread, "seed_spread": p.seed_spread} for p in found]
-        show_json({"picture": str(picture), "table": str(out / "stability.md"), "found": told})
+        points = [{**dataclasses.asdict(p), "spread": p.spread, "seed_spread": p.seed_spread} for p in found]
+        show_json({"picture": str(picture), "table": str(table), "found": points})
         return
     show_table(list(COLUMNS), [_row(point) for point in found], title)
     console.print(f"[dim]table and plot in {out}[/]", highlight=False)
+
+
+def _draw(found: list[Stability], title: str, picture: Path) -> Path:
+    from sparsehub.training.stability_plots import draw_stability, draw_sweep
+
+    draw_sweep(found, title, picture) if picture.stem == "sweep" else draw_stability(found[0], title, picture)
+    return picture
 
 
 def _changes(given: list[str] | None) -> dict[str, Any]:

@@ -29,11 +29,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split and their labels as the model wants them: an index, a number, or an index per word."""
+    """Rows of one split with their labels."""
 
-    source: str
+    source: str  # what errors call it
     rows: Sequence[Row]
-    targets: Sequence[Any]
+    targets: Sequence[Any]  # as the model wants them: an index, a number, or an index for each word
 
 
 @dataclass(frozen=True)

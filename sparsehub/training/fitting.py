@@ -1,4 +1,4 @@
-"""One fit: choose, train, and judge what would be stored."""
+"""Fits a task: chooses entries, trains them and the head, and evaluates what would be stored."""
 
 from __future__ import annotations
 
@@ -42,22 +42,17 @@ Metrics = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training gives, before it is packaged.
-
-    metrics, losses: by split, of the delta as it will be stored; delta: None where the head alone was trained, or where
-    the method changes something else than weights; uncut_losses: before the budget cut what was trained, where it did;
-    aside: a folder with what a package cannot hold, where there is any.
-    """
+    """What `fit` gives: a trained task before it is packaged."""
 
     task_model: TaskModel
     data: TaskData
-    delta: Delta | None
+    delta: Delta | None  # None where only the head was trained, or where the method changes no weights
     head: Mapping[str, Tensor]
-    metrics: Metrics
-    training: dict[str, Any]
-    losses: dict[str, float]
-    uncut_losses: dict[str, float]
-    aside: Path | None = None
+    metrics: Metrics  # by split, of the delta as it will be stored
+    training: dict[str, Any]  # how it came to be, for the manifest
+    losses: dict[str, float]  # by split, of the delta as it will be stored
+    uncut_losses: dict[str, float]  # the same before the budget cut what was trained; empty where it did not
+    aside: Path | None = None  # a folder with what a package cannot hold, where there is any
 
 
 def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report: Report = lambda _: None) -> Fitted:

@@ -1,4 +1,4 @@
-"""What a training method has at hand, and what it hands back."""
+"""What a training method gets (`Job`) and what it gives back (`Prepared`)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One run. config: resolved; task_model: with a fresh head; run: a folder for what must outlive an interruption."""
+    """One run, as every training method gets it."""
 
-    config: TrainConfig
+    config: TrainConfig  # resolved: nothing is left to the method
     data: TaskData
-    task_model: TaskModel
+    task_model: TaskModel  # with a fresh head
     collator: Collator
-    run: Path
+    run: Path  # a folder for what must outlive an interruption
     processes: Processes
     report: Report
 
@@ -65,15 +65,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that is ready to be trained for `epochs`.
-
-    mask: the entries that were chosen, where any were; steps: of the optimiser that it took to choose them.
-    """
+    """What a training method hands back: a model that is ready to be trained."""
 
     model: Trainable
-    epochs: float
-    mask: Mapping[str, Tensor]
-    steps: int = 0
+    epochs: float  # to train it for
+    mask: Mapping[str, Tensor]  # the entries that were chosen, by parameter; empty where none were
+    steps: int = 0  # of the optimiser that it took to choose them
 
 
 def prepare(job: Job) -> Prepared:

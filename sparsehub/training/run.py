@@ -1,4 +1,4 @@
-"""The main job: read, choose, train, evaluate, package."""
+"""A training run from its settings to a package on disk: `sparsehub train` and `sparsehub.train` are this."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class TrainResult:
-    """folder: the package; aside: a folder beside it with what the package cannot hold, a LoRA for instance."""
+    """What `train` gives: the package that it wrote."""
 
     folder: Path
     manifest: Manifest
-    aside: Path | None = None
+    aside: Path | None = None  # a folder beside the package with what that cannot hold, a LoRA for instance
 
     @property
     def package_bytes(self) -> int:
@@ -41,11 +41,11 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Measured:
-    """A method whose result no package can hold: how good it is, and the folder with what was trained."""
+    """What `measure` gives: how good a method is whose result no package can hold."""
 
-    folder: Path
+    folder: Path  # with what was trained
     metrics: Metrics
-    training: dict[str, Any]
+    training: dict[str, Any]  # how, as a manifest would say it
 
 
 def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda _: None) -> TrainResult:

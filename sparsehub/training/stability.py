@@ -29,6 +29,7 @@ from sparsehub.training.losses import lipschitz, row_losses, trained
 from sparsehub.training.method import method_named
 from sparsehub.training.metrics import best_metric
 from sparsehub.training.run import run_identity
+from sparsehub.training.stability_plan import Plan
 
 RUNS_FILE = "runs.jsonl"
 LIPSCHITZ_ROWS = 64  # rows whose gradients give rho
@@ -36,43 +37,19 @@ WHOLE, LEFT_OUT, SEED, ONE_OUT = "whole", "left-out", "seed", "one-out"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """refits: without a share `left_out` of the training rows; seeds: refits with another seed; one_out: refits without
-    one row; densities: those to go through, none for the configuration's own."""
-
-    refits: int = 5
-    left_out: float = 0.1
-    seeds: int = 3
-    one_out: int = 0
-    densities: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.left_out < 1:
-            raise UsageError("a share of the rows is left out", found=self.left_out, expected="between 0 and 1")
-        if min(self.refits, self.seeds, self.one_out) < 0:
-            raise UsageError("refits are counted from 0", found=f"{self.refits}, {self.seeds}, {self.one_out}")
-
-
-@dataclass(frozen=True)
 class Stability:
-    """What one density came to.
+    """What a stability measurement found at one density."""
 
-    trained: values beside the head; density: their share of the backbone's entries; score: of the test split, with all
-    rows; scores, seed_scores: the same over the refits without rows and over the seeds;
-    removed, one_out: mean change of the loss on the rows that were left out; gap: mean of test loss - training loss;
-    rho, bound: of Theorem 1, bound None at a density of 1, where it says nothing.
-    """
-
-    density: float
-    trained: int
-    score: float
-    scores: tuple[float, ...]
-    seed_scores: tuple[float, ...]
-    removed: float | None
-    one_out: float | None
-    gap: float
-    rho: float
-    bound: float | None
+    density: float  # share of the backbone's entries that were trained
+    trained: int  # values beside the head
+    score: float  # of the test split, trained on all rows
+    scores: tuple[float, ...]  # the same, of the refits without some rows
+    seed_scores: tuple[float, ...]  # the same, of the refits with other seeds
+    removed: float | None  # mean change of the loss on the rows that a refit left out
+    one_out: float | None  # the same, of the refits without a single row
+    gap: float  # mean of test loss - training loss
+    rho: float  # largest gradient norm of a row, of Theorem 1
+    bound: float | None  # Theorem 1; None at a density of 1, where it says nothing
 
     @property
     def spread(self) -> float:

@@ -18,7 +18,8 @@ from sparsehub.package.manifest import HEADED_KINDS
 from sparsehub.training import TrainConfig, fit
 from sparsehub.training.batches import Collator
 from sparsehub.training.losses import lipschitz, row_losses, trained
-from sparsehub.training.stability import RUNS_FILE, Plan, Stability, measure_stability, theorem_1
+from sparsehub.training.stability import RUNS_FILE, Stability, measure_stability, theorem_1
+from sparsehub.training.stability_plan import Plan
 
 Configure = Callable[..., TrainConfig]
 
