@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,19 +72,17 @@ def post(url: str, body: dict[str, Any]) -> Any:
 
 def test_from_a_data_set_to_a_served_answer(tmp_path: Path, real_backbone: str) -> None:
     cache, packages, hub = tmp_path / "cache", tmp_path / "packages", tmp_path / "hub"
-    common = ["--backbone", real_backbone, "--epochs", "2", "--calibration-batches", "4", "--max-length", "64"]
+    common = ["--backbone", real_backbone, "--calibration-batches", "4", "--max-length", "64"]
 
     def data(name: str) -> list[str]:
         return ["--train", str(DATA / name / "train.jsonl"), "--test", str(DATA / name / "test.jsonl"), "--name", name]
 
-    topic = sparsehub(
-        "train", *common, *data("topic"), "--kind", "text-classification", "--text", "text",
-        "--out", str(packages / "topic"), cache=cache,
-    )  # fmt: skip
-    urgency = sparsehub(
-        "train", *common, *data("urgency"), "--kind", "regression", "--text", "text",
-        "--out", str(packages / "urgency"), cache=cache,
-    )  # fmt: skip
+    def trained(name: str, kind: str, epochs: int) -> Any:
+        more = ["--kind", kind, "--text", "text", "--epochs", str(epochs), "--out", str(packages / name)]
+        return sparsehub("train", *common, *data(name), *more, cache=cache)
+
+    with ThreadPoolExecutor() as both:  # two processes, of a thread each
+        topic, urgency = both.map(trained, ("topic", "urgency"), ("text-classification", "regression"), (1, 2))
     assert topic["metrics"]["test"]["accuracy"] > topic["metrics"]["test (majority)"]["accuracy"] + 0.15
     assert urgency["metrics"]["test"]["pearson"] > 0.5
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ START_SECONDS = 120
 STOP_SECONDS = 20
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """A service that runs, and a client of it."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+
+
 @pytest.fixture(scope="module")
 def hub(suite: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder hub with two tasks."""
@@ -37,12 +47,11 @@ def hub(suite: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that writes nothing outside the test's folder and calls nobody."""
+def environment_in(folder: Path) -> dict[str, str]:
+    """The environment of a process that writes nothing outside a folder and calls nobody."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SPARSEHUB_", "BENTOML_"))}
-    own = {"BENTOML_HOME": tmp_path / "bentoml", "SPARSEHUB_CACHE": tmp_path / "cache", "TMPDIR": tmp_path / "tmp"}
-    (tmp_path / "tmp").mkdir()
+    own = {"BENTOML_HOME": folder / "bentoml", "SPARSEHUB_CACHE": folder / "cache", "TMPDIR": folder / "tmp"}
+    (folder / "tmp").mkdir()
     return {
         **kept,
         **{key: str(path) for key, path in own.items()},
@@ -50,6 +59,20 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
     }
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return environment_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def endpoint(hub: Path, tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """`sparsehub serve`, started once: the last test that uses it ends it."""
+    folder, port = tmp_path_factory.mktemp("endpoint"), free_port()
+    command = [sys.executable, "-m", "sparsehub", "serve", "--backbone", str(tiny_tasks.folder), "--hub", str(hub)]
+    with running([*command, "--port", str(port)], environment_in(folder), folder, port) as (process, client):
+        yield Endpoint(port, process, client)
 
 
 def free_port() -> int:
@@ -130,6 +153,10 @@ def check_errors(client: httpx.Client) -> None:
 def check_end(process: subprocess.Popen[bytes], port: int) -> None:
     """SIGTERM ends it in time, and nothing of it stays behind."""
     process.send_signal(signal.SIGTERM)
+    check_gone(process, port)
+
+
+def check_gone(process: subprocess.Popen[bytes], port: int) -> None:
     process.wait(STOP_SECONDS)
     end = time.monotonic() + 5
     while _left(process.pid) and time.monotonic() < end:
@@ -139,17 +166,38 @@ def check_end(process: subprocess.Popen[bytes], port: int) -> None:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
 
 
-def test_sparsehub_serve(
-    hub: Path, environment: dict[str, str], tmp_path: Path, tiny_tasks: Any, suite: Mapping[str, Path]
-) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "sparsehub", "serve", "--backbone", str(tiny_tasks.folder), "--hub", str(hub)]
-    with running([*command, "--port", str(port)], environment, tmp_path, port) as (process, client):
-        check_metrics(client, rows=0)
-        check_answers(client, tiny_tasks, suite)
-        check_metrics(client, rows=2)
-        check_errors(client)
-        check_end(process, port)
+def test_sparsehub_serve(endpoint: Endpoint, tiny_tasks: Any, suite: Mapping[str, Path]) -> None:
+    check_metrics(endpoint.client, rows=0)
+    check_answers(endpoint.client, tiny_tasks, suite)
+    check_metrics(endpoint.client, rows=2)
+    check_errors(endpoint.client)
+
+
+def test_a_request_that_has_begun_outlives_sigterm(endpoint: Endpoint) -> None:
+    """Its head is there when the signal comes, its body only when nobody else is answered any more."""
+    body = b'{"model": "three", "input": "the fox"}'
+    head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=60) as begun:
+        begun.sendall(head.encode())
+        assert begun.recv(100).startswith(b"HTTP/1.1 100")
+        endpoint.process.send_signal(signal.SIGTERM)
+        _wait_until_silent(endpoint.port)
+        begun.sendall(body)
+        answer = b"".join(iter(lambda: begun.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200") and b'"digest"' in answer
+    check_gone(endpoint.process, endpoint.port)
+
+
+def _wait_until_silent(port: int) -> None:
+    end = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < end:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=1, trust_env=False)
+        except httpx.TransportError:
+            return
+        time.sleep(0.1)
+    pytest.fail("it still answers others")
 
 
 def test_bentoml_serve_reads_the_same_settings_from_variables(
@@ -162,37 +210,6 @@ def test_bentoml_serve_reads_the_same_settings_from_variables(
     with running(command, environment, tmp_path, port) as (process, client):
         check_answers(client, tiny_tasks, suite)
         check_end(process, port)
-
-
-def test_a_request_that_has_begun_outlives_sigterm(
-    hub: Path, environment: dict[str, str], tmp_path: Path, tiny_tasks: Any
-) -> None:
-    """Its head is there when the signal comes, its body only when nobody else is answered any more."""
-    port, body = free_port(), b'{"model": "three", "input": "the fox"}'
-    command = [sys.executable, "-m", "sparsehub", "serve", "--backbone", str(tiny_tasks.folder), "--hub", str(hub)]
-    head = "POST /v1/classify HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nConnection: close\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    with running([*command, "--port", str(port)], environment, tmp_path, port) as (process, _):
-        with socket.create_connection(("127.0.0.1", port), timeout=60) as begun:
-            begun.sendall(head.encode())
-            assert begun.recv(100).startswith(b"HTTP/1.1 100")
-            process.send_signal(signal.SIGTERM)
-            _wait_until_silent(port)
-            begun.sendall(body)
-            answer = b"".join(iter(lambda: begun.recv(65536), b""))
-        assert answer.startswith(b"HTTP/1.1 200") and b'"digest"' in answer
-        process.wait(STOP_SECONDS)
-
-
-def _wait_until_silent(port: int) -> None:
-    end = time.monotonic() + STOP_SECONDS
-    while time.monotonic() < end:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=1, trust_env=False)
-        except httpx.TransportError:
-            return
-        time.sleep(0.1)
-    pytest.fail("it still answers others")
 
 
 def test_bentoml_build_packs_the_service(environment: dict[str, str], tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from sparsehub.delta import delta_bytes
 from sparsehub.tensorfile import load_tensors
 from sparsehub.training import TrainConfig, fit
-import os
+import gc, os
+gc.freeze()  # a Trainer collects garbage at every start: not in what was imported
 rank = os.environ["RANK"]
 tuples = ("text", "choices", "labels", "include", "exclude")
 for number, table in enumerate(json.loads(sys.argv[1])):
