@@ -18,7 +18,7 @@ Score = float | SparsehubError
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RegressionInputs:
     """Inputs of a regression."""
 
     model: str
@@ -37,7 +37,7 @@ async def scored(
     """Every input's number or its own error, in order; the backbone takes pairs of texts only."""
     if service.is_backbone(model):
         return await _cosines(service, request, inputs, truncate)
-    pending = await service.classify(model, _Rows(model, inputs), truncate)
+    pending = await service.classify(model, _RegressionInputs(model, inputs), truncate)
     answers = await results(request, pending.futures)
     return pending, [answer if isinstance(answer, SparsehubError) else cast(float, answer.value) for answer in answers]
 

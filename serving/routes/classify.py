@@ -31,7 +31,7 @@ _WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _LabelledInputs:
     """Inputs of a task that gives labels."""
 
     model: str
@@ -49,7 +49,7 @@ class _Rows:
 async def classify(body: ClassifyRequest, request: Request, service: RunningService) -> ClassifyResponse:
     """One answer per input, from the task that `model` names."""
     inputs = as_list(body.input)
-    ticket = await service.classify(body.model, _Rows(body.model, inputs), body.truncate)
+    ticket = await service.classify(body.model, _LabelledInputs(body.model, inputs), body.truncate)
     assert ticket.task is not None  # the plain backbone has no labels
     answers = await results(request, ticket.futures)
     data = [_item(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]

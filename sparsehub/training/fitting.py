@@ -27,7 +27,7 @@ from sparsehub.training.batches import Collator
 from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
-from sparsehub.training.job import Job, Prepared, Report, prepare
+from sparsehub.training.job import Job, PreparedTraining, Report, prepare
 from sparsehub.training.language_modeling import tokenised
 from sparsehub.training.metrics import best_metric, majority
 from sparsehub.training.processes import join_processes
@@ -127,9 +127,9 @@ def device_named(wanted: str | None) -> str:
     return device
 
 
-def _prepare(job: Job) -> Prepared:
+def _prepare(job: Job) -> PreparedTraining:
     if not job.budget:
-        return Prepared(SparseModel(job.task_model, {}), job.config.epochs, {})
+        return PreparedTraining(SparseModel(job.task_model, {}), job.config.epochs, {})
     prepared = prepare(job)
     if prepared.mask:
         for line in by_layer(prepared.mask, _shapes(job)):
@@ -146,7 +146,7 @@ def _what_is_trained(model: Trainable) -> str:
     return f"training {own:,} values and {head:,} of the head"
 
 
-def _finish(job: Job, prepared: Prepared, trainer: Any, seconds: dict[str, float]) -> Fitted:
+def _finish(job: Job, prepared: PreparedTraining, trainer: Any, seconds: dict[str, float]) -> Fitted:
     model, generates = prepared.model, job.data.task.kind == TEXT_GENERATION
     delta = model.delta(job.config.value_dtype) if job.budget and model.packages else None
     aside = job.run / ASIDE if model.save_aside(job.run / ASIDE, writes=job.processes.first) else None

@@ -1,4 +1,4 @@
-"""What a training method gets (`Job`) and what it gives back (`Prepared`)."""
+"""What a training method gets (`Job`) and what it gives back (`PreparedTraining`)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedTraining:
     """What a training method hands back: a model that is ready to be trained."""
 
     model: Trainable
@@ -73,8 +73,8 @@ class Prepared:
     steps: int = 0  # of the optimiser that it took to choose them
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job) -> PreparedTraining:
     """What the method of a job makes of it; raises what the method raises."""
     method: Any = importlib.import_module(method_named(job.config.method).module)
-    prepared: Prepared = method.prepare(job)
+    prepared: PreparedTraining = method.prepare(job)
     return prepared

@@ -23,7 +23,7 @@ from sparsehub.files import write_file
 from sparsehub.package.manifest import HEAD_FILE
 from sparsehub.package.task_model import TaskModel
 from sparsehub.tensorfile import tensor_bytes
-from sparsehub.training.job import Job, Prepared
+from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.trainable import Trainable
 
 defaults: Mapping[str, Any] = {}
@@ -79,9 +79,9 @@ class AdapterModel(Trainable):
         return True
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job) -> PreparedTraining:
     """Bottlenecks behind every sub-layer, the backbone's weights untouched."""
     if job.option("size") < 1:
         raise UsageError("the bottleneck's size is out of range", found=job.option("size"), expected="at least 1")
     torch.manual_seed(job.config.seed)
-    return Prepared(AdapterModel(job.task_model, job.option("size")), job.config.epochs, {})
+    return PreparedTraining(AdapterModel(job.task_model, job.option("size")), job.config.epochs, {})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import in_scope
 from sparsehub.training.dense import DenseModel
-from sparsehub.training.job import Job, Prepared
+from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.methods.phases import find_by_training, set_head, share
 from sparsehub.training.sparse_model import SparseModel, not_the_head
 from sparsehub.training.trainable import candidates
@@ -93,7 +93,7 @@ class GatedModel(DenseModel):
         return {name: (gates[place] * self.values[place]).detach() for name, place in self.slices.items()}
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job) -> PreparedTraining:
     """Gates first, then the entries behind the widest ones alone."""
     names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
 
@@ -110,4 +110,4 @@ def prepare(job: Job) -> Prepared:
     found = find_by_training(job, gated)
     model = SparseModel(job.task_model, found.mask, found.start, sampled=job.sampled)
     set_head(model.head, found.head)
-    return Prepared(model, job.config.epochs * (1 - share(job)), found.mask, found.steps)
+    return PreparedTraining(model, job.config.epochs * (1 - share(job)), found.mask, found.steps)

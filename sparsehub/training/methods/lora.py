@@ -26,7 +26,7 @@ from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import in_scope
 from sparsehub.selection.largest import cut
 from sparsehub.tensorfile import tensor_bytes
-from sparsehub.training.job import Job, Prepared
+from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.sparse_model import finite
 from sparsehub.training.trainable import Trainable, candidates
 
@@ -93,8 +93,8 @@ def linear_weights(task_model: TaskModel, names: Iterable[str]) -> list[str]:
     return found
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job) -> PreparedTraining:
     """A LoRA on every linear layer in scope."""
     names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
     settings = {"r": job.option("rank"), "lora_alpha": job.option("alpha"), "lora_dropout": job.option("dropout")}
-    return Prepared(LoraModel(job.task_model, names, job.budget, **settings), job.config.epochs, {})
+    return PreparedTraining(LoraModel(job.task_model, names, job.budget, **settings), job.config.epochs, {})

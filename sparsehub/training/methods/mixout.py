@@ -21,7 +21,7 @@ from sparsehub.errors import UsageError
 from sparsehub.package.task_model import TaskModel
 from sparsehub.selection import in_scope
 from sparsehub.training.dense import DenseModel
-from sparsehub.training.job import Job, Prepared
+from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.trainable import candidates
 
 defaults: Mapping[str, Any] = {"density": 1.0, "learning_rate": 5e-4}
@@ -51,7 +51,7 @@ class MixoutModel(DenseModel):
         self.gradient()[place].addcmul_(gradient, self._mixture[place], value=1 / (1 - self._probability))
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job) -> PreparedTraining:
     """Everything in scope is trained, mixed with what it was."""
     probability = job.option("probability")
     if not 0 <= probability < 1:
@@ -59,4 +59,4 @@ def prepare(job: Job) -> Prepared:
             "mixout's probability is out of range", found=probability, expected="0 up to, not including, 1"
         )
     names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
-    return Prepared(MixoutModel(job.task_model, names, job.budget, probability), job.config.epochs, {})
+    return PreparedTraining(MixoutModel(job.task_model, names, job.budget, probability), job.config.epochs, {})

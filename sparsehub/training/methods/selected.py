@@ -15,7 +15,7 @@ from sparsehub.tensorfile import load_tensors, tensor_bytes
 from sparsehub.training.calibration import collect_statistics, warm_up_head
 from sparsehub.training.config import DEFAULTS
 from sparsehub.training.gradients import head_of
-from sparsehub.training.job import Job, Prepared
+from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.methods.phases import set_head
 from sparsehub.training.processes import from_the_first
 from sparsehub.training.sparse_model import SparseModel
@@ -25,11 +25,11 @@ MASK_FILE = "selection.safetensors"
 HEAD = "head."  # a warmed head is kept beside the mask, under this prefix
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job) -> PreparedTraining:
     """A budget of zero trains the head alone; a resumed run reads the mask that it began with."""
     mask = chosen_entries(job) if job.budget else {}
     return_freed_memory()  # what the selection left
-    return Prepared(SparseModel(job.task_model, mask, sampled=job.sampled), job.config.epochs, mask)
+    return PreparedTraining(SparseModel(job.task_model, mask, sampled=job.sampled), job.config.epochs, mask)
 
 
 def chosen_entries(job: Job) -> dict[str, Tensor]:
