@@ -21,14 +21,14 @@ log = logging.getLogger("sparsehub")
 
 
 def behind_middleware(app: FastAPI) -> RequestMiddleware:
-    """The app behind its gate, for a server that is not BentoML's."""
+    """The app with its middleware, for a server that is not BentoML's."""
     return RequestMiddleware(app, app.state)
 
 
 def create_app() -> FastAPI:
-    """The app, without a service yet: whoever starts the engine sets `app.state.service`.
+    """The app without its service, which is set as `app.state.service` once the engine has started.
 
-    It is to be served behind a `RequestMiddleware` only, which makes the call that the routes answer.
+    It is only to be served behind `RequestMiddleware`, which makes the context that the routes read.
     """
     app = FastAPI(title="sparsehub", version=__version__, docs_url="/docs", redoc_url=None, responses=ERROR_RESPONSES)
     install_openapi(app)

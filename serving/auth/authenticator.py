@@ -1,4 +1,4 @@
-"""From a request's path and headers to its caller; and which paths are for whom."""
+"""Authentication: the caller of a request by its key, and the role that each path needs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Caller:
 
 
 ANONYMOUS = Caller("anonymous", ROLES[PREDICT] | ROLES[WATCH])
-"""Whoever calls an endpoint without keys. Nothing that is served can be changed without a key."""
+"""The caller of an endpoint without keys; what is served cannot be changed without one."""
 
 
 def is_console(path: str) -> bool:
@@ -59,7 +59,7 @@ def is_console(path: str) -> bool:
 
 
 def needed_for(path: str) -> frozenset[str] | None:
-    """The roles of which a caller needs one; None where nobody is asked. What is not named is for predict keys."""
+    """The roles of which a caller of this path needs one; None for a public path. Most paths need a predict key."""
     if path in PUBLIC:
         return None
     if path == ADMIN_ROUTES or path.startswith(f"{ADMIN_ROUTES}/"):
@@ -71,7 +71,10 @@ def needed_for(path: str) -> frozenset[str] | None:
 
 
 class Authenticator:
-    """ring: None where the endpoint has no keys; it then answers this machine alone, unless `everybody` says so."""
+    """Finds the caller of a request by its key; the middleware and the console's sign-in ask it.
+
+    ring: None for an endpoint without keys, which answers its own machine only, unless `everybody` is set.
+    """
 
     def __init__(self, ring: KeyRing | None = None, everybody: bool = False):
         self._everybody = everybody

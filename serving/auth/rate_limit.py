@@ -1,4 +1,4 @@
-"""How much may pass in how much time."""
+"""Rates and quotas: a token bucket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TokenBucket:
 
     What passes is charged whole even where that leaves the bucket in debt: a request of more tokens than a second's
     worth is possible, and those after it wait until it is paid.
-    rate: units a second; clock: seconds, for tests.
+    rate: units a second; clock: in seconds, replaced by tests.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic):

@@ -34,7 +34,7 @@ button{{margin-top:14px;background:#0f766e;border-color:#0f766e;color:#fff;font-
 
 
 def signed_in(scope: Scope, key: str) -> Response:
-    """To the page, with the key in a cookie that no script reads and no other site's page has sent."""
+    """A redirect to the console that sets the key as a cookie, unreadable to scripts and never sent by another site."""
     response = _to_page(scope)
     value = base64.urlsafe_b64encode(key.encode()).decode()
     response.set_cookie(
@@ -58,7 +58,7 @@ def sign_in_page(scope: Scope, error: SparsehubError | None = None) -> Response:
 
 
 def _why(error: SparsehubError) -> str:
-    """Without what a client in a program is to do."""
+    """The error without the advice for API clients."""
     return str(error) if error.found is None else f"{error.problem}; found: {error.found}"
 
 

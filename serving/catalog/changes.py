@@ -65,7 +65,7 @@ def rollback(catalog: Catalog, name: str) -> Catalog:
 
 
 def expect(catalog: Catalog, revision: int | None) -> None:
-    """Raises `ConflictError` unless the catalogue is at the revision that somebody saw, where he says one."""
+    """Raises `ConflictError` unless the catalogue is at the revision that the caller expects, if one is given."""
     if revision is not None and catalog.revision != revision:
         raise ConflictError(
             "the catalogue has changed meanwhile",

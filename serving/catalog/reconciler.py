@@ -34,8 +34,9 @@ class Source:
 
 
 class Reconciler:
-    """refused: the entries that could not be taken over, and why; what they were before is served on.
-    served: the entries that requests are routed by. Any thread may read both.
+    """Keeps an engine and a router at what the catalogue says; one runs in every replica. Any thread may read `served`,
+    the entries that requests are routed by, and `refused`, those that could not be applied and why: for them the
+    entry before is served on.
 
     seconds: between two looks at the document.
     """
@@ -102,7 +103,7 @@ class Reconciler:
 
     @property
     def draining(self) -> int:
-        """Versions that requests which have begun still need, and nobody else gets."""
+        """How many versions are kept only for requests that have begun."""
         return sum(not self._router.serves(name, digest) for digest, name in list(self._known.items()))
 
     def _settle(self, catalog: Catalog) -> None:

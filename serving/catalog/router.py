@@ -1,4 +1,4 @@
-"""From what a request calls a task to the very package that answers it."""
+"""Routing: which package answers a request, by the catalogue, the canary's share and the caller."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsehub.task_ref import ModelRef, TaskRef, Term, compose
 
 @dataclass(frozen=True)
 class Route:
-    """An entry with what is left of its quotas."""
+    """A catalogue entry with what is left of its quotas."""
 
     name: str
     entry: CatalogEntry
@@ -36,7 +36,10 @@ class Routed:
 
 
 class Router:
-    """Thread-safe. Without a catalogue every reference goes to the engine as it is."""
+    """Decides which version of a task answers a request; `Service` asks it, the reconciler updates it. Thread-safe.
+
+    Without a catalogue every reference goes to the engine as it is.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,7 +67,7 @@ class Router:
             return routed
 
     def release(self, routed: Routed) -> None:
-        """The request is over."""
+        """Let the packages of a finished request go."""
         with self._lock:
             self._held.subtract(routed.digests)
             self._held = +self._held

@@ -1,4 +1,4 @@
-"""A card as HTML that cannot do anything: it came from a hub, and whoever wrote it is not to be trusted."""
+"""A card as HTML that cannot do anything: it came from a hub, and its author is not trusted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks the endpoint's own routes, through its gate, for whoever looks at the console: with his key and address."""
+"""The console's client of the endpoint's own routes: with the user's key and address, through the middleware."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class AnswerError(RequestError):
 class EndpointClient:
     """Everything that the console knows or does comes from here, so it can do what its user's key can, and no more."""
 
-    def __init__(self, gate: ASGIApp, request: gr.Request):
+    def __init__(self, endpoint: ASGIApp, request: gr.Request):
         assert request.request is not None, "Gradio gives every event its request"
-        self._gate, self._scope = gate, request.request.scope
+        self._endpoint, self._scope = endpoint, request.request.scope
 
     async def get(self, path: str) -> Any:
         """The answer's JSON; raises `AnswerError`."""
@@ -51,9 +51,9 @@ class EndpointClient:
         return response.json()
 
     async def _from_here(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The gate, which is to see the two ends of the user's own connection."""
+        """Call the endpoint, which is to see the two ends of the user's own connection."""
         ends = {end: copy.copy(self._scope.get(end)) for end in ("client", "server")}
-        await self._gate({**scope, **ends}, receive, send)
+        await self._endpoint({**scope, **ends}, receive, send)
 
 
 def _message(response: httpx.Response) -> str:

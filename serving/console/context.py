@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ConsoleContext:
-    """gate: the endpoint, as strangers reach it; backbone: what it is called."""
+    """What the tabs of the page work with."""
 
-    gate: ASGIApp
+    endpoint: ASGIApp  # with its middleware, as every client reaches it
     access: Authenticator
     packages: Packages
-    backbone: str
+    backbone: str  # its id
 
     def asker(self, request: gr.Request) -> EndpointClient:
-        return EndpointClient(self.gate, request)
+        return EndpointClient(self.endpoint, request)
 
     def caller(self, request: gr.Request) -> Caller:
         """Who looks; raises `UnauthenticatedError`."""

@@ -49,7 +49,7 @@ _HEADERS = [
 
 
 class Firewall:
-    """Stands before Gradio's app, and behind the gate. start: is called once, before the first event."""
+    """Wraps Gradio's app, inside the endpoint's middleware. start: is called once, before the first event."""
 
     def __init__(self, app: ASGIApp, access: Authenticator, start: Callable[[], Awaitable[None]]):
         self._app, self._access, self._start = app, access, start

@@ -18,7 +18,7 @@ SESSIONS = 200  # open pages that something is remembered of
 
 
 def add_console(app: FastAPI, service: Service) -> None:
-    """Mount the page, behind its door. app: the endpoint's own, whose gate asks for the key."""
+    """Mount the page behind its firewall. app: the endpoint's own, whose middleware asks for the key."""
     page = build_page(
         ConsoleContext(behind_middleware(app), service.access, Packages(service.engine), service.settings.backbone)
     )

@@ -1,4 +1,4 @@
-"""What is inside the packages of served tasks: cards, heat maps, overlaps. Read when somebody looks."""
+"""What is inside the packages of served tasks: cards, heat maps, overlaps. Read when a user opens them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ MOST_COMPARED = 8
 
 
 class Packages:
-    """Thread-safe; one package is read at a time, however many look. Whoever asks by a digest has proved that it is his
-    to see: it stands in his list of tasks."""
+    """Pages about packages, by digest; the console's tabs show them. Thread-safe: one package is read at a time.
+
+    The caller has checked that the digest is in the user's list of tasks.
+    """
 
     def __init__(self, engine: Engine):
         self._engine = engine

@@ -1,6 +1,6 @@
 """The endpoint on Ray Serve: `serve run serving.ray.app:app replicas=3`, with the settings of any endpoint.
 
-A replica is one engine with all routes, the same as in one process. The front reads which task a request asks, and
+A replica is one engine with all routes, the same as in one process. The ingress reads which task a request asks, and
 Ray's model multiplexing sends it to a replica that has the task ready; where those are busy, one more takes the task.
 """
 
@@ -48,7 +48,7 @@ def app(args: Mapping[str, Any]) -> Any:
     scale = build(Scale, {key: _number(value) for key, value in args.items()}, "the arguments", UsageError)
     settings = absolute(read_settings(os.environ))
     check(settings, scale)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that starts from here on calls nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that this process starts sends no usage statistics
     replicas = serve.deployment(Replica).options(**replica_options(settings, scale)).bind(settings, scale.tasks)
     front = serve.deployment(Ingress).options(
         num_replicas=scale.fronts,

@@ -1,5 +1,5 @@
-"""What stands before the replicas on Ray Serve: it sends a request where its task is ready, and again where a replica
-was lost with it. It holds no model and knows no key: a replica's gate sees every request.
+"""The ingress of the endpoint on Ray Serve: it sends a request to a replica that has the task ready, and again if that
+replica is lost. It holds no model and checks no key: each replica's middleware does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ReplicaLostError(EngineError):
 
 
 class Ingress:
-    """replicas: Ray's handle of them."""
+    """The deployment that Ray's proxy calls. replicas: Ray's handle of the replicas' deployment."""
 
     def __init__(self, settings: Settings, replicas: Any):
         self._settings, self._replicas = settings, replicas
@@ -96,7 +96,7 @@ class Ingress:
             raise CancelledError("no replica answered in time", fix="ask again, or add replicas") from error
 
     async def _task(self, path: str, body: bytes) -> str:
-        """What a request is placed by: a task of the catalogue or nothing; what strangers invent is not kept."""
+        """What a request is placed by: a task of the catalogue, or nothing; other names are not remembered."""
         task = task_in(path, body)
         if task in ("", "backbone", self._settings.backbone):
             return ""

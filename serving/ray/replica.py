@@ -21,13 +21,13 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
 class Replica:
-    """tasks: that it has ready at once; 0 is no bound."""
+    """The deployment that the ingress calls. tasks: that it has ready at once; 0 is no bound."""
 
     def __init__(self, settings: Settings, tasks: int):
         self._running = start_service(settings)
         app = create_app()
         app.state.service = self._running.service
-        self._gate, self._ready = behind_middleware(app), _ready(tasks)
+        self._app, self._ready = behind_middleware(app), _ready(tasks)
         self._id = serve.get_replica_context().replica_id.unique_id
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -49,7 +49,7 @@ class Replica:
             await self._ready(task)
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
         left = asyncio.Event()
-        answering = asyncio.create_task(self._gate(scope, replay(body, _until(left)), self._sender(sent)))
+        answering = asyncio.create_task(self._app(scope, replay(body, _until(left)), self._sender(sent)))
         self._answering.add(answering)
         answering.add_done_callback(lambda _: self._done(answering, sent))
         try:

@@ -13,7 +13,7 @@ from serving.settings import Settings
 
 
 async def read_body(settings: Settings, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
-    """The whole body, so that no slow client holds anything but his connection.
+    """The whole body, so that a slow client holds nothing but its connection.
 
     Raises `BodyTooLargeError` before anything too large is kept, `BodyTooSlowError`, and `ClientLeft`.
     """
@@ -40,7 +40,7 @@ async def read_body(settings: Settings, headers: Mapping[bytes, bytes], receive:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body which is here already, and then what comes after it."""
+    """A `receive` that gives a body that was read already, and then what comes after it."""
     given = False
 
     async def again() -> Message:

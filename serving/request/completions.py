@@ -1,4 +1,4 @@
-"""From a request for text to its texts: whole, or as they come; and letting go of them when the client leaves."""
+"""Answers of text generation, whole or as server-sent events; texts are cancelled when the client disconnects."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class RequestContext:
 
     @property
     def sticky(self) -> str:
-        """Whom a canary's share is counted by: the key; the address where there are no keys."""
+        """By what a canary's share is counted: the name of the key, or the address where there are no keys."""
         return self.client if self.caller is ANONYMOUS else self.caller.name
 
 
@@ -49,7 +49,7 @@ _CURRENT: ContextVar[RequestContext] = ContextVar("call")
 
 
 def current_request() -> RequestContext:
-    """The request that is being answered. There is none outside of the gate: nothing gets past it unasked."""
+    """The context of the request that is being answered; the middleware has set it."""
     return _CURRENT.get()
 
 

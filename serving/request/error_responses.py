@@ -1,4 +1,4 @@
-"""From our errors to answers in OpenAI's shape."""
+"""Error responses in OpenAI's shape, made from our exceptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AGAIN = "5"  # seconds; what failed for a hub or a disk is tried anew by the nex
 
 
 def failure(error: SparsehubError) -> Response:
-    """The answer to a request that failed."""
+    """The response to a request that failed."""
     if isinstance(error, ClientLeft):
         return Response(status_code=CLIENT_LEFT)
     status = status_of(error)

@@ -1,4 +1,4 @@
-"""What an endpoint writes down: one JSON line a request, and one for everything that an admin does."""
+"""The request log and the audit log: one JSON line for each request, and one for each change by an admin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ audit = logging.getLogger("sparsehub.audit")
 
 
 def write_lines() -> None:
-    """Send both to standard output, as they are: whatever collects logs parses them."""
+    """Send both logs to standard output, one JSON object a line, for a log collector to parse."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for logger in (requests, audit):
@@ -24,7 +24,7 @@ def write_lines() -> None:
 
 
 def log_request(call: RequestContext, method: str, path: str, status: int, seconds: float) -> None:
-    """One answered request. No input and no key is ever written down."""
+    """Log one answered request; never an input or a key."""
     if requests.isEnabledFor(logging.INFO):
         _write(
             requests,
@@ -44,7 +44,7 @@ def log_request(call: RequestContext, method: str, path: str, status: int, secon
 
 
 def log_act(call: RequestContext, act: str, outcome: str, **details: Any) -> None:
-    """Something that an admin did, or tried to."""
+    """Log what an admin did, or tried to do."""
     _write(
         audit,
         event="audit",

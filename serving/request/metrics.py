@@ -58,7 +58,7 @@ class TaskStats:
                 self._records.popitem(last=False)
 
     def of(self, digest: str) -> dict[str, Any]:
-        """requests, items, failed, last_used, and p50 and p99 in milliseconds; None where nobody has asked yet."""
+        """requests, items, failed, last_used, and p50 and p99 in milliseconds; None before the first request."""
         with self._lock:
             record = self._records.get(digest, TaskCounters())
             seconds = sorted(record.seconds)

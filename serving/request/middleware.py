@@ -1,4 +1,5 @@
-"""Every request passes here first, BentoML's own routes included: who asks, how much comes, and what became of it.
+"""The middleware in front of every route, BentoML's own included: it authenticates the caller, reads the body, logs and
+counts the answer.
 
 Plain ASGI: a middleware of Starlette's kind costs a task and two streams for every request.
 """
@@ -29,7 +30,7 @@ _KNOWN = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # that BentoM
 
 
 class RequestMiddleware:
-    """Before every route of the endpoint. state: of the app, whose `service` exists later than the app itself."""
+    """Wraps the whole app. state: of the app, whose `service` exists later than the app itself."""
 
     def __init__(self, app: ASGIApp, state: State):
         self._app, self._state = app, state
@@ -48,23 +49,23 @@ class RequestMiddleware:
         call = RequestContext(_request_id(headers.get(b"x-request-id")), ANONYMOUS, _host(scope, "client") or "local")
         status = 0  # until there is an answer
 
-        async def told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_told_by(call)]
+                message["headers"] = [*message.get("headers", ()), *_response_headers(call)]
                 if (span := get_current_span()).is_recording():
                     describe(span, call)  # now: the span ends with the last byte
             await send(message)
 
         try:
-            call.caller = _admit(service, scope, headers)
+            call.caller = _authenticate(service, scope, headers)
             enter(call)
             body = await read_body(service.settings, headers, receive)
-            await self._app(scope, replay(body, receive), told)
+            await self._app(scope, replay(body, receive), send_with_headers)
         except SparsehubError as error:
             page = refusal(scope, headers, error) if service.settings.console else None
-            await (page or failure(error))(scope, receive, told)
+            await (page or failure(error))(scope, receive, send_with_headers)
         except Exception:
             if status == 0:
                 raise
@@ -77,8 +78,8 @@ class RequestMiddleware:
             log_request(call, scope["method"], scope["path"], status or 500, seconds)
 
 
-def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
-    """The caller, who may ask on this path and has not asked too often; raises `AccessError`."""
+def _authenticate(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
+    """The caller, if they may use this path and their rate allows it; raises `AccessError`."""
     needed = needed_for(scope["path"])
     if needed is None:
         return ANONYMOUS
@@ -91,17 +92,17 @@ def _admit(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Calle
 
 
 def _request_id(given: bytes | None) -> str:
-    """The caller's own, where it is one that may stand in a log."""
+    """The one that the caller sent, if it is safe to log, else a new one."""
     text = (given or b"").decode("latin-1")
     return text if _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
 
 
-def _told_by(call: RequestContext) -> list[tuple[bytes, bytes]]:
-    """The headers of every answer: which request it was, and which package gave it."""
-    told = [(b"x-request-id", call.id.encode())]
+def _response_headers(call: RequestContext) -> list[tuple[bytes, bytes]]:
+    """The headers that every response gets: the request's id, and which package answered."""
+    headers = [(b"x-request-id", call.id.encode())]
     if call.digest:
-        told += [(b"x-sparsehub-task", call.task.encode()), (b"x-sparsehub-digest", call.digest.encode())]
-    return told
+        headers += [(b"x-sparsehub-task", call.task.encode()), (b"x-sparsehub-digest", call.digest.encode())]
+    return headers
 
 
 def _host(scope: Scope, end: str) -> str | None:
@@ -111,6 +112,6 @@ def _host(scope: Scope, end: str) -> str | None:
 
 
 def _route(scope: Scope) -> str:
-    """The path as it was declared: metrics by path itself would grow with every stranger's guess."""
+    """The path as the route declares it: metrics by the requested path would grow without bound."""
     declared = getattr(scope.get("route"), "path", None)
     return declared or (scope["path"] if scope["path"] in _KNOWN else "(unknown)")

@@ -1,4 +1,4 @@
-"""From submitted rows to their results: waiting without a thread, and letting go when the client leaves."""
+"""The results of submitted rows: awaited without a thread, and cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from fastapi import Request
 from sparsehub.errors import CancelledError, SparsehubError
 
 T = TypeVar("T")
-CLIENT_LEFT = 499  # nginx's number: nobody reads it, but the log and the metrics do
+CLIENT_LEFT = 499  # nginx's status for it; only the log and the metrics see it
 
 
 class ClientLeft(CancelledError):  # noqa: N818 - it is an event more than an error
-    """The connection was closed before the answer was ready."""
+    """The client disconnected before the response was ready."""
 
 
 async def results(request: Request, futures: list[Future[T]]) -> list[T | SparsehubError]:
-    """Every row's result or its own error, in order. Rows that wait are taken back when the client leaves.
+    """Every row's result or its own error, in order. Rows that wait are cancelled when the client disconnects.
 
-    A request whose rows all failed raises the first row's error, so that it has an honest status.
+    Where all rows failed, raises the first row's error, so that the status says so.
     """
     waiting = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
-    waiting.add_done_callback(_noticed)
+    waiting.add_done_callback(_retrieve_exception)
     leaving = asyncio.create_task(_disconnect(request))
     either: list[asyncio.Future[Any]] = [waiting, leaving]
     try:
@@ -46,8 +46,8 @@ async def results(request: Request, futures: list[Future[T]]) -> list[T | Sparse
     return outcome
 
 
-def _noticed(waiting: asyncio.Future[Any]) -> None:
-    """asyncio writes into the log what nobody looks at: here, that a request was taken back."""
+def _retrieve_exception(waiting: asyncio.Future[Any]) -> None:
+    """Read the exception of a cancelled request, or asyncio would log that it was never retrieved."""
     if not waiting.cancelled():
         waiting.exception()
 

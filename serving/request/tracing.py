@@ -1,4 +1,4 @@
-"""What a request was, on the span that BentoML's OpenTelemetry middleware opened for it."""
+"""OpenTelemetry attributes of a request, on the span that BentoML's middleware opened for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from serving.request.context import RequestContext
 
 
 def describe(span: Span, call: RequestContext) -> None:
-    """Write who asked and what answered on the span of a request."""
+    """Set the caller, and the task that answered, on the span of a request."""
     span.set_attributes({"sparsehub.request_id": call.id, "sparsehub.key": call.caller.name})
     if call.digest:
         span.set_attributes(

@@ -15,6 +15,7 @@ import pytest
 import sparsehub
 
 ROOT = Path(sparsehub.__file__).parents[1]
+OURS = (f"{ROOT}/serving/", f"{ROOT}/sparsehub/")
 MOST_FILES, MOST_HOPS = 22, 1
 
 
@@ -32,13 +33,9 @@ class Tracer:
             return
         if event == "c_call" and thread.startswith("AnyIO") and arg.__name__ == "run":
             self.hops += 1
-        path = Path(frame.f_code.co_filename)
-        if (
-            event == "call"
-            and path.is_relative_to(ROOT)
-            and path.relative_to(ROOT).parts[0] in ("serving", "sparsehub")
-        ):
-            self.files[thread].add(path.relative_to(ROOT).as_posix())
+        path = frame.f_code.co_filename
+        if event == "call" and path.startswith(OURS):
+            self.files[thread].add(path.removeprefix(f"{ROOT}/"))
 
 
 @pytest.fixture
