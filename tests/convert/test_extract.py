@@ -309,6 +309,7 @@ def large_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lossless", "largest"])
 def test_a_pair_of_large_tensors_needs_less_memory_than_two_of_them(
     large_pair: Path, tmp_path: Path, mode: str

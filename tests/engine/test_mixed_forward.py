@@ -342,6 +342,7 @@ def test_a_side_holds_no_more_than_it_says(load: Load) -> None:
     assert {LINEAR, EMBEDDING} <= kinds
 
 
+@pytest.mark.slow
 def test_a_compiled_forward_stays_what_it_was(load: Load) -> None:
     """Storage never moves and nothing stays on the module: a compiled plain forward sees swaps and outlives mixing."""
     backbone, targets = load("bert", "float32")

@@ -31,7 +31,7 @@ from sparsehub.package.heads import build_head
 from sparsehub.package.outputs import answers
 from tests.support import SOAK
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 TASKS, THREADS, REQUESTS = (300, 32, 20_000) if SOAK else (40, 16, 1_200)
 TEXTS = ["the quick fox", "who wrote the book about the river", "a good film", "angela met the king of spain"]
 LOAD_FAILS, APPLY_FAILS, FORWARD_FAILS, CANCELS = 0.02, 0.01, 0.01, 0.05

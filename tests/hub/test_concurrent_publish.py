@@ -21,6 +21,7 @@ from sparsehub.package import read_package, validate_package
 from tests.support import SOAK
 from tests.support.hub_servers.azure import AZURE
 
+pytestmark = pytest.mark.slow
 PROCESSES = 16
 KILLS = 50 if SOAK else 8
 WRITES = 5  # delta, head, card, manifest, tag; latest comes after

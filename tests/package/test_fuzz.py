@@ -16,7 +16,7 @@ from sparsehub.errors import FormatError
 from sparsehub.files import canonical_json
 from tests.support.package_fuzzing import GOLDEN, PARTS, attempt, restore, spoilable
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 MANIFEST, DELTA, HEAD, CARD = PARTS
 NUMBERS = st.sampled_from([-1, 0, 1, 5, 7, 255, 1 << 31, 1 << 40, 1 << 48, 1 << 63, 10**30, 0.0, 0.5, 1e308])
 TEXTS = st.sampled_from(["", ".", "..", "../x", "a/b", "a\\b", "\x00", "\u202e", "F32", "BF16", "add", "set", "int8"])

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.settings import Settings
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
 STOP_SECONDS = 20

@@ -20,7 +20,7 @@ from tests.support import SOAK
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 ALIASES = "^/(classify|score|rerank|v2/rerank)$"  # of routes that are tried already
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 # What a guess would never hit, so that some requests get past the first look.
 KNOWN = """
 [parameters]

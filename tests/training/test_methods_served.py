@@ -15,6 +15,7 @@ from sparsehub.package.materialize import task_model_of
 from sparsehub.training import TrainConfig, train
 from sparsehub.training.method import method_named, method_names
 
+pytestmark = pytest.mark.slow
 EVERY = [name for name in method_names() if method_named(name).packages]
 TEXTS = ["a good film", "what a boring slow story", "lovely to watch", "bad"]
 Configure = Callable[..., TrainConfig]

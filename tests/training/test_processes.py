@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from sparsehub.delta import Delta, read_delta
@@ -20,6 +21,7 @@ from sparsehub.training import TrainConfig, fit
 from sparsehub.training.processes import Processes, from_the_first, join_processes
 
 Configure = Callable[..., TrainConfig]
+pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, sys
 from pathlib import Path

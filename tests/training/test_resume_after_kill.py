@@ -18,6 +18,7 @@ from sparsehub.package import read_package
 from sparsehub.training import TrainConfig, train
 from sparsehub.training.run import MASK_FILE
 
+pytestmark = pytest.mark.slow
 Configure = Callable[..., TrainConfig]
 # Every optimiser step waits (or, with no wait given, the choice does), so that there is a middle to be killed in.
 SLOW = """

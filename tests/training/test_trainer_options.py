@@ -68,6 +68,7 @@ def test_it_costs_less_and_learns_the_same(
     assert distance(delta_of(dataclasses.replace(plain, **changes), tmp_path / "other"), wanted) < most
 
 
+@pytest.mark.slow
 def test_a_compiled_model_learns_the_same(plain: TrainConfig, tmp_path: Path) -> None:
     """One shape of batch and no evaluation: each would be compiled anew."""
     one = dataclasses.replace(plain, batch_size=12, validation=None, epochs=3, method="random")

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.console_users import SECRETS
 
+pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--headless",

@@ -17,6 +17,7 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+pytestmark = pytest.mark.slow
 REPLICAS, TASKS = 2, ("three", "seven", "pair", "rating", "east", "west")  # as the endpoint is started
 TEXTS = ("the fox", "a dog", "who wrote the book")
 
