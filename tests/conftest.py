@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import math
 import os
@@ -67,6 +68,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
         return made[family]
 
     return checkpoint
+
+
+@pytest.fixture(scope="module")
+def imports_are_no_garbage() -> Iterator[None]:
+    """accelerate collects garbage whenever a Trainer starts, and would look at all that was imported: half a second."""
+    importlib.import_module("transformers.trainer")
+    importlib.import_module("transformers.models.bert.modeling_bert")
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

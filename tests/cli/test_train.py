@@ -8,6 +8,8 @@ import pytest
 
 from sparsehub.package import read_package
 
+pytestmark = pytest.mark.usefixtures("imports_are_no_garbage")
+
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:

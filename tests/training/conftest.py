@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import gc
-import importlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +73,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _imports_are_no_garbage() -> Iterator[None]:
-    """accelerate collects garbage whenever a Trainer starts, and would look at all that was imported: half a second."""
-    importlib.import_module("transformers.trainer")
-    importlib.import_module("transformers.models.bert.modeling_bert")
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+def _cheap_trainers(imports_are_no_garbage: None) -> None:
+    """Nearly every test of this folder starts a Trainer."""
 
 
 def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> str:

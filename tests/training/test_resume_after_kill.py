@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -17,27 +15,10 @@ from sparsehub.errors import UsageError
 from sparsehub.package import read_package
 from sparsehub.training import TrainConfig, train
 from sparsehub.training.run import MASK_FILE
+from tests.support.slow_training import start_slow_training
 
 pytestmark = pytest.mark.slow
 Configure = Callable[..., TrainConfig]
-# Every optimiser step waits (or, with no wait given, the choice does), so that there is a middle to be killed in.
-SLOW = """
-import json, sys, time
-from sparsehub.training import TrainConfig, run, train
-from sparsehub.training.sparse_model import SparseModel
-table = json.loads(sys.argv[1])
-wait, kept = float(sys.argv[2]), SparseModel.write
-def slow(self):
-    time.sleep(wait)
-    kept(self)
-SparseModel.write = slow
-def report(line):
-    print(line, flush=True)
-    if wait == 0 and "calibration batch" in line:
-        time.sleep(60)
-lists = {name: tuple(table[name]) for name in ("text", "choices", "labels")}
-train(TrainConfig(**{**table, **lists}), report=report)
-"""
 
 
 @pytest.fixture
@@ -45,28 +26,23 @@ def config(make_config: Configure, tmp_path: Path) -> TrainConfig:
     return make_config(out=str(tmp_path / "out"), epochs=4, evaluation_steps=2)
 
 
-def start(config: TrainConfig, wait: float) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", SLOW, json.dumps(dataclasses.asdict(config)), str(wait)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == -signal.SIGKILL, output
-
-
-def wait_for(seen: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_for(seen: Callable[[], object], process: BaseProcess) -> None:
     deadline = time.monotonic() + 90
     while not seen():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.is_alive(), process.exitcode
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_a_run_killed_while_it_trains_goes_on_at_its_last_checkpoint(config: TrainConfig, tmp_path: Path) -> None:
     run = tmp_path / ".out.run"
-    process = start(config, 0.4)
+    process = start_slow_training(config, 0.4, tmp_path / "said")
     wait_for(lambda: list(run.glob("checkpoint-*")), process)
     kill(process)
     assert not (tmp_path / "out").exists()
@@ -88,10 +64,9 @@ def test_a_run_killed_while_it_trains_goes_on_at_its_last_checkpoint(config: Tra
 
 
 def test_a_run_killed_while_it_chooses_begins_its_choice_anew(config: TrainConfig, tmp_path: Path) -> None:
-    process = start(config, 0.0)
-    assert process.stdout is not None
-    while "calibration batch" not in (line := process.stdout.readline()):
-        assert line, "the run ended before it chose"
+    lines = tmp_path / "said"
+    process = start_slow_training(config, 0.0, lines)
+    wait_for(lambda: lines.exists() and "calibration batch" in lines.read_text(), process)
     kill(process)
     run = tmp_path / ".out.run"
     assert {path.name for path in run.iterdir()} == {"run.json"}
@@ -115,7 +90,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(config: Tra
 
 
 def test_restart_drops_what_was_done(config: TrainConfig, tmp_path: Path) -> None:
-    process = start(dataclasses.replace(config, method="random"), 0.4)
+    process = start_slow_training(dataclasses.replace(config, method="random"), 0.4, tmp_path / "said")
     wait_for(lambda: (tmp_path / ".out.run" / MASK_FILE).exists(), process)
     kill(process)
     said: list[str] = []
