@@ -1,39 +1,36 @@
-"""PEFT adapters as changes of a backbone, from their files alone: LoRA, SHiRA, Supertuning. No model is loaded.
+"""PEFT adapters as their files hold them: LoRA, SHiRA, Supertuning. No model is loaded.
 
-LoRA: W = W0 + s B A, s = alpha / r (alpha / sqrt(r) where `use_rslora`). SHiRA and Supertuning are sparse already.
-What would change the meaning of those formulas, or has no weight of the backbone to stand in, is refused by name.
+What an adapter changes in a backbone is `adapter_change`'s business; which options are supported, `lora_options`'s.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sparsehub.convert.name_matching import SHOWN, CheckpointLayout, match_layout
-from sparsehub.delta import Delta, ParameterDelta
-from sparsehub.errors import BackboneMismatchError, FormatError, UsageError
+from sparsehub.convert.lora_options import CHECKS, MERGE
+from sparsehub.convert.wrapped_names import unwrapped, wrapper_note
+from sparsehub.errors import FormatError, UsageError
 from sparsehub.files import sha256_file, strict_json
 from sparsehub.tensorfile import load_tensors, read_header
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 NNZ_KEY, DTYPE_KEY = "sparsehub.nnz", "sparsehub.value_dtype"  # of the file's metadata, where we wrote it
 INSIDE = "base_model.model."
-# Settings with which a LoRA is more than W0 + s B A, and the values that leave it plain.
-_PLAIN = {"use_dora": False, "bias": "none", "trainable_token_indices": None, "target_parameters": None,
-          "alora_invocation_tokens": None, "corda_config": None, "arrow_config": None}  # fmt: skip
 _ENDS = {
     "LORA": "lora_A|lora_B|lora_embedding_A|lora_embedding_B",
     "SHIRA": "shira_weight|shira_indices",
     "SUPERTUNING": "supertuning_values|supertuning_indices",
 }
+# A tensor of an adapter: the module, which of its matrices, and the adapter's name where the model's own state dict was
+# saved in place of PEFT's.
+_PART = re.compile(rf"(.+)\.({'|'.join(_ENDS.values())})(?:\.(?!weight$|bias$)([^.]+))?(?:\.weight)?")
+_SAVED = re.compile(r"(.+)\.modules_to_save\.([^.]+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,12 @@ class Adapter:
     folder: Path
     kind: str  # PEFT's `peft_type`
     config: Mapping[str, Any]  # adapter_config.json
-    tensors: Mapping[str, Tensor]  # by their names without PEFT's own prefix
+    parts: Mapping[
+        str, Mapping[str, Tensor]
+    ]  # by the name of a weight, such as `...query.weight`: its matrices by name
+    rest: Mapping[str, Tensor]  # everything else by name, without PEFT's own prefix: the head, or weights stored beside
     metadata: Mapping[str, str]  # of the weights file
+    notes: tuple[str, ...] = ()  # what was unusual about its names, for the report
 
     @property
     def digest(self) -> str:
@@ -57,8 +58,13 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read a PEFT adapter folder; raises `FormatError` and `UsageError` for a method that is no change of weights."""
+    """Read a PEFT adapter folder.
+
+    Raises `FormatError`, and `UsageError` for a method or an option that is more than a change of weights.
+    """
     config = strict_json((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
+    if not isinstance(config, dict):
+        raise FormatError(f"{CONFIG_FILE} in {folder} is not an object")
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise FormatError(f"{folder} holds no {WEIGHTS_FILE}", fix="save the adapter with safe_serialization=True")
@@ -70,156 +76,42 @@ def read_adapter(folder: Path) -> Adapter:
             expected=", ".join(_ENDS),
             fix="merge it into its model with PEFT, save that, and extract from the checkpoint",
         )
-    tensors = {name.removeprefix(INSIDE): tensor for name, tensor in load_tensors(weights).items()}
-    return Adapter(folder, kind, config, tensors, read_header(weights).metadata)
+    CHECKS[kind](config)
+    tensors, seen = unwrapped(load_tensors(weights), str(weights))
+    parts, rest, names = _sorted_out({name.removeprefix(INSIDE): tensor for name, tensor in tensors.items()})
+    _check_one(folder, kind, parts, names)
+    raw = f"names with the adapter's name in them ({', '.join(names)}), of a raw state dict, were read without it"
+    notes = (*wrapper_note(seen), *([raw] if names else ()))
+    return Adapter(folder, kind, config, parts, rest, read_header(weights).metadata, notes)
 
 
-@dataclass(frozen=True)
-class Change:
-    """What an adapter changes in a backbone, and its head."""
-
-    shapes: Mapping[str, tuple[int, ...]]  # of the changed parameters, by name
-    change_of: Callable[[str], Tensor]  # a parameter's name to its dense change
-    sparse: Delta | None  # the same as a delta, for an adapter that is sparse
-    head: Mapping[str, Tensor]  # the tensors that it trained outside the backbone
-
-
-def change_of(adapter: Adapter, layout: CheckpointLayout) -> Change:
-    """The adapter as a change of the backbone that `layout` describes; raises where a tensor has no place there."""
+def _sorted_out(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor], tuple[str, ...]]:
+    """Matrices by the weight that they change, all other tensors by name, and the names of adapters inside names."""
     parts: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
-    for name, tensor in adapter.tensors.items():
-        found = re.fullmatch(rf"(.+)\.({_ENDS[adapter.kind]})(\.weight)?", name)
-        if found:
+    names: set[str] = set()
+    for name, tensor in tensors.items():
+        if found := _PART.fullmatch(name):
             parts.setdefault(f"{found[1]}.weight", {})[found[2]] = tensor
-        else:
-            rest[name] = tensor
-    if not parts:
-        raise FormatError(f"{adapter.folder} changes nothing", found=f"no tensor of {adapter.kind}")
-    places = match_layout(layout, parts, str(adapter.folder))
-    owner = {stored: name for name, stored in places.names.items()}
-    _refuse_unplaced(adapter, parts.keys() - owner.keys())
-    mine = {owner[stored]: tensors for stored, tensors in parts.items()}
-    head = _head(adapter, layout, rest, places.prefix)
-    shapes = {name: layout.base[name] for name in sorted(mine)}
-    if adapter.kind == "LORA":
-        _refuse_unusual(adapter)
-        return Change(shapes, lambda name: _product(adapter, layout, name, mine[name], places.names[name]), None, head)
-    delta = _sparse(adapter, mine, shapes)
-    return Change(shapes, lambda name: _dense(delta, name), delta, head)
+            names |= {found[3]} if found[3] else set()
+        elif saved := _SAVED.fullmatch(name):
+            rest[f"{saved[1]}.{saved[3]}"] = tensor
+            names.add(saved[2])
+        elif ".original_module." not in name:  # the head as it was before training
+            rest[name.replace(".base_layer.", ".")] = tensor
+    return parts, rest, tuple(sorted(names))
 
 
-def _refuse_unplaced(adapter: Adapter, names: Collection[str]) -> None:
-    if names:
-        raise BackboneMismatchError(
-            f"{adapter.folder} changes what this backbone does not have",
-            found=", ".join(sorted(names)[:SHOWN]),
-            fix="give the backbone and the --kind that the adapter was trained for",
-        )
-
-
-def _head(adapter: Adapter, layout: CheckpointLayout, rest: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The modules that were trained whole (`modules_to_save`); raises `UsageError` where one is not the head's."""
-    around = prefix.removesuffix(layout.prefix)
-    names = {around + name: name for name in layout.others}
-    names |= {around + layout.prefix + name: layout.prefix + name for name in layout.base}
-    found = {names.get(name, ""): tensor for name, tensor in rest.items()}
-    unknown = [name for name in rest if name not in names]
-    inside = [name for name in found if name.startswith(layout.prefix)]
-    if unknown or inside:
-        raise UsageError(
-            f"{adapter.folder} holds tensors that are neither an adapter's nor the head's",
-            found=", ".join((unknown or inside)[:SHOWN]),
-            fix="merge the adapter into its model with PEFT, save that, and extract from the checkpoint",
-        )
-    return found
-
-
-def _refuse_unusual(adapter: Adapter) -> None:
-    for key, plain in _PLAIN.items():
-        if adapter.config.get(key, plain) not in (plain, False, None, [], {}):
-            raise UsageError(
-                f"a LoRA with {key} is more than a product of two matrices",
-                found=f"{key}: {json.dumps(adapter.config[key])}"[:200],
-                fix="merge it into its model with PEFT, save that, and extract from the checkpoint",
-            )
-
-
-def _product(adapter: Adapter, layout: CheckpointLayout, name: str, parts: Mapping[str, Tensor], stored: str) -> Tensor:
-    kind = "lora_embedding" if "lora_embedding_A" in parts else "lora"
-    try:
-        a, b = parts[f"{kind}_A"].float(), parts[f"{kind}_B"].float()
-        product = b @ a
-    except (KeyError, RuntimeError) as error:
-        raise FormatError(f"the LoRA of {name!r} is not two matrices that fit together") from error
-    if kind == "lora_embedding" or name in layout.transposed:
-        product = product.T
-    if tuple(product.shape) != layout.base[name]:
-        raise BackboneMismatchError(
-            f"the LoRA of {name!r} is for another shape", found=tuple(product.shape), expected=layout.base[name]
-        )
-    return product * _scaling(adapter.config, stored.removesuffix(".weight"), rank=a.shape[0])
-
-
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank)))
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule for `alpha_pattern`: a pattern is a module's name, the end of one, or a regular expression."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def _sparse(adapter: Adapter, mine: Mapping[str, Mapping[str, Tensor]], shapes: Mapping[str, tuple[int, ...]]) -> Delta:
-    kept = json.loads(adapter.metadata.get(NNZ_KEY, "{}"))
-    parts = {}
-    for name, tensors in mine.items():
-        positions, values = (_shira if adapter.kind == "SHIRA" else _supertuning)(adapter, name, tensors, shapes[name])
-        used = int(kept.get(name, len(positions)))  # our own export pads: see `shira`
-        order = positions[:used].sort()
-        parts[name] = ParameterDelta(shapes[name], order.values, values[:used].float()[order.indices])
-        if bool((order.values.diff() <= 0).any()):
-            raise FormatError(f"{name!r} in {adapter.folder} changes an entry twice")
-    return Delta(parts, "add", adapter.metadata.get(DTYPE_KEY, "float32"))
-
-
-def _shira(adapter: Adapter, name: str, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    if set(tensors) != {"shira_weight", "shira_indices"}:
-        raise FormatError(f"{name!r} in {adapter.folder} lacks its indices or its values")
-    rows, columns = tensors["shira_indices"].long()
-    if len(shape) != 2 or bool((rows < 0).any() or (columns < 0).any() or (rows >= shape[0]).any()):
-        raise FormatError(f"{name!r} in {adapter.folder}: an index is out of range", expected=shape)
-    if bool((columns >= shape[1]).any()):
-        raise FormatError(f"{name!r} in {adapter.folder}: an index is out of range", expected=shape)
-    return rows * shape[1] + columns, tensors["shira_weight"]
-
-
-def _supertuning(
-    adapter: Adapter, name: str, tensors: Mapping[str, Tensor], shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
-    if adapter.config.get("r") is not None:
-        raise UsageError(
-            "a Supertuning adapter with `r` has a low-rank part beside its sparse one",
-            found=f"r: {adapter.config['r']}",
-            fix="merge it into its model with PEFT, save that, and extract from the checkpoint",
-        )
-    if "supertuning_indices" not in tensors:
-        raise UsageError(
-            f"{adapter.folder} does not say which entries it changes",
-            fix="save it from a config with save_precomputed_indices=True",
-        )
-    positions = tensors["supertuning_indices"].long()
-    if bool((positions < 0).any() or (positions >= math.prod(shape)).any()):
-        raise FormatError(f"{name!r} in {adapter.folder}: an index is out of range", expected=math.prod(shape))
-    return positions, tensors["supertuning_values"]
-
-
-def _dense(delta: Delta, name: str) -> Tensor:
-    part = delta.parameters[name]
-    flat = torch.zeros(part.numel)
-    flat[part.indices] = part.values
-    return flat.view(part.shape)
+def _check_one(folder: Path, kind: str, parts: Mapping[str, Iterable[str]], names: tuple[str, ...]) -> None:
+    """Raises unless these are the tensors of one adapter of one method."""
+    ends = {end for found in parts.values() for end in found}
+    kinds = [other for other, known in _ENDS.items() if ends & set(known.split("|"))]
+    if kind not in kinds:
+        raise FormatError(f"{folder} changes nothing", found=f"no tensor of {kind}")
+    if len(kinds) > 1:
+        raise UsageError(f"{folder} is a hybrid: it changes weights in two ways", found=" and ".join(kinds), fix=MERGE)
+    if len(names) > 1:
+        fix = f"save one of them alone: save_pretrained(folder, selected_adapters=[{names[0]!r}])"
+        raise UsageError(f"{folder} holds several adapters", found=", ".join(names), expected="one", fix=fix)

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from sparsehub import __version__
 from sparsehub.backbone import Checkpoint
-from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter, change_of
+from sparsehub.convert.adapter_change import Change, change_of
+from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter
 from sparsehub.convert.checkpoint_pair import BackboneTensors, CheckpointPair, backbone_tensors, pair_up
+from sparsehub.convert.lora_options import MERGE
 from sparsehub.convert.name_matching import layout_of
+from sparsehub.convert.tensor_reader import stored_tensors
 from sparsehub.delta import DELTA_FILE, Delta
 from sparsehub.delta.algebra import with_value_dtype
 from sparsehub.delta.writer import DeltaWriter
@@ -142,7 +145,7 @@ def extract_adapter(
         delta, norms = found.delta, dict(found.norms)
     else:
         raise UsageError("a LoRA changes every entry of its matrices", fix="say how many to keep: --density or --nnz")
-    head = _complete(change.head, backbone, adapter)
+    head = adapter_head(change, backbone, adapter)
     lineage = _lineage(str(adapter.folder), adapter.digest)
     manifest = _write(wanted, f"extracted, {adapter.kind.lower()}", delta, head, backbone, lineage)
     kept, whole = (sum(column) for column in zip(*norms.values(), strict=True))
@@ -156,10 +159,14 @@ def extract_adapter(
     )
 
 
-def _complete(head: Mapping[str, Tensor], backbone: BackboneTensors, adapter: Adapter) -> dict[str, Tensor]:
-    """The adapter's own head, or the one that `sparsehub train` has written beside it."""
+def adapter_head(change: Change, backbone: BackboneTensors, adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter's own head, or the one that `sparsehub train` has written beside it.
+
+    Raises `UsageError` where there is none, and where a weight of the backbone stored beside it is not the backbone's.
+    """
+    _refuse_moved(change, backbone, adapter)
     beside = adapter.folder / HEAD_FILE
-    found = {**(load_tensors(beside) if beside.is_file() else {}), **head}
+    found = {**(load_tensors(beside) if beside.is_file() else {}), **change.whole}
     missing = sorted(set(backbone.head) - set(found))
     if missing:
         raise UsageError(
@@ -168,6 +175,22 @@ def _complete(head: Mapping[str, Tensor], backbone: BackboneTensors, adapter: Ad
             fix="train it with modules_to_save naming the head, or put head.safetensors beside it",
         )
     return {name: found[name] for name in backbone.head}
+
+
+def _refuse_moved(change: Change, backbone: BackboneTensors, adapter: Adapter) -> None:
+    """PEFT stores an embedding beside its LoRA, a raw state dict the whole backbone: it must be the backbone's own."""
+    prefix, stored = backbone.layout.prefix, stored_tensors(backbone.checkpoint.folder)
+    for name, tensor in change.whole.items():
+        place = backbone.names.get(name.removeprefix(prefix))
+        if name in backbone.head or place is None:
+            continue
+        base = stored[place].read()
+        if base.shape != tensor.shape or not base.to(tensor.dtype).equal(tensor):
+            raise UsageError(
+                f"{adapter.folder} holds {name!r} with other values than the backbone's",
+                found="a weight that was trained whole, resized, or moved by the adapter's initialisation",
+                fix=MERGE,
+            )
 
 
 def _head(pair: CheckpointPair) -> dict[str, Tensor]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sparsehub.backbone import open_checkpoint
-from sparsehub.convert.adapters import change_of, is_adapter, read_adapter
+from sparsehub.convert.adapter_change import change_of
+from sparsehub.convert.adapters import is_adapter, read_adapter
 from sparsehub.convert.extract import Extraction, extract_adapter
 from sparsehub.convert.name_matching import layout_of
 from sparsehub.convert.shira import export_shira
