@@ -25,6 +25,7 @@ SparsehubError
     ├── UnknownTaskError       no such task is served here
     ├── QueueFullError         too many requests are queued; carries `retry_after` in seconds
     ├── CancelledError         the caller disconnected, or the deadline passed
+    ├── NotFiniteError         the model's answer to this input holds NaN or infinity
     ├── StoppingError          the engine is shutting down: another replica may answer
     └── UnhealthyError         the base weights could not be put back; no more work is taken
 """
@@ -171,6 +172,21 @@ class QueueFullError(EngineError):
 
 class CancelledError(EngineError):
     """The caller disconnected, or the deadline passed, before the answer was ready."""
+
+
+class NotFiniteError(EngineError):
+    """The model's answer holds NaN or infinity, so there is no answer: the weights may be damaged in memory, or the
+    dtype is too small for this input."""
+
+    def __init__(
+        self,
+        problem: str = "the model's answer is not a number",
+        *,
+        found: object = "NaN or infinity",
+        expected: object = None,
+        fix: str | None = "send it again; where it stays, serve the task in bfloat16 or float32",
+    ):
+        super().__init__(problem, found=found, expected=expected, fix=fix)
 
 
 class StoppingError(EngineError):

@@ -89,6 +89,33 @@ def bind(layout: PatchLayout, arena: Arena, read: Read = gather) -> Patch:
     return Patch(tuple(segments), layout.value_kind)
 
 
+def new_values(segment: Segment, value_kind: str) -> Tensor:
+    """[k] in the buffer's dtype: what applying writes at the segment's positions, bit for bit."""
+    if value_kind == "set":
+        return segment.values
+    return (segment.base.float() + segment.values).to(segment.dtype)
+
+
+def refuse_overflow(arena: Arena, patch: Patch) -> None:
+    """Raise `DeltaError`, which names the parameter, where a patch makes a finite weight infinite or no number."""
+    for segment in patch.segments:
+        _refuse_overflow(arena, segment, new_values(segment, patch.value_kind))
+
+
+def _refuse_overflow(arena: Arena, segment: Segment, becomes: Tensor) -> None:
+    wrong = torch.nonzero(~becomes.isfinite() & segment.base.isfinite()).flatten()
+    if len(wrong) == 0:
+        return
+    first = int(segment.positions[wrong[0]])
+    inside = (name for name, s in arena.slots.items() if s.dtype == segment.dtype and 0 <= first - s.offset < s.numel)
+    raise DeltaError(
+        f"the delta makes {next(inside)!r} larger than {segment.dtype} can hold",
+        found=f"{len(wrong)} entries, the first becomes {float(becomes[wrong[0]])}",
+        expected=f"at most {torch.finfo(segment.dtype).max:g}",
+        fix="give the delta a smaller weight, or load the backbone with dtype bfloat16 or float32",
+    )
+
+
 def _slot(arena: Arena, name: str, delta: Delta) -> Slot:
     slot, part = arena.slots.get(name), delta.parameters[name]
     if slot is None or slot.shape != part.shape:

@@ -13,7 +13,7 @@ from sparsehub.backbone import Arena, Slot
 from sparsehub.engine.target_modules import CONV1D, TargetModule, TargetModules
 from sparsehub.kernels import ScaleShift, SparseChange, compress
 from sparsehub.kernels.sparse import for_gpu
-from sparsehub.patch import Patch
+from sparsehub.patch import Patch, new_values
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ def pieces_of(arena: Arena, patch: Patch) -> Iterator[WeightSlice]:
         edges = torch.tensor([[slot.offset, slot.offset + slot.numel] for slot in slots])
         edges = edges.to(segment.positions.device, segment.positions.dtype)
         bounds = torch.searchsorted(segment.positions, edges).tolist()
-        base = segment.base.float()
-        becomes = segment.values if patch.value_kind == "set" else (base + segment.values).to(segment.dtype)
-        change = becomes.float() - base
+        change = new_values(segment, patch.value_kind).float() - segment.base.float()
         for slot, (first, last) in zip(slots, bounds, strict=True):
             if first < last:
                 local = segment.positions[first:last] - slot.offset

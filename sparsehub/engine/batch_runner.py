@@ -17,9 +17,10 @@ from sparsehub.engine.mixed import MixedBatch
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules
+from sparsehub.errors import NotFiniteError
 from sparsehub.package.encoding import by_choice, pad
 from sparsehub.package.heads import run_heads
-from sparsehub.package.outputs import answers
+from sparsehub.package.outputs import answers, finite_rows
 
 
 class Clock:
@@ -50,7 +51,7 @@ class BatchRunner:
 
     @torch.inference_mode()
     def run(self, mode: str, groups: Sequence[BatchRows], clock: Clock) -> list[list[Any]]:
-        """Each group's results, in order; one result a row.
+        """Each group's results, in order; one result a row, or its error where that is not a number.
 
         mode: `mixed`, or any other way for one group after the other.
         """
@@ -94,14 +95,22 @@ class BatchRunner:
         heads = [head for rows in groups if (head := rows.head) is not None]
         if not heads:
             vectors = self._pooling.vectors(outputs.last_hidden_state, inputs["attention_mask"])
-            return [part.tolist() for part in vectors.split(counts)]
+            sound = vectors.isfinite().all(-1) & vectors.any(-1)  # where the length is infinite, the unit vector is 0
+            parts = zip(sound.split(counts), vectors.split(counts), strict=True)
+            return [_finite_or_error(finite.tolist(), part.tolist()) for finite, part in parts]
         shaped = {name: by_choice(tensor, groups[0].rows) for name, tensor in inputs.items()}
         logits = run_heads(heads, counts, shaped, outputs).split([len(rows.rows) for rows in groups])
         results: list[list[Any]] = []
         for rows, its in zip(groups, logits, strict=True):
             assert rows.task is not None  # it has a head
-            results.append(answers(rows.task.info.spec, rows.rows, its))
+            spec = rows.task.info.spec
+            results.append(_finite_or_error(finite_rows(spec, rows.rows, its), answers(spec, rows.rows, its)))
         return results
+
+
+def _finite_or_error(finite: Sequence[bool], results: Sequence[Any]) -> list[Any]:
+    """Each row's result, or its own error where it is made of NaN or infinity."""
+    return [result if sound else NotFiniteError() for sound, result in zip(finite, results, strict=True)]
 
 
 def _bounds(groups: Sequence[BatchRows]) -> list[tuple[int, int, int]]:

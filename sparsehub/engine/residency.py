@@ -18,14 +18,16 @@ from sparsehub.engine.stats import TaskStatus
 from sparsehub.engine.task_handle import Budgets, TaskHandle, Usage
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import Task, TaskInfo
-from sparsehub.errors import EngineError, SparsehubError, StoppingError, UsageError
+from sparsehub.errors import DeltaError, EngineError, RequestError, SparsehubError, StoppingError, UsageError
 
 WAIT_SECONDS = 0.1  # between two looks whether something can be evicted
 
 
 def _why(task: Task, error: Exception) -> SparsehubError:
     """The error for the rows of a task that could not be loaded. A disk without room or a policy that cannot be read
-    is an error of the engine's operator, and not of the caller."""
+    is an error of the engine's operator, and not of the caller; what a caller has composed is the caller's."""
+    if task.composed and isinstance(error, DeltaError):
+        return RequestError(error.problem, found=error.found, expected=error.expected, fix=error.fix)
     if isinstance(error, SparsehubError) and not isinstance(error, UsageError):
         return error
     found = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"

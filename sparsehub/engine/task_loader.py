@@ -17,7 +17,7 @@ from sparsehub.package import Package
 from sparsehub.package.heads import build_head
 from sparsehub.package.manifest import TEXT_GENERATION
 from sparsehub.package.reader import check_backbone
-from sparsehub.patch import PatchLayout, bind, lay_out
+from sparsehub.patch import PatchLayout, bind, lay_out, refuse_overflow
 
 
 class TaskLoader:
@@ -44,12 +44,13 @@ class TaskLoader:
 
     def place(self, host: HostTask) -> Resident:
         """Copy a task to the device and make it ready for swap and for mixed batches; raises `FormatError` for a head
-        that does not fit."""
+        that does not fit, and for weights that the backbone's dtype cannot hold."""
         backbone = self._backbone
         with _side_stream(backbone.device):
             generates = host.info.spec.kind == TEXT_GENERATION
             head = None if generates else build_head(backbone, host.info.spec, host.head, self._pad_token_id)
             patch = bind(host.layout, backbone.arena, self._arena.read)
+            refuse_overflow(backbone.arena, patch)
             adapter = make_adapter_weights(self._targets, backbone.arena, patch)
         if isinstance(adapter, str):
             return Resident(host.info, patch, None, adapter, head)

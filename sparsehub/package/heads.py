@@ -102,7 +102,7 @@ def _rows_of_each(linears: Sequence[nn.Linear], counts: Sequence[int], x: Tensor
 def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor], pad_token_id: int) -> HeadModel:
     """The head of a task on a backbone, with the tensors of its package.
 
-    Raises `FormatError` where the tensors are not those of the task's model.
+    Raises `FormatError` where the tensors are not those of the task's model, or too large for the backbone's dtype.
     """
     template = _template(backbone, task, pad_token_id)
     model = _copy_of(template)
@@ -110,12 +110,23 @@ def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor]
     stand_in = _StandIn(_own_pooler(getattr(model, prefix[:-1]), prefix, tensors))
     setattr(model, prefix[:-1], stand_in)
     head = {name: tensor.to(backbone.device, backbone.dtype, copy=True) for name, tensor in tensors.items()}
+    _refuse_overflow(head)
     try:
         model.load_state_dict(head, strict=True, assign=True)
     except RuntimeError as error:
         problem = " ".join(str(error).split())
         raise FormatError("the head does not fit the task's model", found=problem[:500]) from error
     return HeadModel(model.eval(), stand_in, template)
+
+
+def _refuse_overflow(head: Mapping[str, Tensor]) -> None:
+    for name, tensor in head.items():
+        if not bool(tensor.isfinite().all()):
+            raise FormatError(
+                f"the head's {name!r} is larger than {tensor.dtype} can hold",
+                expected=f"at most {torch.finfo(tensor.dtype).max:g}",
+                fix="load the backbone with dtype bfloat16 or float32",
+            )
 
 
 def _template(backbone: Backbone, task: TaskSpec, pad_token_id: int) -> nn.Module:

@@ -11,7 +11,7 @@ from sparsehub.errors import FormatError
 from sparsehub.files import new_folder
 from sparsehub.package.reader import Package, check_backbone
 from sparsehub.package.task_model import TaskModel, load_task_model, save_checkpoint
-from sparsehub.patch import apply_patch, make_patch
+from sparsehub.patch import apply_patch, make_patch, refuse_overflow
 
 
 def native_dtype(package: Package) -> str:
@@ -23,7 +23,8 @@ def native_dtype(package: Package) -> str:
 def task_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "float32") -> TaskModel:
     """The task's whole model in memory: the backbone with the package's delta applied, and its head.
 
-    Raises `BackboneMismatchError` for another backbone, `FormatError` for a head that does not fit.
+    Raises `BackboneMismatchError` for another backbone, `FormatError` for a head that does not fit, `DeltaError` for
+    weights that the dtype cannot hold.
     """
     task_model = load_task_model(checkpoint, package.manifest.task, dtype=dtype)
     check_backbone(package.manifest, task_model.backbone)
@@ -32,7 +33,9 @@ def task_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "flo
     found = {name: tuple(tensor.shape) for name, tensor in package.head.items()}
     if shapes != found:
         raise FormatError("the head does not fit the task's model", found=found, expected=shapes)
-    apply_patch(task_model.backbone.arena, make_patch(task_model.backbone, package.delta))
+    patch = make_patch(task_model.backbone, package.delta)
+    refuse_overflow(task_model.backbone.arena, patch)
+    apply_patch(task_model.backbone.arena, patch)
     for name in task_model.head:
         parameters[name].copy_(package.head[name])
     return task_model

@@ -22,6 +22,15 @@ class Prediction:
     words: tuple[Prediction, ...] = ()  # token classification: one per word, as far as truncation left them
 
 
+def finite_rows(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[bool]:
+    """Whether each row's logits are all numbers, as far as its answer is made of them; the engine asks before it
+    answers. logits: as for `answers`."""
+    finite = logits.isfinite().cpu()
+    if task.kind == TOKEN_CLASSIFICATION:
+        return [bool(finite[i, list(row.word_starts)].all()) for i, row in enumerate(rows)]
+    return [bool(row.all()) for row in finite]
+
+
 def answers(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[Prediction]:
     """The predictions of encoded rows.
 

@@ -92,9 +92,9 @@ class Batcher:
         found = self._processor.inputs_and_outputs.requests_in_batch
         return [PackedSpan(self._running[f.state.request_id], f.query_length, f.has_new_token) for f in found]
 
-    def run(self, parts: Sequence[PackedSpan]) -> list[tuple[Generation, int, SampledToken | None]]:
+    def run(self, parts: Sequence[PackedSpan]) -> list[tuple[Generation, int | None, SampledToken | None]]:
         """Run the step that was prepared, with the weights and modules as they are now; the next token of every text
-        that has one, with its log probabilities where they are wanted."""
+        that has one (None where its logits are no numbers), with its log probabilities where they are wanted."""
         sampled = [part.generation for part in parts if part.is_sampled]
         self.sampler.generations = sampled
         self._config._attn_implementation = self._paged  # for the step alone: other rows' attention knows no pages
@@ -104,7 +104,10 @@ class Batcher:
             self._config._attn_implementation = self._plain
         states = [f.state for f in self._processor.inputs_and_outputs.requests_in_batch if f.has_new_token]
         self._processor.update_batch()
-        tokens = [state.generated_tokens[-1] for state in states]
+        finite = self.sampler.finite
+        tokens = [
+            state.generated_tokens[-1] if is_number else None for state, is_number in zip(states, finite, strict=True)
+        ]
         for state, generation in zip(states, sampled, strict=True):
             if state.status.name == "FINISHED":
                 self._running.pop(generation.id, None)

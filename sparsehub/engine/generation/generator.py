@@ -17,7 +17,14 @@ from sparsehub.engine.generation.output_processor import OutputProcessor
 from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener
 from sparsehub.engine.pending_request import AcquiredTask
 from sparsehub.engine.task_handle import TaskHandle
-from sparsehub.errors import CancelledError, RequestError, SparsehubError, StoppingError, UnhealthyError
+from sparsehub.errors import (
+    CancelledError,
+    NotFiniteError,
+    RequestError,
+    SparsehubError,
+    StoppingError,
+    UnhealthyError,
+)
 
 log = logging.getLogger("sparsehub")
 IDLE_SECONDS = 0.5  # how often an idle generator looks whether it should end
@@ -194,6 +201,10 @@ class Generator:
             return
         self._steps += 1
         for generation, token, chosen in tokens:
+            if token is None:
+                self._batcher.drop(generation)
+                self._end(generation, NotFiniteError())
+                continue
             self._tokens += 1
             output = self._outputs[generation.id]
             output.push(token, chosen)

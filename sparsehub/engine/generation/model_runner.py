@@ -14,7 +14,8 @@ from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.generation.sampling import SampledToken
 from sparsehub.patch import Patch
 
-NextTokens = list[tuple[Generation, int, SampledToken | None]]  # the last one where log probabilities are wanted
+# The token is None where the logits are no numbers; the last one is there where log probabilities are wanted.
+NextTokens = list[tuple[Generation, int | None, SampledToken | None]]
 
 
 class ModelRunner:

@@ -35,13 +35,18 @@ class Sampler(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
         self.do_processing = True
         self.generations: Sequence[Generation] = ()  # whose rows the next logits are, in order; set before a step
         self.chosen: list[SampledToken | None] = []  # of each, after the step; None where no probabilities are wanted
+        self.finite: list[bool] = []  # of each, after the step: whether a token could be chosen at all
         self._draws: dict[str, torch.Generator] = {}  # by the text's id
 
     def __call__(self, input_ids: Tensor, scores: Tensor, logits_processor_args: Tensor) -> Tensor:  # noqa: ARG002
         """Logits whose largest entry in each row is the token that is chosen. scores: [texts, vocabulary] float32."""
         shaped, self.chosen = scores, [None] * len(self.generations)
+        # NaN and infinity win every maximum; minus infinity alone is a token that cannot come
+        self.finite = scores.amax(-1).isfinite().tolist()[: len(self.generations)]
         for row, generation in enumerate(self.generations):
             sampling = generation.sampling
+            if not self.finite[row]:
+                continue
             if sampling.temperature > 0:
                 shaped = shaped.clone() if shaped is scores else shaped
                 shaped[row] = self._shaped(scores[row], generation)
