@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
+from serving.protocol.request_model import FieldError, RequestModel, Values
 from sparsehub.engine import Sampling
-from sparsehub.errors import RequestError
 
 MOST_TEXTS = 128  # of one request: prompts times n
 
@@ -17,16 +18,19 @@ MOST_TEXTS = 128  # of one request: prompts times n
 # requests
 
 
-class StreamOptions(ApiModel):
+class StreamOptions(RequestModel):
     """What a stream holds beside its text."""
+
+    neutral: ClassVar[Mapping[str, Values]] = neutral_fields.STREAM_OPTIONS
 
     include_usage: bool = False
     """One more chunk at the end, with the tokens that the request took."""
 
 
-class GenerationRequest(ApiModel):
+class GenerationRequest(RequestModel):
     """What both kinds of request have. What is not here is refused: a setting that nothing reads would be a lie."""
 
+    neutral: ClassVar[Mapping[str, Values]] = neutral_fields.GENERATION
     model: str = Field(min_length=1, max_length=300)
     """A task, or the backbone."""
     temperature: float = 1.0
@@ -37,8 +41,6 @@ class GenerationRequest(ApiModel):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    user: str | None = None
-    """Accepted from clients that name their users; nothing reads it."""
 
     def samplings(self, max_tokens: int | None, logprobs: int | None) -> list[Sampling]:
         """Of the n texts of one prompt; each has a seed of its own, or all would be the same."""
@@ -50,6 +52,7 @@ class GenerationRequest(ApiModel):
 class CompletionRequest(GenerationRequest):
     """A text to go on from."""
 
+    neutral: ClassVar[Mapping[str, Values]] = neutral_fields.COMPLETION
     prompt: str | list[str] | list[int] | list[list[int]]
     """A text, several, token ids, or several lists of token ids."""
     max_tokens: int = 16
@@ -63,11 +66,32 @@ class CompletionRequest(GenerationRequest):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
+class RequestMessage(RequestModel):
+    """One turn of a conversation."""
+
+    neutral: ClassVar[Mapping[str, Values]] = neutral_fields.MESSAGE
+    role: str
+    """One that the backbone's chat template knows."""
+    content: str | list[dict[str, Any]]
+    """A text, or a list of parts of type `text`."""
+    name: str | None = None
+    """Of who speaks, for chat templates that use it."""
+    tool_call_id: str | None = None
+    """As `name`."""
+
+    @property
+    def turn(self) -> dict[str, str]:
+        """What the chat template gets, with plain text in it; raises `FieldError` for pictures and sounds."""
+        extras = {"name": self.name, "tool_call_id": self.tool_call_id}
+        given = {name: value for name, value in extras.items() if value is not None}
+        return {"role": self.role, "content": _plain(self.content), **given}
+
+
 class ChatCompletionRequest(GenerationRequest):
     """A conversation to answer."""
 
-    messages: list[dict[str, Any]]
-    """Each with a `role` and a `content`: a text, or a list of parts of type `text`."""
+    neutral: ClassVar[Mapping[str, Values]] = neutral_fields.CHAT
+    messages: list[RequestMessage]
     max_tokens: int | None = None
     """The old name of `max_completion_tokens`."""
     max_completion_tokens: int | None = None
@@ -82,21 +106,25 @@ class ChatCompletionRequest(GenerationRequest):
 
     @property
     def alternatives(self) -> int | None:
-        """To return for each token; None for no probabilities."""
+        """To return for each token; None for no probabilities. Raises `FieldError` for some of them without any."""
+        if self.top_logprobs and not self.logprobs:
+            raise FieldError("top_logprobs", "top_logprobs needs logprobs", expected='"logprobs": true beside it')
         return self.top_logprobs if self.logprobs else None
 
     @property
-    def turns(self) -> list[dict[str, Any]]:
-        """The messages with plain text in them; raises `RequestError` for pictures and sounds."""
-        return [{**message, "content": _plain(message.get("content"))} for message in self.messages]
+    def turns(self) -> list[dict[str, str]]:
+        """The messages with plain text in them; raises `FieldError`."""
+        return [message.turn for message in self.messages]
 
 
-def _plain(content: Any) -> Any:
-    if not isinstance(content, list):
+def _plain(content: str | list[dict[str, Any]]) -> str:
+    if isinstance(content, str):
         return content
-    if any(not isinstance(part, Mapping) or part.get("type") != "text" for part in content):
-        raise RequestError("a message holds other things than text", expected='parts of type "text"')
-    return "".join(str(part.get("text", "")) for part in content)
+    found = next((part.get("type") for part in content if part.get("type") != "text"), "text")
+    if found != "text" or any(not isinstance(part.get("text"), str) for part in content):
+        problem = "a message holds other things than text"
+        raise FieldError("messages", problem, found=repr(found)[:100], expected='parts of type "text"')
+    return "".join(part["text"] for part in content)
 
 
 # responses

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import Field, SerializeAsAny, SkipValidation, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
+from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
 from serving.protocol.errors import FailedItem
+from serving.protocol.request_model import RequestModel, Values
 
 if TYPE_CHECKING:
     from sparsehub.engine import TaskInfo
@@ -28,9 +31,10 @@ OptionalInputs = Annotated[Any, WithJsonSchema({"anyOf": [*_INPUTS, {"type": "nu
 # requests
 
 
-class TaskRequest(ApiModel):
+class TaskRequest(RequestModel):
     """What every request has."""
 
+    neutral: ClassVar[Mapping[str, Values]] = neutral_fields.TASK
     model: str = Field(min_length=1, max_length=300)
     """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`."""
     truncate_prompt_tokens: Literal[-1] | None = None
@@ -59,7 +63,7 @@ class ScoreRequest(TaskRequest):
     text_2: str | list[str] | None = None
 
 
-class RerankDocument(ApiModel):
+class RerankDocument(RequestModel):
     """A text as an object, as Cohere's clients send it."""
 
     text: str
@@ -68,6 +72,7 @@ class RerankDocument(ApiModel):
 class RerankRequest(TaskRequest):
     """Documents to put in the order of how well they fit a query."""
 
+    neutral: ClassVar[Mapping[str, Values]] = neutral_fields.RERANK
     query: str
     documents: list[str | RerankDocument] = Field(min_length=1)
     top_n: int | None = Field(None, ge=1)
@@ -79,6 +84,7 @@ class RerankRequest(TaskRequest):
 class EmbeddingsRequest(TaskRequest):
     """Texts to give vectors to. `model` may also be the backbone."""
 
+    neutral: ClassVar[Mapping[str, Values]] = neutral_fields.EMBEDDINGS
     input: str | list[str]
     encoding_format: Literal["float", "base64"] = "float"
 

@@ -8,6 +8,7 @@ from fastapi import Response
 from fastapi.responses import JSONResponse
 
 from serving.protocol.errors import error_body, status_of
+from serving.protocol.request_model import FieldError
 from serving.request.results import CLIENT_LEFT, ClientLeft
 from sparsehub.errors import QueueFullError, RateLimitError, SparsehubError, UnauthenticatedError
 
@@ -19,7 +20,9 @@ def failure(error: SparsehubError) -> Response:
     if isinstance(error, ClientLeft):
         return Response(status_code=CLIENT_LEFT)
     status = status_of(error)
-    return JSONResponse(error_body(str(error), status, code=type(error).__name__), status, _headers(error, status))
+    param = error.param if isinstance(error, FieldError) else None
+    body = error_body(str(error), status, param=param, code=type(error).__name__)
+    return JSONResponse(body, status, _headers(error, status))
 
 
 def _headers(error: SparsehubError, status: int) -> dict[str, str] | None:
