@@ -86,11 +86,18 @@ def _is_shallow(value: Any) -> bool:
     return not any(isinstance(item, dict | list) for item in level)
 
 
+# What Git puts in a file's place where Git LFS was not installed when a repository was cloned.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_FIX = "run `git lfs install` and `git lfs pull` in its repository, or download the file itself"
+
+
 def strict_json(data: bytes, what: str, limit: int = MAX_JSON_BYTES) -> Any:
     """Parse JSON that refuses duplicate keys, NaN, infinities, bad UTF-8 and deep nesting.
 
     limit: of bytes; at most one comma or opening bracket for each 16 of them is allowed.
     """
+    if data.startswith(LFS_POINTER):
+        raise FormatError(f"{what} is a Git LFS pointer, not the file itself", fix=LFS_FIX)
     if len(data) > limit:
         raise FormatError(f"{what} is too large", found=f"{len(data)} bytes", expected=f"at most {limit}")
     values = sum(map(data.count, (b",", b"[", b"{")))

@@ -129,7 +129,7 @@ def _slot(arena: Arena, name: str, delta: Delta) -> Slot:
             f"{name!r}: `set` values need the backbone in the dtype they were extracted in",
             found=slot.dtype,
             expected=delta.value_dtype,
-            fix=f"load the backbone with dtype {delta.value_dtype}",
+            fix=f"load the backbone with dtype {delta.value_dtype}: --dtype {delta.value_dtype}",
         )
     return slot
 

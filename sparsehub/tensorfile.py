@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsehub.errors import FormatError
-from sparsehub.files import MAX_PACKAGE_JSON_BYTES, strict_json
+from sparsehub.files import LFS_FIX, LFS_POINTER, MAX_PACKAGE_JSON_BYTES, strict_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +62,8 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
+        if prefix == LFS_POINTER[:8]:
+            raise FormatError(f"{path.name} is a Git LFS pointer, not the file itself", fix=LFS_FIX)
         if len(prefix) < 8:
             raise FormatError(f"{path.name} is truncated", found=f"{size} bytes", expected="a safetensors header")
         (length,) = struct.unpack("<Q", prefix)
@@ -76,6 +78,8 @@ def read_header(path: Path) -> Header:
 
 def parse_header(data: bytes, what: str) -> Header:
     """The validated header of a file in memory; raises `FormatError`. Its JSON is held to a package's limits."""
+    if data.startswith(LFS_POINTER):
+        raise FormatError(f"{what} is a Git LFS pointer, not the file itself", fix=LFS_FIX)
     length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else len(data)
     if length > len(data) - 8:
         raise FormatError(f"{what} is truncated or not safetensors", found=f"a header of {length} in {len(data)} bytes")

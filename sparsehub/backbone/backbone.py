@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone.arena import Arena, build_arena
-from sparsehub.backbone.checkpoint import Checkpoint, open_checkpoint
+from sparsehub.backbone.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint
 from sparsehub.errors import BackboneError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -135,6 +135,7 @@ def load_module(
     try:
         config = config or read_config(checkpoint)
         refuse_quantised(config, checkpoint.id)
+        refuse_unindexed(checkpoint)
         model, info = auto.from_pretrained(
             checkpoint.folder,
             config=config,
@@ -215,6 +216,16 @@ def refuse_quantised(config: Any, name: str) -> None:
             f"{name} is quantised and cannot be changed entry by entry",
             found=str(config.quantization_config)[:200],
             fix="use the checkpoint it was quantised from, in float32, float16 or bfloat16",
+        )
+
+
+def refuse_unindexed(checkpoint: Checkpoint) -> None:
+    """Raises `BackboneError` for shards without their index, of which transformers loads nothing."""
+    if not any((checkpoint.folder / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
+        raise BackboneError(
+            f"{checkpoint.id} holds shards without their index",
+            expected=INDEX_FILE,
+            fix="copy the index too, or load and save the model once with transformers",
         )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsehub.errors import BackboneError, FormatError
-from sparsehub.files import cache_root, canonical_json, sha256_bytes, strict_json, write_file
+from sparsehub.files import LFS_FIX, LFS_POINTER, cache_root, canonical_json, sha256_bytes, strict_json, write_file
 from sparsehub.tensorfile import TensorEntry, read_header
 
 # Backbones that come as a package of the Python registry, for machines that reach nothing else.
@@ -22,6 +23,9 @@ DOWNLOADED_FILES = ["*.safetensors", "*.json", "*.txt", "*.model"]
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CHUNK = 8 << 20
+_SHARD = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)\.safetensors")
+_POINTER_BYTES = 1024  # a pointer is smaller
+_SHOWN = 3  # names in a message
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
@@ -95,28 +99,75 @@ def _install_hint(reference: str) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, one or many; raises `BackboneError`."""
+    """The safetensors files of a checkpoint, one or many; raises `BackboneError`.
+
+    A complete set of shards is read without its index too, which transformers itself refuses.
+    """
+    _refuse_pointers(folder)
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).is_file():
         return [folder / name for name in _indexed_files(folder)]
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if shards := sorted(path for path in folder.glob("*.safetensors") if _SHARD.fullmatch(path.name)):
+        return _complete(folder, shards)
+    if (folder / "adapter_config.json").is_file():
+        raise BackboneError(f"{folder} holds a PEFT adapter, not a checkpoint", fix="give the model that it belongs to")
+    others = sorted(
+        path.name for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf") for path in folder.glob(pattern)
+    )
     raise BackboneError(
         f"{folder} holds no safetensors weights",
-        found=", ".join(pickled) or "no weights at all",
+        found=", ".join(others) or "no weights at all",
         expected=WEIGHTS_FILE,
         fix="load the model with transformers and call save_pretrained(folder); pickled weights are never read",
     )
 
 
+def _refuse_pointers(folder: Path) -> None:
+    """Raises `BackboneError` where a clone without Git LFS left pointers in place of files."""
+    found = sorted(path.name for path in folder.iterdir() if path.is_file() and _is_pointer(path))
+    if found:
+        raise BackboneError(f"{folder} holds Git LFS pointers, not the files", found=", ".join(found), fix=LFS_FIX)
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.stat().st_size > _POINTER_BYTES:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _complete(folder: Path, shards: list[Path]) -> list[Path]:
+    """Shards that lie there without an index, where all of one set are there and no tensor is in two of them."""
+    sets = {(found[1], found[3]) for path in shards if (found := _SHARD.fullmatch(path.name))}
+    stem, total = min(sets)
+    wanted = [f"{stem}-{number:0{len(total)}}-of-{total}.safetensors" for number in range(1, int(total) + 1)]
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if len(sets) > 1 or missing:
+        raise BackboneError(
+            f"{folder} holds shards without their index ({INDEX_FILE}), and not all of one set",
+            found=", ".join(path.name for path in shards[:_SHOWN]),
+            expected=", ".join(missing[:_SHOWN]) + " as well" if missing else "one set",
+            fix="copy all files of the checkpoint, the index too",
+        )
+    names = Counter(name for path in shards for name in _entries(path))
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise BackboneError(f"shards in {folder} hold a tensor twice", found=", ".join(twice[:_SHOWN]))
+    return shards
+
+
 def _indexed_files(folder: Path) -> list[str]:
     try:
         names = sorted(set(strict_json((folder / INDEX_FILE).read_bytes(), INDEX_FILE)["weight_map"].values()))
-        sound = all(Path(name).name == name and (folder / name).is_file() for name in names)
+        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     except (FormatError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{INDEX_FILE} in {folder} is malformed", found=str(error)) from error
-    if not sound or not names:
-        raise BackboneError(f"{INDEX_FILE} in {folder} names files that are not there")
+    if missing or not names:
+        raise BackboneError(
+            f"{INDEX_FILE} in {folder} names files that are not there",
+            found=", ".join(missing[:_SHOWN]) or "no file named",
+            fix="copy all files of the checkpoint",
+        )
     return names
 
 

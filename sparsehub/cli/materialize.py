@@ -16,7 +16,10 @@ def materialize(
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
     hub: Annotated[str | None, typer.Option(help="The hub: a folder, s3://, gs://, az:// or hf://.")] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16 (default: the one in which the package is exact)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Write the task's whole model, which AutoModelFor... loads without sparsehub."""
@@ -24,9 +27,11 @@ def materialize(
     from sparsehub.hub import open_hub
     from sparsehub.hub.package_loader import load_package
     from sparsehub.package.materialize import materialize as write
+    from sparsehub.package.materialize import native_dtype
 
     package = load_package(reference, open_hub(hub) if hub else None)
-    progress(f"materialising {package.manifest.name}@{package.manifest.version}")
+    dtype = dtype or native_dtype(package)
+    progress(f"materialising {package.manifest.name}@{package.manifest.version} in {dtype}")
     write(package, open_checkpoint(backbone, revision), out, dtype=dtype)
     if as_json:
         show_json({"checkpoint": str(out), "digest": package.digest, "dtype": dtype})

@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsehub.backbone import Checkpoint
 from sparsehub.convert.name_matching import SHOWN, CheckpointLayout, Matched, match_layout
 from sparsehub.convert.tensor_reader import TensorReader, stored_tensors
+from sparsehub.convert.wrapped_names import unwrapped, wrapper_note
 from sparsehub.errors import BackboneError, BackboneMismatchError
 from sparsehub.package.manifest import BackboneRef
 from sparsehub.package.manifest_builder import public_name
@@ -99,6 +100,7 @@ class CheckpointPair:
     parameters: Mapping[str, TensorPair]  # the backbone's, by name
     head: Mapping[str, TensorReader]  # the task's own, by their names in its model
     unused: tuple[str, ...]  # tensors of the tuned checkpoint that the user allowed to leave out
+    notes: tuple[str, ...] = ()  # what was unusual about the tuned checkpoint's names, for the report
 
     @property
     def value_dtype(self) -> str:
@@ -120,7 +122,8 @@ def pair_up(backbone: BackboneTensors, tuned: Checkpoint, drop: Sequence[str]) -
     Raises `BackboneError` and `BackboneMismatchError`.
     """
     layout = backbone.layout
-    here, there = stored_tensors(backbone.checkpoint.folder), stored_tensors(tuned.folder)
+    here = stored_tensors(backbone.checkpoint.folder)
+    there, wrappers = unwrapped(stored_tensors(tuned.folder), tuned.id, (*layout.base, *layout.others))
     theirs = match_layout(layout, there, tuned.id)
     parameters = {}
     for name, place in backbone.names.items():
@@ -133,7 +136,7 @@ def pair_up(backbone: BackboneTensors, tuned: Checkpoint, drop: Sequence[str]) -
     outside = theirs.prefix.removesuffix(layout.prefix)
     used |= {before + alias for a in layout.aliases.values() for alias in a for before in (theirs.prefix, outside)}
     head = {name: there[place] for name, place in places.items()}
-    pair = CheckpointPair(parameters, head, _unused(there, used, drop, tuned))
+    pair = CheckpointPair(parameters, head, _unused(there, used, drop, tuned), wrapper_note(wrappers))
     _check(pair, layout)
     return pair
 

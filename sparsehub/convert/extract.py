@@ -81,6 +81,7 @@ class Extracted:
     sparse_bytes: int  # of the delta
     dense_bytes: int  # of its source: the same weights stored whole, or the adapter's file
     unused: tuple[str, ...] = ()  # tensors that were left out by `drop`
+    notes: tuple[str, ...] = ()  # what was unusual about the source, in sentences
 
     @property
     def pays(self) -> bool:
@@ -156,6 +157,7 @@ def extract_adapter(
         kept / whole if whole else 1.0,
         manifest.files[DELTA_FILE].size,
         (adapter.folder / WEIGHTS_FILE).stat().st_size,
+        notes=adapter.notes,
     )
 
 
@@ -249,6 +251,7 @@ def _of_pair(
         manifest.files[DELTA_FILE].size,
         sum(both.tuned.entry.stop - both.tuned.entry.start for both in pair.parameters.values()),
         pair.unused,
+        pair.notes,
     )
 
 

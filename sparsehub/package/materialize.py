@@ -41,8 +41,11 @@ def task_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "flo
     return task_model
 
 
-def materialize(package: Package, checkpoint: Checkpoint, out: Path, *, dtype: str = "float32") -> None:
-    """Write the task's whole model and its tokenizer to the new folder `out`; raises like `task_model_of`."""
-    task_model = task_model_of(package, checkpoint, dtype=dtype)
+def materialize(package: Package, checkpoint: Checkpoint, out: Path, *, dtype: str | None = None) -> None:
+    """Write the task's whole model and its tokenizer to the new folder `out`; raises like `task_model_of`.
+
+    dtype: of the stored weights; None takes the package's own, in which they are exact.
+    """
+    task_model = task_model_of(package, checkpoint, dtype=dtype or native_dtype(package))
     with new_folder(out) as folder:
         save_checkpoint(task_model, checkpoint, package.manifest.task.max_length, folder)

@@ -249,3 +249,48 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(BackboneError, match=r"owner/backbone.*no route to host; to do: check the id"):
         open_checkpoint("owner/backbone")
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 90868376\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_called_one(folder: Path, name: str) -> None:
+    (folder / name).write_text(POINTER)
+    with pytest.raises(BackboneError, match=rf"holds Git LFS pointers.*found: {name}; to do: .*git lfs pull"):
+        open_checkpoint(str(folder))
+
+
+SHARDS = {
+    "model-00001-of-00002.safetensors": ["embed.weight"],
+    "model-00002-of-00002.safetensors": ["norm.weight", "norm.scale"],
+}
+
+
+def test_a_whole_set_of_shards_needs_no_index(folder: Path) -> None:
+    whole = open_checkpoint(str(folder)).fingerprint
+    split(folder, SHARDS)
+    (folder / "model.safetensors.index.json").unlink()
+    assert open_checkpoint(str(folder)).fingerprint == whole
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (dict(list(SHARDS.items())[:1]), r"without their index.*expected: model-00002-of-00002\.safetensors as well"),
+        (SHARDS | {"other-00001-of-00001.safetensors": ["norm.scale"]}, "not all of one set"),
+        (SHARDS | {"model-00002-of-00002.safetensors": list(TENSORS)}, "hold a tensor twice; found: embed.weight"),
+    ],
+)
+def test_shards_that_are_no_whole_set_are_refused(folder: Path, files: dict[str, list[str]], message: str) -> None:
+    split(folder, files)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(BackboneError, match=message):
+        open_checkpoint(str(folder))
+
+
+def test_an_adapter_is_no_checkpoint(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(BackboneError, match="holds a PEFT adapter, not a checkpoint"):
+        open_checkpoint(str(folder))

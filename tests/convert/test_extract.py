@@ -51,7 +51,7 @@ def test_a_lossless_package_materialises_to_the_very_bits(
     package = read_package(found.folder)
     assert (package.delta.value_kind, package.delta.value_dtype) == ("set", dtype)
     check_backbone(package.manifest, load_backbone(str(base)))
-    materialize(package, open_checkpoint(str(base)), tmp_path / "again", dtype=dtype)
+    materialize(package, open_checkpoint(str(base)), tmp_path / "again")  # by default in its own dtype
     assert bits(weights(tmp_path / "again")) == bits(weights(tuned))
 
 
@@ -113,6 +113,29 @@ def test_a_prefix_before_all_names_is_seen_through(
     found = extract_lossless(wanted(base, task, tmp_path), open_checkpoint(str(tuned)))
     materialize(read_package(found.folder), open_checkpoint(str(base)), tmp_path / "again")
     assert bits(weights(tmp_path / "again")) == bits(plain)
+
+
+INNER = [
+    "encoder._orig_mod.",
+    "encoder.layer.0.module.",
+    "encoder._fsdp_wrapped_module.layer.1._checkpoint_wrapped_module.",
+]
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_wrappers_inside_names_are_seen_through_and_told(
+    base_in: Base, tune: Tune, weights: Weights, rewrite: Rewrite, task: TaskSpec, tmp_path: Path, inner: str
+) -> None:
+    base = base_in("bert", "float32")
+    tuned = tune(base)
+    plain = weights(tuned)
+    parts = [part for part in inner.split(".") if part]
+    model = ".".join(part for part in parts if not part.startswith("_") and part != "module") + "."
+    rewrite(tuned, lambda tensors: {name.replace(model, inner): tensor for name, tensor in tensors.items()})
+    found = extract_lossless(wanted(base, task, tmp_path), open_checkpoint(str(tuned)))
+    materialize(read_package(found.folder), open_checkpoint(str(base)), tmp_path / "again")
+    assert bits(weights(tmp_path / "again")) == bits(plain)
+    assert found.notes and all("were read without it" in note for note in found.notes)
 
 
 def test_old_layer_norm_names_and_a_base_with_a_prefix_are_found_too(
@@ -184,6 +207,7 @@ def test_another_head_is_refused_by_name_unless_it_may_be_left_out(
         (lambda t: {n: v[:2] if n.startswith("classifier") else v for n, v in t.items()}, "is not what this backbone"),
         (lambda t: {f"x.{i}": v for i, v in enumerate(t.values())}, "are not those of this backbone"),
         (lambda t: {n: v.half() if "layer.0" in n else v for n, v in t.items()}, "in several dtypes"),
+        (lambda t: t | {f"_orig_mod.{n}": v.clone() for n, v in t.items()}, "twice, with and without a wrapper's name"),
         (lambda t: t | {f"teacher.{n}": v.clone() for n, v in t.items()}, "holds two such models"),
     ],
 )
