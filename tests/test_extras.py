@@ -47,4 +47,17 @@ def test_ray_serve_without_its_extra_says_what_to_install() -> None:
 
 def test_every_extra_that_the_code_names_is_declared() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(declared) == {"train", "serve", "console", "s3", "sign", "peft", "ray", "demo", "deploy", "dev", "fuzz"}
+    assert set(declared) == {
+        "train",
+        "serve",
+        "console",
+        "s3",
+        "sign",
+        "peft",
+        "ray",
+        "demo",
+        "deploy",
+        "dev",
+        "fuzz",
+        "lint",
+    }
