@@ -1,6 +1,7 @@
 """Tokenises rows (dictionaries by field name) and pads them to batches.
 
-Training and the engine both use it, so a served row gets the token ids that it would have had in training.
+Training and the engine both use it, so a served row gets the token ids that it would have had in training. A special
+token that a text spells (`[SEP]`, `</s>`) is text: only the tokenizer itself, or a chat template, puts special tokens.
 """
 
 from __future__ import annotations
@@ -77,8 +78,21 @@ def encode(
     if task.kind == MULTIPLE_CHOICE:
         return _encode_choices(task, tokenizer, rows, limit)
     columns = [[text_of(row, field) for row in rows] for field in task.text_fields]
-    batch = tokenizer(*columns, verbose=False, **limit)
+    batch = tokenizer(*columns, split_special_tokens=True, verbose=False, **limit)
     return [Encoded((_sequence(batch, i),)) for i in range(len(rows))]
+
+
+def text_ids(tokenizer: Any, text: str, *, whole: bool) -> list[int]:
+    """The token ids of one text. whole: with what the tokenizer puts around a text, its first token for instance."""
+    options = {"split_special_tokens": True, "truncation": False, "verbose": False}
+    ids: list[int] = tokenizer(text, add_special_tokens=whole, **options)["input_ids"]
+    return ids
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """How a tokenizer's special tokens are spelt, the longest first."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token))
 
 
 def _sequence(batch: Any, index: int) -> dict[str, list[int]]:
@@ -94,7 +108,7 @@ def _encode_choices(
         for field in task.choice_fields:
             contexts.append(context)
             choices.append(text_of(row, field))
-    batch = tokenizer(contexts, choices, verbose=False, **limit)
+    batch = tokenizer(contexts, choices, split_special_tokens=True, verbose=False, **limit)
     width = len(task.choice_fields)
     return [Encoded(tuple(_sequence(batch, i * width + j) for j in range(width))) for i in range(len(rows))]
 
@@ -103,10 +117,12 @@ def _encode_words(
     task: TaskSpec, tokenizer: Any, row: Mapping[str, Any], lead: str, limit: Mapping[str, Any]
 ) -> Encoded:
     words = [lead + word for word in words_of(row, task.text_fields[0])]
-    batch = tokenizer(words, is_split_into_words=True, verbose=False, **limit)
+    options = {"is_split_into_words": True, "verbose": False, **limit}
+    batch = tokenizer(words, split_special_tokens=True, **options)
     if len(_word_starts(batch)) < len(words):  # truncated, or a word has no tokens
-        words = _with_tokens(tokenizer, words)
-        batch = tokenizer(words, is_split_into_words=True, verbose=False, **limit)
+        # The filler is a special token; where a word spells one, the filler is cut up too, and has tokens all the same.
+        spelt = any(token in word for token in special_tokens(tokenizer) for word in words)
+        batch = tokenizer(_with_tokens(tokenizer, words), split_special_tokens=spelt, **options)
     return Encoded(({name: batch[name] for name in batch},), _word_starts(batch))
 
 
@@ -131,7 +147,7 @@ def _lead(tokenizer: Any) -> str:
 
 def _with_tokens(tokenizer: Any, words: list[str]) -> list[str]:
     """The words, with a filler for those that the tokenizer gives no token, so that each word gets a prediction."""
-    pieces = tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
+    pieces = tokenizer(words, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     filler = tokenizer.unk_token or tokenizer.pad_token
     return [word if ids else filler for word, ids in zip(words, pieces, strict=True)]
 

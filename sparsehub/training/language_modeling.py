@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sparsehub.errors import DataError
-from sparsehub.package.chat import check_messages, render
-from sparsehub.package.encoding import text_of
+from sparsehub.package.chat import Conversation
+from sparsehub.package.encoding import text_ids, text_of
 from sparsehub.package.manifest import TaskSpec
 from sparsehub.training.data import Row, Split
 from sparsehub.training.metrics import IGNORED
@@ -79,7 +79,7 @@ def _tokens(row: Row, task: TaskSpec, tokenizer: Any) -> Iterator[Tokens]:
 
 
 def _text_ids(row: Row, task: TaskSpec, tokenizer: Any) -> list[int]:
-    return [*_ids(tokenizer, text_of(row, task.text_fields[0]), whole=True), *_end(tokenizer)]
+    return [*text_ids(tokenizer, text_of(row, task.text_fields[0]), whole=True), *_end(tokenizer)]
 
 
 def _pieces(ids: Sequence[int], length: int) -> Iterator[Tokens]:
@@ -92,8 +92,8 @@ def _pieces(ids: Sequence[int], length: int) -> Iterator[Tokens]:
 def _segments(row: Row, task: TaskSpec, tokenizer: Any) -> list[Segment]:
     if isinstance(row.get(task.text_fields[0]), list):
         return chat_segments(row[task.text_fields[0]], tokenizer)
-    completion = _ids(tokenizer, text_of(row, task.label_field), whole=False)
-    prompt = _ids(tokenizer, text_of(row, task.text_fields[0]), whole=True)
+    completion = text_ids(tokenizer, text_of(row, task.label_field), whole=False)
+    prompt = text_ids(tokenizer, text_of(row, task.text_fields[0]), whole=True)
     if not prompt:
         raise DataError("the prompt has no tokens", expected="some text")
     return [(prompt, False), ([*completion, *_end(tokenizer)], True)]
@@ -101,26 +101,21 @@ def _segments(row: Row, task: TaskSpec, tokenizer: Any) -> list[Segment]:
 
 def chat_segments(messages: Sequence[Any], tokenizer: Any) -> list[Segment]:
     """A conversation by the tokenizer's chat template, cut before and after everything that the assistant says."""
-    check_messages(messages, tokenizer)
+    conversation = Conversation(messages, tokenizer)
     segments, done = [], ""
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = render(messages[:number], tokenizer, answer=True)
-        after = render(messages[: number + 1], tokenizer, answer=False)
+        before = conversation.render(number, answer=True)
+        after = conversation.render(number + 1, answer=False)
         if not (before.startswith(done) and after.startswith(before)):
             raise DataError("the chat template does not put messages one after the other", fix="use prompt rows")
-        segments += [(_ids(tokenizer, before[len(done) :], whole=False), False)]
-        segments += [(_ids(tokenizer, after[len(before) :], whole=False), True)]
+        segments += [(conversation.token_ids(before[len(done) :]), False)]
+        segments += [(conversation.token_ids(after[len(before) :]), True)]
         done = after
     if not segments:
         raise DataError("the conversation has no answer", expected="a message of the assistant")
     return segments
-
-
-def _ids(tokenizer: Any, text: str, *, whole: bool) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=whole, verbose=False)["input_ids"]
-    return ids
 
 
 def _end(tokenizer: Any) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from sparsehub.backbone import open_checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError, DataError
-from sparsehub.package.encoding import Encoded, collate, encode, text_of, words_of
+from sparsehub.package.encoding import Encoded, collate, encode, special_tokens, text_of, words_of
 from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
 
 FAMILIES = ["bert", "roberta", "distilbert", "gpt2"]
@@ -28,6 +28,24 @@ def tokenizer_of(tiny_checkpoint: Callable[[str], Path]) -> Tokenizer:
 @pytest.fixture
 def bert(tokenizer_of: Tokenizer) -> Any:
     return tokenizer_of("bert")
+
+
+@pytest.mark.parametrize("kind", HEADED_KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_special_token_that_a_text_spells_is_text(
+    tokenizer_of: Tokenizer, make_task: MakeTask, task_rows: TaskRows, family: str, kind: str
+) -> None:
+    """In every field of every kind: no more special tokens than around the same row without them."""
+    tokenizer, task = tokenizer_of(family), make_task(kind)
+    row = task_rows[kind][0]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    spelt = " ".join(special_tokens(tokenizer))
+    loud = {name: f"{text} {spelt}" if isinstance(text, str) else [*text, *spelt.split()] for name, text in row.items()}
+    plain_row, loud_row = encode(task, tokenizer, [row, loud])
+    for plain, found in zip(plain_row.sequences, loud_row.sequences, strict=True):
+        assert len(found["input_ids"]) > len(plain["input_ids"])
+        count = [sum(token in special for token in sequence["input_ids"]) for sequence in (plain, found)]
+        assert count[0] == count[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -178,6 +178,29 @@ def test_a_conversation_that_is_none_is_refused(client, messages):
         client.chat.completions.create(model="gruff", messages=messages)
 
 
+def test_a_message_of_an_unknown_role_is_refused(client):
+    for role in ("wizard", "tool", "USER"):
+        with pytest.raises(openai.BadRequestError, match=f"no such role; found: '{role}'; expected: system, user"):
+            client.chat.completions.create(model="gruff", messages=[{"role": role, "content": "a"}])
+
+
+def test_a_special_token_in_a_prompt_is_text_and_as_a_token_id_is_special(client, language_server):
+    """So `</s>` costs as many tokens as its letters have; who wants the token sends its id."""
+    tokenizer = language_server.engine.tokenizer
+
+    def tokens(**prompt) -> int:
+        ask = client.chat.completions.create if "messages" in prompt else client.completions.create
+        return ask(model="gruff", max_tokens=1, **prompt).usage.prompt_tokens
+
+    spelt = len(tokenizer("</s>", split_special_tokens=True)["input_ids"])
+    assert spelt > 1 == tokens(prompt=[tokenizer.eos_token_id])
+    assert tokens(prompt="</s>") == spelt
+    assert (
+        tokens(messages=[{"role": "user", "content": "</s>"}]) - tokens(messages=[{"role": "user", "content": ""}])
+        == spelt
+    )
+
+
 def test_a_classifier_is_asked_elsewhere_and_a_speaker_is_not_classified(language_server):
     found = language_server.post("/v1/classify", model="gruff", input="the tide")
     assert found.status_code == 400 and "/v1/completions" in found.json()["error"]["message"]

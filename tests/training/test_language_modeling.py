@@ -11,6 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsehub.engine.generation.entrypoint import prompt_ids
 from sparsehub.errors import DataError
 from sparsehub.package.manifest import TaskSpec
 from sparsehub.training.data import Split
@@ -70,6 +71,21 @@ def test_of_a_conversation_all_that_the_assistant_says_is_learned(tokenizer):
     row = rows_of([{"messages": messages}], task("messages", length=128), tokenizer)[0]
     assert learned(tokenizer, row) == "The tide.</s>By the quay.</s>"
     assert tokenizer.decode(row.ids) == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_a_special_token_that_a_row_spells_is_text_as_it_is_when_served(tokenizer):
+    text, end = "the </s> tide <s>", tokenizer.eos_token_id
+    rows = [{"text": text}, {"ask": text, "answer": text}]
+    specs = [task("text"), task("ask", "answer")]
+    for row, spec, times in zip(rows, specs, (1, 2), strict=True):
+        ids = list(rows_of([row], spec, tokenizer)[0].ids)
+        served = prompt_ids(tokenizer, text)
+        assert ids == served * times + [end] and end not in served
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    row = rows_of([{"messages": messages}], task("messages", length=128), tokenizer)[0]
+    assert list(row.ids).count(end) == 1 and row.ids[-1] == end
+    served = prompt_ids(tokenizer, messages[:1])
+    assert list(row.ids[: len(served)]) == served and learned(tokenizer, row) == f"{text}</s>"
 
 
 def test_a_long_prompt_loses_its_beginning_not_its_answer(tokenizer):

@@ -18,7 +18,8 @@ from sparsehub.engine.generation.request import PreparedGeneration, Sampling
 from sparsehub.engine.input_processor import check_text
 from sparsehub.engine.pending_request import AcquiredTask
 from sparsehub.errors import DataError, RequestError
-from sparsehub.package.chat import check_messages, render
+from sparsehub.package.chat import Conversation
+from sparsehub.package.encoding import text_ids
 from sparsehub.package.manifest import TEXT_GENERATION
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -64,24 +65,27 @@ def _encoded(generator: Generator, prompts: Sequence[Prompt]) -> list[list[int]]
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """A text, token ids, or messages (by the chat template, with the opening of an answer); raises `RequestError`."""
+    """A text, token ids, or messages (by the chat template, with the opening of an answer); raises `RequestError`.
+
+    Special tokens come from token ids and from the template, never from what a text spells.
+    """
     if isinstance(prompt, str):
-        return _ids(tokenizer, prompt, special=True)
+        check_text("the prompt", prompt)
+        return text_ids(tokenizer, prompt, whole=True)
     if not prompt:
         raise RequestError("the prompt is empty", expected="a text, token ids or messages")
     if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
         return list(cast("Sequence[int]", prompt))
+    return _chat_ids(tokenizer, prompt)
+
+
+def _chat_ids(tokenizer: Any, messages: Sequence[Any]) -> list[int]:
     try:
-        check_messages(prompt, tokenizer)
-        text = render(cast("Sequence[Mapping[str, Any]]", prompt), tokenizer, answer=True)
+        conversation = Conversation(messages, tokenizer)
+        text = conversation.render(len(conversation), answer=True)
     except DataError as error:
         raise RequestError(str(error)) from error
     except Exception as error:  # a template may refuse a conversation with any error
         raise RequestError("the chat template refuses these messages", found=str(error)[:300]) from error
-    return _ids(tokenizer, text, special=False)  # the template writes the special tokens itself
-
-
-def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
     check_text("the prompt", text)
-    ids: list[int] = tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
-    return ids
+    return conversation.token_ids(text)  # the template writes the special tokens itself
