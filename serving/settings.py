@@ -41,7 +41,7 @@ _BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": Fal
 
 @dataclass(frozen=True, config=FROZEN)
 class Settings(Configuration):
-    """Everything that an endpoint is told. Raises `UsageError` for what makes no sense."""
+    """Everything that can be set for an endpoint. Raises `UsageError` for what makes no sense."""
 
     backbone: Annotated[str, Field(description="The pretrained model: a folder, or an id of the Hugging Face Hub.")]
     revision: Annotated[

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from serving.auth import Authenticator, KeyRing
 from serving.catalog import open_catalog
-from serving.catalog.locations import hub_beside, target_of
 from serving.catalog.reconciler import Reconciler, Source
 from serving.catalog.router import Router
+from serving.catalog.storage import hub_beside, target_of
 from serving.config_watch import Watcher
 from serving.settings import Settings
 from sparsehub.backbone import load_backbone

@@ -26,7 +26,7 @@ from benchmarks.models import DENSITY
 from sparsehub.backbone import Backbone, Checkpoint
 from sparsehub.backbone.arena import build_arena
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
-from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules, find_target_modules
 from sparsehub.kernels import position_dtype

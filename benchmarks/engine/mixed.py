@@ -17,7 +17,7 @@ from benchmarks.harness import Case, Report, Row, bar_plot, interleaved, verdict
 from benchmarks.models import SIZES, load_plain, lora_model, save_encoder, whole_delta
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
-from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules, find_target_modules, sample_batch
 from sparsehub.patch import Patch, make_patch

@@ -38,7 +38,7 @@ img.drawn {max-width: 100%; background: #fff; border-radius: 8px; padding: 6px; 
 """
 
 
-def build_page(desk: ConsoleContext) -> gr.Blocks:
+def build_page(context: ConsoleContext) -> gr.Blocks:
     """A page without analytics, whose events can be called by itself alone."""
     with gr.Blocks(title="sparsehub console", analytics_enabled=False) as page:
         head = gr.HTML(elem_id="header")
@@ -46,22 +46,22 @@ def build_page(desk: ConsoleContext) -> gr.Blocks:
         with gr.Tab("Tasks"):
             table = build_table()
         with gr.Tab("Try"):
-            choices = build_try(desk)
+            choices = build_try(context)
         with gr.Tab("Compare"):
-            choices += build_compare(desk)
+            choices += build_compare(context)
         with gr.Tab("Live"):
             charts = build_charts()
         with gr.Tab("Package"):
-            choices += build_inside(desk)
+            choices += build_inside(context)
         with gr.Tab("Overlap"):
-            choices += build_overlap(desk)
+            choices += build_overlap(context)
 
         with gr.Tab("Catalogue"):
-            build_catalog(desk, lambda *listener: page.load(*listener, api_visibility="private"))
+            build_catalog(context, lambda *listener: page.load(*listener, api_visibility="private"))
         timer = gr.Timer(SECONDS)
 
         async def look(request: gr.Request, past: History, rows: list[Any]) -> list[Any]:
-            return await _looked(desk, request, past, rows, len(choices))
+            return await _looked(context, request, past, rows, len(choices))
 
         outputs = [head, history, seen, *choices, table, *charts]
         for event in (page.load, timer.tick):
@@ -70,19 +70,21 @@ def build_page(desk: ConsoleContext) -> gr.Blocks:
     return page
 
 
-async def _looked(desk: ConsoleContext, request: gr.Request, past: History, seen: list[Any], lists: int) -> list[Any]:
+async def _looked(
+    context: ConsoleContext, request: gr.Request, past: History, seen: list[Any], lists: int
+) -> list[Any]:
     """The head, what is remembered, the choices of every list of tasks, the table and the charts."""
     try:
-        caller = desk.caller(request)
-        tasks = await desk.asker(request).tasks()
+        caller = context.caller(request)
+        tasks = await context.asker(request).tasks()
     except SparsehubError as error:
         problem = f'<span class="bad" role="alert">{escape(str(error))}</span> <a href="{CONSOLE}/">sign in</a>'
-        return [_head(desk, problem), *[gr.skip()] * (2 + lists + 6)]
+        return [_head(context, problem), *[gr.skip()] * (2 + lists + 6)]
     shown, rows = state_of(tasks, past, seen)
     names = [task["id"] for task in tasks if task["role"] != "draining"]
     known = [row[0] for row in rows if row[1] != "draining"] == [row[0] for row in seen if row[1] != "draining"]
     choices = [gr.skip() if known else gr.Dropdown(choices=names) for _ in range(lists)]
-    return [_head(desk, _who(caller), len(tasks)), past, rows, *choices, *shown]
+    return [_head(context, _who(caller), len(tasks)), past, rows, *choices, *shown]
 
 
 def _who(caller: Caller) -> str:
@@ -93,7 +95,7 @@ def _who(caller: Caller) -> str:
     return f'<span class="dim">signed in as <b>{escape(caller.name)}</b> ({role})</span>{button}'
 
 
-def _head(desk: ConsoleContext, who: str, tasks: int | None = None) -> str:
+def _head(context: ConsoleContext, who: str, tasks: int | None = None) -> str:
     count = "" if tasks is None else f" with {tasks} task{'' if tasks == 1 else 's'}"
-    backbone = f'<span class="dim"><code>{escape(desk.backbone)}</code>{count}</span>'
+    backbone = f'<span class="dim"><code>{escape(context.backbone)}</code>{count}</span>'
     return f'<div id="head"><h1>sparsehub</h1>{backbone}{who}</div>'

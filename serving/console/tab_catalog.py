@@ -26,7 +26,7 @@ _HEADERS = ["task", "stable", "canary", "share", "pinned", "items/s", "tokens/s"
 _LEAVE, _YES, _NO = "as it is", "yes", "no"
 
 
-def build_catalog(desk: ConsoleContext, load: Any) -> None:
+def build_catalog(context: ConsoleContext, load: Any) -> None:
     """load: adds a listener to the page's first look."""
     with gr.Row(elem_id="catalog-head"):
         said = gr.HTML(elem_id="catalog-said")
@@ -40,16 +40,16 @@ def build_catalog(desk: ConsoleContext, load: Any) -> None:
     act = gr.Button("Do it", variant="primary", elem_id="act-do")
 
     async def look(request: gr.Request) -> list[Any]:
-        return await _looked(desk, request)
+        return await _looked(context, request)
 
     async def do(request: gr.Request, verb: str, seen: int | None, *values: Any) -> list[Any]:
         body = body_of(verb, dict(zip(inputs, values, strict=True)), seen)
         try:
-            await desk.asker(request).post(f"{ROUTE}/{verb}", body)
+            await context.asker(request).post(f"{ROUTE}/{verb}", body)
         except SparsehubError as error:
             raise shown(error) from error
         gr.Info(f"{verb}: done", duration=4)
-        return await _looked(desk, request)
+        return await _looked(context, request)
 
     def fit(verb: str) -> list[Any]:
         return [gr.update(visible=name in FIELDS[verb]) for name in inputs]
@@ -92,10 +92,10 @@ def _inputs() -> dict[str, Any]:
     }
 
 
-async def _looked(desk: ConsoleContext, request: gr.Request) -> list[Any]:
+async def _looked(context: ConsoleContext, request: gr.Request) -> list[Any]:
     """What the catalogue says now; where it may not be read, why."""
     try:
-        state = await desk.asker(request).get(ROUTE)
+        state = await context.asker(request).get(ROUTE)
     except SparsehubError as error:
         why = f"<p>The catalogue is for admin keys, on an endpoint that follows one: {escape(str(error))}</p>"
         return [why, [], None]

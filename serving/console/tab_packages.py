@@ -8,7 +8,7 @@ from serving.console.context import ConsoleContext
 from serving.console.package_views import MOST_COMPARED
 
 
-def build_inside(desk: ConsoleContext) -> list[gr.Dropdown]:
+def build_inside(context: ConsoleContext) -> list[gr.Dropdown]:
     """Returns the lists of tasks, which the page keeps up to date."""
     task = gr.Dropdown([], label="Task", elem_id="inside-task", value=None)
     heat = gr.HTML(elem_id="inside-heat")
@@ -17,8 +17,8 @@ def build_inside(desk: ConsoleContext) -> list[gr.Dropdown]:
     async def look(request: gr.Request, reference: str | None) -> list[str]:
         if not reference:
             return ["", ""]
-        packages = desk.packages
-        return await desk.inside(
+        packages = context.packages
+        return await context.inside(
             request, [reference], lambda digest: [packages.heat_map(digest), packages.card(digest)]
         )
 
@@ -26,7 +26,7 @@ def build_inside(desk: ConsoleContext) -> list[gr.Dropdown]:
     return [task]
 
 
-def build_overlap(desk: ConsoleContext) -> list[gr.Dropdown]:
+def build_overlap(context: ConsoleContext) -> list[gr.Dropdown]:
     """Returns the lists of tasks, which the page keeps up to date."""
     info = f"2 to {MOST_COMPARED}: which entries they share, and whether they change them in the same direction"
     tasks = gr.Dropdown([], label="Tasks", info=info, elem_id="overlap-tasks", multiselect=True, value=[])
@@ -34,7 +34,7 @@ def build_overlap(desk: ConsoleContext) -> list[gr.Dropdown]:
     picture = gr.HTML(elem_id="overlap-picture")
 
     async def look(request: gr.Request, references: list[str]) -> str:
-        return await desk.inside(request, references, lambda *digests: desk.packages.overlap(digests))
+        return await context.inside(request, references, lambda *digests: context.packages.overlap(digests))
 
     button.click(look, [tasks], picture, api_visibility="private", trigger_mode="once")
     return [tasks]

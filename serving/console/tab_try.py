@@ -16,7 +16,7 @@ from sparsehub.errors import RequestError, SparsehubError
 SHOWN_LABELS = 20
 
 
-def build_try(desk: ConsoleContext) -> list[gr.Dropdown]:
+def build_try(context: ConsoleContext) -> list[gr.Dropdown]:
     """Returns the lists of tasks, which the page keeps up to date."""
     with gr.Row():
         with gr.Column():
@@ -27,14 +27,14 @@ def build_try(desk: ConsoleContext) -> list[gr.Dropdown]:
             views = _views("try")
 
     async def ask(request: gr.Request, reference: str, *texts: str) -> list[Any]:
-        return _view(await _answer(desk.asker(request), reference, texts))
+        return _view(await _answer(context.asker(request), reference, texts))
 
-    _on_choice(desk, task, boxes)
+    _on_choice(context, task, boxes)
     _on_ask(ask, button, boxes, [task], views)
     return [task]
 
 
-def build_compare(desk: ConsoleContext) -> list[gr.Dropdown]:
+def build_compare(context: ConsoleContext) -> list[gr.Dropdown]:
     """Returns the lists of tasks, which the page keeps up to date."""
     with gr.Row():
         first, second = _choice("First task or version", "compare-first"), _choice("Second", "compare-second")
@@ -47,11 +47,11 @@ def build_compare(desk: ConsoleContext) -> list[gr.Dropdown]:
             right = _views("right")
 
     async def ask(request: gr.Request, one: str, other: str, *texts: str) -> list[Any]:
-        asker = desk.asker(request)
+        asker = context.asker(request)
         answers = await asyncio.gather(*(_answer(asker, reference, texts) for reference in (one, other)))
         return [part for answer in answers for part in _view(answer)]
 
-    _on_choice(desk, first, boxes)
+    _on_choice(context, first, boxes)
     _on_ask(ask, button, boxes, [first, second], [*left, *right])
     return [first, second]
 
@@ -97,10 +97,10 @@ async def _answer(ask: EndpointClient, reference: str, texts: tuple[str, ...]) -
         return ShownAnswer(f'<p class="bad" role="alert">{escape(str(error))}</p>')
 
 
-def _on_choice(desk: ConsoleContext, task: gr.Dropdown, boxes: list[gr.Textbox]) -> None:
+def _on_choice(context: ConsoleContext, task: gr.Dropdown, boxes: list[gr.Textbox]) -> None:
     async def fit(request: gr.Request, reference: str | None) -> list[Any]:
         try:
-            form = await form_of(desk.asker(request), reference or "")
+            form = await form_of(context.asker(request), reference or "")
         except RequestError:  # half a name, or nothing yet; asking says what is wrong
             form = TaskForm("", ("Text",), "")
         names = [*form.fields, *[""] * (MOST_FIELDS - len(form.fields))]

@@ -39,9 +39,9 @@ async def form_of(ask: EndpointClient, reference: str) -> TaskForm:
     """Raises `RequestError`, also for a task with more fields than the page has boxes."""
     if not reference:
         raise RequestError("choose a task first")
-    told = await ask.get(f"/v2/models/{quote(reference, safe='')}")
-    outputs = {output["name"]: output["shape"] for output in told["outputs"]}
-    fields = tuple(tensor["name"] for tensor in told["inputs"])
+    metadata = await ask.get(f"/v2/models/{quote(reference, safe='')}")
+    outputs = {output["name"]: output["shape"] for output in metadata["outputs"]}
+    fields = tuple(tensor["name"] for tensor in metadata["inputs"])
     if len(fields) > MOST_FIELDS:
         raise RequestError("this task has more fields than the console shows", found=len(fields))
     if outputs.get("probs") == [-1, 0]:

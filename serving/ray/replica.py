@@ -76,8 +76,9 @@ class Replica:
     def _sender(self, sent: asyncio.Queue[Message | None]) -> Callable[[Message], Awaitable[None]]:
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = [header for header in message["headers"] if header[0] != b"x-request-id"]  # Ray's proxy adds it
-                message["headers"] = [*told, (b"x-sparsehub-replica", self._id.encode())]
+                # Ray's proxy adds the request's id
+                headers = [header for header in message["headers"] if header[0] != b"x-request-id"]
+                message["headers"] = [*headers, (b"x-sparsehub-replica", self._id.encode())]
             sent.put_nowait(message)
 
         return send

@@ -53,7 +53,8 @@ def extract(
     differs, bit for bit; a LoRA needs a budget. value_dtype: of kept changes, float16 by default. drop: shell patterns
     of tensors that may be left out. task: what the package does; otherwise the checkpoint's configuration says it, or
     kind, text (field names), label (a field), labels (in the head's order), choices (fields) and max_length (tokens).
-    test: a file of labelled rows; the tuned model and the package are both measured on it. report: told what begins.
+    test: a file of labelled rows; the tuned model and the package are both measured on it. report: called
+    with the name of each step that takes a while.
 
     Raises `UsageError`, `BackboneError` and `DeltaError`; nothing is written then.
     """
@@ -124,8 +125,8 @@ class _Extractor:
             if self.report is not None:
                 self.report(f"measuring on {test}")
             before, after = self._evaluated(wanted, found.folder, Path(folder), test)
-            told = {"metrics": {"test": before}, "share_of_squared_norm_kept": round(found.kept, 6)}
-            manifest = rewrite_package(found.folder, wanted.out, {"test": after}, {"before_packaging": told})
+            record = {"metrics": {"test": before}, "share_of_squared_norm_kept": round(found.kept, 6)}
+            manifest = rewrite_package(found.folder, wanted.out, {"test": after}, {"before_packaging": record})
         return dataclasses.replace(found, folder=wanted.out, manifest=manifest)
 
     def _evaluated(self, wanted: Extraction, package: Path, folder: Path, test: str) -> tuple[Metrics, Metrics]:

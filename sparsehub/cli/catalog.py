@@ -38,7 +38,7 @@ def add(
 ) -> None:
     """Add a task."""
     from serving.catalog import CatalogEntry, changes
-    from serving.catalog.locations import hub_beside, target_of
+    from serving.catalog.storage import hub_beside, target_of
 
     name, target = target_of(reference, hub_beside(catalog, hub))
     entry = CatalogEntry(target, None, 0.0, pin, items_per_second, tokens_per_second)
@@ -66,7 +66,7 @@ def set_options(
 ) -> None:
     """Change a task's version, pin or quotas."""
     from serving.catalog import changes
-    from serving.catalog.locations import hub_beside, target_of
+    from serving.catalog.storage import hub_beside, target_of
 
     quotas = {"items_per_second": items_per_second, "tokens_per_second": tokens_per_second}
     options: dict[str, Any] = {name: quota or None for name, quota in quotas.items() if quota is not None}
@@ -90,7 +90,7 @@ def canary(
 ) -> None:
     """Serve another version to a share of the callers, or change that share."""
     from serving.catalog import changes
-    from serving.catalog.locations import hub_beside, target_of
+    from serving.catalog.storage import hub_beside, target_of
 
     name, target = target_of(reference, hub_beside(catalog, hub))
     _change(catalog, revision, lambda found: changes.canary(found, name, target, percent))

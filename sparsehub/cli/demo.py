@@ -32,7 +32,7 @@ SWITCHES = 60
 
 @dataclass(frozen=True)
 class DemoTask:
-    """One of the demo's tasks: a folder of data, and what `sparsehub train` is told about it."""
+    """One of the demo's tasks: a folder of data, and the settings that `sparsehub train` gets."""
 
     name: str
     kind: str

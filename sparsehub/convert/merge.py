@@ -70,9 +70,9 @@ def merge_packages(
     merged = _METHODS[recipe.method](deltas, weights, recipe)
     merged = prune(merged, recipe.budget) if recipe.budget else merged
     merged = with_value_dtype(merged, recipe.value_dtype) if recipe.value_dtype else merged
-    told: dict[str, object] = {"method": recipe.method, "weights": list(weights)}
-    told |= {"density": recipe.density, "seed": recipe.seed} if recipe.method != "task-arithmetic" else {}
-    return _write(packages, weights, merged, "merged", {"merge": told}, label)
+    record: dict[str, object] = {"method": recipe.method, "weights": list(weights)}
+    record |= {"density": recipe.density, "seed": recipe.seed} if recipe.method != "task-arithmetic" else {}
+    return _write(packages, weights, merged, "merged", {"merge": record}, label)
 
 
 def difference_package(

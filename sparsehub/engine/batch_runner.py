@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsehub.backbone import Backbone
 from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.cost_model import MIXED
-from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules

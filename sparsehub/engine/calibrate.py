@@ -12,7 +12,7 @@ from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.cost_model import CalibrationPoints, RowGroup, padded_tokens, work_of
-from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import TargetModules, sample_batch
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
 

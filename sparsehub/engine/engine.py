@@ -13,10 +13,10 @@ from sparsehub.engine.batch_planner import AUTO, BatchPlanner, check_mode
 from sparsehub.engine.batch_runner import BatchRunner
 from sparsehub.engine.composition import composite
 from sparsehub.engine.cost_model import CostModel
+from sparsehub.engine.generation.cache_limits import GenerationLimits
 from sparsehub.engine.generation.context import GenerationContext
 from sparsehub.engine.generation.entrypoint import Prompt, make_generator, prepare_generation
 from sparsehub.engine.generation.generator import Generator
-from sparsehub.engine.generation.limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener
 from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.input_processor import InputProcessor

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
-from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import TargetModules, find_target_modules, nothing_mixes, sample_batch
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 

@@ -47,7 +47,7 @@ class ByMethod(Fallback):
 
 @dataclass(frozen=True, config=FROZEN)
 class TrainConfig(Configuration):
-    """Everything that one training run is told. Raises `UsageError` for what makes no sense.
+    """Everything that can be set for one training run. Raises `UsageError` for what makes no sense.
 
     Rows come from a file, a data set of the Hugging Face Hub, a list of dicts, a `datasets.Dataset` or a pandas frame.
     For a text generation, `text` is a field of texts, of prompts or of conversations, and `label` the prompts'

@@ -68,8 +68,8 @@ def read_table(source: Source, name: str) -> Any:
         raise
     except Exception as error:  # the readers behind `datasets` raise whatever they like
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        told = source_name(source, name)
-        raise DataError(f"{told} cannot be read as a data set", found=reason[0][:300]) from error
+        shown = source_name(source, name)
+        raise DataError(f"{shown} cannot be read as a data set", found=reason[0][:300]) from error
 
 
 def source_name(source: Source, name: str) -> str:

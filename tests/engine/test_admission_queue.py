@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsehub.engine.generation.admission_queue import AdmissionQueue
-from sparsehub.engine.generation.limits import GenerationLimits
+from sparsehub.engine.generation.cache_limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import QueueFullError, StoppingError, UsageError

@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
-from sparsehub.engine.mixed import MixedBatch
+from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import (
     EMBEDDING,
     LINEAR,

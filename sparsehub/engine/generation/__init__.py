@@ -4,8 +4,8 @@ transformers' continuous batching keeps the paged cache, splits prompts and pack
 Ours are the tasks' changes in that row, the admission of waiting texts, sampling, and decoding while tokens come.
 """
 
+from sparsehub.engine.generation.cache_limits import GenerationLimits, GenerationUsage
 from sparsehub.engine.generation.generator import Generator
-from sparsehub.engine.generation.limits import GenerationLimits, GenerationUsage
 from sparsehub.engine.generation.request import Completion, Generation, Sampling, TextDelta, TokenLog
 
 __all__ = [

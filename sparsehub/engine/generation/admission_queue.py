@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 
-from sparsehub.engine.generation.limits import GenerationLimits
+from sparsehub.engine.generation.cache_limits import GenerationLimits
 from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.lane_policy import LanePolicy
 from sparsehub.engine.task_handle import TaskHandle

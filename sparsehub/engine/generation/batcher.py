@@ -16,7 +16,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from transformers.generation.continuous_batching.requests import RequestState
 
 from sparsehub.backbone import Backbone
-from sparsehub.engine.generation.limits import GenerationLimits
+from sparsehub.engine.generation.cache_limits import GenerationLimits
 from sparsehub.engine.generation.packing import PackedSpan
 from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.generation.sampling import SampledToken, Sampler

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sparsehub.backbone import Backbone
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_planner import BatchPlanner
-from sparsehub.engine.generation.limits import GenerationLimits
+from sparsehub.engine.generation.cache_limits import GenerationLimits
 from sparsehub.engine.lane_policy import LanePolicy
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.target_modules import TargetModules

@@ -10,8 +10,8 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from sparsehub.engine.generation.admission_queue import AdmissionQueue
+from sparsehub.engine.generation.cache_limits import GenerationUsage
 from sparsehub.engine.generation.context import GenerationContext
-from sparsehub.engine.generation.limits import GenerationUsage
 from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import OutputProcessor
 from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener

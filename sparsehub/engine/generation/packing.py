@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.generation.request import Generation
-from sparsehub.engine.mixed import Bounds, MixedBatch
+from sparsehub.engine.mixed_forward import Bounds, MixedBatch
 from sparsehub.engine.target_modules import TargetModules
 
 
