@@ -117,9 +117,9 @@ def render_training(out: Path) -> None:
         for metric in manifest.task.metrics[:2]:
             values = [manifest.metrics["test"], head["test"], manifest.metrics["test (majority)"]]
             cells = " | ".join(f"{value.get(metric, 0.0):.4f}" for value in values)
-            per_entry = (size - beside) / manifest.delta.nnz
+            per_entry = (size - beside) / manifest.nnz
             what = f"{task.name} | {task.kind} | {metric}"
-            lines.append(f"| {what} | {cells} | {manifest.delta.nnz:,} | {size:,} | {per_entry:.2f} |")
+            lines.append(f"| {what} | {cells} | {manifest.nnz:,} | {size:,} | {per_entry:.2f} |")
     write("real_tasks", "Five public tasks on all-MiniLM-L6-v2, test split, density 0.5%, selection by `sam`", lines)
 
 

@@ -110,14 +110,15 @@ def split_list(text: str) -> tuple[str, ...]:
 
 def _show(found: Extracted, as_json: bool) -> None:
     manifest = found.manifest
+    assert manifest.delta is not None  # an extraction without a change is refused
     before = manifest.training.get("before_packaging", {}).get("metrics", {})
     if as_json:
         show_json(
             {
                 "package": str(found.folder),
                 "digest": manifest.digest,
-                "nnz": manifest.delta.nnz,
-                "density": manifest.delta.density,
+                "nnz": manifest.nnz,
+                "density": manifest.density,
                 "value_kind": manifest.delta.value_kind,
                 "value_dtype": manifest.delta.value_dtype,
                 "share_of_squared_norm_kept": found.kept,
@@ -135,7 +136,7 @@ def _show(found: Extracted, as_json: bool) -> None:
         {
             "package": found.folder,
             "digest": manifest.digest,
-            "changes": f"{manifest.delta.nnz:,} of {manifest.backbone.parameters:,} ({manifest.delta.density:.3%})",
+            "changes": f"{manifest.nnz:,} of {manifest.backbone.parameters:,} ({manifest.density:.3%})",
             "values": f"{manifest.delta.value_dtype}, {manifest.delta.value_kind}",
             "kept": f"{found.kept:.2%} of the change's squared norm",
             "size": f"{size_text(found.sparse_bytes)}, and {size_text(found.dense_bytes)} what it came from: "

@@ -42,7 +42,8 @@ def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -
         shown = {"digest": package.digest, "bytes": package.sizes.package}
         show_json({**shown, "manifest": dataclasses.asdict(manifest)})
         return
-    spread = histogram(validate_stored_delta(read_file(folder, DELTA_FILE, manifest.files[DELTA_FILE]), manifest))
+    stored = manifest.files.get(DELTA_FILE)
+    spread = histogram(validate_stored_delta(read_file(folder, DELTA_FILE, stored), manifest)) if stored else None
     if html is not None:
         _write_report(html, package, spread, as_json)
         return
@@ -53,10 +54,11 @@ def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -
         _show_parameters(package)
     else:
         present.show_heat_map(package.changes.heat_map)
-    present.show_histogram(spread)
+    if spread is not None:
+        present.show_histogram(spread)
 
 
-def _write_report(html: Path, package: PackageSummary, spread: Histogram, as_json: bool) -> None:
+def _write_report(html: Path, package: PackageSummary, spread: Histogram | None, as_json: bool) -> None:
     from sparsehub.files import write_file
     from sparsehub.package.html_report import render_report
 

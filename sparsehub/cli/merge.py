@@ -111,12 +111,12 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _show_written(out: Path, manifest: Manifest, as_json: bool) -> None:
-    fields = {"package": str(out), "digest": manifest.digest, "nnz": manifest.delta.nnz}
+    fields = {"package": str(out), "digest": manifest.digest, "nnz": manifest.nnz}
     if as_json:
-        show_json({**fields, "density": manifest.delta.density, "parents": [p.name for p in manifest.lineage.parents]})
+        show_json({**fields, "density": manifest.density, "parents": [p.name for p in manifest.lineage.parents]})
         return
     parents = ", ".join(f"{p.weight:+g} {p.name}@{p.version}" for p in manifest.lineage.parents)
-    changes = f"{manifest.delta.nnz:,} entries ({manifest.delta.density:.3%}), {manifest.delta.value_dtype}"
+    changes = f"{manifest.nnz:,} entries ({manifest.density:.3%}), {manifest.value_dtype}"
     show_fields(
         f"{manifest.name}@{manifest.version}",
         {"package": out, "digest": manifest.digest, "made of": parents, "changes": changes},

@@ -9,12 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsehub.cli.output import console, show_fields, show_table
+from sparsehub.package.describe import head_text
 from sparsehub.package.units import size_text
 
 if TYPE_CHECKING:
     from sparsehub.package.delta_stats import HeatMap, Histogram
     from sparsehub.package.manifest import Lineage
-    from sparsehub.package.summary import PackageSummary
+    from sparsehub.package.summary import ChangesSummary, PackageSummary
 
 _SHADES = ("#eaf3f6", "#c3dfe8", "#93c6d6", "#5aa7bf", "#2c86a3", "#12607d", "#073b50")
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -35,9 +36,11 @@ def show_package(package: PackageSummary, **more: object) -> None:
         **({"labels": labels + (" ..." if len(task.labels) > SHOWN_LABELS else "")} if task.labels else {}),
         "backbone": f"{backbone.id} ({backbone.architecture}, {backbone.parameters:,} parameters)",
         "fingerprint": backbone.fingerprint,
-        "changes": f"{changes.nnz:,} entries ({changes.density:.3%}), chosen by {changes.method}",
+        "head": head_text(task),
+        "changes": _changes(changes),
         "values": changes.values,
-        "size": f"{size_text(total)} ({total / changes.nnz:.2f} bytes an entry, head and card included)",
+        "size": size_text(total)
+        + (f" ({total / changes.nnz:.2f} bytes an entry, head and card included)" if changes.nnz else ""),
         "beside": _beside(package),
         "files": ", ".join(f"{name} {size_text(bytes_)}" for name, bytes_ in package.files.items()),
         "licence": package.license or "none stated",
@@ -108,6 +111,12 @@ def shaded(text: str, value: float, highest: float) -> Text:
     step = round((len(_SHADES) - 1) * value / highest) if highest else 0
     colour = "white" if step > len(_SHADES) // 2 else "black"
     return Text(f" {text:>5} ", style=f"{colour} on {_SHADES[step]}")
+
+
+def _changes(changes: ChangesSummary) -> str:
+    if not changes.nnz:
+        return "nothing in the backbone: a head alone"
+    return f"{changes.nnz:,} entries ({changes.density:.3%}), chosen by {changes.method}"
 
 
 def _lineage(lineage: Lineage) -> dict[str, str]:

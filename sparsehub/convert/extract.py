@@ -36,7 +36,7 @@ from sparsehub.package.manifest import (
     TaskSpec,
     TouchedParameter,
 )
-from sparsehub.package.manifest_builder import public_name
+from sparsehub.package.manifest_builder import changed_layers, public_name
 from sparsehub.package.writer import finalize_package, write_package
 from sparsehub.selection.largest import cut
 from sparsehub.selection.layer_report import layer_of
@@ -153,7 +153,7 @@ def extract_adapter(
     return Extracted(
         wanted.out,
         manifest,
-        layers(manifest.delta, change.shapes, norms),
+        layers(manifest.touched, change.shapes, norms),
         kept / whole if whole else 1.0,
         manifest.files[DELTA_FILE].size,
         (adapter.folder / WEIGHTS_FILE).stat().st_size,
@@ -208,7 +208,15 @@ def _record(
 ) -> DeltaRecord:
     shapes, total = backbone.layout.base, sum(nnz.values())
     touched = {name: TouchedParameter(shapes[name], backbone.digest_of(name), n) for name, n in nnz.items()}
-    return DeltaRecord(method, total / backbone.reference.parameters, total, value_kind, value_dtype, touched)
+    return DeltaRecord(
+        method,
+        total / backbone.reference.parameters,
+        total,
+        value_kind,
+        value_dtype,
+        touched,
+        changed_layers(touched, shapes),
+    )
 
 
 def _write(
@@ -246,7 +254,7 @@ def _of_pair(
     return Extracted(
         wanted.out,
         manifest,
-        layers(manifest.delta, {name: both.shape for name, both in pair.parameters.items()}, norms),
+        layers(manifest.touched, {name: both.shape for name, both in pair.parameters.items()}, norms),
         kept / whole if whole else 1.0,
         manifest.files[DELTA_FILE].size,
         sum(both.tuned.entry.stop - both.tuned.entry.start for both in pair.parameters.values()),
@@ -256,7 +264,9 @@ def _of_pair(
 
 
 def layers(
-    record: DeltaRecord, shapes: Mapping[str, tuple[int, ...]], norms: Mapping[str, tuple[float, float]]
+    touched: Mapping[str, TouchedParameter],
+    shapes: Mapping[str, tuple[int, ...]],
+    norms: Mapping[str, tuple[float, float]],
 ) -> tuple[Layer, ...]:
     """What a package changes, layer by layer. norms: parameter name to (squared norm kept, squared norm of all)."""
     groups: dict[str, list[str]] = {}
@@ -265,6 +275,6 @@ def layers(
     found = []
     for part, names in groups.items():
         kept, whole = (sum(column) for column in zip(*(norms[name] for name in names), strict=True))
-        changed = sum(record.parameters[name].nnz for name in names if name in record.parameters)
+        changed = sum(touched[name].nnz for name in names if name in touched)
         found.append(Layer(part, sum(math.prod(shapes[n]) for n in names), changed, kept / whole if whole else 1.0))
     return tuple(found)

@@ -140,7 +140,7 @@ def _write(
     label: PackageLabel,
 ) -> Manifest:
     first = packages[0].manifest
-    digests = {n: t.digest for package in packages for n, t in package.manifest.delta.parameters.items()}
+    digests = {n: t.digest for package in packages for n, t in package.manifest.touched.items()}
     parents = tuple(
         Parent(p.manifest.name, p.manifest.version, p.digest, float(weight))
         for p, weight in zip(packages, weights, strict=True)

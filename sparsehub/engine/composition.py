@@ -31,5 +31,6 @@ def _compose(tasks: Sequence[tuple[Task, float]], name: str, digest: str) -> Pac
         if package.manifest.backbone.fingerprint != first.manifest.backbone.fingerprint:
             raise BackboneMismatchError(f"{package.manifest.name} and {first.manifest.name} are for two backbones")
     delta = weighted_sum([package.delta for package in packages], [weight for _, weight in tasks])
-    record = dataclasses.replace(first.manifest.delta, nnz=delta.nnz, value_dtype=delta.value_dtype)
+    base = next((package.manifest.delta for package in packages if package.manifest.delta is not None), None)
+    record = base and dataclasses.replace(base, nnz=delta.nnz, value_dtype=delta.value_dtype)
     return Package(dataclasses.replace(first.manifest, name=name, delta=record), delta, first.head, digest)

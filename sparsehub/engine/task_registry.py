@@ -51,7 +51,7 @@ class TaskInfo:
 
 def info_of(manifest: Manifest, digest: str) -> TaskInfo:
     """The info of a package. digest: of its manifest."""
-    return TaskInfo(manifest.name, manifest.version, digest, manifest.task, manifest.delta.nnz)
+    return TaskInfo(manifest.name, manifest.version, digest, manifest.task, manifest.nnz)
 
 
 class TaskRegistry:

@@ -32,4 +32,4 @@ def render_card(package: PackageSummary, pictures: Collection[str] = ()) -> str:
 def _layer_share(package: PackageSummary) -> float:
     """Of the changed entries, the share that lies in the layers."""
     cells = package.changes.heat_map.cells.values()
-    return sum(cell.nnz for cell in cells) / package.changes.nnz
+    return sum(cell.nnz for cell in cells) / max(package.changes.nnz, 1)

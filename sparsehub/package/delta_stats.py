@@ -80,7 +80,7 @@ def heat_map(manifest: Manifest) -> HeatMap:
     outside: dict[str, Cell] = {}
     layers: dict[str, tuple[str, int]] = {}
     kinds: dict[str, int] = {}
-    for name, touched in manifest.delta.parameters.items():
+    for name, touched in manifest.touched.items():
         stack, number, rest = split_name(name)
         if number is None:
             outside[rest] = outside.get(rest, Cell()).plus(touched)
@@ -130,7 +130,7 @@ def histogram(delta: StoredDelta) -> Histogram:
 def sizes(manifest: Manifest) -> Sizes:
     """The bytes of a package beside the whole backbone and LoRA."""
     files = {name: record.size for name, record in manifest.files.items()}
-    matrices = [t.shape for name, t in manifest.delta.parameters.items() if _is_matrix(name, t)]
+    matrices = [t.shape for name, t in manifest.touched.items() if _is_matrix(name, t)]
     per_rank = 2 * sum(rows + columns for rows, columns in matrices)
     return Sizes(
         package=len(manifest.to_bytes()) + sum(files.values()),

@@ -8,10 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsehub.package.manifest import MULTIPLE_CHOICE, TEXT_GENERATION, Manifest
+from sparsehub.package.manifest import (
+    COSINE,
+    FIRST,
+    JOINT,
+    LAST,
+    MAX,
+    MEAN,
+    MULTIPLE_CHOICE,
+    NONE,
+    SEPARATE,
+    TEXT_GENERATION,
+    TRANSFORMERS,
+    Manifest,
+    TaskSpec,
+)
 
 # The end of a split's name, where its metrics are those of answering the commonest label, or of the untouched backbone.
 BASELINES = (" (majority)", " (backbone)")
+POOLED = {MEAN: "the mean", FIRST: "the first", LAST: "the last", MAX: "the maximum"}
+PAIRED = {
+    JOINT: "",
+    SEPARATE: "; each text of a pair is read alone",
+    COSINE: "; each text of a pair is read alone, and their cosine is scored",
+}
 _SETTINGS = {"trained": "entries trained", "selection": "entries chosen in"}  # settings whose name says too little
 
 
@@ -26,8 +46,22 @@ def metrics_note(kind: str) -> str:
 
 def values_text(manifest: Manifest) -> str:
     """How the delta's values are stored, and what they do to the weights."""
+    if manifest.delta is None:
+        return "none: the backbone's weights stay as they are"
     effect = "added to the weights" if manifest.delta.value_kind == "add" else "put in place of weights"
     return f"{manifest.delta.value_dtype}, {effect}"
+
+
+def head_text(task: TaskSpec) -> str:
+    """What turns the backbone's states into the task's answers, in a few words."""
+    head = task.head
+    if head.type == NONE:
+        return "none: the backbone's own output layer"
+    if head.type == TRANSFORMERS:
+        return "that of transformers"
+    pooled = f"one linear layer on {POOLED[head.pooling or '']} of a sequence's states"
+    unit = ", scaled to unit length" if head.normalize else ""
+    return pooled + unit + PAIRED[head.pair or JOINT]
 
 
 def training_text(manifest: Manifest) -> dict[str, str]:

@@ -65,15 +65,15 @@ class Chart:
     marks: Sequence[ChartMark]
 
 
-def render_report(package: PackageSummary, spread: Histogram) -> str:
-    """The page. spread: of the delta's values. Whatever came from the package is escaped."""
+def render_report(package: PackageSummary, spread: Histogram | None) -> str:
+    """The page. spread: of the delta's values, None where there is no delta. What came from the package is escaped."""
     values = {
         "package": package,
         "shown_labels": SHOWN_LABELS,
         "heat": _heat(package.changes.heat_map),
         "outside": _outside(package.changes.heat_map),
         "spread": spread,
-        "chart": _chart(spread),
+        "chart": _chart(spread) if spread is not None else None,
     }
     return render_html("report.html.j2", values)
 

@@ -19,8 +19,10 @@ from sparsehub.task_ref import check_version as check_version_text
 MANIFEST_FILE = "sparsehub.json"
 HEAD_FILE = "head.safetensors"
 CARD_FILE = "README.md"
+HEAD_METHOD = "head"  # the method of a package that has a head alone
 SIGNATURE_FILE = "model.sig"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # that is written; format 1 is read too
+FORMATS = (1, FORMAT_VERSION)
 MAX_LABELS = 100_000
 MAX_PICTURES = 64
 MAX_PARENTS = 1024
@@ -48,6 +50,28 @@ PROBLEM_TYPES = {
 }
 _UNLABELLED = (REGRESSION, TEXT_GENERATION)
 
+TRANSFORMERS, LINEAR, NONE = "transformers", "linear", "none"  # types of heads
+LINEAR_KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE)  # kinds whose head may be a linear one
+MEAN, FIRST, LAST, MAX = POOLINGS = ("mean", "first", "last", "max")
+JOINT, SEPARATE, COSINE = PAIRS = ("joint", "separate", "cosine")
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What turns the backbone's states into scores; `TaskSpec.head`. All but `type` belong to a linear head alone."""
+
+    # `transformers`: the class that transformers has for the kind; `linear`: one Linear on pooled states; `none`: the
+    # backbone's own output layer, as text generation has it
+    type: str
+    pooling: str | None = None  # of `POOLINGS`: how one vector is made of a sequence's states
+    normalize: bool | None = None  # whether that vector is scaled to unit length
+    # Of `PAIRS`: two texts are one sequence; or each is read alone and the head sees both (see `heads.features`), or
+    # their cosine. `joint` where a row is one text.
+    pair: str | None = None
+
+
+TRANSFORMERS_HEAD, NO_HEAD, _BY_KIND = HeadSpec(TRANSFORMERS), HeadSpec(NONE), HeadSpec("")
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -63,11 +87,21 @@ class TaskSpec:
     max_length: int  # tokens of one sequence, special tokens included
     metrics: tuple[str, ...]  # by name; the first one decides which checkpoint is best
     choice_fields: tuple[str, ...] = ()  # for multiple choice, the fields of a row with its choices
+    head: HeadSpec = _BY_KIND  # by default that of transformers; none for a text generation, in format 1 always so
+
+    def __post_init__(self) -> None:
+        if self.head is _BY_KIND:
+            object.__setattr__(self, "head", NO_HEAD if self.kind == TEXT_GENERATION else TRANSFORMERS_HEAD)
 
     @property
     def num_outputs(self) -> int:
         """Width of the head: one per label; one for a regression and for each choice."""
         return 1 if self.kind in (REGRESSION, MULTIPLE_CHOICE) else len(self.labels)
+
+    @property
+    def reads_alone(self) -> bool:
+        """Whether each text of a pair is a sequence of its own."""
+        return self.head.pair in (SEPARATE, COSINE)
 
 
 @dataclass(frozen=True)
@@ -101,6 +135,9 @@ class DeltaRecord:
     value_kind: str  # `add` or `set`
     value_dtype: str  # as stored, one of `STORED_DTYPES`
     parameters: dict[str, TouchedParameter]  # by name
+    # First changed layer (-1: something before the layers changes too) and layers that there are; None where it is not
+    # known, as in format 1.
+    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +176,7 @@ class Manifest:
     version: str
     task: TaskSpec
     backbone: BackboneRef
-    delta: DeltaRecord
+    delta: DeltaRecord | None  # None where nothing in the backbone changes
     files: dict[str, FileRecord]  # every other file of the package, by name
     training: dict[str, Any] = field(default_factory=dict)  # what it was trained on and how, by setting
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # by split, of the package as written
@@ -149,9 +186,34 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The canonical bytes; their sha256 is the package digest. Raises `ManifestError` for NaN and infinities."""
         try:
-            return canonical_json(self)
+            return canonical_json(_document(self))
         except FormatError as error:
             raise ManifestError(f"{MANIFEST_FILE} cannot be written", found=str(error)) from error
+
+    @property
+    def touched(self) -> dict[str, TouchedParameter]:
+        """The parameters that the delta changes, by name."""
+        return self.delta.parameters if self.delta is not None else {}
+
+    @property
+    def nnz(self) -> int:
+        """Changed entries."""
+        return self.delta.nnz if self.delta is not None else 0
+
+    @property
+    def density(self) -> float:
+        """Changed entries / entries of the backbone."""
+        return self.delta.density if self.delta is not None else 0.0
+
+    @property
+    def value_dtype(self) -> str:
+        """How the delta's values are stored; empty where there is none."""
+        return self.delta.value_dtype if self.delta is not None else ""
+
+    @property
+    def method(self) -> str:
+        """How the delta came to be; `head` where there is none."""
+        return self.delta.method if self.delta is not None else HEAD_METHOD
 
     @property
     def training_stated(self) -> dict[str, Any]:
@@ -164,17 +226,28 @@ class Manifest:
         return sha256_bytes(self.to_bytes())
 
 
+def _document(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as the JSON object of its format version."""
+    table, task = dict(vars(manifest)), dict(vars(manifest.task))
+    table.pop("digest", None)  # kept beside the fields once it is known
+    task["head"] = {name: value for name, value in vars(manifest.task.head).items() if value is not None}
+    if manifest.format_version == 1:
+        del task["head"]
+        table["delta"] = {k: v for k, v in vars(manifest.delta).items() if k != "layers"} if manifest.delta else None
+    return {**table, "task": task}
+
+
 def parse_manifest(data: bytes) -> Manifest:
     """Parse and validate a manifest; raises `ManifestError`. Only the canonical byte string is accepted."""
     try:
         table = strict_json(data, MANIFEST_FILE, MAX_PACKAGE_JSON_BYTES)
     except FormatError as error:
         raise ManifestError(str(error)) from error
-    if isinstance(table, dict) and table.get("format_version") != FORMAT_VERSION:
+    if isinstance(table, dict) and table.get("format_version") not in FORMATS:
         raise ManifestError(
             "this package has another format version",
             found=table.get("format_version"),
-            expected=FORMAT_VERSION,
+            expected=" or ".join(map(str, FORMATS)),
             fix="install the version of sparsehub that wrote it, or a newer one",
         )
     manifest = build(Manifest, table, MANIFEST_FILE, ManifestError)
@@ -191,7 +264,10 @@ def check_manifest(manifest: Manifest) -> None:
     """Validate what the types cannot express: names, digests, limits, sums; raises `ManifestError`."""
     check_name(manifest.name)
     check_version(manifest.version)
+    _require(manifest.format_version in FORMATS, f"unknown format version {manifest.format_version}")
+    _require(manifest.delta is not None or manifest.format_version > 1, "format 1 has no packages without a delta")
     _check_task(manifest.task)
+    _check_head(manifest.task)
     _check_delta(manifest)
     _check_lineage(manifest.lineage)
     for name, record in manifest.files.items():
@@ -204,7 +280,11 @@ def check_manifest(manifest: Manifest) -> None:
         _require(record.size >= 0 and DIGEST.fullmatch(record.sha256), f"the record of {name} is malformed")
         _require(record.size <= _LIMITS.get(name, MAX_PICTURE_BYTES), f"{name} is larger than a package may hold")
     _require(len(manifest.files) <= MAX_PICTURES + 3, "the manifest names too many files")
-    _require(DELTA_FILE in manifest.files, f"the manifest does not name {DELTA_FILE}")
+    if manifest.delta is None:
+        _require(DELTA_FILE not in manifest.files, f"the manifest has no delta and names {DELTA_FILE}")
+        _require(HEAD_FILE in manifest.files, "a package without a delta needs a head")
+    else:
+        _require(DELTA_FILE in manifest.files, f"the manifest does not name {DELTA_FILE}")
 
 
 def is_allowed_file(name: str) -> bool:
@@ -243,12 +323,40 @@ def _check_task(task: TaskSpec) -> None:
     _require(task.choice_fields == expected_choices, "choice fields belong to multiple choice and are its labels")
 
 
+def _check_head(task: TaskSpec) -> None:
+    head = task.head
+    types = (
+        (NONE,)
+        if task.kind == TEXT_GENERATION
+        else (TRANSFORMERS, LINEAR)
+        if task.kind in LINEAR_KINDS
+        else (TRANSFORMERS,)
+    )
+    _require(head.type in types, f"a {task.kind} task has no head of type {head.type!r}, expected {' or '.join(types)}")
+    stated = [name for name in ("pooling", "normalize", "pair") if getattr(head, name) is not None]
+    if head.type != LINEAR:
+        _require(not stated, f"{', '.join(stated)} belong to a linear head")
+        return
+    _require(head.pooling in POOLINGS, f"unknown pooling {head.pooling!r}, expected one of {', '.join(POOLINGS)}")
+    _require(head.normalize is not None, "a linear head says whether its vectors are normalised")
+    _require(head.pair in PAIRS, f"unknown pair {head.pair!r}, expected one of {', '.join(PAIRS)}")
+    two = len(task.text_fields) == 2 and task.kind != MULTIPLE_CHOICE
+    _require(two or head.pair == JOINT, f"pair {head.pair!r} needs two text fields that are not choices")
+    _require(head.pair != COSINE or task.kind == REGRESSION, "the cosine of a pair is for a regression")
+
+
 def _check_delta(manifest: Manifest) -> None:
     delta = manifest.delta
+    _require(bool(DIGEST.fullmatch(manifest.backbone.fingerprint)), "the backbone's fingerprint is malformed")
+    if delta is None:
+        return
     _require(delta.value_kind in VALUE_KINDS, f"unknown value kind {delta.value_kind!r}")
     _require(delta.value_dtype in STORED_DTYPES, f"unknown value dtype {delta.value_dtype!r}")
     _require((delta.value_kind, delta.value_dtype) != ("set", "int8"), "`set` values are exact and cannot be int8")
-    _require(bool(DIGEST.fullmatch(manifest.backbone.fingerprint)), "the backbone's fingerprint is malformed")
+    if delta.layers is not None:
+        _require(len(delta.layers) == 2, "layers are the first changed one and their number")
+        first, count = delta.layers
+        _require(-1 <= first <= count <= 1 << 20, "the first changed layer is none of the layers")
     _require(bool(delta.parameters), "the delta changes no parameter")
     for name, touched in delta.parameters.items():
         _require(bool(DIGEST.fullmatch(touched.digest)), f"the digest of {name!r} is malformed")

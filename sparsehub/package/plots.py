@@ -21,11 +21,14 @@ _MAX_LAYERS = 64  # rows of a heat map that are drawn: more would not fit on a p
 def draw_pictures(package: PackageSummary, delta: StoredDelta | None) -> dict[str, bytes]:
     """The pictures of a package's card, as PNG bytes by file name.
 
-    Empty where matplotlib is not installed; without the histogram of the values where no delta is given.
+    Empty where matplotlib is not installed or nothing changes; without the histogram of the values where no delta is
+    given.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: F401 - no window, whatever the machine
     except ImportError:
+        return {}
+    if not package.changes.nnz:
         return {}
     pictures = {DENSITY_PICTURE: _density(package)}
     if delta is not None:

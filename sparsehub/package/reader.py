@@ -29,8 +29,8 @@ class Package:
     """A package in memory, read and validated: what the engine loads and the conversions work on."""
 
     manifest: Manifest
-    delta: Delta
-    head: Mapping[str, Tensor]  # by their transformers names, on the CPU; empty where the task has no head
+    delta: Delta  # without a parameter where the package has no delta
+    head: Mapping[str, Tensor]  # by the names in the task's model, on the CPU; empty where the task has no head
     digest: str  # sha256 of the manifest's bytes
     attachments: Mapping[str, bytes] = field(default_factory=dict)  # card and pictures by file name, as published
 
@@ -53,12 +53,12 @@ def read_package(folder: str | Path) -> Package:
         else:
             validate_attachment(name, data)
             attachments[name] = data
-    assert delta is not None, "check_manifest requires a delta"
-    return Package(manifest, delta, head, manifest.digest, attachments)
+    return Package(manifest, delta or Delta({}), head, manifest.digest, attachments)
 
 
 def _read_delta(data: bytes, manifest: Manifest) -> Delta:
-    shapes = {name: touched.shape for name, touched in manifest.delta.parameters.items()}
+    assert manifest.delta is not None  # the manifest names no delta's file otherwise
+    shapes = {name: touched.shape for name, touched in manifest.touched.items()}
     delta = parse_delta(data, shapes, manifest.delta.value_kind, manifest.delta.value_dtype)
     check_nnz(manifest, {name: len(part.indices) for name, part in delta.parameters.items()})
     return delta
@@ -71,7 +71,7 @@ def _read_head(data: bytes) -> dict[str, Tensor]:
 
 def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
     """Raises `BackboneMismatchError` unless the package was made for the weights of this very backbone."""
-    for name, touched in manifest.delta.parameters.items():
+    for name, touched in manifest.touched.items():
         slot = backbone.arena.slots.get(name)
         if slot is None or slot.shape != touched.shape:
             raise BackboneMismatchError(

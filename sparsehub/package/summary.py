@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsehub.package.delta_stats import Cell, HeatMap, Sizes, heat_map, sizes
 from sparsehub.package.describe import BASELINES, limits, metrics_note, training_text, values_text
-from sparsehub.package.manifest import TEXT_GENERATION, BackboneRef, Lineage, Manifest, TaskSpec
+from sparsehub.package.manifest import NONE, BackboneRef, Lineage, Manifest, TaskSpec
 from sparsehub.package.usage import UsageSnippets, usage_snippets
 
 _HUB_DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?:([\w.-]+)")  # owner/name[:configuration]:split
@@ -53,8 +53,8 @@ class MetricsSummary:
 class ChangesSummary:
     """What the delta changes in the backbone."""
 
-    method: str
-    nnz: int
+    method: str  # `head` where nothing changes
+    nnz: int  # 0 where nothing changes
     density: float
     value_kind: str  # `add` or `set`
     values: str  # how the values are stored, and what they do to the weights
@@ -102,13 +102,13 @@ def summarize(manifest: Manifest) -> PackageSummary:
         version=manifest.version,
         digest=manifest.digest,
         task=manifest.task,
-        has_head=manifest.task.kind != TEXT_GENERATION,
+        has_head=manifest.task.head.type != NONE,
         backbone=manifest.backbone,
         usage=usage_snippets(manifest),
         metrics=_metrics(manifest),
         changes=_changes(manifest),
         sizes=found,
-        size_rows=_size_rows(found, manifest.delta.nnz),
+        size_rows=_size_rows(found, manifest.nnz),
         files={name: record.size for name, record in sorted(manifest.files.items())},
         training=training_text(manifest),
         datasets=_datasets(manifest),
@@ -148,19 +148,19 @@ def _split_scores(manifest: Manifest, split: str) -> SplitScores:
 def _changes(manifest: Manifest) -> ChangesSummary:
     delta = manifest.delta
     return ChangesSummary(
-        method=delta.method,
-        nnz=delta.nnz,
-        density=delta.density,
-        value_kind=delta.value_kind,
+        method=manifest.method,
+        nnz=manifest.nnz,
+        density=manifest.density,
+        value_kind=delta.value_kind if delta is not None else "add",
         values=values_text(manifest),
-        parameters={name: Cell().plus(touched) for name, touched in delta.parameters.items()},
+        parameters={name: Cell().plus(touched) for name, touched in manifest.touched.items()},
         heat_map=heat_map(manifest),
     )
 
 
 def _size_rows(found: Sizes, nnz: int) -> tuple[SizeRow, ...]:
     rows = [
-        SizeRow("delta", found.delta, f"{found.delta / nnz:.2f} bytes an entry"),
+        *([SizeRow("delta", found.delta, f"{found.delta / nnz:.2f} bytes an entry")] if nnz else []),
         SizeRow("head", found.head, ""),
         SizeRow("the whole backbone", found.full, f"{found.full_ratio:.0f} times delta and head"),
     ]

@@ -140,7 +140,8 @@ def _check_same(name: str, record: FileRecord, size: int, digest: str) -> None:
 
 def validate_stored_delta(data: bytes, manifest: Manifest) -> StoredDelta:
     """Validate the bytes of delta.safetensors against the manifest; raises `FormatError`."""
-    shapes = {name: touched.shape for name, touched in manifest.delta.parameters.items()}
+    shapes = {name: touched.shape for name, touched in manifest.touched.items()}
+    assert manifest.delta is not None  # the manifest names no delta's file otherwise
     stored = validate_delta(data, shapes, manifest.delta.value_dtype)
     check_nnz(manifest, dict(zip(stored.layout.names, stored.nnz.tolist(), strict=True)))
     return stored
@@ -148,7 +149,7 @@ def validate_stored_delta(data: bytes, manifest: Manifest) -> StoredDelta:
 
 def check_nnz(manifest: Manifest, found: Mapping[str, int]) -> None:
     """Raises `FormatError` where a parameter has another number of entries than the manifest says."""
-    for name, touched in manifest.delta.parameters.items():
+    for name, touched in manifest.touched.items():
         if found[name] != touched.nnz:
             raise FormatError(
                 f"{name!r} has another number of entries than the manifest says",

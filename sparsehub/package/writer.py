@@ -26,8 +26,8 @@ WHOLE_BYTES = 16 << 20  # deltas up to this size are read back whole
 def write_package(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor]) -> Manifest:
     """Write a package to the new folder `folder`: all of it appears there, or nothing.
 
-    draft: the manifest without its file records. head: tensors by their transformers names, empty where the task has
-    none. Returns the manifest as written. Raises `FormatError` for what no reader would accept, `UsageError` where
+    draft: the manifest without its file records. head: tensors by their names in the task's model, empty where the task
+    has none. Returns the manifest as written. Raises `FormatError` for what no reader would accept, `UsageError` where
     `folder` exists.
     """
     with new_folder(folder) as temporary:
@@ -36,8 +36,13 @@ def write_package(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str
 
 
 def write_tensors(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str, Tensor]) -> None:
-    """Write the delta's file, and the head's where there is one; raises `ManifestError` where the draft states another
-    kind of values than the delta has, which nobody could see in the file."""
+    """Write the delta's file and the head's, each where there is one; raises `ManifestError` where the draft states
+    another kind of values than the delta has, which nobody could see in the file."""
+    if draft.delta is None:
+        if delta.nnz:
+            raise ManifestError("the manifest states no delta", found=f"a delta of {delta.nnz} entries")
+        (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
+        return
     found, stated = (delta.value_kind, delta.value_dtype), (draft.delta.value_kind, draft.delta.value_dtype)
     if found != stated:
         raise ManifestError(
@@ -55,7 +60,8 @@ def finalize_package(folder: Path, draft: Manifest) -> Manifest:
     its values: reading it back would take the memory that was saved by streaming it. Every reader validates it anew.
     """
     known = dataclasses.replace(draft, files=file_records(folder.iterdir()))
-    small = known.files[DELTA_FILE].size <= WHOLE_BYTES
+    stored = known.files.get(DELTA_FILE)
+    small = stored is not None and stored.size <= WHOLE_BYTES
     delta = validate_stored_delta(read_file(folder, DELTA_FILE, known.files[DELTA_FILE]), known) if small else None
     summary = summarize(known)
     pictures = draw_pictures(summary, delta)
@@ -72,7 +78,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write sparsehub.json beside the files that it records, and validate the package; raises `FormatError`."""
     check_manifest(manifest)
     (folder / MANIFEST_FILE).write_bytes(manifest.to_bytes())
-    if manifest.files[DELTA_FILE].size <= WHOLE_BYTES:
+    stored = manifest.files.get(DELTA_FILE)
+    if stored is None or stored.size <= WHOLE_BYTES:
         validate_package(folder)  # what cannot be read back is never given a name
     else:
         check_files(folder, manifest)

@@ -11,6 +11,7 @@ from typing import Any
 from sparsehub.errors import DataError, FormatError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
 from sparsehub.package import Manifest, read_manifest, write_package
+from sparsehub.package.manifest import FORMAT_VERSION
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import SPLITS
@@ -156,12 +157,12 @@ def _manifest(config: TrainConfig, fitted: Fitted) -> Manifest:
     backbone, delta = fitted.task_model.backbone, fitted.delta
     assert delta is not None  # `train` has refused a run without one
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         name=config.name,
         version=config.version,
         task=fitted.data.task,
         backbone=backbone_ref(backbone),
-        delta=delta_record(config.method, delta, backbone.arena.numel, backbone.digest_of),
+        delta=delta_record(config.method, delta, backbone.arena.numel, backbone.digest_of, backbone.arena.slots),
         files={},
         training=fitted.training,
         metrics=fitted.metrics,

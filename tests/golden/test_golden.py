@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sparsehub.delta import Delta, ParameterDelta, delta_bytes, read_delta
-from sparsehub.package import Manifest, TaskSpec, read_package
-from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+from sparsehub.errors import ManifestError
+from sparsehub.files import canonical_json
+from sparsehub.package import Manifest, TaskSpec, read_package, write_package
+from sparsehub.package.manifest import (
+    BackboneRef,
+    DeltaRecord,
+    FileRecord,
+    HeadSpec,
+    TouchedParameter,
+    check_manifest,
+    parse_manifest,
+)
 from tests.support.packages import write_bare_package
 
 GOLDEN = Path(__file__).parent
@@ -33,6 +46,11 @@ FILES = {
     "head.safetensors": "08d68fddd3dfe741ece002674a7da58b6a5c817302c168ba83d04fe6fed002de",
     "README.md": "f99dc95549c63ca8264da0e4b1804f2b3f56105aa66d30eda33971b8f36d2866",
     "density.png": "a1abfd410973b0111c215baa879b9edcd739e601659ba44168269767cc2e9108",
+}
+FILES_2 = {
+    **FILES,
+    "sparsehub.json": "8112291aeb5ce296ba61da2eb374743941a944442901985437561ba638ac679f",
+    "head.safetensors": "8e7e9d124949c1c08c775849ad4db4415c98ad27b293412af3492547dc8900fa",
 }
 FLOAT16_DATA = "0300000002000000000000000100000001000000003800b4003e00c00030004200bc00000100ffff0000ffff3f0d0500"
 
@@ -73,6 +91,23 @@ def golden_draft() -> Manifest:
         metrics={"validation": {"accuracy": 0.875}},
         license="Apache-2.0",
     )
+
+
+def golden_draft_2() -> Manifest:
+    """The same package in format 2: a linear head, changed layers, baselines."""
+    one = golden_draft()
+    assert one.delta is not None
+    return dataclasses.replace(
+        one,
+        format_version=2,
+        task=dataclasses.replace(one.task, head=HeadSpec("linear", "mean", False, "joint")),
+        delta=dataclasses.replace(one.delta, layers=(-1, 6)),
+        training={**one.training, "baselines": {"validation": {"probe": {"accuracy": 0.75}}}},
+    )
+
+
+def linear_head() -> dict[str, torch.Tensor]:
+    return {"weight": torch.tensor([[0.5, -1.0, 2.0], [0.25, 4.0, -8.0]]), "bias": torch.tensor([1.0, -1.0])}
 
 
 def golden_head() -> dict[str, torch.Tensor]:
@@ -146,6 +181,99 @@ def test_the_writer_reproduces_the_golden_package(tmp_path: Path) -> None:
     write_bare_package(folder, golden_draft(), golden_delta("float16"), golden_head(), CARD, {"density.png": picture()})
     written = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert written == {name: (GOLDEN / "package" / name).read_bytes() for name in FILES}
+
+
+@pytest.mark.parametrize("name", FILES_2)
+def test_the_golden_package_of_format_2_has_the_pinned_bytes(name: str) -> None:
+    assert sha256(GOLDEN / "package-2" / name) == FILES_2[name]
+
+
+def test_the_reader_gets_the_golden_package_of_format_2() -> None:
+    package = read_package(GOLDEN / "package-2")
+    assert package.digest == "sha256:" + FILES_2["sparsehub.json"]
+    assert package.manifest.task.head == HeadSpec("linear", "mean", False, "joint")
+    assert package.manifest.delta is not None
+    assert package.manifest.delta.layers == (-1, 6)
+    assert {name: tensor.tolist() for name, tensor in package.head.items()} == {
+        name: tensor.tolist() for name, tensor in linear_head().items()
+    }
+
+
+def test_a_package_of_format_1_has_a_head_of_transformers_and_does_not_say_which_layers_change() -> None:
+    manifest = read_package(GOLDEN / "package").manifest
+    assert manifest.task.head == HeadSpec("transformers")
+    assert manifest.delta is not None
+    assert manifest.delta.layers is None
+
+
+def test_the_writer_reproduces_the_golden_package_of_format_2(tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    pictures = {"density.png": picture()}
+    write_bare_package(folder, golden_draft_2(), golden_delta("float16"), linear_head(), CARD, pictures)
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert written == {name: (GOLDEN / "package-2" / name).read_bytes() for name in FILES_2}
+
+
+def test_a_package_without_a_delta_is_a_manifest_a_head_and_a_card(tmp_path: Path) -> None:
+    draft = dataclasses.replace(golden_draft_2(), delta=None)
+    manifest = write_package(tmp_path / "package", draft, Delta({}), linear_head())
+    assert {path.name for path in (tmp_path / "package").iterdir()} == {
+        "sparsehub.json",
+        "head.safetensors",
+        "README.md",
+    }
+    package = read_package(tmp_path / "package")
+    assert package.manifest == manifest
+    assert package.manifest.to_bytes().count(b'"delta":null') == 1
+    assert (package.delta.nnz, package.manifest.nnz, package.manifest.density, package.manifest.method) == (
+        0,
+        0,
+        0,
+        "head",
+    )
+    assert sum(path.stat().st_size for path in (tmp_path / "package").iterdir()) < 4096
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"task": {"head": HeadSpec("linear", "median", False, "joint")}}, "unknown pooling 'median'"),
+        ({"task": {"head": HeadSpec("linear", "mean", None, "joint")}}, "whether its vectors are normalised"),
+        ({"task": {"head": HeadSpec("linear", "mean", False, "triple")}}, "unknown pair 'triple'"),
+        ({"task": {"head": HeadSpec("linear", "mean", False, "separate")}}, "needs two text fields"),
+        (
+            {"task": {"head": HeadSpec("linear", "mean", False, "cosine"), "text_fields": ("a", "b")}},
+            "for a regression",
+        ),
+        ({"task": {"head": HeadSpec("none")}}, "has no head of type 'none'"),
+        ({"task": {"head": HeadSpec("transformers", "mean")}}, "pooling belong to a linear head"),
+        ({"delta": {"layers": (7, 6)}}, "none of the layers"),
+        ({"delta": {"layers": (1,)}}, "layers are the first changed one"),
+    ],
+)
+def test_a_head_or_layers_that_make_no_sense_are_refused(change: dict[str, dict[str, Any]], problem: str) -> None:
+    draft = golden_draft_2()
+    parts = {name: dataclasses.replace(getattr(draft, name), **values) for name, values in change.items()}
+    record = {name: FileRecord(1, "sha256:" + "0" * 64) for name in ("delta.safetensors", "head.safetensors")}
+    with pytest.raises(ManifestError, match=problem):
+        check_manifest(dataclasses.replace(draft, files=record, **parts))
+
+
+@pytest.mark.parametrize("key", ["thresholds", "activation"])
+def test_fields_of_features_that_are_not_there_are_refused(key: str) -> None:
+    table = json.loads((GOLDEN / "package-2" / "sparsehub.json").read_bytes())
+    table["task"][key] = None
+    with pytest.raises(ManifestError, match=f"unknown key '{key}'"):
+        parse_manifest(canonical_json(table))
+
+
+def test_a_head_without_a_type_and_a_field_of_format_2_in_format_1_are_refused() -> None:
+    two = json.loads((GOLDEN / "package-2" / "sparsehub.json").read_bytes())
+    with pytest.raises(ManifestError, match="not in canonical form"):
+        parse_manifest(canonical_json({**two, "format_version": 1}))
+    two["task"]["head"] = {}
+    with pytest.raises(ManifestError, match="lacks type"):
+        parse_manifest(canonical_json(two))
 
 
 def test_the_worked_example_of_the_format_page_is_the_golden_delta() -> None:

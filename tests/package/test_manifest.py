@@ -83,7 +83,7 @@ def test_another_name_is_another_digest(manifest: Manifest) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (put("format_version", 2), "another format version; found: 2; expected: 1; to do: install"),
+        (put("format_version", 3), "another format version; found: 3; expected: 1 or 2; to do: install"),
         (put("format_version", 0), "another format version"),
         (put("format_version", "1"), "another format version"),
         (put("format_version", None), "another format version"),

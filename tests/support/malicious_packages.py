@@ -235,8 +235,8 @@ CASES = [
         "canonical form; to do: fetch",
     ),
     # 3: the manifest
-    Case("3.1 another version of the format", manifest("format_version", 2), "another format version; found: 2"),
-    Case("3.1 no version of the format", dropped("format_version"), "another format version; expected: 1"),
+    Case("3.1 another version of the format", manifest("format_version", 3), "another format version; found: 3"),
+    Case("3.1 no version of the format", dropped("format_version"), "another format version; expected: 1 or 2"),
     Case("3.1 an unknown key", manifest("post_install", "rm -rf /"), "unknown key 'post_install'"),
     Case("3.1 a key less", dropped("backbone"), r"sparsehub\.json lacks backbone"),
     Case("3.1 another type", manifest("task/max_length", "128"), "max_length has the wrong type; found: str '128'"),
