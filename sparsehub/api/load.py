@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from sparsehub.errors import UsageError
 from sparsehub.extras import require
 from sparsehub.files import TEMPORARY_PREFIX
 from sparsehub.package.manifest import (
+    LINEAR,
     MULTIPLE_CHOICE,
     REGRESSION,
     TEXT_CLASSIFICATION,
@@ -22,17 +22,12 @@ from sparsehub.schema import unknown_name
 if TYPE_CHECKING:
     from sparsehub.backbone import Checkpoint
     from sparsehub.hub import PackageHub
-    from sparsehub.package import Package
+    from sparsehub.package import Package, TaskSpec
     from sparsehub.package.policy import Policy
     from sparsehub.package.task_model import TaskModel
 
 TRANSFORMERS, SENTENCE_TRANSFORMERS = "transformers", "sentence-transformers"
 LIBRARIES = [TRANSFORMERS, SENTENCE_TRANSFORMERS]
-_POOLING = Path("1_Pooling") / "config.json"
-_MODULES = [
-    {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-    for index, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")))
-]
 _PIPELINES = {
     TEXT_CLASSIFICATION: "text-classification",
     REGRESSION: "text-classification",
@@ -55,8 +50,9 @@ def load(
 
     reference: a package folder, or a task in `hub` (`topic`, `topic@1.0.0`, `topic@sha256:...`). hub: a location such
     as `./hub` or `s3://bucket`, or an open hub. backbone: a folder or a hub id; by default the package's own.
-    library: `transformers` for its `AutoModelFor...` class with the task's head, or `sentence-transformers` for a
-    `SentenceTransformer` of the task's backbone without the head, whose `encode` gives what `/v1/embeddings` gives.
+    library: `transformers` for its `AutoModelFor...` class with the task's head (for a linear head a model that is
+    called alike), or `sentence-transformers` for a `SentenceTransformer` of the task's backbone without the head, whose
+    `encode` gives what `/v1/embeddings` gives.
     dtype: of the weights; by default float32, or the package's own where its values replace weights of that dtype.
     policy: whose packages may be used; the user's own settings by default.
 
@@ -101,7 +97,29 @@ def pipeline(
     if task.kind in (TEXT_CLASSIFICATION, REGRESSION):
         options = {"truncation": True, **({"function_to_apply": "none"} if task.kind == REGRESSION else {})}
     model = _task_model(package, checkpoint, dtype).model.eval()
+    if task.head.type == LINEAR:
+        options["pipeline_class"] = _linear_pipeline(task)
     return transformers_pipeline(_PIPELINES[task.kind], model=model, tokenizer=tokenizer, device="cpu", **options)
+
+
+def _linear_pipeline(task: TaskSpec) -> Any:
+    """transformers' text classification with a linear head, whose model it does not know by name."""
+    from transformers import TextClassificationPipeline
+
+    from sparsehub.package.encoding import collate, encode
+
+    class LinearHeadPipeline(TextClassificationPipeline):
+        def check_model_type(self, supported_models: Any) -> None:
+            """It would print the names of all classes that transformers knows."""
+
+        def preprocess(self, inputs: Any, **tokenizer: Any) -> Any:
+            if not task.reads_alone:
+                return super().preprocess(inputs, **tokenizer)
+            texts = (inputs["text"], inputs["text_pair"])
+            rows = encode(task, self.tokenizer, [dict(zip(task.text_fields, texts, strict=True))])
+            return collate(self.tokenizer, rows)
+
+    return LinearHeadPipeline
 
 
 def _found(
@@ -131,28 +149,12 @@ def _task_model(package: Package, checkpoint: Checkpoint, dtype: str | None) -> 
 
 def _sentence_transformer(package: Package, task_model: TaskModel, checkpoint: Checkpoint) -> Any:
     """Written in sentence-transformers' own format, and read by it: no class of ours is inside."""
+    from sparsehub.package.sentence_transformers import write_embedder
+
     sentence_transformers = require("sentence_transformers", "demo")
     task = package.manifest.task
     if task.kind == MULTIPLE_CHOICE or task_model.backbone.language_model is not None:
         raise UsageError(f"a task of kind {task.kind} gives no sentence embeddings", fix=f"library={TRANSFORMERS!r}")
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
-        write_sentence_transformer(Path(folder), task_model, checkpoint, task.max_length)
+        write_embedder(Path(folder), task_model, checkpoint, task.max_length)
         return sentence_transformers.SentenceTransformer(folder, device="cpu", local_files_only=True).eval()
-
-
-def write_sentence_transformer(folder: Path, task_model: TaskModel, checkpoint: Checkpoint, max_length: int) -> None:
-    """Write a backbone in sentence-transformers' format: pooled as its checkpoint says, else by the mean; unit vectors.
-
-    max_length: tokens of a text, after which it is cut.
-    """
-    from sparsehub.backbone.tokenizer import load_tokenizer
-
-    module: Any = task_model.backbone.module
-    module.save_pretrained(folder)
-    load_tokenizer(checkpoint).save_pretrained(folder)
-    pooling = checkpoint.folder / _POOLING
-    (folder / _POOLING).parent.mkdir()
-    mean = {"word_embedding_dimension": module.config.hidden_size, "pooling_mode_mean_tokens": True}
-    (folder / _POOLING).write_bytes(pooling.read_bytes() if pooling.is_file() else json.dumps(mean).encode())
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": max_length}))
-    (folder / "modules.json").write_text(json.dumps(_MODULES))

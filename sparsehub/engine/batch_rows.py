@@ -12,7 +12,7 @@ from sparsehub.engine.scheduler import Item
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import CancelledError
 from sparsehub.package.encoding import Encoded
-from sparsehub.package.heads import HeadModel
+from sparsehub.package.heads import Head
 
 RowKey = tuple[str | None, bool]  # of an `Item`: the task's digest (None: the plain backbone), and `QueuedRow.embed`
 
@@ -36,11 +36,11 @@ class BatchRows:
 
     @functools.cached_property
     def sequences(self) -> int:
-        """Sequences of all rows; a row of multiple choice has several."""
+        """Sequences of all rows; a row of multiple choice, or of texts that are read alone, has several."""
         return sum(len(row.sequences) for row in self.rows)
 
     @property
-    def head(self) -> HeadModel | None:
+    def head(self) -> Head | None:
         """None where pooled states are the answer."""
         return None if self.embed or self.task is None else self.task.head
 

@@ -14,13 +14,13 @@ from sparsehub.backbone import Backbone
 from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.cost_model import MIXED
 from sparsehub.engine.mixed_forward import MixedBatch
-from sparsehub.engine.pooling import pooling_of
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.errors import NotFiniteError
 from sparsehub.package.encoding import by_choice, pad
 from sparsehub.package.heads import run_heads
 from sparsehub.package.outputs import answers, finite_rows
+from sparsehub.package.pooling import pooling_of, unit_vectors
 
 
 class Clock:
@@ -94,7 +94,7 @@ class BatchRunner:
         counts = [rows.sequences for rows in groups]
         heads = [head for rows in groups if (head := rows.head) is not None]
         if not heads:
-            vectors = self._pooling.vectors(outputs.last_hidden_state, inputs["attention_mask"])
+            vectors = unit_vectors(self._pooling, outputs.last_hidden_state, inputs["attention_mask"])
             sound = vectors.isfinite().all(-1) & vectors.any(-1)  # where the length is infinite, the unit vector is 0
             parts = zip(sound.split(counts), vectors.split(counts), strict=True)
             return [_finite_or_error(finite.tolist(), part.tolist()) for finite, part in parts]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.task_registry import TaskInfo
-from sparsehub.package.heads import HeadModel
+from sparsehub.package.heads import Head
 from sparsehub.patch import Patch, PatchLayout
 
 
@@ -19,7 +19,7 @@ class HostTask:
 
     info: TaskInfo
     layout: PatchLayout
-    head: Mapping[str, Tensor]  # the head's parameters, by their transformers names
+    head: Mapping[str, Tensor]  # the head's parameters, by their names in the task's model
 
     @property
     def nbytes(self) -> int:
@@ -35,7 +35,7 @@ class Resident:
     patch: Patch  # for swap
     adapter: AdapterWeights | None  # for mixed batches; None where the task cannot be mixed
     why_swap: str | None  # why it cannot be mixed; None where it can
-    head: HeadModel | None  # None for text generation, which uses the backbone's own output layer
+    head: Head | None  # None for text generation, which uses the backbone's own output layer
 
     @property
     def nbytes(self) -> int:

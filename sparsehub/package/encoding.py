@@ -22,7 +22,9 @@ from sparsehub.package.manifest import MULTIPLE_CHOICE, TOKEN_CLASSIFICATION, Ta
 class Encoded:
     """One row as token ids."""
 
-    sequences: tuple[Mapping[str, list[int]], ...]  # one, or one per choice; equally long lists by tokenizer's name
+    sequences: tuple[
+        Mapping[str, list[int]], ...
+    ]  # one, or one per choice or text; equally long lists by tokenizer's name
     word_starts: tuple[int, ...] = ()  # for token classification, the position of each word's first token
 
     @functools.cached_property
@@ -78,6 +80,9 @@ def encode(
     if task.kind == MULTIPLE_CHOICE:
         return _encode_choices(task, tokenizer, rows, limit)
     columns = [[text_of(row, field) for row in rows] for field in task.text_fields]
+    if task.reads_alone:
+        texts = [tokenizer(column, split_special_tokens=True, verbose=False, **limit) for column in columns]
+        return [Encoded(tuple(_sequence(batch, i) for batch in texts)) for i in range(len(rows))]
     batch = tokenizer(*columns, split_special_tokens=True, verbose=False, **limit)
     return [Encoded((_sequence(batch, i),)) for i in range(len(rows))]
 
@@ -155,14 +160,14 @@ def _with_tokens(tokenizer: Any, words: list[str]) -> list[str]:
 def collate(tokenizer: Any, rows: Sequence[Encoded], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Pad rows to one batch of tensors, by the tokenizer's names.
 
-    Shapes: [rows, length], or [rows, choices, length] where rows have choices.
+    Shapes: [rows, length], or [rows, sequences, length] where rows have several.
     """
     flat = pad([sequence for row in rows for sequence in row.sequences], tokenizer, device)
     return {name: by_choice(tensor, rows) for name, tensor in flat.items()}
 
 
 def by_choice(tensor: Tensor, rows: Sequence[Encoded]) -> Tensor:
-    """A tensor of [sequences, length], as [rows, choices, length] where rows have choices."""
+    """A tensor of [sequences, length], as [rows, sequences, length] where rows have several."""
     return tensor.view(len(rows), -1, tensor.shape[-1]) if len(rows[0].sequences) > 1 else tensor
 
 

@@ -1,4 +1,4 @@
-"""Task heads for the engine: transformers' own head code, run on outputs that the shared backbone has computed."""
+"""Task heads for the engine, linear ones and transformers' own, run on outputs that the backbone has computed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from sparsehub.backbone import Backbone
 from sparsehub.errors import FormatError
-from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.linear_head import LinearHead, run_linear
+from sparsehub.package.manifest import LINEAR, TaskSpec
 from sparsehub.package.task_model import auto_class, base_prefix, task_config
 
 
@@ -69,16 +70,22 @@ class HeadModel:
         return sum(parameter.nbytes for parameter in self._model.parameters())
 
 
-def run_heads(heads: Sequence[HeadModel], counts: Sequence[int], inputs: Mapping[str, Tensor], outputs: Any) -> Tensor:
+Head = HeadModel | LinearHead
+
+
+def run_heads(heads: Sequence[Head], counts: Sequence[int], inputs: Mapping[str, Tensor], outputs: Any) -> Tensor:
     """Logits of the rows of several tasks whose heads are alike. counts: sequences of each head, in order.
 
     The first head's code runs once for all rows, with each task's own weights: a small head spends most of its time in
-    Python, not in its products.
+    Python, not in its products. Linear heads are one product.
     """
-    if len(heads) == 1:
-        return heads[0](inputs, outputs)
-    with _each_its_own(heads, counts):
-        return heads[0](inputs, outputs)
+    if isinstance(heads[0], LinearHead):
+        return run_linear(cast("Sequence[LinearHead]", heads), counts, inputs, outputs)
+    models = cast("Sequence[HeadModel]", heads)
+    if len(models) == 1:
+        return models[0](inputs, outputs)
+    with _each_its_own(models, counts):
+        return models[0](inputs, outputs)
 
 
 @contextmanager
@@ -99,11 +106,13 @@ def _rows_of_each(linears: Sequence[nn.Linear], counts: Sequence[int], x: Tensor
     return torch.cat([functional.linear(part, linear.weight, linear.bias) for linear, part in parts])
 
 
-def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor], pad_token_id: int) -> HeadModel:
+def build_head(backbone: Backbone, task: TaskSpec, tensors: Mapping[str, Tensor], pad_token_id: int) -> Head:
     """The head of a task on a backbone, with the tensors of its package.
 
     Raises `FormatError` where the tensors are not those of the task's model, or too large for the backbone's dtype.
     """
+    if task.head.type == LINEAR:
+        return LinearHead(task, tensors, backbone.config.hidden_size, backbone.device)
     template = _template(backbone, task, pad_token_id)
     model = _copy_of(template)
     prefix = base_prefix(model)

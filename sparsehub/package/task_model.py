@@ -13,7 +13,9 @@ from sparsehub.backbone import Backbone, Checkpoint
 from sparsehub.backbone.backbone import adopt, adopt_language_model, load_module
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
+from sparsehub.package.linear_head import BIAS, WEIGHT
 from sparsehub.package.manifest import (
+    LINEAR,
     MULTIPLE_CHOICE,
     REGRESSION,
     TEXT_CLASSIFICATION,
@@ -35,7 +37,7 @@ _AUTO = {
 class TaskModel:
     """A whole task model, whose base model lies in an arena."""
 
-    model: nn.Module  # transformers' AutoModelFor...
+    model: nn.Module  # transformers' AutoModelFor..., or a `LinearHeadModel`
     backbone: Backbone  # its base model
     head: tuple[str, ...]  # names, in `model`, of every parameter that the backbone's checkpoint lacks
 
@@ -67,10 +69,13 @@ def load_task_model(
     checkpoint: Checkpoint, task: TaskSpec, *, dtype: str = "float32", device: str = "cpu"
 ) -> TaskModel:
     """The task's model on the checkpoint's weights, with a new head drawn from torch's random state."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
 
     pad = load_tokenizer(checkpoint).pad_token_id
     config = task_config(AutoConfig.from_pretrained(checkpoint.folder), task, pad)
+    if task.head.type == LINEAR:
+        module, missing = load_module(AutoModel, checkpoint, dtype=dtype, device=device, config=config)
+        return with_linear_head(adopt(module, checkpoint, missing), task)
     model, missing = load_module(auto_class(task.kind), checkpoint, dtype=dtype, device=device, config=config)
     if task.kind == TEXT_GENERATION:
         return TaskModel(model, adopt_language_model(model, checkpoint, missing), ())
@@ -79,6 +84,13 @@ def load_task_model(
     backbone = adopt(getattr(model, prefix[:-1]), checkpoint, inside)
     head = tuple(n for n, _ in model.named_parameters() if n.removeprefix(prefix) not in backbone.arena.slots)
     return TaskModel(model, backbone, head)
+
+
+def with_linear_head(backbone: Backbone, task: TaskSpec) -> TaskModel:
+    """The task's model on a backbone, with a new linear head drawn from torch's random state."""
+    from sparsehub.package.linear_model import LinearHeadModel  # imports transformers' models
+
+    return TaskModel(LinearHeadModel(backbone.module, task).eval(), backbone, (WEIGHT, BIAS))
 
 
 def base_prefix(model: nn.Module) -> str:

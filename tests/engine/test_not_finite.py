@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from sparsehub.backbone import load_backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine import Engine, GenerationLimits, Sampling
-from sparsehub.engine.pooling import MEAN, Pooling
 from sparsehub.errors import DeltaError, FormatError, NotFiniteError, RequestError
 from sparsehub.package import read_package
+from sparsehub.package.manifest import MEAN
+from sparsehub.package.pooling import unit_vectors
 from sparsehub.patch import make_patch, refuse_overflow
 
 POISON = "river"
@@ -95,7 +96,7 @@ def test_an_embedding_that_is_no_number_is_its_own_rows_error(
 def test_states_so_large_that_their_length_is_infinite_are_no_zero_vector(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not Pooling(MEAN).vectors(torch.full((1, 2, 8), 1e30), torch.ones(1, 2)).any()
+    assert not unit_vectors(MEAN, torch.full((1, 2, 8), 1e30), torch.ones(1, 2)).any()
     poison_states(engine, monkeypatch, 1e30)
     pending = engine.embed(None, [f"the {POISON}"])
     while engine.step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +31,35 @@ class TinyTasks:
         max_length: int = MAX_LENGTH,
         per_parameter: int = 12,
         scale: float = 0.5,
+        head: Any = None,
+        delta: bool = True,
     ) -> Path:
-        """Write a package of random entries in every matrix of the backbone, large enough to change answers."""
+        """Write a package of random entries in every matrix of the backbone, large enough to change answers.
+
+        head: its `HeadSpec`, by default that of transformers; delta: False for a head alone.
+        """
         import torch
 
         from sparsehub.backbone import open_checkpoint
+        from sparsehub.delta import Delta
+        from sparsehub.package import write_package
         from sparsehub.package.task_model import load_task_model
         from tests.support.packages import write_bare_package
 
-        out = self.root / f"{name}-{version}-{seed}-{kind}-{labels}"
+        out = self.root / f"{name}-{version}-{seed}-{kind}-{labels}{_suffix(head, delta)}"
         if out.exists():
             return out
         task = _spec(kind, labels, fields, max_length)
+        if head is not None:
+            task = dataclasses.replace(task, head=head)
         torch.manual_seed(seed)
         task_model = load_task_model(open_checkpoint(str(backbone or self.folder)), task)
-        head, delta = _random_head(task_model, scale), _random_delta(task_model.backbone, per_parameter, scale)
-        write_bare_package(out, _draft(name, version, task, task_model.backbone, delta), delta, head, f"# {name}\n", {})
+        tensors, change = _random_head(task_model, scale), _random_delta(task_model.backbone, per_parameter, scale)
+        draft = _draft(name, version, task, task_model.backbone, change)
+        if delta:
+            write_bare_package(out, draft, change, tensors, f"# {name}\n", {})
+        else:
+            write_package(out, dataclasses.replace(draft, delta=None), Delta({}), tensors)
         return out
 
     def read(self, name: str, kind: str = "text-classification", **options: Any) -> Any:
@@ -70,6 +84,11 @@ class TinyTasks:
         if not out.exists():
             materialize(read_package(package), open_checkpoint(str(self.folder)), out)
         return out
+
+
+def _suffix(head: Any, delta: bool) -> str:
+    known = "" if head is None else f"-{head.type}-{head.pooling}-{head.normalize}-{head.pair}"
+    return known + ("" if delta else "-no-delta")
 
 
 def _random_head(task_model: Any, scale: float) -> dict[str, Any]:
@@ -125,7 +144,16 @@ def _draft(name: str, version: str, task: Any, backbone: Any, delta: Any) -> Any
     }
     ref = BackboneRef("tiny/bert", "", backbone.architecture, checkpoint.dtype, checkpoint.fingerprint, total)
     record = DeltaRecord("random", delta.nnz / total, delta.nnz, delta.value_kind, delta.value_dtype, touched)
-    return Manifest(1, name, version, task, ref, record, {}, metrics={"test": {"accuracy": 0.5}})
+    return Manifest(
+        1 if task.head.type != "linear" else 2,
+        name,
+        version,
+        task,
+        ref,
+        record,
+        {},
+        metrics={"test": {"accuracy": 0.5}},
+    )
 
 
 def _plain(folder: Path, task: Any) -> Callable[[Any], list[float]]:
