@@ -22,7 +22,7 @@ from serving.protocol.openai import (
     TokenLogprob,
 )
 from sparsehub.engine import Completion, TextDelta
-from sparsehub.engine.generation import TokenLog
+from sparsehub.engine.generation import TokenAlternative, TokenLog
 
 Head = Mapping[str, Any]  # id, created, model, task and digest: of a whole answer, or of all chunks of one
 
@@ -35,7 +35,7 @@ class CompletionFormatter:
     def response(self, head: Head, texts: Sequence[Completion], used: UsageInfo) -> CompletionResponse:
         choices = [
             CompletionChoice(
-                index=index, text=text.text, logprobs=_completion_logprobs(text.logs, 0), finish_reason=text.finish
+                index=index, text=text.text, logprobs=_completion_logprobs(text.logs), finish_reason=text.finish
             )
             for index, text in enumerate(texts)
         ]
@@ -46,9 +46,9 @@ class CompletionFormatter:
         del head, index
         return None
 
-    def chunk(self, head: Head, index: int, piece: TextDelta, offset: int) -> CompletionChunk:
-        """offset: characters of the text in the chunks before."""
-        logs = _completion_logprobs(piece.logs, offset)
+    def chunk(self, head: Head, index: int, piece: TextDelta) -> CompletionChunk:
+        """The next part of a text."""
+        logs = _completion_logprobs(piece.logs)
         choice = CompletionChoice(index=index, text=piece.text, logprobs=logs, finish_reason=piece.finish)
         return CompletionChunk(**head, object="text_completion", choices=[choice])
 
@@ -79,9 +79,8 @@ class ChatFormatter:
         delta = ChatDelta(role="assistant", content="")
         return _chat_chunk(head, ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=None))
 
-    def chunk(self, head: Head, index: int, piece: TextDelta, offset: int) -> ChatCompletionChunk:
-        """offset: characters of the text in the chunks before; chats do not say them."""
-        del offset
+    def chunk(self, head: Head, index: int, piece: TextDelta) -> ChatCompletionChunk:
+        """The next part of an answer."""
         delta = ChatDelta(content=piece.text) if piece.text else ChatDelta()
         logs = _chat_logprobs(piece.logs)
         return _chat_chunk(head, ChatChunkChoice(index=index, delta=delta, logprobs=logs, finish_reason=piece.finish))
@@ -98,15 +97,24 @@ def _chat_chunk(head: Head, choice: ChatChunkChoice) -> ChatCompletionChunk:
     return ChatCompletionChunk(**head, object="chat.completion.chunk", choices=[choice])
 
 
-def _completion_logprobs(logs: Sequence[TokenLog], offset: int) -> CompletionLogprobs | None:
+def _completion_logprobs(logs: Sequence[TokenLog]) -> CompletionLogprobs | None:
     if not logs:
         return None
     return CompletionLogprobs(
-        tokens=[log.text for log in logs],
+        tokens=[_shown(log.bytes) for log in logs],
         token_logprobs=[log.logprob for log in logs],
-        top_logprobs=[{text: logprob for _, text, logprob in log.top} for log in logs],
-        text_offset=[offset + sum(len(log.text) for log in logs[:place]) for place in range(len(logs))],
+        top_logprobs=[_by_text(log.top) for log in logs],
+        text_offset=[log.offset for log in logs],
     )
+
+
+def _by_text(alternatives: Sequence[TokenAlternative]) -> dict[str, float]:
+    """The likeliest first. Of tokens with the same bytes the others stand under their ids, as vLLM writes them."""
+    found: dict[str, float] = {}
+    for one in alternatives:
+        text = _shown(one.bytes)
+        found[f"token_id:{one.token}" if text in found else text] = one.logprob
+    return found
 
 
 def _chat_logprobs(logs: Sequence[TokenLog]) -> ChatLogprobs | None:
@@ -116,9 +124,13 @@ def _chat_logprobs(logs: Sequence[TokenLog]) -> ChatLogprobs | None:
 
 
 def _chosen(log: TokenLog) -> ChosenToken:
-    tops = [TokenLogprob(token=text, logprob=logprob, bytes=_bytes(text)) for _, text, logprob in log.top]
-    return ChosenToken(token=log.text, logprob=log.logprob, bytes=_bytes(log.text), top_logprobs=tops)
+    tops = [TokenLogprob(token=_shown(one.bytes), logprob=one.logprob, bytes=list(one.bytes)) for one in log.top]
+    return ChosenToken(token=_shown(log.bytes), logprob=log.logprob, bytes=list(log.bytes), top_logprobs=tops)
 
 
-def _bytes(text: str) -> list[int]:
-    return list(text.encode(errors="replace"))
+def _shown(data: bytes) -> str:
+    """A token as text; where it is a part of a character, its bytes, as OpenAI's completions write them."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

@@ -148,11 +148,12 @@ class CompletionLogprobs(ApiModel):
     """One entry of every list for each token."""
 
     tokens: list[str]
+    """A part of a character is written as its bytes: `bytes:\\xf0\\x9f`."""
     token_logprobs: list[float]
     top_logprobs: list[dict[str, float]]
-    """The likeliest tokens in its place."""
+    """The likeliest tokens in its place; of several with the same text all but the first are named `token_id:N`."""
     text_offset: list[int]
-    """Characters of the text before the token."""
+    """Where the token begins in the text as it is sent, in characters."""
 
 
 class CompletionChoice(ApiModel):
@@ -189,7 +190,7 @@ class TokenLogprob(ApiModel):
     token: str
     logprob: float
     bytes: list[int]
-    """The token's text in UTF-8."""
+    """The token's own, which may be a part of a character; those of all tokens together are the text in UTF-8."""
 
 
 class ChosenToken(TokenLogprob):

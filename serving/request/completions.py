@@ -100,9 +100,9 @@ async def _events(
         for index in range(len(generations)):
             if (opening := formatter.opening(head, index)) is not None:
                 yield _event(opening.model_dump(exclude_unset=True))
-        async for index, piece, offset in _pieces(len(generations), heard, first):
+        async for index, piece in _pieces(len(generations), heard, first):
             if piece is not None:
-                yield _event(formatter.chunk(head, index, piece, offset).model_dump(exclude_unset=True))
+                yield _event(formatter.chunk(head, index, piece).model_dump(exclude_unset=True))
             elif (error := generations[index].future.exception()) is not None:
                 yield _event(error_body(str(error), status_of(error), code=type(error).__name__))
                 return
@@ -113,17 +113,13 @@ async def _events(
         _cancel(generations)
 
 
-async def _pieces(texts: int, heard: _Heard, first: _Piece) -> AsyncIterator[tuple[int, TextDelta | None, int]]:
-    """Every piece with the characters that came before it, and None where a text ends, until all have ended."""
-    offsets, left = [0] * texts, texts
+async def _pieces(texts: int, heard: _Heard, first: _Piece) -> AsyncIterator[_Piece]:
+    """Every piece, and None where a text ends, until all have ended."""
     index, piece = first
     while True:
-        yield index, piece, offsets[index]
-        if piece is None:
-            left -= 1
-        else:
-            offsets[index] += len(piece.text)
-        if not left:
+        yield index, piece
+        texts -= piece is None
+        if not texts:
             return
         index, piece = await heard.next()
 

@@ -11,6 +11,10 @@ import openai
 import pytest
 
 from serving.auth import Authenticator, Key, KeyRing
+from serving.protocol.base import UsageInfo
+from serving.protocol.formatters import ChatFormatter, CompletionFormatter
+from sparsehub.engine import Completion
+from sparsehub.engine.generation import TokenAlternative, TokenLog
 from sparsehub.files import sha256_bytes
 
 MESSAGES = [{"role": "user", "content": "Who waits by the quay?"}]
@@ -139,6 +143,35 @@ def test_log_probabilities_in_both_shapes(client):
     ) as stream:
         offsets = [at for event in stream if event.choices[0].logprobs for at in event.choices[0].logprobs.text_offset]
     assert offsets == logs.text_offset
+
+
+def test_half_a_character_is_its_bytes_and_alternatives_that_look_alike_are_all_there():
+    """No token of a text is U+FFFD, and no alternative hides another."""
+    halves = [TokenAlternative(7, b"\xf0\x9f", -1.0), TokenAlternative(8, b"\xf0\x9f", -2.0)]
+    alike = [TokenAlternative(1, b"a", -3.0), TokenAlternative(2, b"a", -4.0), TokenAlternative(3, b"\xff", -5.0)]
+    text = Completion("", (7,), "length", (TokenLog(7, b"\xf0\x9f", -1.0, 0, (*halves, *alike)),))
+    head = {"id": "a", "created": 0, "model": "m"}
+    used = UsageInfo(prompt_tokens=0, completion_tokens=1, total_tokens=1)
+    old = CompletionFormatter().response(head, [text], used).choices[0].logprobs
+    assert old.tokens == ["bytes:\\xf0\\x9f"]
+    assert old.top_logprobs == [
+        {"bytes:\\xf0\\x9f": -1.0, "token_id:8": -2.0, "a": -3.0, "token_id:2": -4.0, "bytes:\\xff": -5.0}
+    ]
+    new = ChatFormatter().response(head, [text], used).choices[0].logprobs.content[0]
+    assert (new.token, new.bytes) == ("bytes:\\xf0\\x9f", [0xF0, 0x9F])
+    assert [entry.bytes for entry in new.top_logprobs] == [[0xF0, 0x9F], [0xF0, 0x9F], [97], [97], [255]]
+
+
+def test_bytes_of_a_hot_text_put_it_together(client):
+    """At a high temperature this vocabulary of bytes says parts of characters all the time."""
+    found = client.chat.completions.create(
+        model="meek", messages=MESSAGES, max_tokens=60, temperature=2, seed=4, logprobs=True, top_logprobs=5
+    )
+    entries = found.choices[0].logprobs.content
+    said = b"".join(bytes(entry.bytes) for entry in entries if entry.token not in ("</s>", "<s>", "<pad>"))
+    assert said.decode(errors="replace") == found.choices[0].message.content
+    assert any(entry.token.startswith("bytes:") for entry in entries)
+    assert not any(entry.token == "\ufffd" for entry in entries)
 
 
 def test_token_ids_are_a_prompt(client, alone, language_server):

@@ -6,7 +6,14 @@ Ours are the tasks' changes in that row, the admission of waiting texts, samplin
 
 from sparsehub.engine.generation.cache_limits import GenerationLimits, GenerationUsage
 from sparsehub.engine.generation.generator import Generator
-from sparsehub.engine.generation.request import Completion, Generation, Sampling, TextDelta, TokenLog
+from sparsehub.engine.generation.request import (
+    Completion,
+    Generation,
+    Sampling,
+    TextDelta,
+    TokenAlternative,
+    TokenLog,
+)
 
 __all__ = [
     "Completion",
@@ -16,5 +23,6 @@ __all__ = [
     "Generator",
     "TextDelta",
     "Sampling",
+    "TokenAlternative",
     "TokenLog",
 ]

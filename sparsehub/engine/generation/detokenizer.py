@@ -18,6 +18,7 @@ class TextStream:
         self._read = 0  # how many tokens have had their text returned
         self._held = ""  # text that may be the beginning of a stop text
         self.stopped = False  # whether a stop text was met
+        self.decoded = 0  # characters of whole tokens so far, those that are held back included
 
     def push(self, token: int) -> str:
         """Take a token; the further text that is certain now, which may be empty."""
@@ -41,6 +42,7 @@ class TextStream:
         return text
 
     def _release(self, fresh: str) -> str:
+        self.decoded += len(fresh)
         text = self._held + fresh
         places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
         if places:

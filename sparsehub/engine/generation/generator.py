@@ -15,6 +15,7 @@ from sparsehub.engine.generation.context import GenerationContext
 from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import OutputProcessor
 from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener
+from sparsehub.engine.generation.token_bytes import TokenBytes
 from sparsehub.engine.pending_request import AcquiredTask
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import (
@@ -40,7 +41,7 @@ class Generator:
         self.limits = context.limits
         self.max_tokens = min(max_tokens, self.limits.pages * self.limits.page_tokens)
         self.tokenizer, self.tokenizer_lock = tokenizer, threading.Lock()
-        self.residency = context.residency
+        self.residency, self._bytes = context.residency, TokenBytes(tokenizer)
         self._planner, self._runner, self._batcher = context.planner, runner, runner.batcher
         self._waiting = AdmissionQueue(self.limits, context.lanes)
         self._outputs: dict[str, OutputProcessor] = {}  # of the running texts, by their ids
@@ -182,7 +183,7 @@ class Generator:
         chosen, self._lane = self._waiting.admit(self._batcher.running, self._lane)
         for generation in chosen:
             self._batcher.add(generation)
-            self._outputs[generation.id] = OutputProcessor(generation, self.tokenizer, self._batcher.ends)
+            self._outputs[generation.id] = OutputProcessor(generation, self.tokenizer, self._bytes, self._batcher.ends)
         if not self._batcher.running:
             self._note_usage()
             self._runner.rest()

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sparsehub.engine.pending_request import Prepared
 from sparsehub.engine.task_handle import TaskHandle
@@ -51,14 +51,23 @@ def _within(name: str, value: float, least: float, most: float) -> None:
         raise RequestError(f"{name} is out of range", found=value, expected=f"{least:g} to {most:g}")
 
 
+class TokenAlternative(NamedTuple):
+    """One of the likeliest tokens in a token's place."""
+
+    token: int
+    bytes: bytes  # that it stands for; they may be a part of a character
+    logprob: float  # under the model, at temperature 1
+
+
 @dataclass(frozen=True)
 class TokenLog:
     """A token of a text with its log probability, where `Sampling.logprobs` wants it."""
 
     token: int
-    text: str
+    bytes: bytes  # that it stands for; they may be a part of a character
     logprob: float  # under the model, at temperature 1
-    top: tuple[tuple[int, str, float], ...] = ()  # the likeliest in its place: (token, text, log probability)
+    offset: int  # where it begins in the text, in characters
+    top: tuple[TokenAlternative, ...] = ()
 
 
 @dataclass(frozen=True)
