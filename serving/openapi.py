@@ -23,7 +23,7 @@ _ERRORS = {
     429: "A rate, a quota or the queue is used up; Retry-After says for how long",
     500: "An error of the server",
     503: "The task cannot be loaded now, or the engine takes no work; Retry-After says when to ask again",
-    504: "The rows waited too long",
+    504: "The rows waited too long, or the answer took too long; X-Should-Retry is false for the second",
 }
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()

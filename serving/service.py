@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from serving.app import create_app
 from serving.request.middleware import RequestMiddleware
 from serving.runtime import start_service
-from serving.settings import read_settings
+from serving.settings import read_settings, server_timeout
 from sparsehub.extras import require
 
 OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
@@ -25,7 +25,7 @@ async def every_route(scope: Scope, receive: Receive, send: Send) -> None:
 @bentoml.service(
     name="sparsehub",
     workers=1,
-    traffic={"timeout": 60},
+    traffic={"timeout": server_timeout(os.environ)},
     metrics={"enabled": True},
     logging={"access": {"enabled": False}},  # ours says more
 )

@@ -35,6 +35,7 @@ from sparsehub.settings import (
 LIMITS, TEXTS, ACCESS = "Limits", "Text generation", "Who may ask"  # boxes of the command line's help
 DTYPES = ("float32", "float16", "bfloat16")
 BATCH_MODES = ("auto", "swap", "mixed")
+SERVER_GRACE = 30.0  # seconds that the server around the app waits longer than the app does
 _NOT_SETTINGS = {"SPARSEHUB_CACHE"}
 _BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 
@@ -74,8 +75,13 @@ class Settings(Configuration):
     timeout: Annotated[
         float,
         Flag(panel=LIMITS, metavar="SECONDS"),
-        Field(gt=0, description="How long a row may wait, and a request's body take; below the server's own 60."),
+        Field(gt=0, description="How long a row may wait, and a request's body take."),
     ] = 50.0
+    answer_timeout: Annotated[
+        float,
+        Flag(panel=LIMITS, metavar="SECONDS"),
+        Field(gt=0, le=86400, description="How long an answer that is not streamed may take; beyond it 504."),
+    ] = 300.0
     mode: Annotated[
         str, OneOf(BATCH_MODES), Field(description="How batches run; auto takes the cheapest way for each.")
     ] = "auto"
@@ -152,6 +158,17 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         fix = f"set {PREFIX}BACKBONE, or start with: sparsehub serve --backbone ..."
         raise UsageError("no backbone is set", fix=fix)
     return settings_from(values, Naming("the environment", lambda name: PREFIX + name.upper()))
+
+
+def server_timeout(environment: Mapping[str, str]) -> float:
+    """Seconds after which BentoML gives a request up, in its own words: later than we do. It asks when the service is
+    imported; a variable that is malformed is refused by `read_settings` after that."""
+    setting = next(setting for setting in settings_of(Settings) if setting.name == "answer_timeout")
+    try:
+        seconds = float(environment[setting.variable])
+    except (KeyError, ValueError):
+        seconds = Settings.answer_timeout
+    return seconds + SERVER_GRACE if seconds > 0 else SERVER_GRACE
 
 
 def _parse(setting: Setting, text: str) -> Any:

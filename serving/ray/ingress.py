@@ -28,7 +28,7 @@ log = logging.getLogger("sparsehub")
 ray = require("ray", "ray")
 TRIES = 3
 PAUSE = 0.25  # seconds before a request is sent again: Ray takes a moment to see that a replica is gone
-PATIENCE = 10.0  # seconds beyond the timeout of a row, for the way there and back
+PATIENCE = 10.0  # seconds beyond the timeout of an answer, for the way there and back
 GONE = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
 
 
@@ -81,7 +81,7 @@ class Ingress:
     async def _answer(self, scope: Scope, body: bytes) -> AsyncGenerator[Message]:
         """One try. Raises what Ray raises for a lost replica, and `CancelledError` where none answers in time."""
         try:
-            async with asyncio.timeout(self._settings.timeout + PATIENCE) as limit:
+            async with asyncio.timeout(self._settings.answer_timeout + PATIENCE) as limit:
                 task = await self._task(scope["path"], body)
                 answer = self._replicas.options(stream=True, multiplexed_model_id=task).answer.remote(scope, body, task)
                 try:

@@ -17,7 +17,7 @@ from serving.protocol.base import ApiModel, UsageInfo
 from serving.protocol.errors import error_body, status_of
 from serving.protocol.formatters import Formatter
 from serving.protocol.openai import MOST_TEXTS, GenerationRequest
-from serving.request.results import results
+from serving.request.results import AnswerTimeoutError, answer_timeout, results
 from serving.request.service import Service
 from sparsehub.engine import Completion, Generation, Sampling, TextDelta
 from sparsehub.engine.generation.entrypoint import Prompt
@@ -58,7 +58,7 @@ async def answer(
     model = None if service.is_backbone(body.model) else body.model
     generations = await service.generate(model, asked, list(samplings) * len(prompts), heard)
     if heard is not None:
-        return await _stream(body, formatter, generations, heard)
+        return await _stream(body, request, formatter, generations, heard)
     try:
         found = await results(request, [generation.future for generation in generations])
     except BaseException:  # the client left, or the server gave the request up
@@ -73,11 +73,19 @@ async def answer(
 
 
 async def _stream(
-    body: GenerationRequest, formatter: Formatter, generations: Sequence[Generation], heard: _Heard
+    body: GenerationRequest,
+    request: Request,
+    formatter: Formatter,
+    generations: Sequence[Generation],
+    heard: _Heard,
 ) -> StreamingResponse:
     """Server-sent events. Nothing is sent before the first piece, so that what fails before it has an honest status."""
+    limit = answer_timeout(request)
     try:
-        first = await heard.next()
+        first = await asyncio.wait_for(heard.next(), limit)
+    except TimeoutError as late:
+        _cancel(generations)
+        raise AnswerTimeoutError(limit) from late
     except BaseException:
         _cancel(generations)
         raise

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from serving.protocol.errors import error_body, status_of
 from serving.protocol.request_model import FieldError
-from serving.request.results import CLIENT_LEFT, ClientLeft
+from serving.request.results import CLIENT_LEFT, AnswerTimeoutError, ClientLeft
 from sparsehub.errors import QueueFullError, RateLimitError, SparsehubError, UnauthenticatedError
 
 AGAIN = "5"  # seconds; what failed for a hub or a disk is tried anew by the next request
@@ -30,4 +30,6 @@ def _headers(error: SparsehubError, status: int) -> dict[str, str] | None:
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if isinstance(error, UnauthenticatedError):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, AnswerTimeoutError):
+        return {"X-Should-Retry": "false"}  # OpenAI's clients would send a request with a 5xx twice more
     return {"Retry-After": AGAIN} if status == 503 else None

@@ -18,17 +18,35 @@ class ClientLeft(CancelledError):  # noqa: N818 - it is an event more than an er
     """The client disconnected before the response was ready."""
 
 
+class AnswerTimeoutError(CancelledError):
+    """The answer took longer than `answer_timeout`; it would again, so clients are told not to retry."""
+
+    def __init__(self, seconds: float):
+        fix = "ask for less, stream a text, or raise the endpoint's --answer-timeout"
+        super().__init__("the answer was not ready in time", found=f"{seconds:g} s", fix=fix)
+
+
+def answer_timeout(request: Request) -> float:
+    """Seconds that an answer may take, by the endpoint's settings."""
+    seconds: float = request.app.state.service.settings.answer_timeout
+    return seconds
+
+
 async def results(request: Request, futures: list[Future[T]]) -> list[T | SparsehubError]:
     """Every row's result or its own error, in order. Rows that wait are cancelled when the client disconnects.
 
-    Where all rows failed, raises the first row's error, so that the status says so.
+    Where all rows failed, raises the first row's error, so that the status says so; `AnswerTimeoutError` where they
+    take too long.
     """
+    limit = answer_timeout(request)
     waiting = asyncio.gather(*(asyncio.wrap_future(future) for future in futures), return_exceptions=True)
     waiting.add_done_callback(_retrieve_exception)
     leaving = asyncio.create_task(_disconnect(request))
     either: list[asyncio.Future[Any]] = [waiting, leaving]
     try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise AnswerTimeoutError(limit)
         if not waiting.done():
             raise ClientLeft("the client left")
     finally:  # also where this request itself is cancelled, by a server's time limit for instance

@@ -129,16 +129,16 @@ def reference_of(tiny_tasks: Any, suite: Mapping[str, Path]) -> Callable[[str], 
 
 @pytest.fixture(scope="module")
 def new_language_server(speakers: Any) -> Callable[..., Any]:
-    """new_language_server(access): serves the small language model with two ways to speak."""
+    """new_language_server(access, setting=...): serves the small language model with two ways to speak."""
 
     @contextmanager
-    def new(access: Authenticator | None = None) -> Iterator[Server]:
+    def new(access: Authenticator | None = None, **settings: Any) -> Iterator[Server]:
         metrics = Metrics()
         engine = Engine(load_backbone(str(speakers.folder)), None, metrics)
         for seed, name in enumerate(("gruff", "meek")):
             engine.add(read_package(speakers.write(name, "text-generation", seed=seed, scale=0.3)))
         engine.start()
-        with listening(engine, Settings(backbone="tiny/lm", hub="hub"), metrics, access) as server:
+        with listening(engine, Settings("tiny/lm", hub="hub", **settings), metrics, access) as server:
             yield server
         engine.stop(drain=5)
 

@@ -11,11 +11,13 @@ import random
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from serving.request.results import results
+from serving.settings import Settings
 from sparsehub.engine import Limits
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import CancelledError, HubError
@@ -205,6 +207,8 @@ def test_a_row_whose_load_failed_is_told_so_though_another_request_has_loaded_th
 
 def test_a_request_that_is_cancelled_takes_its_rows_back_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
     class Waiting:
+        app = SimpleNamespace(state=SimpleNamespace(service=SimpleNamespace(settings=Settings("tiny", hub="hub"))))
+
         async def receive(self) -> dict[str, str]:
             await asyncio.Event().wait()
             return {}

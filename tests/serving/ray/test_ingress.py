@@ -51,7 +51,7 @@ class Response:
 
 def ask(handle: Handle, path: str = "/v1/classify", model: str = "topic", timeout: float = 5.0) -> list[Any]:
     """The messages that a client gets."""
-    asked = ingress.Ingress(Settings("tiny", catalog="hub#it", timeout=timeout), handle)
+    asked = ingress.Ingress(Settings("tiny", catalog="hub#it", answer_timeout=timeout), handle)
     body = json.dumps({"model": model}).encode()
     scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
     sent: list[Any] = []
