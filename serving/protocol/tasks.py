@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NotRequired
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NotRequired, cast
 
-from pydantic import Field, SerializeAsAny, SkipValidation, WithJsonSchema, with_config
+from pydantic import Field, SerializeAsAny, SkipValidation, Strict, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
 from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
 from serving.protocol.errors import FailedItem
-from serving.protocol.request_model import RequestModel, Values
+from serving.protocol.request_model import FieldError, RequestModel, Values
 
 if TYPE_CHECKING:
     from sparsehub.engine import TaskInfo
@@ -28,6 +28,8 @@ Inputs = Annotated[Any, WithJsonSchema({"anyOf": _INPUTS})]
 OptionalInputs = Annotated[Any, WithJsonSchema({"anyOf": [*_INPUTS, {"type": "null"}]})]
 
 
+TokenId = Annotated[int, Strict()]
+
 # requests
 
 
@@ -37,12 +39,17 @@ class TaskRequest(RequestModel):
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.TASK
     model: str = Field(min_length=1, max_length=300)
     """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`."""
-    truncate_prompt_tokens: Literal[-1] | None = None
-    """-1: cut inputs at the task's limit instead of refusing them."""
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    """Cut inputs at so many tokens instead of refusing them; -1: at the task's limit, which no other number exceeds."""
 
     @property
-    def truncate(self) -> bool:
-        return self.truncate_prompt_tokens is not None
+    def truncate(self) -> bool | int:
+        """As `Engine.prepare` takes it. Raises `FieldError` for zero."""
+        if self.truncate_prompt_tokens == 0:
+            expected = "a positive number, or -1"
+            raise FieldError("truncate_prompt_tokens", "truncate_prompt_tokens keeps nothing", expected=expected)
+        tokens = self.truncate_prompt_tokens
+        return tokens == -1 if tokens is None or tokens == -1 else tokens
 
 
 class ClassifyRequest(TaskRequest):
@@ -85,8 +92,19 @@ class EmbeddingsRequest(TaskRequest):
     """Texts to give vectors to. `model` may also be the backbone."""
 
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.EMBEDDINGS
-    input: str | list[str]
+    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    """A text, several, token ids, or several lists of token ids, which are taken as they are: nothing is added."""
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+    """Of a vector: as many as the backbone has, and no others."""
+
+    @property
+    def inputs(self) -> Sequence[str | list[int]]:
+        if isinstance(self.input, str):
+            return [self.input]
+        if self.input and isinstance(self.input[0], int):
+            return [self.input]
+        return cast("Sequence[str | list[int]]", self.input)
 
 
 def as_list(value: Any) -> list[Any]:

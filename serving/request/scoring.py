@@ -32,7 +32,7 @@ class _RegressionInputs:
 
 
 async def scored(
-    service: Service, request: Request, model: str, inputs: Sequence[Any], truncate: bool
+    service: Service, request: Request, model: str, inputs: Sequence[Any], truncate: bool | int
 ) -> tuple[PendingRequest[Any], list[Score]]:
     """Every input's number or its own error, in order; the backbone takes pairs of texts only."""
     if service.is_backbone(model):
@@ -43,7 +43,7 @@ async def scored(
 
 
 async def _cosines(
-    service: Service, request: Request, pairs: Sequence[Any], truncate: bool
+    service: Service, request: Request, pairs: Sequence[Any], truncate: bool | int
 ) -> tuple[PendingRequest[Any], list[Score]]:
     if any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
         raise RequestError("the backbone scores two texts", expected="text_1 and text_2")

@@ -54,6 +54,11 @@ class Service:
         """Whether `model` names the plain backbone."""
         return model in (self.settings.backbone, "backbone")
 
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of a vector."""
+        return int(self.engine.backbone.config.hidden_size)
+
     async def info(self, model: str) -> TaskInfo:
         """What a task is; its package may have to be read first. Raises `ForbiddenError` where the task is not the
         caller's, and `UnknownTaskError`."""
@@ -64,7 +69,7 @@ class Service:
             call.served = await run_sync(self.engine.info, routed.model, self.settings.timeout)
         return call.served
 
-    async def classify(self, model: str, inputs: TaskInputs, truncate: bool) -> PendingRequest[Prediction]:
+    async def classify(self, model: str, inputs: TaskInputs, truncate: bool | int) -> PendingRequest[Prediction]:
         """Submit what a route asks of a task's head; raises what `info` and `Engine.classify` raise, and
         `RateLimitError`."""
         call = current_request()
@@ -72,7 +77,7 @@ class Service:
         with _discreet(call, model):
             return await run_sync(self._classify, call, routed, inputs, truncate)
 
-    async def embed(self, model: str | None, texts: Sequence[Any], truncate: bool) -> PendingRequest[list[float]]:
+    async def embed(self, model: str | None, texts: Sequence[Any], truncate: bool | int) -> PendingRequest[list[float]]:
         """Submit texts of which vectors are wanted. model: None for the plain backbone. Raises as `classify` does."""
         call = current_request()
         check_items(self.settings, len(texts))
@@ -113,7 +118,7 @@ class Service:
     # in a worker thread: tokenising takes a while for many rows
 
     def _classify(
-        self, call: RequestContext, routed: Routed, inputs: TaskInputs, truncate: bool
+        self, call: RequestContext, routed: Routed, inputs: TaskInputs, truncate: bool | int
     ) -> PendingRequest[Prediction]:
         assert routed.model is not None  # only the plain backbone has none
         with self.engine.acquire(routed.model, self.settings.timeout) as acquired:
@@ -125,7 +130,7 @@ class Service:
                 return self._submit(call, routed, prepared)
 
     def _embed(
-        self, call: RequestContext, routed: Routed, texts: Sequence[Any], truncate: bool
+        self, call: RequestContext, routed: Routed, texts: Sequence[Any], truncate: bool | int
     ) -> PendingRequest[list[float]]:
         timeout = self.settings.timeout
         with self.engine.prepare(routed.model, texts, embed=True, truncate=truncate, timeout=timeout) as prepared:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from fastapi import APIRouter, Request
 
 from serving.protocol.errors import failed_item
-from serving.protocol.tasks import EmbeddingItem, EmbeddingsRequest, EmbeddingsResponse, as_list, envelope
+from serving.protocol.request_model import UnsupportedFieldError
+from serving.protocol.tasks import EmbeddingItem, EmbeddingsRequest, EmbeddingsResponse, envelope
 from serving.request.results import results
 from serving.request.service import RunningService
 from sparsehub.errors import SparsehubError
@@ -21,7 +22,11 @@ router = APIRouter()
 async def embeddings(body: EmbeddingsRequest, request: Request, service: RunningService) -> EmbeddingsResponse:
     """One vector per text."""
     reference = None if service.is_backbone(body.model) else body.model
-    ticket = await service.embed(reference, as_list(body.input), body.truncate)
+    size = service.embedding_size
+    if body.dimensions not in (None, size):
+        problem, expected = "dimensions is not supported", f"{size}, the backbone's own, or null"
+        raise UnsupportedFieldError("dimensions", problem, found=body.dimensions, expected=expected)
+    ticket = await service.embed(reference, body.inputs, body.truncate)
     vectors = await results(request, ticket.futures)
     encode: Callable[[list[float]], list[float] | str] = _base64 if body.encoding_format == "base64" else list
     data = [

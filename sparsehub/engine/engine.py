@@ -136,14 +136,15 @@ class Engine:
         inputs: Sequence[Any],
         *,
         embed: bool = False,
-        truncate: bool = False,
+        truncate: bool | int = False,
         timeout: float | None = None,
     ) -> PreparedRequest:
         """Reference the task, check and tokenise the inputs; nothing is queued before `submit`.
 
         reference: None for the plain backbone, which only embeds; an acquired task stays the caller's to release.
-        embed: unit vectors are wanted, not the head's answers; timeout: seconds that a load may take, and that a row
-        may wait. Raises `RequestError`, `UnknownTaskError`, `UnhealthyError`, and what the task's load raises.
+        embed: unit vectors are wanted, of texts or token ids; truncate: cut inputs, at the task's limit or at so many
+        tokens; timeout: seconds that a load may take, and a row may wait. Raises `RequestError`, `UnknownTaskError`,
+        `UnhealthyError`, and what the task's load raises.
         """
         if reference is None and not embed:
             raise RequestError("the plain backbone has no head", fix="name a task, or ask for embeddings")
@@ -161,10 +162,9 @@ class Engine:
         samplings: Sequence[Sampling],
         timeout: float | None = None,
     ) -> PreparedGeneration:
-        """`prepare` for text: one sampling for each prompt.
+        """`prepare` for text: one sampling for each prompt. Raises what `prepare` raises.
 
         timeout: seconds that a task may take to load, and a text to begin; None for a minute and for ever.
-        Raises `RequestError`, `UnknownTaskError`, `UnhealthyError`, and what the task's load raises.
         """
         generator = self._generator()
         with self._acquired(reference, timeout) as acquired:  # it is loaded while its prompts are tokenised
@@ -175,16 +175,21 @@ class Engine:
         return self._generator().submit(prepared, listener)
 
     def classify(
-        self, reference: Reference, inputs: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
+        self, reference: Reference, inputs: Sequence[Any], *, truncate: bool | int = False, timeout: float | None = None
     ) -> PendingRequest[Prediction]:
         """One future per input, for a task of any kind; raises what `prepare` and `submit` raise."""
         with self.prepare(reference, inputs, truncate=truncate, timeout=timeout) as prepared:
             return self.submit(prepared)
 
     def embed(
-        self, reference: Reference | None, texts: Sequence[Any], *, truncate: bool = False, timeout: float | None = None
+        self,
+        reference: Reference | None,
+        texts: Sequence[Any],
+        *,
+        truncate: bool | int = False,
+        timeout: float | None = None,
     ) -> PendingRequest[list[float]]:
-        """One future per text: a unit vector, from the task's weights or (None) from the plain backbone."""
+        """One future per text or list of token ids: a unit vector, from the task's weights or (None) the backbone's."""
         with self.prepare(reference, texts, embed=True, truncate=truncate, timeout=timeout) as prepared:
             return self.submit(prepared)
 

@@ -16,7 +16,7 @@ from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import DataError, RequestError, SparsehubError
-from sparsehub.package.encoding import Encoded, encode
+from sparsehub.package.encoding import Encoded, encode, encode_ids
 from sparsehub.package.manifest import (
     MULTIPLE_CHOICE,
     PROBLEM_TYPES,
@@ -54,11 +54,12 @@ class InputProcessor:
         inputs: Sequence[Any],
         *,
         embed: bool,
-        truncate: bool,
+        truncate: bool | int,
         timeout: float | None,
     ) -> PreparedRequest:
         """Check and tokenise inputs; `Engine.prepare` says what it raises. acquired: None for the plain backbone."""
-        rows = self._encode(self._spec(acquired, embed), inputs, truncate)
+        encoded = self._token_ids if embed and _are_token_ids(inputs) else self._encode
+        rows = encoded(self._spec(acquired, embed), inputs, truncate)
         self._health.check()
         return PreparedRequest(acquired and acquired.share(), timeout, rows, embed)
 
@@ -89,17 +90,41 @@ class InputProcessor:
             raise RequestError(f"{info.reference} generates text", fix="post to /v1/completions")
         return text_spec(info.spec.max_length) if embed else info.spec
 
-    def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool) -> list[Encoded]:
+    def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool | int) -> list[Encoded]:
         """Tokenise inputs; raises `RequestError`, which names the input that is wrong."""
-        rows = rows_of(task, inputs)
-        task = dataclasses.replace(task, max_length=min(task.max_length, self._max_tokens))
+        rows, limit = rows_of(task, inputs), self._limit(task, truncate)
+        task = dataclasses.replace(task, max_length=limit)
         try:
             with self._tokenizer_lock:
-                encoded = encode(task, self._tokenizer, rows, truncate=truncate)
+                encoded = encode(task, self._tokenizer, rows, truncate=bool(truncate))
         except DataError as error:
             raise RequestError(str(error)) from error
-        check_length(encoded, task.max_length)
+        if truncate and any(row.length > limit for row in encoded):
+            raise RequestError("truncate_prompt_tokens leaves no room for the special tokens", found=limit)
+        check_length(encoded, limit)
         return encoded
+
+    def _token_ids(self, task: TaskSpec, inputs: Sequence[Sequence[int]], truncate: bool | int) -> list[Encoded]:
+        """Rows of token ids, which stay as they are: no special tokens are added. Raises `RequestError`."""
+        limit, tokens = self._limit(task, truncate), len(self._tokenizer)
+        for place, ids in enumerate(inputs):
+            if any(not 0 <= token < tokens for token in ids):
+                found = next(token for token in ids if not 0 <= token < tokens)
+                problem = f"input {place} holds a token that the backbone does not have"
+                raise RequestError(problem, found=found, expected=f"0 to {tokens - 1}")
+        encoded = [encode_ids(self._tokenizer, ids, limit if truncate else None) for ids in inputs]
+        check_length(encoded, limit)
+        return encoded
+
+    def _limit(self, task: TaskSpec, truncate: bool | int) -> int:
+        """Tokens that a row may have. As vLLM does, it refuses to cut at more than that."""
+        limit = min(task.max_length, self._max_tokens)
+        if isinstance(truncate, bool):
+            return limit
+        if truncate > limit:
+            expected = f"at most {limit}, or -1 for as many as that"
+            raise RequestError("truncate_prompt_tokens is too large", found=truncate, expected=expected)
+        return truncate
 
 
 def _items(prepared: PreparedRequest, handle: TaskHandle | None) -> list[Item]:
@@ -110,6 +135,11 @@ def _items(prepared: PreparedRequest, handle: TaskHandle | None) -> list[Item]:
         Item(key, row.length, QueuedRow(row, handle, prepared.embed), len(row.sequences), deadline)
         for row in prepared.rows
     ]
+
+
+def _are_token_ids(inputs: Sequence[Any]) -> bool:
+    lists = bool(inputs) and all(isinstance(item, list | tuple) for item in inputs)
+    return lists and all(isinstance(token, int) and not isinstance(token, bool) for item in inputs for token in item)
 
 
 def rows_of(task: TaskSpec, inputs: Sequence[Any]) -> list[Row]:

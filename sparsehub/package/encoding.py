@@ -87,6 +87,15 @@ def encode(
     return [Encoded((_sequence(batch, i),)) for i in range(len(rows))]
 
 
+def encode_ids(tokenizer: Any, ids: Sequence[int], limit: int | None) -> Encoded:
+    """A row that is token ids already, by the tokenizer's names. limit: tokens to cut it at, None for no cut."""
+    if limit is not None and len(ids) > limit:
+        ids = ids[-limit:] if tokenizer.truncation_side == "left" else ids[:limit]
+    same = {"attention_mask": [1] * len(ids), "token_type_ids": [0] * len(ids)}
+    names = [name for name in tokenizer.model_input_names if name in same]
+    return Encoded(({"input_ids": list(ids), **{name: same[name] for name in names}},))
+
+
 def text_ids(tokenizer: Any, text: str, *, whole: bool) -> list[int]:
     """The token ids of one text. whole: with what the tokenizer puts around a text, its first token for instance."""
     options = {"split_special_tokens": True, "truncation": False, "verbose": False}

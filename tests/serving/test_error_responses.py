@@ -48,7 +48,7 @@ def test_a_malformed_body_is_400(server: Any, path: str, content: bytes) -> None
         ("/v1/classify", {"model": "x" * 1000, "input": "a"}, "model"),
         ("/v1/classify", {"input": "a"}, "model"),
         ("/v1/classify", {"model": "three", "input": "a", "temperature": 1}, "temperature"),
-        ("/v1/classify", {"model": "three", "input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ("/v1/classify", {"model": "three", "input": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
         ("/v1/score", {"model": "rating", "text_1": 5}, "text_1"),
         ("/v1/embeddings", {"model": "three", "input": 5}, "input"),
         ("/v1/embeddings", {"model": "three", "input": "a", "encoding_format": "xml"}, "encoding_format"),
