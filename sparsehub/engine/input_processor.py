@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,9 @@ from sparsehub.package.manifest import (
     TOKEN_CLASSIFICATION,
     TaskSpec,
 )
+from sparsehub.package.texts import is_blank, is_broken
 
 Row = Mapping[str, Any]
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair: JSON can hold one, UTF-8 and tokenizers cannot
 
 
 class InputProcessor:
@@ -179,7 +178,7 @@ def _checked(task: TaskSpec, row: Row, fields: Sequence[str], place: int) -> Row
         strings = value if words else [value]
         if not all(isinstance(text, str) for text in strings):
             raise RequestError(f"input {place}: {field!r} is no text", found=type(value).__name__, expected="a string")
-        if not strings or any(not text.strip() for text in strings):
+        if is_blank(value):
             raise RequestError(f"input {place}: {field!r} is empty", expected="some text")
         for text in strings:
             check_text(f"input {place}: {field!r}", text)
@@ -188,7 +187,7 @@ def _checked(task: TaskSpec, row: Row, fields: Sequence[str], place: int) -> Row
 
 def check_text(what: str, text: str) -> None:
     """Raise `RequestError` for a string that UTF-8 and tokenizers cannot take. what: names it in the error."""
-    if _SURROGATE.search(text):
+    if is_broken(text):
         raise RequestError(f"{what} is no text", found="half of a surrogate pair")
 
 

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 
 from sparsehub.package.encoding import Encoded, collate, encode
 from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
-from sparsehub.training.data import Row, Split
+from sparsehub.training.data import Split
 from sparsehub.training.language_modeling import TOKENS, collate_tokens
 from sparsehub.training.metrics import IGNORED
+from sparsehub.training.tables.table import Row
 
 Example = tuple[Row, Any]
 TableRow = tuple["TokenTable", int]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -17,7 +18,6 @@ from pydantic.dataclasses import dataclass
 from sparsehub.delta_format import STORED_DTYPES
 from sparsehub.errors import UsageError
 from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, TEXT_GENERATION, check_name, check_version
-from sparsehub.schema import unknown_name
 from sparsehub.selection.registry import GRANULARITIES
 from sparsehub.settings import (
     FROZEN,
@@ -30,8 +30,11 @@ from sparsehub.settings import (
     settings_of,
     shown,
 )
-from sparsehub.training.method import Method, method_named, method_names
+from sparsehub.training.method import method_named, method_names, options_of
 from sparsehub.training.sources import Source
+from sparsehub.training.tables.folder import whole_folder
+from sparsehub.training.tables.layout_settings import DETECTED, Delimiter, Encoding
+from sparsehub.training.tables.records import QUOTINGS
 
 DATA, CHANGES, LOOP = "Data", "What may change", "Training"  # boxes of the command line's help
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -64,7 +67,9 @@ class TrainConfig(Configuration):
     train: Annotated[
         Source,
         Flag(panel=DATA, metavar="SOURCE"),
-        Field(description="Training rows: a .jsonl .json .csv .tsv .parquet .txt file, or data-set[:config]:split."),
+        Field(
+            description="Training rows: a .jsonl .json .csv .tsv .parquet .txt file, a folder, data-set[:config]:split."
+        ),
     ]
     text: Annotated[
         Names,
@@ -94,6 +99,27 @@ class TrainConfig(Configuration):
         Fallback("found in the training rows"),
         Field(description="The labels' names in order: no,yes."),
     ] = ()
+    quoting: Annotated[
+        str | None,
+        OneOf(QUOTINGS),
+        Flag(panel=DATA),
+        DETECTED,
+        Field(
+            description="CSV, TSV: a quote inside a quoted cell is double, or escaped by a backslash; or none quotes."
+        ),
+    ] = None
+    delimiter: Annotated[
+        Delimiter | None,
+        Flag(panel=DATA, metavar="CHARACTER"),
+        DETECTED,
+        Field(description="CSV and TSV: what stands between cells, one character or tab."),
+    ] = None
+    encoding: Annotated[
+        Encoding | None,
+        Flag(panel=DATA, metavar="NAME"),
+        DETECTED,
+        Field(description="Encoding of files of text, as Python calls it: utf-8, cp1252, utf-16."),
+    ] = None
     revision: Annotated[
         str | None, Field(description="A branch, tag or commit of the backbone on the Hugging Face Hub.")
     ] = None
@@ -222,6 +248,7 @@ class TrainConfig(Configuration):
     def __post_init__(self) -> None:
         check_name(self.name)
         check_version(self.version)
+        self._open_folder()
         if not 1 <= len(self.text) <= 2:
             raise UsageError("give one or two text fields", found=", ".join(self.text) or "none")
         if (self.kind == MULTIPLE_CHOICE) != bool(self.choices):
@@ -231,10 +258,18 @@ class TrainConfig(Configuration):
         if self.density is not None and self.nnz is not None:
             both = f"{shown('density')} and {shown('nnz')}"
             raise UsageError(f"{both} are two ways to say the same", fix="give one of them")
-        _options(method_named(self.method), self.options)
+        options_of(method_named(self.method), self.options)
         for name in ("patience", "metric"):
             if getattr(self, name) and self.validation is None:
                 raise UsageError(f"{shown(name)} needs a validation split", fix=f"give {shown('validation')}")
+
+    def _open_folder(self) -> None:
+        """Training rows that are a folder are the splits in it, where none is given for itself."""
+        if not isinstance(self.train, str) or not self.train or not Path(self.train).is_dir():
+            return
+        for split, source in whole_folder(Path(self.train)).items():
+            if split == "train" or getattr(self, split) is None:
+                object.__setattr__(self, split, source)  # the value is frozen once it is made
 
     def _check_generation(self) -> None:
         generates = self.kind == TEXT_GENERATION
@@ -251,7 +286,7 @@ class TrainConfig(Configuration):
         if self.nnz is not None:
             del standard["density"]
         open_settings = {name: value for name, value in standard.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **open_settings, options=_options(method, self.options))
+        return dataclasses.replace(self, **open_settings, options=options_of(method, self.options))
 
 
 DEFAULTS: Mapping[str, Any] = {
@@ -259,19 +294,3 @@ DEFAULTS: Mapping[str, Any] = {
     for setting in settings_of(TrainConfig)
     if isinstance(setting.fallback, ByMethod)
 }
-
-
-def _options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a method; those that were given in the type of their standard value."""
-    options = dict(method.options)
-    for name, value in given.items():
-        if name not in options:
-            raise UsageError(unknown_name(f"option of {method.name}", name, list(method.options)))
-        kind = type(options[name])
-        try:
-            options[name] = value if isinstance(value, kind) else kind(value)
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"the option {name} of {method.name} has the wrong type", found=repr(value)[:80], expected=kind.__name__
-            ) from None
-    return options

@@ -30,6 +30,8 @@ def load_config(path: Path | None, given: Mapping[str, Any], naming: Naming | No
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}", found=f"working folder {Path.cwd()}")
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

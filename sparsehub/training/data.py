@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsehub.errors import DataError
+from sparsehub.errors import DataError, UsageError
 from sparsehub.package.encoding import text_of, words_of
 from sparsehub.package.manifest import (
-    MULTIPLE_CHOICE,
     PROBLEM_TYPES,
     REGRESSION,
     TEXT_GENERATION,
@@ -19,21 +17,29 @@ from sparsehub.package.manifest import (
     TaskSpec,
 )
 from sparsehub.package.manifest_builder import metric_names
+from sparsehub.package.texts import is_blank, is_broken
 from sparsehub.training.config import TrainConfig
-from sparsehub.training.sources import read_table, source_name
+from sparsehub.training.labels import alike, found_labels, kind_that_fits, label_index, number
+from sparsehub.training.sources import AS_DETECTED, read_table, source_name
+from sparsehub.training.tables.files import FILES
+from sparsehub.training.tables.table import Layout, Part, Row, Table, place_of
 
 SPLITS = ("train", "validation", "test")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
-Row = Mapping[str, Any]
+MANY_LABELS = 50  # so many, and more than every second row another one, are rarely labels
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split with their labels."""
+    """Rows of one split and their labels as the model wants them: an index, a number, or an index per word."""
 
-    source: str  # what errors call it
+    source: str
     rows: Sequence[Row]
-    targets: Sequence[Any]  # as the model wants them: an index, a number, or an index for each word
+    targets: Sequence[Any]
+    parts: Sequence[Part] = ()  # where the rows were read; empty where they are others than those that were read
+
+    def place(self, index: int) -> str:
+        """What errors call the row with this number, from 0."""
+        return place_of(self.parts or (Part(self.source),), index)
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,26 @@ class TaskData:
     test: Split | None
 
 
-def load_data(config: TrainConfig) -> TaskData:
-    """Read the splits and make the task; raises `DataError`, which names the split and the row."""
+def load_data(config: TrainConfig, report: Callable[[str], None] = lambda _: None) -> TaskData:
+    """Read the splits and make the task; raises `DataError`, which names the split, the row and its line.
+
+    report: told what was found out about each file, and what looks like a mistake.
+    """
     given = {name: source for name in SPLITS if (source := getattr(config, name)) is not None}
     sources = {name: source_name(source, name) for name, source in given.items()}
-    tables = {name: read_table(source, name) for name, source in given.items()}
+    fields = (*config.text, *config.choices)
+    wanted, layout = (*fields, config.label), Layout(config.quoting, config.delimiter, config.encoding)
+    tables = {name: read_table(source, name, wanted, layout) for name, source in given.items()}
+    _check_layout(layout, tables.values())
     label = _label_field(config, tables["train"])
     for name, table in tables.items():
-        _check_table(sources[name], table, label)
+        report(_described(name, sources[name], table))
+        _check_fields(sources[name], table, fields, label)
     labels = config.choices or config.labels or _find_labels(config, tables["train"], sources["train"])
     if config.kind not in (REGRESSION, TEXT_GENERATION) and not 2 <= len(labels) == len(set(labels)):
         raise DataError("a task needs at least two labels, each of them once", found=", ".join(labels)[:300] or "none")
+    for warning in _doubtful(config, labels, tables["train"]):
+        report(warning)
     task = TaskSpec(
         kind=config.kind,
         labels=tuple(labels),
@@ -71,86 +86,127 @@ def load_data(config: TrainConfig) -> TaskData:
     return TaskData(task, splits["train"], splits.get("validation"), splits.get("test"))
 
 
-def _label_field(config: TrainConfig, table: Any) -> str:
-    """The field of the labels; none for a text generation whose rows have no completions."""
-    whole = config.kind == TEXT_GENERATION and config.label == TrainConfig.label
-    return "" if whole and config.label not in table.column_names else config.label
-
-
-def load_split(task: TaskSpec, source: str) -> Split:
-    """Rows of one source for a task that is known; raises `DataError`, which names the row."""
-    table = read_table(source, source)
-    _check_table(source, table, task.label_field)
+def load_split(
+    task: TaskSpec, source: str, layout: Layout = AS_DETECTED, report: Callable[[str], None] = lambda _: None
+) -> Split:
+    """Rows of one source for a task that is known; raises `DataError`, which names the row and its line."""
+    fields = (*task.text_fields, *task.choice_fields)
+    table = read_table(source, source, (*fields, *([task.label_field] if task.label_field else [])), layout)
+    _check_layout(layout, [table])
+    report(_described("test", source, table))
+    _check_fields(source, table, fields, task.label_field)
     return _split(task, source, table)
 
 
-def _check_table(source: str, table: Any, label: str) -> None:
-    if len(table) == 0:
+def _described(name: str, source: str, table: Table) -> str:
+    found = ", ".join([f"{len(table.rows):,} rows", *table.detected])
+    return f"{name}: {found}" if source == name else f"{name}: {source}: {found}"
+
+
+def _check_layout(layout: Layout, tables: Sequence[Table] | Any) -> None:
+    given = [f"--{name}" for name in ("quoting", "delimiter") if getattr(layout, name)]
+    if given and not any(table.untyped for table in tables):
+        raise UsageError(f"{' and '.join(given)} can only be given for CSV and TSV files", fix="leave it out")
+
+
+def _label_field(config: TrainConfig, table: Table) -> str:
+    """The field of the labels; none for a text generation whose rows have no completions."""
+    whole = config.kind == TEXT_GENERATION and config.label == TrainConfig.label
+    return "" if whole and config.label not in table.fields else config.label
+
+
+def _check_fields(source: str, table: Table, texts: Sequence[str], label: str) -> None:
+    """Raise `DataError` for a source without rows, or without a field in use."""
+    if not table.rows:
         raise DataError(f"{source} has no rows")
-    if label and label not in table.column_names:
-        found = ", ".join(table.column_names)
-        raise DataError(f"{source} has no field {label!r}", found=f"fields {found}", fix="set --label")
+    found = f"fields {', '.join(table.fields)}"
+    for field in texts:
+        if field not in table.fields:
+            problem = f"{table.place(0)}: no row has a field {field!r}"
+            raise DataError(problem, found=found, fix=_other_field(table, field, "--text"))
+    if label and label not in table.fields:
+        raise DataError(f"{source} has no field {label!r}", found=found, fix=_other_field(table, label, "--label"))
 
 
-def _find_labels(config: TrainConfig, table: Any, source: str) -> Sequence[str]:
+def _other_field(table: Table, field: str, flag: str) -> str:
+    near = difflib.get_close_matches(field.casefold(), [name.casefold() for name in table.fields], n=1)
+    meant = next((name for name in table.fields if near and name.casefold() == near[0]), None)
+    if meant is not None:
+        return f"did you mean {meant!r}? set {flag}"
+    if len(table.fields) == 1 and table.untyped:
+        return f"set {flag}, or --delimiter"
+    if len(table.fields) == 1 and "paragraphs" in table.detected:
+        return f"a .txt file has the field {table.fields[0]!r} alone: tables are {FILES}"
+    return f"set {flag}"
+
+
+def _find_labels(config: TrainConfig, table: Table, source: str) -> Sequence[str]:
     """The labels of the training rows: as declared by the data set, or sorted."""
     if config.kind in (REGRESSION, TEXT_GENERATION):
         return ()
-    names = _declared_labels(table, config.label)
-    if names:
-        return names
-    column = table[config.label]
-    found = _flatten(column) if config.kind == TOKEN_CLASSIFICATION else column
-    distinct = {value for value in found if _is_label(value)}
-    if len(distinct) < 2:
-        shown = ", ".join(map(str, distinct)) or "none"
-        raise DataError(f"the rows of {source} need at least two labels", found=shown)
-    return [str(value) for value in sorted(distinct, key=lambda value: (isinstance(value, str), value))]
+    if config.label in table.declared:
+        return table.declared[config.label]
+    different = {str(value): value for value in _labels_of(config.kind, table, config.label)}
+    found, fix = (
+        found_labels(different.values(), untyped=table.untyped),
+        kind_that_fits([*different.values()], config.kind),
+    )
+    if len(found) < 2:
+        raise DataError(f"the rows of {source} need at least two labels", found=", ".join(found) or "none", fix=fix)
+    if fix:
+        shown = ", ".join(list(different)[:5])[:200]
+        raise DataError(f"{config.label!r} of {source} holds no labels", found=shown, fix=fix)
+    return found
 
 
-def _declared_labels(table: Any, field: str) -> list[str]:
-    """The names behind the numbers of a `ClassLabel` column, or of a list of them."""
-    feature = table.features[field]
-    return list(getattr(getattr(feature, "feature", feature), "names", None) or ())
+def _labels_of(kind: str, table: Table, label: str) -> Iterator[Any]:
+    for row in table.rows:
+        value = row[label]
+        if kind == TOKEN_CLASSIFICATION:
+            yield from value if isinstance(value, list) else ()
+        else:
+            yield value
 
 
-def _is_label(value: Any) -> bool:
-    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+def _doubtful(config: TrainConfig, labels: Sequence[str], table: Table) -> Iterator[str]:
+    """Warnings about labels that make a task, and hardly the one that was meant."""
+    yield from alike(labels)
+    if len(labels) > max(MANY_LABELS, len(table.rows) / 2) and config.kind != TOKEN_CLASSIFICATION:
+        yield f"warning: {config.label!r} has {len(labels):,} labels in {len(table.rows):,} rows: is --label right?"
 
 
-def _flatten(column: Iterable[Any]) -> list[Any]:
-    return [value for values in column if isinstance(values, list) for value in values]
-
-
-def _split(task: TaskSpec, source: str, table: Any) -> Split:
+def _split(task: TaskSpec, source: str, table: Table) -> Split:
     if task.kind == TEXT_GENERATION:
         return _texts(task, source, table)
-    names = _declared_labels(table, task.label_field)
+    names = table.declared.get(task.label_field, ())
     if not set(names) & set(task.labels):
-        names = []  # other names were given: the numbers then count along those
-    rows = table.to_list()
-    column = [_named(names, row[task.label_field]) for row in rows]
-    targets = []
-    for number, (row, value) in enumerate(zip(rows, column, strict=True), 1):
+        names = ()  # other names were given: the numbers then count along those
+    targets, known = [], dict[tuple[type, Any], int]()
+    for index, row in enumerate(table.rows):
         try:
             _check_text(task, row)
-            targets.append(_target(task, row, value))
+            targets.append(_target(task, row, _named(names, row[task.label_field]), known))
         except DataError as error:
-            raise DataError(f"{source}, row {number}: {error}") from error
-    return Split(source, rows, targets)
+            raise DataError(f"{table.place(index)}: {error}") from error
+    return Split(source, table.rows, targets, table.parts)
 
 
-def _texts(task: TaskSpec, source: str, table: Any) -> Split:
-    """Rows as they are: what is in them is looked at when they are tokenised."""
-    if task.text_fields[0] not in table.column_names:
-        found = ", ".join(table.column_names)
-        raise DataError(f"{source} has no field {task.text_fields[0]!r}", found=f"fields {found}", fix="set --text")
-    rows = table.to_list()
-    return Split(source, rows, [None] * len(rows))
+def _texts(task: TaskSpec, source: str, table: Table) -> Split:
+    """Rows of text, prompts or conversations: more of what is in them is looked at when they are tokenised."""
+    field = task.text_fields[0]
+    for index, row in enumerate(table.rows):
+        if isinstance(row[field], str):
+            try:
+                check_readable(row[field], field)
+            except DataError as error:
+                raise DataError(f"{table.place(index)}: {error}") from error
+    return Split(source, table.rows, [None] * len(table.rows), table.parts)
 
 
 def _named(names: Sequence[str], value: Any) -> Any:
     """Declared numbers as their names, so that the order of the task's labels may be another."""
+    if not names:
+        return value
     if isinstance(value, list):
         return [_named(names, item) for item in value]
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
@@ -158,42 +214,42 @@ def _named(names: Sequence[str], value: Any) -> Any:
 
 def _check_text(task: TaskSpec, row: Row) -> None:
     if task.kind == TOKEN_CLASSIFICATION:
-        words_of(row, task.text_fields[0])
+        field = task.text_fields[0]
+        words_of(row, field)
+        if row[field] not in ([], ()):  # a sentence of no words is one, as CoNLL's files have them
+            check_readable(row[field], field)
         return
     for field in (*task.text_fields, *task.choice_fields):
-        text_of(row, field)
+        check_readable(text_of(row, field), field)
 
 
-def _target(task: TaskSpec, row: Row, value: Any) -> Any:
+def check_readable(text: str | Sequence[str], field: str) -> None:
+    """Raise `DataError` for a text that the engine would refuse too. field: names it in the error."""
+    if is_blank(text):
+        found = "white space, or characters that cannot be seen" if text else "an empty text"
+        raise DataError(f"a row has no text in the field {field!r}", found=found, expected="some text")
+    if any(map(is_broken, [text] if isinstance(text, str) else text)):
+        raise DataError(f"a row has no text in the field {field!r}", found="half of a surrogate pair")
+
+
+def _target(task: TaskSpec, row: Row, value: Any, known: dict[tuple[type, Any], int]) -> Any:
+    """known: labels that were looked up before, by type and value."""
     if task.kind == REGRESSION:
-        return _number(value)
+        return number(value)
     if task.kind != TOKEN_CLASSIFICATION:
-        return label_index(task, value)
+        return _index(task, value, known)
     words = words_of(row, task.text_fields[0])
     if not isinstance(value, list) or len(value) != len(words):
         found = f"{len(value)} labels" if isinstance(value, list) else type(value).__name__
-        raise DataError("labels and words do not align", found=found, expected=f"a list of {len(words)}")
-    return [label_index(task, item) for item in value]
+        fix = "JSON lines and Parquet hold lists" if isinstance(value, str) else None
+        raise DataError("labels and words do not align", found=found, expected=f"a list of {len(words)}", fix=fix)
+    return [_index(task, item, known) for item in value]
 
 
-def _number(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if number != number or number in (float("inf"), float("-inf")):
-        raise DataError("the label of a regression must be a finite number", found=repr(value)[:80])
-    return number
-
-
-def label_index(task: TaskSpec, value: Any) -> int:
-    """A label as its place in the task's list: by name, or by number where no label is a number itself."""
-    place = isinstance(value, int) and not isinstance(value, bool)  # a multiple choice has places, not numbers
-    if _is_label(value) and str(value) in task.labels and not (place and task.kind == MULTIPLE_CHOICE):
-        return task.labels.index(str(value))
-    place = place and (task.kind == MULTIPLE_CHOICE or not any(map(_NUMBER.fullmatch, task.labels)))
-    if place and 0 <= value < len(task.labels):
-        return int(value)
-    raise DataError(
-        "a label that the task does not have", found=repr(value)[:80], expected=", ".join(task.labels)[:300]
-    )
+def _index(task: TaskSpec, value: Any, known: dict[tuple[type, Any], int]) -> int:
+    if not isinstance(value, str | int):
+        return label_index(task, value)
+    place = known.get((type(value), value))
+    if place is None:
+        place = known[type(value), value] = label_index(task, value)
+    return place

@@ -30,7 +30,7 @@ from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.job import Job, PreparedTraining, Report, prepare
 from sparsehub.training.language_modeling import tokenised
 from sparsehub.training.metrics import best_metric, majority
-from sparsehub.training.processes import join_processes
+from sparsehub.training.processes import join_processes, speaks
 from sparsehub.training.sources import Source
 from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import Trainable, candidates
@@ -63,7 +63,7 @@ def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report:
     """
     return_freed_memory()
     with quiet_libraries():
-        job = open_job(config, data or load_data(config), run, report)
+        job = open_job(config, data or load_data(config, report if speaks() else _silent), run, report)
         start = time.monotonic()
         prepared = _prepare(job)
         chosen_in = time.monotonic() - start

@@ -17,8 +17,9 @@ from sparsehub.errors import DataError
 from sparsehub.package.chat import Conversation
 from sparsehub.package.encoding import text_ids, text_of
 from sparsehub.package.manifest import TaskSpec
-from sparsehub.training.data import Row, Split
+from sparsehub.training.data import Split
 from sparsehub.training.metrics import IGNORED
+from sparsehub.training.tables.table import Row
 
 TOKENS = "tokens"  # the one field of a row that was tokenised
 
@@ -50,11 +51,11 @@ Segment = tuple[list[int], bool]  # token ids, and whether they are to be learne
 def tokenised(split: Split, task: TaskSpec, tokenizer: Any, *, packed: bool = False) -> Split:
     """The split's rows as `Tokens`; raises `DataError`, which names the row."""
     rows: list[Tokens] = []
-    for number, row in enumerate(split.rows, 1):
+    for index, row in enumerate(split.rows):
         try:
             rows.extend(_tokens(row, task, tokenizer))
         except DataError as error:
-            raise DataError(f"{split.source}, row {number}: {error}") from error
+            raise DataError(f"{split.place(index)}: {error}") from error
     if not rows:
         raise DataError(f"{split.source} has nothing to learn from", expected="texts of at least two tokens")
     if packed:

@@ -52,3 +52,19 @@ def method_named(name: str) -> Method:
 
     rule = rule_named(name)
     return Method(name, rule.defaults, rule.options, _ANY_RULE)
+
+
+def options_of(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a method; those that were given in the type of their standard value. Raises `UsageError`."""
+    options = dict(method.options)
+    for name, value in given.items():
+        if name not in options:
+            raise UsageError(unknown_name(f"option of {method.name}", name, list(method.options)))
+        kind = type(options[name])
+        try:
+            options[name] = value if isinstance(value, kind) else kind(value)
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"the option {name} of {method.name} has the wrong type", found=repr(value)[:80], expected=kind.__name__
+            ) from None
+    return options

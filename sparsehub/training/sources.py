@@ -1,11 +1,11 @@
-"""Where training rows come from: files, data sets of the Hugging Face Hub, and tables in memory; all are read alike."""
+"""Where training rows come from: files, folders of splits, data sets of the Hugging Face Hub, and tables in memory."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -15,9 +15,10 @@ from sparsehub.errors import DataError, SparsehubError
 from sparsehub.extras import require
 from sparsehub.files import sha256_bytes, sha256_file
 from sparsehub.settings import wrong_type
-
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
-FILES = ", ".join(_READERS)
+from sparsehub.training.tables.files import FILES, format_of, read_file
+from sparsehub.training.tables.folder import split_files
+from sparsehub.training.tables.parquet import declared_labels
+from sparsehub.training.tables.table import Layout, Part, Table, joined
 
 
 def _check_source(value: Any) -> Any:
@@ -42,8 +43,6 @@ def _is_a(value: Any, module: str, name: str) -> bool:
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import datasets
     import pandas
 
@@ -51,25 +50,47 @@ if TYPE_CHECKING:
 else:
     Source = Annotated[Any, BeforeValidator(_check_source)]
 
+AS_DETECTED = Layout()
 
-def read_table(source: Source, name: str) -> Any:
-    """The rows as a `datasets.Dataset`. name: of a table in memory, for errors. Raises `DataError`."""
-    datasets = require("datasets", "train")
+
+def read_table(source: Source, name: str, wanted: Sequence[str] | None = None, layout: Layout = AS_DETECTED) -> Table:
+    """The rows of a source, with the fields in use. Raises `DataError`, which names the file and the line.
+
+    name: of a table in memory, for errors. wanted: the fields in use; None for all. layout: of a CSV or TSV file, where
+    the user says it.
+    """
+    shown = source_name(source, name)
     try:
         if not isinstance(source, str | Path):
-            return _in_memory(datasets, source)
-        path = Path(source)
-        if path.is_file():
-            return _read_file(datasets, path)
-        if path.suffix in _READERS:
-            raise DataError(f"there is no file {source}", found=f"working folder {Path.cwd()}")
-        return _load_split(datasets, str(source))
+            return _in_memory(source, shown, wanted)
+        files = source_files(source)
+        if files is not None:
+            tables = [read_file(path, wanted, layout) for path in files]
+            return (
+                tables[0] if files == (Path(source),) else joined(tables, [f"{path.name} in {shown}" for path in files])
+            )
+        return _read_hub(str(source), wanted, layout)
     except SparsehubError:
         raise
-    except Exception as error:  # the readers behind `datasets` raise whatever they like
+    except Exception as error:  # the libraries behind the readers raise whatever they like
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        shown = source_name(source, name)
         raise DataError(f"{shown} cannot be read as a data set", found=reason[0][:300]) from error
+
+
+def source_files(source: str | Path) -> tuple[Path, ...] | None:
+    """The files that a source names; None for a data set of the Hub. Raises `DataError` where they are not there."""
+    path = Path(source)
+    if path.is_file():
+        return (path,)
+    if str(source) and path.is_dir():
+        fix = f"name one of its files, or a split: {source}:train"
+        raise DataError(f"{source} is a folder, where rows of one split are expected", fix=fix)
+    folder, _, split = str(source).rpartition(":")
+    if folder and split and Path(folder).is_dir():
+        return split_files(Path(folder), split)
+    if format_of(path.name):
+        raise DataError(f"there is no file {source}", found=f"working folder {Path.cwd()}")
+    return None
 
 
 def source_name(source: Source, name: str) -> str:
@@ -78,38 +99,70 @@ def source_name(source: Source, name: str) -> str:
 
 
 def source_digest(source: Source) -> str | None:
-    """sha256 of a file's bytes or of a table's rows and types; None for a data set of the Hub."""
+    """sha256 of files' bytes or of a table's rows and types; None for a data set of the Hub."""
     if isinstance(source, str | Path):
-        return sha256_file(Path(source)) if Path(source).is_file() else None
+        return _digest_of_files(source)
     table = read_table(source, "the rows")
-    return sha256_bytes(json.dumps([repr(table.features), table.to_list()], sort_keys=True, default=repr).encode())
+    contents = [repr(table.fields), repr(table.declared), list(table.rows)]
+    return sha256_bytes(json.dumps(contents, sort_keys=True, default=repr).encode())
 
 
-def _in_memory(datasets: Any, source: Any) -> Any:
-    if isinstance(source, datasets.Dataset):
-        return source
+def _digest_of_files(source: str | Path) -> str | None:
+    try:
+        files = source_files(source) or ()
+    except DataError:  # said when the rows are read
+        return None
+    digests = [sha256_file(path) for path in files]
+    return sha256_bytes("".join(digests).encode()) if len(digests) > 1 else next(iter(digests), None)
+
+
+def _in_memory(source: Any, name: str, wanted: Sequence[str] | None) -> Table:
     if _is_rows(source):
-        fields = dict.fromkeys(field for row in source for field in row)
-        return datasets.Dataset.from_dict({field: [row.get(field) for row in source] for field in fields})
-    return datasets.Dataset.from_pandas(source, preserve_index=False)
+        return _of_dicts(source, name, wanted)
+    datasets = require("datasets", "train")
+    if not isinstance(source, datasets.Dataset):
+        source = datasets.Dataset.from_pandas(source, preserve_index=False)
+    return _of_dataset(source, name, wanted)
 
 
-def _load_split(datasets: Any, source: str) -> Any:
+def _of_dicts(source: Sequence[Mapping[str, Any]], name: str, wanted: Sequence[str] | None) -> Table:
+    """Rows as they are; numpy's numbers become Python's. A field of lists and of single values is no field."""
+    fields = tuple(dict.fromkeys(field for row in source for field in row))
+    used = fields if wanted is None else wanted
+    rows = [{field: _plain(row.get(field)) for field in used} for row in source]
+    for field in used:
+        kinds = {type(row[field]) for row in rows} - {type(None)}
+        if list in kinds and len(kinds) > 1:
+            found = f"{' and '.join(sorted(kind.__name__ for kind in kinds))} in {field!r}"
+            raise DataError(f"{name} cannot be read as a data set", found=found, expected="values of one type")
+    return Table(rows, fields, (Part(name),))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) or _is_a(value, "numpy", "ndarray"):
+        return [_plain(item) for item in value]
+    return value.item() if _is_a(value, "numpy", "generic") else value
+
+
+def _of_dataset(source: Any, name: str, wanted: Sequence[str] | None) -> Table:
+    fields = tuple(source.column_names)
+    if wanted is not None:
+        source = source.select_columns([field for field in fields if field in wanted])
+    rows = source.to_list() if source.column_names else [{}] * len(source)
+    return Table(rows, fields, (Part(name),), declared_labels(source.features))
+
+
+def _read_hub(source: str, wanted: Sequence[str] | None, layout: Layout) -> Table:
+    """A split of a data set of the Hub. CSV files in it are read as files are, and never by guesses at their types."""
+    datasets = require("datasets", "train")
     name, _, split = source.rpartition(":")
     name, _, configuration = name.partition(":")
     if not name or not split:
         raise DataError(f"{source!r} is no data source", expected=f"a file ({FILES}) or data-set[:configuration]:split")
-    return datasets.load_dataset(name, configuration or None, split=split)
-
-
-def _read_file(datasets: Any, path: Path) -> Any:
-    if path.suffix not in _READERS:
-        raise DataError(f"{path}: unknown kind of file", found=path.suffix, expected=FILES)
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty")
-    options: dict[str, Any] = {}
-    if path.suffix in (".csv", ".tsv"):  # only an empty cell is missing: "None" and "NA" are texts like any other
-        options = {"delimiter": "," if path.suffix == ".csv" else "\t", "keep_default_na": False, "na_values": [""]}
-    if path.suffix == ".txt":  # a text from one empty line to the next is a row
-        options = {"sample_by": "paragraph"}
-    return datasets.load_dataset(_READERS[path.suffix], data_files=str(path.resolve()), split="train", **options)
+    builder = datasets.load_dataset_builder(name, configuration or None)
+    files = getattr(builder.config, "data_files", None) or {}
+    if split in files and not builder.info.features and all(format_of(str(file)) for file in files[split]):
+        manager = datasets.DownloadManager()
+        paths = {str(file): Path(manager.download(str(file))) for file in files[split]}
+        return joined([read_file(path, wanted, layout, name=file) for file, path in paths.items()], list(paths))
+    return _of_dataset(datasets.load_dataset(name, configuration or None, split=split), source, wanted)

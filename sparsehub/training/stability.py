@@ -71,13 +71,16 @@ def measure_stability(
     """
     if not method_named(config.method).packages:
         raise UsageError(f"{config.method} changes no weights, and the theory is about weights")
-    data = load_data(config)
+    notes: list[str] = []
+    data = load_data(config, notes.append)
     if data.test is None and data.validation is None:
         raise UsageError("stability is measured on rows that were not trained on", fix="give test or validation")
     settings = [dataclasses.replace(config, density=density, nnz=None) for density in plan.densities] or [config]
     refits = [list(_refits(setting, plan, len(data.train.rows))) for setting in settings]
     done = {line["identity"]: line for line in _lines(folder)}
     every = [refit for density in refits for refit in density]
+    for note in notes if any(refit.identity not in done for refit in every) else ():
+        report(note)
     for count, refit in enumerate(every, 1):
         if refit.identity not in done:
             report(f"refit {count} of {len(every)}: {refit.kind} {refit.index}")

@@ -57,6 +57,8 @@ def test_an_input_is_a_text_a_pair_or_an_object(engine: Engine, name: str, item:
         ("pair", "the fox", "does not fit this task; found: str; .*or a list of two strings"),
         ("pair", ["the fox"], "does not fit this task"),
         ("pair", ["the fox", "a", "b"], "does not fit this task"),
+        ("three", "\u0000\u200b\ufeff", "'text' is empty"),
+        ("words", ["\u200b"], "is empty"),
         ("pair", ["the fox", " "], "'text_b' is empty"),
         ("pair", ["the fox", 1], "'text_b' is no text"),
         ("choice", ["a", "b", "c"], "an object with text, choice1, choice2"),
@@ -113,7 +115,7 @@ def test_embeddings_have_the_limit_of_their_task_or_of_the_backbone(engine: Engi
 
 
 def test_odd_texts_are_answered(engine: Engine) -> None:
-    texts = ["\u0000", "é" * 10, "\U0001f600", "[CLS] [PAD] [SEP]", "a" * 1000]
+    texts = ["a\u0000", "é" * 10, "\U0001f600", "[CLS] [PAD] [SEP]", "a" * 1000]
     ticket = engine.classify("three", texts, truncate=True)
     while engine.step():
         pass
