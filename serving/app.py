@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from serving.openapi import ERROR_RESPONSES, install_openapi
 from serving.protocol.errors import error_body
-from serving.request.error_responses import failure
+from serving.request.error_responses import failure, http_failure, malformed
 from serving.request.middleware import RequestMiddleware
 from serving.routes import ROUTERS
 from sparsehub import __version__
@@ -48,16 +48,12 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # it is registered for nothing else
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"the body is malformed: {place}: {first['msg']}" if place else f"the body is malformed: {first['msg']}"
-    return JSONResponse(error_body(message, 400, param=place or None, code="malformed_body"), 400)
+    return malformed(request, error)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # it is registered for nothing else
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(error_body(message, error.status_code), error.status_code, error.headers)
+    return http_failure(request, error)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:

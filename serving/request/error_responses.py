@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
-from fastapi import Response
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from serving.protocol.errors import error_body, status_of
 from serving.protocol.request_model import FieldError
@@ -33,3 +35,42 @@ def _headers(error: SparsehubError, status: int) -> dict[str, str] | None:
     if isinstance(error, AnswerTimeoutError):
         return {"X-Should-Retry": "false"}  # OpenAI's clients would send a request with a 5xx twice more
     return {"Retry-After": AGAIN} if status == 503 else None
+
+
+def malformed(request: Request, error: RequestValidationError) -> Response:
+    """The answer to a body that its route cannot read, with the reason why where it is not JSON at all."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    elsewhere = ", not from the address's query"
+    if not place and first["type"] == "missing":
+        hint = elsewhere if request.query_params else ""
+        return _malformed(f"the request has no body; fields are read from a JSON body{hint}")
+    if unread := _not_json(request):
+        return _malformed(unread)
+    hint = f" (it is read from a JSON body{elsewhere})" if place in request.query_params else ""
+    problem = f"{place}: {first['msg']}{hint}" if place else first["msg"]
+    return _malformed(f"the body is malformed: {problem}", place or None)
+
+
+def http_failure(request: Request, error: HTTPException) -> Response:
+    """The answer where no route, or none of this method, was found, or where a body's bytes are no text."""
+    if error.status_code == 400:
+        return _malformed(_not_json(request) or f"the body is malformed: {error.detail}")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(error_body(message, error.status_code), error.status_code, error.headers)
+
+
+def _malformed(message: str, place: str | None = None) -> Response:
+    return JSONResponse(error_body(message, 400, param=place, code="malformed_body"), 400)
+
+
+def _not_json(request: Request) -> str:
+    """What its headers say that the body is instead of JSON; empty where they say JSON."""
+    coded = request.headers.get("content-encoding", "identity")
+    if coded != "identity":
+        return f"the body is compressed; found: Content-Encoding: {coded[:100]}; to do: send it as it is"
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        return ""
+    found = f"Content-Type: {kind[:100]}" if kind else "no Content-Type"
+    return f"the body was not sent as JSON; found: {found}; to do: send the header Content-Type: application/json"

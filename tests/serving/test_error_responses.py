@@ -40,6 +40,61 @@ def test_a_malformed_body_is_400(server: Any, path: str, content: bytes) -> None
     assert error["type"] == "invalid_request_error"
 
 
+JSON_ROUTES = [
+    "/v1/classify",
+    "/v1/score",
+    "/v1/rerank",
+    "/v1/embeddings",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v2/models/three/infer",
+]
+
+
+@pytest.mark.parametrize("path", JSON_ROUTES)
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (None, b'{"model": "three", "input": "a"}'),
+        ("application/x-www-form-urlencoded", b'{"model": "three", "input": "a"}'),
+        ("application/x-www-form-urlencoded", b"model=three&input=a"),
+        (
+            "multipart/form-data; boundary=x",
+            b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nthree\r\n--x--',
+        ),
+        ("text/plain; charset=utf-8", b'{"model": "three", "input": "a"}'),
+    ],
+)
+def test_a_body_that_was_not_sent_as_json_is_told_so(server: Any, path: str, kind: str | None, content: bytes) -> None:
+    response = server.client.post(path, content=content, headers={"content-type": kind} if kind else {})
+    error = error_of(response)
+    assert response.status_code == 400 and error["code"] == "malformed_body"
+    assert (kind.partition(";")[0] if kind else "no Content-Type") in error["message"]
+    assert "Content-Type: application/json" in error["message"] and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"])
+def test_json_by_any_of_its_names_is_read(server: Any, kind: str) -> None:
+    body = b'{"model": "three", "input": "the fox"}'
+    assert server.client.post("/v1/classify", content=body, headers={"content-type": kind}).status_code == 200
+
+
+def test_a_compressed_body_is_told_so(server: Any) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = server.client.post("/v1/classify", content=b"\x1f\x8b", headers=headers)
+    assert response.status_code == 400 and "Content-Encoding: gzip" in error_of(response)["message"]
+
+
+def test_fields_in_the_query_are_told_where_they_belong(server: Any) -> None:
+    alone = server.client.post("/v1/classify?model=three&input=a")
+    assert alone.status_code == 400
+    assert "no body; fields are read from a JSON body, not from the address's query" in error_of(alone)["message"]
+    beside = server.client.post("/v1/classify?model=three", json={"input": "a"})
+    error = error_of(beside)
+    assert beside.status_code == 400 and error["param"] == "model"
+    assert "model: Field required (it is read from a JSON body, not from the address's query)" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
