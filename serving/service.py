@@ -8,10 +8,14 @@ import bentoml
 from starlette.types import Receive, Scope, Send
 
 from serving.app import create_app
+from serving.banner import show_banner
+from serving.preflight import check_settings
 from serving.request.middleware import RequestMiddleware
 from serving.runtime import start_service
-from serving.settings import read_settings, server_timeout
+from serving.settings import STARTED_BY, VARIABLES, naming_of, read_settings, server_timeout
+from serving.supervision import one_line_errors, starting_worker, supervise
 from sparsehub.extras import require
+from sparsehub.settings import errors_named
 
 OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
@@ -34,15 +38,26 @@ class SparsehubService:
     """One worker, one model thread, one backbone."""
 
     def __init__(self) -> None:
-        settings = read_settings(os.environ)
-        if settings.console:
-            require("gradio", "console")
-        self._running = start_service(settings)
-        self._service = app.state.service = self._running.service
-        if settings.console:
-            from serving.console.mount import add_console  # lazy: Gradio
+        with starting_worker(), errors_named(naming_of(os.environ)):
+            settings = read_settings(os.environ)
+            if settings.console:
+                require("gradio", "console")
+            self._running = start_service(settings)
+            self._service = app.state.service = self._running.service
+            if settings.console:
+                from serving.console.mount import add_console  # lazy: Gradio
 
-            add_console(app, self._service)
+                add_console(app, self._service)
+            show_banner(self._service, os.environ)
+
+    @bentoml.on_deployment
+    @staticmethod
+    def prepare() -> None:
+        """What BentoML's process manager calls before it starts a worker."""
+        with one_line_errors(), errors_named(VARIABLES):
+            if STARTED_BY not in os.environ:  # `sparsehub serve` has checked them
+                check_settings(read_settings(os.environ))
+        supervise()
 
     def __is_ready__(self) -> bool:
         return self._service.engine.healthy

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from sparsehub.settings import (
     OneOf,
     Setting,
     errors_named,
+    flag_of,
     settings_of,
     shown,
     split_names,
@@ -36,7 +38,10 @@ LIMITS, TEXTS, ACCESS = "Limits", "Text generation", "Who may ask"  # boxes of t
 DTYPES = ("float32", "float16", "bfloat16")
 BATCH_MODES = ("auto", "swap", "mixed")
 SERVER_GRACE = 30.0  # seconds that the server around the app waits longer than the app does
-_NOT_SETTINGS = {"SPARSEHUB_CACHE"}
+STARTED_BY = "SPARSEHUB_STARTED_BY"  # the variable by which `sparsehub serve` says that the user typed flags
+STARTS = "SPARSEHUB_STARTS"  # of `supervision.py`
+AUTO = "auto"
+_NOT_SETTINGS = {"SPARSEHUB_CACHE", STARTED_BY, STARTS}
 _BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 
 
@@ -64,7 +69,9 @@ class Settings(Configuration):
         Field(description="A policy: whose packages may run (docs/hub.md)."),
     ] = None
     dtype: Annotated[str, OneOf(DTYPES), Field(description="Data type of the backbone's weights.")] = "float32"
-    device: Annotated[str, Field(description="Where it runs: cpu, cuda or cuda:1.")] = "cpu"
+    device: Annotated[
+        str, Field(description="Where it runs: cpu, cuda or cuda:1; auto is cuda where there is one.")
+    ] = AUTO
     queue_rows: Annotated[
         int, Flag(panel=LIMITS), Field(ge=1, description="Rows that may wait; beyond them the answer is 429.")
     ] = 4096
@@ -98,6 +105,13 @@ class Settings(Configuration):
     cache_tokens: Annotated[
         int, Flag(panel=TEXTS), Field(ge=1, description="Tokens whose keys and values the cache holds.")
     ] = 8192
+    generation_batch_tokens: Annotated[
+        int, Flag(panel=TEXTS), Field(ge=1, description="Tokens of one step; longer prompts take several.")
+    ] = 256
+    sequences: Annotated[int, Flag(panel=TEXTS), Field(ge=1, description="Texts that run at once.")] = 64
+    waiting: Annotated[
+        int, Flag(panel=TEXTS), Field(ge=1, description="Texts that may wait; beyond them the answer is 429.")
+    ] = 512
     new_tokens: Annotated[int, Flag(panel=TEXTS), Field(ge=1, description="Tokens of one answer, at most.")] = 1024
     keys: Annotated[
         str | None,
@@ -136,12 +150,18 @@ class Settings(Configuration):
 
 
 def settings_from(given: Mapping[str, Any], naming: Naming) -> Settings:
-    """Settings by their names, for an endpoint that has something to serve; errors name them as `naming` says."""
+    """Settings by their names; errors name them as `naming` says."""
     with errors_named(naming):
-        settings = Settings(**split_names(Settings, given))
-        if not (settings.hub or settings.tasks or settings.catalog):
-            raise UsageError("nothing to serve", fix=f"set {shown('hub')} or {shown('tasks')}")
-    return settings
+        return Settings(**split_names(Settings, given))
+
+
+FLAGS = Naming("serve", partial(flag_of, Settings))
+VARIABLES = Naming("the environment", lambda name: PREFIX + name.upper())
+
+
+def naming_of(environment: Mapping[str, str]) -> Naming:
+    """How errors name the settings of a service that was started in this environment: as the user wrote them."""
+    return FLAGS if environment.get(STARTED_BY) else VARIABLES
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -157,7 +177,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if "backbone" not in values:
         fix = f"set {PREFIX}BACKBONE, or start with: sparsehub serve --backbone ..."
         raise UsageError("no backbone is set", fix=fix)
-    return settings_from(values, Naming("the environment", lambda name: PREFIX + name.upper()))
+    return settings_from(values, VARIABLES)
 
 
 def server_timeout(environment: Mapping[str, str]) -> float:

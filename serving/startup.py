@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from serving.auth import Authenticator, KeyRing
 from serving.catalog import open_catalog
@@ -12,16 +15,18 @@ from serving.catalog.reconciler import Reconciler, Source
 from serving.catalog.router import Router
 from serving.catalog.storage import hub_beside, target_of
 from serving.config_watch import Watcher
-from serving.settings import Settings
+from serving.preflight import check_device, everything_in, needed_hub
+from serving.settings import AUTO, Settings
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import BatchObserver, Budgets, Engine, GenerationLimits, Limits, Task
+from sparsehub.engine.calibrate import CALIBRATION_SECONDS
 from sparsehub.engine.task_handle import UNLIMITED
-from sparsehub.errors import NotFoundError, UsageError
 from sparsehub.hub import PackageHub, open_hub
 from sparsehub.hub.documents import FileDocument
 from sparsehub.hub.package_loader import load_package
 from sparsehub.hub.user_settings import read_policy
 from sparsehub.package import MANIFEST_FILE, read_manifest
+from sparsehub.settings import shown
 from sparsehub.task_ref import TaskRef
 
 log = logging.getLogger("sparsehub")
@@ -30,22 +35,24 @@ LOADERS = 4  # so that tasks that are on this machine need not wait for a hub th
 
 def start_engine(settings: Settings, observer: BatchObserver | None = None) -> Engine:
     """Load the backbone and every task, and start the model thread; raises what a user can mend."""
-    began = time.monotonic()
-    backbone = load_backbone(
-        settings.backbone, dtype=settings.dtype, device=settings.device, revision=settings.revision
-    )
+    began, device = time.monotonic(), device_of(settings)
+    log.info("loading %s to %s, %s", settings.backbone, device, settings.dtype)
+    backbone = load_backbone(settings.backbone, dtype=settings.dtype, device=device, revision=settings.revision)
+    log.info("proving on small batches that tasks can be mixed")
     limits = Limits(settings.queue_rows, settings.batch_tokens, settings.batch_rows)
-    texts = GenerationLimits(cache_tokens=settings.cache_tokens, new_tokens=settings.new_tokens)
-    engine = Engine(backbone, limits, observer, budgets=_budgets(settings), mode=settings.mode, generation=texts)
+    engine = Engine(
+        backbone, limits, observer, budgets=_budgets(settings), mode=settings.mode, generation=_texts(settings)
+    )
     policy = _policy(settings)
     read_policy(policy)  # a policy that cannot be understood stops the endpoint here, and not its first request
     hub = open_hub(settings.hub) if settings.hub else None
-    for reference in () if settings.catalog else settings.tasks or _everything(hub):
+    for reference in _references(settings, hub):
         task = task_of(reference, hub, policy)
         engine.register(task)
         if settings.tasks:  # what is named must be right; all of a hub is read as it is asked for
             engine.load(TaskRef(task.name, digest=task.digest))
         log.info("task %s %s", task.reference, task.digest)
+    log.info("measuring what batches cost, for %.0f s at most", CALIBRATION_SECONDS)
     engine.start()
     log.info("%d tasks on %s in %.1f s", len(engine.tasks), settings.backbone, time.monotonic() - began)
     return engine
@@ -55,7 +62,7 @@ def start_catalog(settings: Settings, engine: Engine, router: Router) -> Reconci
     """What makes the engine serve the catalogue, where there is one; raises what a user can mend."""
     if settings.catalog is None:
         return None
-    hub = hub_beside(settings.catalog, settings.hub)
+    hub = hub_beside(settings.catalog, settings.hub, shown("hub"))
     policy = _policy(settings)
     source = Source(
         lambda pinned: load_package(pinned, hub, policy=read_policy(policy)),
@@ -86,10 +93,8 @@ def task_of(reference: str, hub: PackageHub | None, policy: Path | None) -> Task
     if (Path(reference) / MANIFEST_FILE).is_file():
         manifest = read_manifest(Path(reference))
         name, version, digest = manifest.name, manifest.version, manifest.digest
-    elif hub is None:
-        raise UsageError(f"{reference!r} is no package folder, and no hub is given", fix="give --hub")
     else:
-        resolved = hub.resolve(reference)
+        resolved = needed_hub(reference, hub).resolve(reference)
         name, digest, exact = resolved.name, resolved.digest, resolved.reference
         version = resolved.version or digest
     return Task(name, version, digest, lambda: load_package(exact, hub, policy=read_policy(policy)))
@@ -99,15 +104,32 @@ def _policy(settings: Settings) -> Path | None:
     return Path(settings.policy) if settings.policy else None
 
 
+def _texts(settings: Settings) -> GenerationLimits:
+    return GenerationLimits(
+        cache_tokens=settings.cache_tokens,
+        batch_tokens=settings.generation_batch_tokens,
+        sequences=settings.sequences,
+        waiting=settings.waiting,
+        new_tokens=settings.new_tokens,
+    )
+
+
 def _budgets(settings: Settings) -> Budgets:
     mebibyte = 1 << 20
     device = settings.device_mib * mebibyte if settings.device_mib else UNLIMITED
     return Budgets(device, settings.host_mib * mebibyte, loaders=LOADERS)
 
 
-def _everything(hub: PackageHub | None) -> list[str]:
-    """Every task of a hub, by the name that means what its `latest` says; no package is read for that."""
-    names = hub.backend.names() if hub else []
-    if not names:
-        raise NotFoundError("the hub holds no task", fix="push one: sparsehub push PACKAGE HUB --version 1.0.0")
-    return names
+def _references(settings: Settings, hub: PackageHub | None) -> Sequence[str]:
+    """What is served from the start: the tasks that are named, else all of the hub, else the backbone alone."""
+    if settings.catalog or hub is None:
+        return settings.tasks
+    return settings.tasks or everything_in(hub)
+
+
+def device_of(settings: Settings) -> str:
+    """The device of an endpoint; raises `UsageError` for one that is not here."""
+    if settings.device == AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(settings.device)
+    return settings.device

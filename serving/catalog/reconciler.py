@@ -12,10 +12,11 @@ from pathlib import Path
 
 from serving.catalog.catalog import Catalog, CatalogEntry, CatalogTarget, parse_catalog
 from serving.catalog.router import Router
+from serving.catalog.storage import last_good_file
 from serving.config_watch import Watcher
 from sparsehub.engine import Engine, Task
 from sparsehub.errors import SparsehubError, UsageError
-from sparsehub.files import cache_root, sha256_bytes, write_file
+from sparsehub.files import write_file
 from sparsehub.hub.documents import Document
 from sparsehub.package import Package
 from sparsehub.task_ref import TaskRef
@@ -152,7 +153,7 @@ class Reconciler:
     @property
     def _copy(self) -> Path:
         """The last good state of this catalogue, kept on this machine."""
-        return cache_root() / "catalogs" / f"{sha256_bytes(self.document.where.encode())[7:39]}.json"
+        return last_good_file(self.document)
 
     def _last_good(self) -> Catalog | None:
         with suppress(OSError, UsageError):

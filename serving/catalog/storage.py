@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serving.catalog.catalog import Catalog, CatalogTarget, parse_catalog
 from sparsehub.errors import UsageError
+from sparsehub.files import cache_root, sha256_bytes
 from sparsehub.hub import PackageHub, open_hub
 from sparsehub.hub.blob_store import ObjectDocument
 from sparsehub.hub.blob_store_backend import BlobStoreBackend
@@ -32,11 +33,19 @@ def open_catalog(location: str) -> Document:
     return ObjectDocument(home.objects, f"{FOLDER}/{name}")
 
 
-def hub_beside(location: str, hub: str | None) -> PackageHub:
-    """The hub that holds the packages of a catalogue: `hub`, or the one that the catalogue itself lives in."""
+def last_good_file(document: Document) -> Path:
+    """Where this machine keeps the last good state of a catalogue."""
+    return cache_root() / "catalogs" / f"{sha256_bytes(document.where.encode())[7:39]}.json"
+
+
+def hub_beside(location: str, hub: str | None, flag: str = "--hub") -> PackageHub:
+    """The hub that holds the packages of a catalogue: `hub`, or the one that the catalogue itself lives in.
+
+    flag: what errors say to give. Raises `UsageError` where there is neither.
+    """
     inside = location.rpartition("#")[0]
     if not hub and not inside:
-        raise UsageError("a catalogue in a file does not say where its packages are", fix="give --hub")
+        raise UsageError("a catalogue in a file does not say where its packages are", fix=f"give {flag}")
     return open_hub(hub or inside)
 
 

@@ -11,9 +11,10 @@ from starlette.types import Message
 from serving.app import behind_middleware, create_app
 from serving.request.body import replay
 from serving.runtime import start_service
-from serving.settings import Settings
+from serving.settings import VARIABLES, Settings
 from sparsehub.errors import UnhealthyError, UnknownTaskError
 from sparsehub.extras import require
+from sparsehub.settings import errors_named
 from sparsehub.task_ref import parse_model
 
 serve = require("ray.serve", "ray")
@@ -24,7 +25,8 @@ class Replica:
     """The deployment that the ingress calls. tasks: that it has ready at once; 0 is no bound."""
 
     def __init__(self, settings: Settings, tasks: int):
-        self._running = start_service(settings)
+        with errors_named(VARIABLES):
+            self._running = start_service(settings)
         app = create_app()
         app.state.service = self._running.service
         self._app, self._ready = behind_middleware(app), _ready(tasks)

@@ -46,7 +46,7 @@ def open_checkpoint(reference: str, revision: str | None = None) -> Checkpoint:
 
     Raises `BackboneError` where nothing is found or where the weights are not safetensors.
     """
-    folder, found_revision = _locate(reference, revision)
+    folder, found_revision = find_checkpoint(reference, revision)
     digests: dict[str, str] = {}
     stored: Counter[str] = Counter()
     for file in weight_files(folder):
@@ -66,7 +66,11 @@ def _entries(path: Path) -> Mapping[str, TensorEntry]:
         raise BackboneError(f"{path} cannot be read", found=str(error)) from error
 
 
-def _locate(reference: str, revision: str | None) -> tuple[Path, str]:
+def find_checkpoint(reference: str, revision: str | None = None) -> tuple[Path, str]:
+    """The folder of a checkpoint, downloaded where it is not here, and its commit; of its weights nothing is read.
+
+    Raises `BackboneError`.
+    """
     folder = Path(reference).expanduser()
     if folder.is_dir():
         return folder.resolve(), ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -35,17 +34,21 @@ def _serve(
     require("fastapi", "serve")
     if given.get("console"):
         require("gradio", "console")
-    from serving.settings import Settings, settings_from
-    from sparsehub.settings import PREFIX, Naming, flag_of
+    from serving.preflight import check_address, check_settings
+    from serving.settings import FLAGS, STARTED_BY, settings_from
+    from sparsehub.settings import PREFIX, errors_named
 
     if host not in LOOPBACK and "keys" not in given and not given.get("open"):
         raise UsageError(
             f"{host} is open to the network, and this endpoint would ask nobody for a key",
             fix="give --keys FILE (make one: sparsehub keys add FILE NAME), or --open where something else guards it",
         )
-    settings = settings_from(given, Naming("serve", partial(flag_of, Settings)))
+    settings = settings_from(given, FLAGS)
+    address = check_address(host, port)
+    with errors_named(FLAGS):
+        check_settings(settings)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k == "SPARSEHUB_CACHE"}
-    environment = {"BENTOML_DO_NOT_TRACK": "True", **inherited, **settings.to_environment()}
-    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
+    environment = {"BENTOML_DO_NOT_TRACK": "True", **inherited, **settings.to_environment(), STARTED_BY: "serve"}
+    command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", address, "--port", str(port)]
     sys.stdout.flush()
     os.execve(sys.executable, command, environment)

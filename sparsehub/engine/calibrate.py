@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -16,32 +16,63 @@ from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import TargetModules, sample_batch
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
 
-SECONDS = 1.5  # after so long no further forward is measured; the first two always are
+CALIBRATION_SECONDS = 10.0  # for all points together; a machine on which they take longer gets fewer of them
+FORWARD_SECONDS = 1.5  # after so long no further forward is measured; the first two always are
 DENSITY = 0.005  # of the patches that are measured
 MOST_ENTRIES = 1 << 20  # of one of them
 FORWARDS = ((1, 8), (1, 32), (4, 32), (16, 32), (32, 64))  # rows, tokens of each
 BATCHES = ((2, 2, 8), (2, 16, 16), (16, 16, 16))  # tasks, rows, tokens of each
 REPEATS = 3
+LONG = 0.5  # seconds; a run that takes longer is not repeated: what disturbs it is small beside it
 
 
 @torch.inference_mode()
 def measure_points(backbone: Backbone, targets: TargetModules, max_tokens: int) -> CalibrationPoints:
     """Measure forwards, switches and mixed batches; `BatchPlanner` makes its cost model of them.
 
-    The arena must hold the base weights, and holds them again afterwards. max_tokens: of one sequence.
+    The arena must hold the base weights, and holds them again afterwards. max_tokens: of one sequence. Points for
+    which `CALIBRATION_SECONDS` leave no time are left out, but for the few that the model cannot do without.
     """
-    end = time.monotonic() + SECONDS
-    forward: list[tuple[int, float]] = []
-    for rows, length in FORWARDS:
-        if len(forward) < 2 or time.monotonic() < end:
-            forward.append((rows * length, _forward_seconds(backbone, rows, min(length, max_tokens))))
+    end = time.monotonic() + CALIBRATION_SECONDS
+    forward = _forward_points(backbone, max_tokens)
     patches = [_random_patch(backbone, targets, share) for share in (1.0, 0.1)]
     switch = [(patch.nnz, _switch_seconds(backbone, patch)) for patch in patches]
-    return CalibrationPoints(_rising(forward), switch, _sparse_points(backbone, targets, patches, max_tokens))
+    batches = _batches_until(end, forward)
+    return CalibrationPoints(forward, switch, _sparse_points(backbone, targets, patches, batches, max_tokens))
+
+
+def _forward_points(backbone: Backbone, max_tokens: int) -> list[tuple[int, float]]:
+    """(tokens, seconds) of plain forwards, both rising: two at least, others while there is time and they are short."""
+    end = time.monotonic() + FORWARD_SECONDS
+    points: list[tuple[int, float]] = []
+    for rows, length in FORWARDS:
+        tokens = rows * length
+        if len(points) > 1 and (time.monotonic() > end or _expected(points, tokens) > FORWARD_SECONDS):
+            break
+        points.append((tokens, _forward_seconds(backbone, rows, min(length, max_tokens))))
+    return _rising(points)
+
+
+def _expected(points: Sequence[tuple[int, float]], tokens: int) -> float:
+    """Seconds of a forward, extrapolated from the largest one."""
+    return max(seconds for _, seconds in points) * tokens / max(count for count, _ in points)
+
+
+def _batches_until(end: float, forward: Sequence[tuple[int, float]]) -> Iterator[tuple[int, int, int]]:
+    """The mixed batches for which there is time until `end`, each when the one before was measured; one at least."""
+    for number, (tasks, rows, length) in enumerate(BATCHES):
+        pair = 2 * _expected(forward, rows * length)  # with and without its tasks
+        if number and time.monotonic() + pair * (1 if pair > LONG else REPEATS) > end:
+            return
+        yield tasks, rows, length
 
 
 def _sparse_points(
-    backbone: Backbone, targets: TargetModules, patches: Sequence[Patch], max_tokens: int
+    backbone: Backbone,
+    targets: TargetModules,
+    patches: Sequence[Patch],
+    batches: Iterable[tuple[int, int, int]],
+    max_tokens: int,
 ) -> list[tuple[int, float, float]]:
     """(tokens, work, seconds) of mixed batches; empty where nothing can be mixed."""
     if not targets.targets or not targets.uses:
@@ -52,7 +83,7 @@ def _sparse_points(
         if isinstance(adapter := make_adapter_weights(targets, backbone.arena, patch), AdapterWeights)
     ]
     points = []
-    for tasks, rows, length in BATCHES:
+    for tasks, rows, length in batches:
         length = min(length, max_tokens)
         bounds = [(slot, slot * rows // tasks, (slot + 1) * rows // tasks) for slot in range(tasks)]
         chosen = [slot % 2 for slot in range(tasks)]
@@ -82,7 +113,9 @@ def _extra_seconds(
     def plain() -> None:
         backbone.module(**batch)
 
-    pairs = [(_best_seconds(backbone, mixed, 1), _best_seconds(backbone, plain, 1)) for _ in range(REPEATS)]
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < REPEATS and not (pairs and sum(pairs[-1]) > LONG):
+        pairs.append((_best_seconds(backbone, mixed, 1), _best_seconds(backbone, plain, 1)))
     return max(0.0, min(m for m, _ in pairs) - min(p for _, p in pairs))
 
 
@@ -100,7 +133,7 @@ def _switch_seconds(backbone: Backbone, patch: Patch) -> float:
 
 
 def _best_seconds(backbone: Backbone, call: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The shortest of several runs of a call, with the GPU's work done."""
+    """The shortest of several runs of a call, with the GPU's work done; of a long one there is one run."""
     best = math.inf
     for _ in range(repeats):
         start = time.perf_counter()
@@ -108,6 +141,8 @@ def _best_seconds(backbone: Backbone, call: Callable[[], object], repeats: int =
         if backbone.device.type == "cuda":
             torch.cuda.synchronize(backbone.device)
         best = min(best, time.perf_counter() - start)
+        if best > LONG:
+            break
     return best
 
 

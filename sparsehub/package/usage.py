@@ -32,7 +32,7 @@ def usage_snippets(manifest: Manifest) -> UsageSnippets:
 def _shell(manifest: Manifest) -> tuple[str, ...]:
     """Names from the manifest are quoted: people paste these lines into a shell."""
     reference, backbone = f"{manifest.name}@{manifest.version}", shlex.quote(_one_line(manifest.backbone.id))
-    route, body = _request(manifest)
+    route, body = example_request(manifest.name, manifest.task)
     return (
         f"sparsehub serve --backbone {backbone} --hub HUB --task {reference}",
         f"curl localhost:3000/v1/{route} -H 'content-type: application/json' -d {shlex.quote(body)}",
@@ -54,12 +54,12 @@ def _python(manifest: Manifest) -> tuple[str, ...]:
     )
 
 
-def _request(manifest: Manifest) -> tuple[str, str]:
-    """The route that answers the task's rows, and a JSON body for it."""
-    if manifest.task.kind == TEXT_GENERATION:
-        return "completions", json.dumps({"model": manifest.name, "prompt": "...", "max_tokens": 64})
-    route = "score" if manifest.task.kind == REGRESSION else "classify"
-    return route, f'{{"model": "{manifest.name}", "input": {_rows(manifest.task)}}}'
+def example_request(model: str, task: TaskSpec) -> tuple[str, str]:
+    """The route below /v1 that answers rows of a task, and a JSON body for it. model: what the task is called there."""
+    if task.kind == TEXT_GENERATION:
+        return "completions", json.dumps({"model": model, "prompt": "...", "max_tokens": 64})
+    route = "score" if task.kind == REGRESSION else "classify"
+    return route, f'{{"model": "{model}", "input": {_rows(task)}}}'
 
 
 def _rows(task: TaskSpec) -> str:

@@ -123,7 +123,7 @@ def test_wrong_usage_is_2_and_told_on_standard_error(run: Any, arguments: list[s
         (["verify", "nowhere", "--key", "a", "--certificate", "b"], "three policies"),
         (["verify", "nowhere", "--key", "a"], "trusts a file that is not there"),
         (["materialize", "trec", "--backbone", "b", "--out", "out"], "no package folder, and no hub is given"),
-        (["serve", "--backbone", "b"], "nothing to serve"),
+        (["serve", "--backbone", "./b"], "--backbone: there is no backbone folder ./b"),
         (["train", "--backbone", "b"], ""),
         (["extract", "./tuned", "--backbone", "./base", "--out", "out", "--name", "n"], "there is no backbone folder"),
         (["merge", "a", "b", "--out", "out", "--name", "n"], "no package folder, and no hub is given"),
@@ -183,6 +183,7 @@ def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkey
     monkeypatch.setenv("SPARSEHUB_QUEUE_ROWS", "5")
     monkeypatch.setenv("SPARSEHUB_CACHE", "/cache")
     monkeypatch.setenv("SPARSEHUB_POLICY", "policy.yaml")
+    monkeypatch.setattr("serving.preflight.check_settings", lambda settings: None)
     done = run("serve", "--backbone", "b", "--task", "x", "--task", "y@1", "--batch-rows", "3", "--port", "81")
     assert (done.code, done.err) == (0, "")
     ((_, command, environment),) = started
@@ -196,7 +197,7 @@ def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkey
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "nothing to serve; to do: set --hub or --task"),
+        (("--task", "x"), "--task: 'x' is no package folder, and no hub is given; to do: give --hub"),
         (("--hub", "h", "--queue-rows", "0"), "--queue-rows is out of range; found: 0; expected: at least 1"),
         (("--hub", "h", "--mode", "fast"), "--mode: unknown mode 'fast'"),
         (("--hub", "h", "--timeout", "0"), "--timeout must be above zero"),
@@ -210,6 +211,7 @@ def test_an_error_of_serve_names_the_flag(run: Any, flags: tuple[str, ...], mess
 def test_serving_the_network_needs_keys_or_a_word(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments[2]))
+    monkeypatch.setattr("serving.preflight.check_settings", lambda settings: None)
     serve = ("serve", "--backbone", "b", "--task", "x", "--host", "0.0.0.0")
     done = run(*serve)
     assert done.code == 2 and "0.0.0.0 is open to the network" in done.err and "--keys FILE" in done.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.settings import Settings
+from tests.support.endpoint_processes import ROOT, environment_in, free_port, is_left, running
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-START_SECONDS = 120
 STOP_SECONDS = 20
 
 
@@ -48,20 +45,6 @@ def hub(suite: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-def environment_in(folder: Path) -> dict[str, str]:
-    """The environment of a process that writes nothing outside a folder and calls nobody."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SPARSEHUB_", "BENTOML_"))}
-    own = {"BENTOML_HOME": folder / "bentoml", "SPARSEHUB_CACHE": folder / "cache", "TMPDIR": folder / "tmp"}
-    (folder / "tmp").mkdir()
-    return {
-        **kept,
-        **{key: str(path) for key, path in own.items()},
-        "BENTOML_DO_NOT_TRACK": "True",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-
-
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     return environment_in(tmp_path)
@@ -74,51 +57,6 @@ def endpoint(hub: Path, tiny_tasks: Any, tmp_path_factory: pytest.TempPathFactor
     command = [sys.executable, "-m", "sparsehub", "serve", "--backbone", str(tiny_tasks.folder), "--hub", str(hub)]
     with running([*command, "--port", str(port)], environment_in(folder), folder, port) as (process, client):
         yield Endpoint(port, process, client)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@contextmanager
-def running(command: list[str], environment: Mapping[str, str], folder: Path, port: int) -> Iterator[Any]:
-    """A started process and a client of it, once it is ready; both are gone afterwards."""
-    log = folder / "server.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env=dict(environment), cwd=folder, stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
-            _wait_until_ready(process, client, log)
-            yield process, client
-    finally:
-        if _left(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"it never became ready:\n{log.read_text()}")
-
-
-def _left(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def check_answers(client: httpx.Client, tiny_tasks: Any, suite: Mapping[str, Path]) -> None:
@@ -160,9 +98,9 @@ def check_end(process: subprocess.Popen[bytes], port: int) -> None:
 def check_gone(process: subprocess.Popen[bytes], port: int) -> None:
     process.wait(STOP_SECONDS)
     end = time.monotonic() + 5
-    while _left(process.pid) and time.monotonic() < end:
+    while is_left(process.pid) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not _left(process.pid), "a process stayed behind"
+    assert not is_left(process.pid), "a process stayed behind"
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
 

@@ -44,11 +44,10 @@ def test_a_time_limit_that_means_nothing_is_refused(text: str) -> None:
         read_settings({**ENOUGH, "SPARSEHUB_TIMEOUT": text})
 
 
-def test_without_a_backbone_or_a_source_of_tasks_nothing_starts() -> None:
+def test_without_a_backbone_nothing_starts() -> None:
     with pytest.raises(UsageError, match="no backbone is set; to do: set SPARSEHUB_BACKBONE"):
         read_settings({"SPARSEHUB_HUB": "hub"})
-    with pytest.raises(UsageError, match="nothing to serve; to do: set SPARSEHUB_HUB or SPARSEHUB_TASKS"):
-        read_settings({"SPARSEHUB_BACKBONE": "b", "SPARSEHUB_TASKS": ""})
+    assert read_settings({"SPARSEHUB_BACKBONE": "b", "SPARSEHUB_TASKS": ""}) == Settings("b"), "it serves alone"
 
 
 def test_every_setting_comes_back_from_its_variable() -> None:

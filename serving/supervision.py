@@ -1,0 +1,107 @@
+"""The life of a worker under BentoML: one that cannot start ends the service, one that crashes is started again.
+
+BentoML's process manager starts a worker again whenever it ends, for ever. So the manager's process keeps a record of
+starts (`supervise`), and a worker that fails, or that is one start too many, writes why and ends the manager.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from serving.settings import STARTS
+from sparsehub.errors import EngineError, SparsehubError
+
+log = logging.getLogger("sparsehub")
+RESTARTS, WINDOW_SECONDS = 5, 600.0  # so many within this time, and the service ends
+EXIT_ERROR = 2
+_STARTS_FILE, _FAILED_FILE = "starts", "failed"
+
+
+def supervise() -> None:
+    """Keep a record of the workers' starts; once, in the process that is to start them."""
+    folder = Path(tempfile.mkdtemp(prefix="sparsehub-starts-"))
+    os.environ[STARTS] = str(folder)  # the workers inherit it
+    atexit.register(_finish, folder, os.getpid())
+
+
+def _finish(folder: Path, process: int) -> None:
+    """The manager ends well whatever its workers did: here its exit code says so."""
+    if os.getpid() != process:  # a fork of it
+        return
+    failed = (folder / _FAILED_FILE).exists()
+    shutil.rmtree(folder, ignore_errors=True)
+    if failed:
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(EXIT_ERROR)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """An error of ours inside is one line on standard error, and the end of this process with exit code 2."""
+    try:
+        yield
+    except SparsehubError as error:
+        _write_error(str(error))
+        raise SystemExit(EXIT_ERROR) from error
+
+
+@contextmanager
+def starting_worker() -> Iterator[None]:
+    """A worker starts inside; where it cannot, the reason is one line on standard error, and the service ends.
+
+    Where nobody keeps a record, for instance in a notebook, errors are raised as they are.
+    """
+    folder = os.environ.get(STARTS)
+    if folder is None:
+        yield
+        return
+    try:
+        _note_start(Path(folder))
+        yield
+    except SparsehubError as error:
+        _end_service(Path(folder), str(error))
+    except Exception as error:
+        log.exception("the worker could not start")
+        _end_service(Path(folder), f"the worker could not start: {type(error).__name__}: {error}")
+
+
+def _note_start(folder: Path) -> None:
+    """Raises `EngineError` where workers were started too often."""
+    file, now = folder / _STARTS_FILE, time.time()
+    times = [float(line) for line in file.read_text().split()] if file.exists() else []
+    recent = [then for then in times if now - then < WINDOW_SECONDS]
+    file.write_text("\n".join(str(then) for then in [*recent, now]))
+    if len(recent) > RESTARTS:
+        raise EngineError(
+            f"the worker ended {len(recent)} times within {WINDOW_SECONDS / 60:g} minutes",
+            fix="look above for why: a killed process is often one that ran out of memory",
+        )
+    if recent:
+        log.warning("the worker ended and is started again, %d of %d times", len(recent), RESTARTS)
+
+
+def _end_service(folder: Path, reason: str) -> NoReturn:
+    """End the manager before it starts another worker, then this process."""
+    _write_error(reason)
+    with suppress(OSError):
+        (folder / _FAILED_FILE).write_text(reason)
+    os.kill(os.getppid(), signal.SIGTERM)
+    logging.shutdown()
+    os._exit(EXIT_ERROR)
+
+
+def _write_error(reason: str) -> None:
+    sys.stderr.write(f"error: {' '.join(reason.split())}\n")
+    sys.stderr.flush()
