@@ -16,7 +16,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)
-	rm -rf demo-run
 	$(BIN)/sparsehub demo
 
 # A worker for each core: a test file stays with one worker, which has its fixtures.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,9 +22,11 @@ import typer
 from sparsehub.cli.output import console, errors, progress, show_table
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
+from sparsehub.files import write_file
 from sparsehub.package.units import size_text
 from sparsehub.task_ref import parse_model
 
+PACKAGES, HUB = "packages", "hub"  # in the demo's folder
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 SHOWN_ROWS = 4  # answers printed per task
 START_SECONDS = 120
@@ -49,24 +52,29 @@ TASKS = (
 
 def demo(
     data: Annotated[Path, typer.Option(help="The folder with the demo's data sets.")] = Path("examples/support"),
-    out: Annotated[Path, typer.Option(help="A new folder for packages and hub.")] = Path("demo-run"),
+    out: Annotated[
+        Path, typer.Option(help="The folder for packages and hub; what an earlier demo trained there is kept.")
+    ] = Path("demo-run"),
     backbone: Annotated[str, typer.Option(help="A folder or an id of the Hugging Face Hub.")] = BACKBONE,
     port: Annotated[int, typer.Option(help="The port of the endpoint, on 127.0.0.1.")] = 3000,
 ) -> None:
     """Train three tasks, publish them, serve them from one backbone and ask them things."""
     require("bentoml", "demo")
     require("datasets", "demo")
+    from serving.preflight import check_address
+
     if not (data / TASKS[0].name).is_dir():
         raise UsageError(f"there is no demo data in {data}", fix="run it in a clone of sparsehub, or give --data")
-    if out.exists():
-        raise UsageError(f"{out} exists already", fix="remove it, or give another --out")
+    if out.exists() and any(out.iterdir()) and not (out / PACKAGES).is_dir():
+        raise UsageError(f"{out} is not the folder of a demo", fix="remove it, or give another --out")
+    check_address("127.0.0.1", port)  # now, and not minutes later
     began = time.monotonic()
     _heading(1, f"train three tasks on one backbone, {backbone}")
     packages = [_train(task, data, out, backbone) for task in TASKS]
-    _heading(2, f"publish them to a hub, the folder {out / 'hub'}")
-    _publish(packages, out / "hub")
+    _heading(2, f"publish them to a hub, the folder {out / HUB}")
+    _publish(packages, out / HUB)
     _heading(3, f"serve all three from one copy of the backbone, on 127.0.0.1:{port}")
-    with _endpoint(backbone, out / "hub", port) as url:
+    with _endpoint(backbone, out / HUB, port) as url:
         answers = _ask(url, data)
     _show_answers(answers)
     _heading(4, "what it costs")
@@ -79,9 +87,11 @@ def _heading(number: int, text: str) -> None:
 
 
 def _train(task: DemoTask, data: Path, out: Path, backbone: str) -> Path:
+    from sparsehub.package import read_manifest
     from sparsehub.training import TrainConfig, train
+    from sparsehub.training.run import run_identity
 
-    folder = out / "packages" / task.name
+    folder = out / PACKAGES / task.name
     fields = ",".join(task.text)
     console.print(
         f"\n[dim]$[/] sparsehub train --backbone {backbone} --kind {task.kind} --name {task.name} "
@@ -101,11 +111,25 @@ def _train(task: DemoTask, data: Path, out: Path, backbone: str) -> Path:
         validation=str(data / task.name / "validation.jsonl"),
         test=str(data / task.name / "test.jsonl"),
     )
-    manifest = train(config, report=progress).manifest
+    record, identity = folder.with_name(f"{task.name}.identity"), run_identity(config)
+    if folder.exists() and record.is_file() and record.read_text() == identity:
+        progress("trained by an earlier demo with these settings and this data: kept")
+    else:
+        _forget(folder, out / HUB)
+        train(config, report=progress)
+        write_file(record, identity.encode())
+    manifest = read_manifest(folder)
     metric = manifest.task.metrics[0]
     reached, baseline = manifest.metrics["test"][metric], manifest.metrics["test (majority)"][metric]
     console.print(f"[green]test {metric} {reached:.3f}[/] [dim](always the commonest answer: {baseline:.3f})[/]")
     return folder
+
+
+def _forget(folder: Path, hub: Path) -> None:
+    """Drop a package of an earlier demo, and the hub, in which its version is taken."""
+    for place in (folder, hub):
+        if place.exists():
+            shutil.rmtree(place)
 
 
 def _publish(packages: list[Path], hub: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -95,7 +96,10 @@ class PackageHub:
         raises `VersionExistsError` where the version is another package's already, and `FormatError` for a folder
         that is not a valid package.
         """
-        upload = _validated_upload(Path(folder), name, version)
+        with tempfile.TemporaryDirectory(prefix="sparsehub-publish-") as scratch:
+            return self._publish(_validated_upload(Path(folder), name, version, Path(scratch)), progress)
+
+    def _publish(self, upload: Upload, progress: Progress | None) -> Resolved:
         manifest = upload.manifest
         resolved = Resolved(manifest.name, manifest.version, manifest.digest)
         with suppress(NotFoundError):  # a taken version is refused early; no hub yet is fine
@@ -212,8 +216,11 @@ def _is_higher(version: str, other: str) -> bool:
     return version != other and highest([version, other]) == version
 
 
-def _validated_upload(folder: Path, name: str | None, version: str | None) -> Upload:
-    """Validate a package folder; returns it with its manifest under the name and version to publish."""
+def _validated_upload(folder: Path, name: str | None, version: str | None, scratch: Path) -> Upload:
+    """Validate a package folder; returns it with its manifest under the name and version to publish.
+
+    scratch: an empty folder for what says another name or version than the package's own.
+    """
     from sparsehub.package import rename_package, validate_package
     from sparsehub.package.manifest import SIGNATURE_FILE
 
@@ -225,9 +232,11 @@ def _validated_upload(folder: Path, name: str | None, version: str | None) -> Up
     manifest = rename_package(original, name=name, version=version)
     check_tag(manifest.version)
     path = folder / SIGNATURE_FILE
-    if not os.path.lexists(path):
-        return Upload(folder, manifest, None)
-    if manifest != original:
+    if manifest == original:
+        return Upload(folder, manifest, path.read_bytes() if os.path.lexists(path) else None)
+    if os.path.lexists(path):
         fix = f"publish it as {original.name}@{original.version}, or remove {SIGNATURE_FILE}"
         raise UsageError("a signed package cannot be renamed: the signature would not fit", fix=fix)
-    return Upload(folder, manifest, path.read_bytes())
+    from sparsehub.package.writer import rename_into  # lazy: torch, which nothing else of publishing needs
+
+    return Upload(scratch, rename_into(scratch, folder, manifest), None)

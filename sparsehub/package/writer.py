@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sparsehub.delta import Delta, delta_bytes
-from sparsehub.deltafile import DELTA_FILE
+from sparsehub.deltafile import DELTA_FILE, StoredDelta
 from sparsehub.errors import ManifestError
 from sparsehub.files import new_folder, sha256_file
 from sparsehub.package.card import render_card
@@ -60,18 +60,46 @@ def finalize_package(folder: Path, draft: Manifest) -> Manifest:
     its values: reading it back would take the memory that was saved by streaming it. Every reader validates it anew.
     """
     known = dataclasses.replace(draft, files=file_records(folder.iterdir()))
+    manifest = _with_card(folder, known, _small_delta(folder, known))
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def rename_into(folder: Path, package: Path, manifest: Manifest) -> Manifest:
+    """Lay out a package under another name or version, that of `manifest`, in the empty folder `folder`: links to the
+    files of `package`, its card and pictures anew, since they say name and version. Returns the manifest of that.
+
+    The manifest is not written. A package without a card keeps having none.
+    """
+    kept = {name: record for name, record in manifest.files.items() if not _names_package(name)}
+    for name in kept:
+        (folder / name).symlink_to((package / name).absolute())
+    if CARD_FILE not in manifest.files:
+        return dataclasses.replace(manifest, files=kept)
+    drawn = len(kept) + 1 < len(manifest.files)
+    known = dataclasses.replace(manifest, files=kept)
+    return _with_card(folder, known, _small_delta(package, known) if drawn else None, drawn)
+
+
+def _names_package(file: str) -> bool:
+    """Whether a file of a package shows its name and version."""
+    return file == CARD_FILE or file.endswith(".png")
+
+
+def _small_delta(folder: Path, known: Manifest) -> StoredDelta | None:
     stored = known.files.get(DELTA_FILE)
     small = stored is not None and stored.size <= WHOLE_BYTES
-    delta = validate_stored_delta(read_file(folder, DELTA_FILE, known.files[DELTA_FILE]), known) if small else None
+    return validate_stored_delta(read_file(folder, DELTA_FILE, known.files[DELTA_FILE]), known) if small else None
+
+
+def _with_card(folder: Path, known: Manifest, delta: StoredDelta | None, drawn: bool = True) -> Manifest:
+    """Write card and pictures beside the files that a manifest records; returns it with their records."""
     summary = summarize(known)
-    pictures = draw_pictures(summary, delta)
+    pictures = draw_pictures(summary, delta) if drawn else {}
     beside = {**pictures, CARD_FILE: render_card(summary, pictures).encode()}
     for name, data in beside.items():
         (folder / name).write_bytes(data)
-    records = {**known.files, **file_records(folder / name for name in beside)}
-    manifest = dataclasses.replace(draft, files=records)
-    write_manifest(folder, manifest)
-    return manifest
+    return dataclasses.replace(known, files={**known.files, **file_records(folder / name for name in beside)})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsehub.errors import DataError, FormatError, UsageError
+from sparsehub.errors import DataError, FormatError, SparsehubError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
 from sparsehub.package import Manifest, read_manifest, write_package
 from sparsehub.package.manifest import FORMAT_VERSION
@@ -25,6 +27,7 @@ from sparsehub.training.sources import source_digest, source_name
 from sparsehub.training.trainer import last_checkpoint
 
 RUN_FILE = "run.json"
+FAILED_FILE = "failed"  # marks a run that ended by an error, not by its user
 
 
 @dataclass(frozen=True)
@@ -61,44 +64,71 @@ def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda
             f"{config.method} adds layers to the model, and a package holds changes of the backbone's weights alone",
             fix="call `measure`, which trains it and writes no package",
         )
-    fitted, run, processes = _fit(config, restart, report)
-    if fitted.delta is None or not fitted.delta.nnz:
-        raise DataError(
-            "no weight changed, so there is nothing to package", fix="raise --density, --learning-rate or --epochs"
-        )
     out = Path(config.out)
-    aside = out.with_name(f"{out.name}-{config.method}") if fitted.aside else None
-    if processes.first:
-        manifest = _manifest(config, fitted)
-        write_package(out, manifest, fitted.delta, fitted.head)
-        _keep_aside(fitted, aside)
-        shutil.rmtree(run)
-        report(f"wrote {out}")
-    wait_for_all()
+    with _run_of(config, restart, report) as (run, processes):
+        fitted = fit(config, run, report=report)
+        if fitted.delta is None or not fitted.delta.nnz:
+            raise DataError(
+                "no weight changed, so there is nothing to package", fix="raise --density, --learning-rate or --epochs"
+            )
+        aside = out.with_name(f"{out.name}-{config.method}") if fitted.aside else None
+        if processes.first:
+            write_package(out, _manifest(config, fitted), fitted.delta, fitted.head)
+            _keep_aside(fitted, aside)
+            shutil.rmtree(run)
+            report(f"wrote {out}")
+        wait_for_all()
     return TrainResult(out, read_manifest(out), aside)
 
 
 def measure(config: TrainConfig, *, restart: bool = False, report: Report = lambda _: None) -> Measured:
     """Train with a method whose result no package can hold; `config.out` gets a folder with what was trained."""
-    fitted, run, processes = _fit(config, restart, report)
     out = Path(config.out)
-    if processes.first:
-        _keep_aside(fitted, out)
-        shutil.rmtree(run)
-    wait_for_all()
+    with _run_of(config, restart, report) as (run, processes):
+        fitted = fit(config, run, report=report)
+        if processes.first:
+            _keep_aside(fitted, out)
+            shutil.rmtree(run)
+        wait_for_all()
     return Measured(out, fitted.metrics, fitted.training)
 
 
-def _fit(config: TrainConfig, restart: bool, report: Report) -> tuple[Fitted, Path, Processes]:
+@contextmanager
+def _run_of(config: TrainConfig, restart: bool, report: Report) -> Iterator[tuple[Path, Processes]]:
+    """The folder in which a run keeps what it can go on with, for the time of the run.
+
+    Where the settings or the data are at fault, nothing of it is left. After Ctrl-C, and after a failure that a
+    repeated run may not meet (a full disk, no memory), what there is to go on with is left, and `report` says how.
+    """
     out = Path(config.out)
     if out.exists():
         raise UsageError(f"{out} exists already", fix="choose another --out or remove this one")
     processes = join_processes(device_named(config.device))
     run = out.absolute().parent / f".{out.name}.run"
+    resumed = False
     if processes.first:
         open_run(config, run, restart, report)
+        resumed = _has_begun(run)
     wait_for_all()
-    return fit(config, run, report=report), run, processes
+    try:
+        yield run, processes
+    except BaseException as error:
+        if processes.first and isinstance(error, SparsehubError) and not resumed:
+            shutil.rmtree(run, ignore_errors=True)
+        elif processes.first:
+            _leave(run, failed=isinstance(error, Exception), report=report)
+        raise
+
+
+def _leave(run: Path, *, failed: bool, report: Report) -> None:
+    """Keep of a run that ends early what the same run can go on with. failed: another run may drop it unasked."""
+    if not _has_begun(run):
+        shutil.rmtree(run, ignore_errors=True)
+        report("nothing is left of this run; the same command begins anew")
+        return
+    if failed:
+        (run / FAILED_FILE).touch()
+    report("the same command goes on where this one was; with --restart it begins anew")
 
 
 def _keep_aside(fitted: Fitted, place: Path | None) -> None:
@@ -114,11 +144,15 @@ def open_run(config: TrainConfig, folder: Path, restart: bool, report: Report) -
         shutil.rmtree(folder)
     record, identity = folder / RUN_FILE, run_identity(config)
     if record.is_file() and _has_begun(folder):
+        if _recorded(record) != identity and (folder / FAILED_FILE).exists():
+            report("dropping what is left of a run that failed with other settings or other data")
+            return open_run(config, folder, True, report)
         if _recorded(record) != identity:
             raise UsageError(
                 f"an interrupted run with other settings or other data is kept in {folder}",
                 fix="repeat its settings to go on with it, or give --restart to drop it",
             )
+        (folder / FAILED_FILE).unlink(missing_ok=True)
         report("going on with an interrupted run")
         return folder
     write_file(record, canonical_json({"identity": identity}))

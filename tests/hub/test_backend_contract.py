@@ -68,7 +68,11 @@ def test_publishing_under_another_name_and_version(backend, make_package, tmp_pa
     assert (published.name, published.version) == ("questions", "2.0")
     manifest = backend.hub.fetch(backend.hub.resolve("questions@2.0"), tmp_path / "fetched")
     assert (manifest.name, manifest.version) == ("questions", "2.0")
-    assert manifest.files == read_manifest(folder).files
+    stored = read_manifest(folder).files
+    assert {**manifest.files, "README.md": None} == {**stored, "README.md": None}
+    card = (tmp_path / "fetched" / "README.md").read_text()
+    assert "# questions 2.0\n" in card and "trec" not in card, "the card is of the package as it is published"
+    assert backend.hub.publish(folder, name="questions", version="2.0") == published, "the same again is fine"
     with pytest.raises(NotFoundError):
         backend.hub.resolve("trec")
 

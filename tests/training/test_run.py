@@ -239,6 +239,48 @@ def test_what_cannot_be_trained_leaves_no_package(
     with pytest.raises(error):
         train(dataclasses.replace(config, **changes))
     assert not Path(config.out).exists()
+    assert not Path(config.out).with_name(".out.run").exists(), "nothing that a user must know about"
+
+
+@pytest.mark.parametrize(("begun", "error"), [(True, KeyboardInterrupt), (True, MemoryError), (False, MemoryError)])
+def test_a_run_that_breaks_off_says_how_to_go_on(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, begun: bool, error: type[BaseException]
+) -> None:
+    said: list[str] = []
+
+    def broken(config: TrainConfig, run: Path, report: Any) -> None:
+        if begun:
+            begin(run)
+        raise error
+
+    monkeypatch.setattr("sparsehub.training.run.fit", broken)
+    with pytest.raises(error):
+        train(config, report=said.append)
+    run = Path(config.out).with_name(".out.run")
+    assert run.exists() == begun
+    assert said[-1].startswith("the same command goes on" if begun else "nothing is left of this run")
+    if begun:
+        other = dataclasses.replace(config, seed=1)
+        if error is KeyboardInterrupt:
+            with pytest.raises(UsageError, match="an interrupted run with other settings"):
+                open_run(other, run, restart=False, report=said.append)
+        else:
+            open_run(other, run, restart=False, report=said.append)
+            assert "dropping what is left of a run that failed" in said[-1]
+
+
+def test_an_error_of_a_run_that_goes_on_keeps_what_it_had(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path(config.out).with_name(".out.run")
+    open_run(config, run, restart=False, report=lambda _: None)
+    begin(run)
+    monkeypatch.setattr("sparsehub.training.run.fit", _no_backbone)
+    with pytest.raises(BackboneError):
+        train(config)
+    assert (run / "checkpoint-5").exists()
+
+
+def _no_backbone(config: TrainConfig, run: Path, report: Any) -> None:
+    raise BackboneError("the backbone cannot be fetched now")
 
 
 def begin(run: Path) -> None:
