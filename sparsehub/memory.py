@@ -1,4 +1,4 @@
-"""Return freed memory to the operating system, for training, selection and extraction."""
+"""Return freed memory to the operating system, for training, selection, extraction, and after large requests."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def return_freed_memory() -> None:
     step. Does nothing with other C libraries.
     """
     if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, LARGE)
-        library.malloc_trim(0)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
+        trim_memory()
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system once; what is allocated later is kept as before."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from serving.protocol.base import ApiModel
+from serving.protocol.request_model import check_fields
 
 # requests
 
@@ -16,6 +17,13 @@ class CatalogRequest(ApiModel):
 
     revision: int | None = None
     """The catalogue's, as the caller saw it; another one by now is 409."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_fields(cls, data: Any) -> Any:
+        """Raises `FieldError`."""
+        check_fields(data)
+        return data
 
 
 class CatalogTaskRequest(CatalogRequest):

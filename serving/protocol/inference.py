@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, SerializeAsAny, SkipValidation
 
 from serving.protocol.base import ApiModel
-from serving.protocol.request_model import RequestModel
+from serving.protocol.request_model import ListOf, RequestModel
 
 # requests
 
@@ -24,9 +24,9 @@ class InputTensor(InferenceModel):
     """One text field of the task, for all rows."""
 
     name: str = Field(max_length=300)
-    shape: list[int] = Field(min_length=1, max_length=4)
+    shape: ListOf[int] = Field(min_length=1, max_length=4)
     datatype: Literal["BYTES"]
-    data: list[str | list[str]]
+    data: ListOf[str | ListOf[str]]
     """Flat, or one list for each row."""
 
 
@@ -39,8 +39,8 @@ class RequestedOutput(InferenceModel):
 class InferenceRequest(InferenceModel):
     """Rows, field by field."""
 
-    inputs: list[InputTensor] = Field(min_length=1, max_length=64)
-    outputs: list[RequestedOutput] | None = None
+    inputs: ListOf[InputTensor] = Field(min_length=1, max_length=64)
+    outputs: ListOf[RequestedOutput] | None = None
     """Those that are wanted; all where none is named."""
     id: str | None = Field(None, max_length=300)
 

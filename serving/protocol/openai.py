@@ -9,7 +9,7 @@ from pydantic import Field
 
 from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
-from serving.protocol.request_model import FieldError, RequestModel, Values
+from serving.protocol.request_model import FieldError, ListOf, RequestModel, Values
 from sparsehub.engine import Sampling
 
 MOST_TEXTS = 128  # of one request: prompts times n
@@ -37,8 +37,8 @@ class GenerationRequest(RequestModel):
     top_p: float = 1.0
     n: int = Field(default=1, ge=1, le=MOST_TEXTS)
     """Texts for each prompt."""
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: str | ListOf[str] | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
@@ -53,9 +53,9 @@ class CompletionRequest(GenerationRequest):
     """A text to go on from."""
 
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.COMPLETION
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]]
     """A text, several, token ids, or several lists of token ids."""
-    max_tokens: int = 16
+    max_tokens: int = Field(16, lt=1 << 31)
     logprobs: int | None = Field(default=None, ge=0, le=5)
     """How many alternatives to return for each token."""
 
@@ -72,7 +72,7 @@ class RequestMessage(RequestModel):
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.MESSAGE
     role: str
     """One that the backbone's chat template knows."""
-    content: str | list[dict[str, Any]]
+    content: str | ListOf[dict[str, Any]]
     """A text, or a list of parts of type `text`."""
     name: str | None = None
     """Of who speaks, for chat templates that use it."""
@@ -91,10 +91,10 @@ class ChatCompletionRequest(GenerationRequest):
     """A conversation to answer."""
 
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.CHAT
-    messages: list[RequestMessage]
-    max_tokens: int | None = None
+    messages: ListOf[RequestMessage]
+    max_tokens: int | None = Field(None, lt=1 << 31)
     """The old name of `max_completion_tokens`."""
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | None = Field(None, lt=1 << 31)
     """As many as fit where neither is given."""
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import GetJsonSchemaHandler, model_validator
+from pydantic import FailFast, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -14,6 +14,20 @@ from sparsehub.errors import RequestError
 
 Values = tuple[Any, ...] | None
 """The values of a field that ask for nothing; None for a field that changes no answer, whatever it says."""
+
+
+class _FailFast(FailFast):
+    """pydantic's, in unions too: they want what they are made of hashable."""
+
+    __hash__ = object.__hash__
+
+
+Item = TypeVar("Item")
+ListOf = Annotated[list[Item], _FailFast()]
+"""A list in a request: the first item of the wrong type ends its validation, or a long list would have an error for
+each."""
+MOST_FIELDS = 100
+"""Of one object; more are no request, and every unknown one would be an error of its own."""
 
 
 class FieldError(RequestError):
@@ -38,9 +52,10 @@ class RequestModel(ApiModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, data: Any) -> Any:
-        """Raises `UnsupportedFieldError`."""
+        """Raises `FieldError` for too many fields, and `UnsupportedFieldError`."""
         if not isinstance(data, dict):
             return data
+        check_fields(data)
         given = {name: value for name, value in data.items() if value is not None or cls._needs(name)}
         for name in given.keys() & cls.neutral.keys():
             _check_neutral(name, given.pop(name), cls.neutral[name])
@@ -61,6 +76,13 @@ class RequestModel(ApiModel):
             properties[name] = _nullable(properties[name])
         properties.update({name: _described(values) for name, values in cls.neutral.items()})
         return schema
+
+
+def check_fields(data: Any) -> None:
+    """Raise `FieldError` for an object of more fields than any request has."""
+    if isinstance(data, dict) and len(data) > MOST_FIELDS:
+        name = next(iter(data))[:100]
+        raise FieldError(name, "an object has too many fields", found=len(data), expected=f"at most {MOST_FIELDS}")
 
 
 def _check_neutral(name: str, value: Any, values: Values) -> None:

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
 from serving.protocol.errors import FailedItem
-from serving.protocol.request_model import FieldError, RequestModel, Values
+from serving.protocol.request_model import FieldError, ListOf, RequestModel, Values
 
 if TYPE_CHECKING:
     from sparsehub.engine import TaskInfo
@@ -65,9 +65,9 @@ class ScoreRequest(TaskRequest):
 
     input: OptionalInputs = None
     """As for classify."""
-    text_1: str | list[str] | None = None
+    text_1: str | ListOf[str] | None = None
     """A single one is paired with every `text_2`."""
-    text_2: str | list[str] | None = None
+    text_2: str | ListOf[str] | None = None
 
 
 class RerankDocument(RequestModel):
@@ -81,7 +81,7 @@ class RerankRequest(TaskRequest):
 
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.RERANK
     query: str
-    documents: list[str | RerankDocument] = Field(min_length=1)
+    documents: ListOf[str | RerankDocument] = Field(min_length=1)
     top_n: int | None = Field(None, ge=1)
     """How many of the best to return; null for all."""
     return_documents: bool = True
@@ -92,7 +92,7 @@ class EmbeddingsRequest(TaskRequest):
     """Texts to give vectors to. `model` may also be the backbone."""
 
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.EMBEDDINGS
-    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    input: str | ListOf[str] | ListOf[TokenId] | ListOf[ListOf[TokenId]]
     """A text, several, token ids, or several lists of token ids, which are taken as they are: nothing is added."""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)

@@ -6,6 +6,7 @@ Plain ASGI: a middleware of Starlette's kind costs a task and two streams for ev
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -14,16 +15,17 @@ from opentelemetry.trace import get_current_span
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.auth.authenticator import ANONYMOUS, Caller, authorization, check_role, is_console, needed_for
+from serving.auth.authenticator import ANONYMOUS, CONSOLE, Caller, authorization, check_role, is_console, needed_for
 from serving.auth.keys import PREDICT
 from serving.auth.sign_in import refusal
-from serving.request.body import read_body, replay
+from serving.request.body import LARGE, check_structure, read_body, replay
 from serving.request.context import RequestContext, enter
 from serving.request.error_responses import failure
 from serving.request.logs import log_request
 from serving.request.service import Service
 from serving.request.tracing import describe
 from sparsehub.errors import SparsehubError
+from sparsehub.memory import trim_memory
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KNOWN = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # that BentoML answers, with no route of ours
@@ -47,7 +49,7 @@ class RequestMiddleware:
         service: Service = self._state.service
         headers = dict(scope["headers"])
         call = RequestContext(_request_id(headers.get(b"x-request-id")), ANONYMOUS, _host(scope, "client") or "local")
-        status = 0  # until there is an answer
+        status, body = 0, b""  # until there is an answer, and a body
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -61,7 +63,9 @@ class RequestMiddleware:
         try:
             call.caller = _authenticate(service, scope, headers)
             enter(call)
-            body = await read_body(service.settings, headers, receive)
+            if _takes_body(scope):
+                body = await read_body(service.settings, headers, receive)
+                check_structure(service.settings, body)
             await self._app(scope, replay(body, receive), send_with_headers)
         except SparsehubError as error:
             page = refusal(scope, headers, error) if service.settings.console else None
@@ -76,6 +80,15 @@ class RequestMiddleware:
             service.metrics.request(_route(scope), status or 500, call, seconds)
             service.finish(call)
             log_request(call, scope["method"], scope["path"], status or 500, seconds)
+            if len(body) > LARGE:
+                asyncio.get_running_loop().run_in_executor(None, trim_memory)
+
+
+def _takes_body(scope: Scope) -> bool:
+    """Whether a request's body is read. Of strangers it is only at the console's sign-in."""
+    return scope["method"] not in ("GET", "HEAD") and (
+        needed_for(scope["path"]) is not None or scope["path"].startswith(CONSOLE)
+    )
 
 
 def _authenticate(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Caller:

@@ -20,7 +20,7 @@ from serving.auth.authenticator import BACKBONE
 from serving.catalog.reconciler import Reconciler
 from serving.catalog.router import Routed, Router
 from serving.request.context import RequestContext, current_request
-from serving.request.limits import check_items, take_items, take_tokens
+from serving.request.limits import check_items, check_size, take_items, take_tokens
 from serving.request.metrics import Metrics
 from serving.settings import Settings
 from sparsehub.engine import Engine, Generation, PendingRequest, PreparedRequest, Sampling, TaskInfo
@@ -126,15 +126,16 @@ class Service:
             rows = inputs.rows(acquired.info)
             check_items(self.settings, len(rows))
             take_items(routed, len(rows))
+            sent = check_size(self.settings, rows)
             with self.engine.prepare(acquired, rows, truncate=truncate, timeout=self.settings.timeout) as prepared:
-                return self._submit(call, routed, prepared)
+                return self._submit(call, routed, prepared, sent)
 
     def _embed(
         self, call: RequestContext, routed: Routed, texts: Sequence[Any], truncate: bool | int
     ) -> PendingRequest[list[float]]:
-        timeout = self.settings.timeout
+        timeout, sent = self.settings.timeout, check_size(self.settings, texts)
         with self.engine.prepare(routed.model, texts, embed=True, truncate=truncate, timeout=timeout) as prepared:
-            return self._submit(call, routed, prepared)
+            return self._submit(call, routed, prepared, sent)
 
     def _generate(
         self,
@@ -144,14 +145,18 @@ class Service:
         samplings: Sequence[Sampling],
         listener: TextListener | None,
     ) -> list[Generation]:
+        check_size(self.settings, prompts)
         with self.engine.prepare_generation(routed.model, prompts, samplings, self.settings.timeout) as prepared:
             take_tokens(self.settings, call, routed, prepared.tokens)
             generations = self.engine.submit_generation(prepared, listener)
         call.count(prepared.task, len(generations), sum(len(generation.prompt) for generation in generations))
         return generations
 
-    def _submit(self, call: RequestContext, routed: Routed, prepared: PreparedRequest) -> PendingRequest[Any]:
-        take_tokens(self.settings, call, routed, prepared.tokens)
+    def _submit(
+        self, call: RequestContext, routed: Routed, prepared: PreparedRequest, sent: int
+    ) -> PendingRequest[Any]:
+        """sent: tokens that are charged at least, even where less is left after a cut."""
+        take_tokens(self.settings, call, routed, max(prepared.tokens, sent))
         pending = self.engine.submit(prepared)
         call.count(pending.task, len(pending.futures), pending.tokens)
         return pending

@@ -4,6 +4,7 @@ classification, each with its place in the text."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,10 +72,11 @@ def tagged_words(item: Any, answer: Prediction) -> list[TaggedWord]:
     Words that were cut off, where the request lets inputs be cut, have no entry.
     """
     text = next(iter(item.values())) if isinstance(item, dict) else item
+    places: Iterator[dict[str, Any]]  # taken one by one: what was cut off may be long
     if isinstance(text, str):
-        places = [{"word": m[0], "start": m.start(), "end": m.end()} for m in _WORD.finditer(text)]
+        places = ({"word": m[0], "start": m.start(), "end": m.end()} for m in _WORD.finditer(text))
     else:
-        places = [{"word": word} for word in text]
+        places = ({"word": word} for word in text)
     words: list[Any] = [{**place, **_label_of(word)} for place, word in zip(places, answer.words, strict=False)]
     return words  # which `TaggedText` checks
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsehub.engine.batch_rows import QueuedRow
 from sparsehub.engine.health import EngineHealth
+from sparsehub.engine.input_bounds import bounded_row, chunks
 from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Item, Scheduler
@@ -27,6 +28,8 @@ from sparsehub.package.manifest import (
 from sparsehub.package.texts import is_blank, is_broken
 
 Row = Mapping[str, Any]
+UNBOUNDED_CHARACTERS = 1024  # a row of fewer is tokenised as it is, before any bound is looked for
+TURN_SECONDS = 0.001
 
 
 class InputProcessor:
@@ -93,14 +96,33 @@ class InputProcessor:
         """Tokenise inputs; raises `RequestError`, which names the input that is wrong."""
         rows, limit = rows_of(task, inputs), self._limit(task, truncate)
         task = dataclasses.replace(task, max_length=limit)
-        try:
+        if sum(map(_characters, rows)) <= UNBOUNDED_CHARACTERS:  # as nearly all are
             with self._tokenizer_lock:
-                encoded = encode(task, self._tokenizer, rows, truncate=bool(truncate))
+                return self._encode_chunk(task, rows, 0, bool(truncate))
+        encoded: list[Encoded] = []
+        for chunk in chunks(rows):
+            if encoded:
+                time.sleep(TURN_SECONDS)  # a thread that waits for the tokenizer gets it now
+            with self._tokenizer_lock:
+                encoded += self._encode_chunk(task, chunk, len(encoded), bool(truncate))
+        return encoded
+
+    def _encode_chunk(self, task: TaskSpec, rows: Sequence[Row], first: int, truncate: bool) -> list[Encoded]:
+        """first: the place of the first of these rows in the request, for errors."""
+        limit = task.max_length
+        try:
+            bounded = [
+                bounded_row(task, self._tokenizer, row, place, truncate=truncate)
+                if _characters(row) > UNBOUNDED_CHARACTERS
+                else row
+                for place, row in enumerate(rows, first)
+            ]
+            encoded = encode(task, self._tokenizer, bounded, truncate=truncate)
         except DataError as error:
             raise RequestError(str(error)) from error
         if truncate and any(row.length > limit for row in encoded):
             raise RequestError("truncate_prompt_tokens leaves no room for the special tokens", found=limit)
-        check_length(encoded, limit)
+        check_length(encoded, limit, first)
         return encoded
 
     def _token_ids(self, task: TaskSpec, inputs: Sequence[Sequence[int]], truncate: bool | int) -> list[Encoded]:
@@ -141,6 +163,11 @@ def _are_token_ids(inputs: Sequence[Any]) -> bool:
     return lists and all(isinstance(token, int) and not isinstance(token, bool) for item in inputs for token in item)
 
 
+def _characters(row: Row) -> int:
+    """Of a row whose form was checked; a word counts one more, so that a list of empty ones is long too."""
+    return sum(len(value) if isinstance(value, str) else len(value) + sum(map(len, value)) for value in row.values())
+
+
 def rows_of(task: TaskSpec, inputs: Sequence[Any]) -> list[Row]:
     """One row per input: a string, two strings for a pair, or an object with the task's fields.
 
@@ -170,7 +197,7 @@ def _row(task: TaskSpec, item: Any, place: int) -> Row:
 def _checked(task: TaskSpec, row: Row, fields: Sequence[str], place: int) -> Row:
     if set(row) != set(fields):
         raise RequestError(
-            f"input {place} has other fields", found=", ".join(map(str, row)), expected=", ".join(fields)
+            f"input {place} has other fields", found=", ".join(map(str, row))[:300], expected=", ".join(fields)
         )
     for field in fields:
         value = row[field]
@@ -191,9 +218,9 @@ def check_text(what: str, text: str) -> None:
         raise RequestError(f"{what} is no text", found="half of a surrogate pair")
 
 
-def check_length(rows: Sequence[Encoded], limit: int) -> None:
-    """Raise `RequestError` for a row of more than `limit` tokens, or of none."""
-    for place, row in enumerate(rows):
+def check_length(rows: Sequence[Encoded], limit: int, first: int = 0) -> None:
+    """Raise `RequestError` for a row of more than `limit` tokens, or of none. first: the first row's place."""
+    for place, row in enumerate(rows, first):
         if row.length > limit:
             raise RequestError(
                 f"input {place} is too long",

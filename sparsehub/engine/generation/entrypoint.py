@@ -15,6 +15,7 @@ from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import end_tokens
 from sparsehub.engine.generation.packing import Packer
 from sparsehub.engine.generation.request import PreparedGeneration, Sampling
+from sparsehub.engine.input_bounds import check_prompt
 from sparsehub.engine.input_processor import check_text
 from sparsehub.engine.pending_request import AcquiredTask
 from sparsehub.errors import DataError, RequestError
@@ -60,8 +61,25 @@ def prepare_generation(
 
 
 def _encoded(generator: Generator, prompts: Sequence[Prompt]) -> list[list[int]]:
-    with generator.tokenizer_lock:
-        return [prompt_ids(generator.tokenizer, prompt) for prompt in prompts]
+    ids: list[list[int]] = []
+    for prompt in prompts:  # the tokenizer is free for others in between
+        with generator.tokenizer_lock:
+            _check_size(generator.tokenizer, prompt, generator.max_tokens)
+            ids.append(prompt_ids(generator.tokenizer, prompt))
+    return ids
+
+
+def _check_size(tokenizer: Any, prompt: Prompt, limit: int) -> None:
+    """Raise `RequestError` for a prompt of far more than `limit` tokens, before it is tokenised or rendered."""
+    if isinstance(prompt, str):
+        check_text("the prompt", prompt)
+        check_prompt(tokenizer, prompt, limit)
+        return
+    texts = [text for message in prompt if isinstance(message, Mapping) for text in message.values()]
+    said = "\n".join(text for text in texts if isinstance(text, str))
+    if said:
+        check_text("the prompt", said)
+        check_prompt(tokenizer, said, limit)
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
