@@ -156,11 +156,18 @@ def load_module(
 
 @torch.no_grad()
 def reload(backbone: Backbone) -> None:
-    """Read the checkpoint again into the arena, after its memory was damaged. Storage stays where it is."""
+    """Read the checkpoint again into the arena and the modules' buffers, after their memory was damaged. Storage stays
+    where it is."""
     dtype = next(name for name, value in _DTYPES.items() if value == backbone.dtype)
-    fresh = load_backbone(backbone.checkpoint, dtype=dtype, device=str(backbone.device)).parameters
+    fresh = load_backbone(backbone.checkpoint, dtype=dtype, device=str(backbone.device))
+    parameters, buffers = fresh.parameters, dict(fresh.whole.named_buffers())
+    for buffer in backbone.arena.buffers.values():
+        buffer.zero_()  # what lies between two parameters
     for name in backbone.arena.slots:
-        backbone.arena.view(name).copy_(fresh[name])
+        backbone.arena.view(name).copy_(parameters[name])
+    for name, buffer in backbone.whole.named_buffers():
+        if name in buffers and buffers[name].shape == buffer.shape:
+            buffer.copy_(buffers[name])
 
 
 def adopt(

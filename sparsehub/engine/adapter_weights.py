@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone import Arena, Slot
+from sparsehub.engine.checksum import checksum
 from sparsehub.engine.target_modules import CONV1D, TargetModule, TargetModules
+from sparsehub.errors import EngineError
 from sparsehub.kernels import ScaleShift, SparseChange, compress
 from sparsehub.kernels.sparse import for_gpu
 from sparsehub.patch import Patch, new_values
@@ -22,13 +24,25 @@ class AdapterWeights:
 
     # by target index: what a Linear or Embedding adds, or the scale and shift that a norm has instead of its own
     parts: Mapping[int, SparseChange | ScaleShift]
-    # [targets, ADDRESSES] int64 on the device: where kernels find the parts, or the backbone's own scales and shifts
+    # [targets, ADDRESSES] int64 in host memory: where kernels find the parts, or the backbone's own scales and shifts
     addresses: Tensor
+    digest: int  # of `addresses`, which is looked at before every use: a wild address would end the process
 
     @property
     def nbytes(self) -> int:
         """Bytes of device memory."""
         return sum(part.nbytes for part in self.parts.values()) + self.addresses.nbytes
+
+    @property
+    def table(self) -> Tensor:
+        """`addresses`, proved; raises `EngineError` where they are damaged."""
+        if checksum([self.addresses]) != self.digest:
+            raise EngineError("a task's address table in memory is damaged", fix="send the request again")
+        return self.addresses
+
+    def has_true_copies(self) -> bool:
+        """Whether what kernels' stand-ins have copied of the parts is still what the parts say."""
+        return all(part.has_true_copy() for part in self.parts.values() if isinstance(part, SparseChange))
 
 
 @dataclass(frozen=True)
@@ -46,19 +60,19 @@ def make_adapter_weights(targets: TargetModules, arena: Arena, patch: Patch) -> 
     """A patch cut up by target module, for mixed batches; or why it cannot be mixed (`TargetModules.why_not`)."""
     pieces = list(pieces_of(arena, patch))
     problem = targets.why_not({piece.slot for piece in pieces})
-    return problem or _by_target(targets, pieces, next(iter(arena.buffers.values())).device)
+    return problem or _by_target(targets, pieces)
 
 
-def _by_target(targets: TargetModules, pieces: Sequence[WeightSlice], device: torch.device) -> AdapterWeights:
+def _by_target(targets: TargetModules, pieces: Sequence[WeightSlice]) -> AdapterWeights:
     found: dict[int, dict[str, WeightSlice]] = {}
     for piece in pieces:
         for target, role in targets.uses[piece.slot]:
             found.setdefault(target.index, {})[role] = piece
     parts = {index: _part(targets.targets[index], roles) for index, roles in found.items()}
-    addresses = targets.base_addresses(device)
+    addresses = targets.base_addresses()
     for index, part in parts.items():
         addresses[index] = torch.tensor(part.addresses)
-    return AdapterWeights(parts, addresses)
+    return AdapterWeights(parts, addresses, checksum([addresses]))
 
 
 def pieces_of(arena: Arena, patch: Patch) -> Iterator[WeightSlice]:

@@ -10,7 +10,7 @@ from sparsehub.engine.cost_model import RowGroup
 from sparsehub.engine.resident import Resident
 from sparsehub.engine.scheduler import Item
 from sparsehub.engine.task_handle import TaskHandle
-from sparsehub.errors import CancelledError
+from sparsehub.errors import CancelledError, EngineError, SparsehubError
 from sparsehub.package.encoding import Encoded
 from sparsehub.package.heads import Head
 
@@ -87,7 +87,8 @@ def by_task(batch: Sequence[Item]) -> list[BatchPart]:
 def resident_rows(batch: Sequence[Item]) -> list[Item]:
     """The rows of a batch whose task is resident; the others are answered with an error.
 
-    Such a row was queued while its task's load failed, and is taken because another request has loaded the task since.
+    Such a row was queued while its task's load failed, and is taken because another request has loaded the task since;
+    or its task's weights were found damaged after it was taken, and are loaded again now.
     """
     able = []
     for item in batch:
@@ -95,5 +96,12 @@ def resident_rows(batch: Sequence[Item]) -> list[Item]:
         if handle is None or handle.resident is not None:
             able.append(item)
         else:
-            item.future.set_exception(handle.error or CancelledError(f"{handle.task.reference} is gone"))
+            item.future.set_exception(handle.error or _why_gone(handle))
     return able
+
+
+def _why_gone(handle: TaskHandle) -> SparsehubError:
+    name = handle.task.reference
+    if handle.loading:
+        return EngineError(f"the weights of {name} in memory were damaged; they are loaded again", fix="send it again")
+    return CancelledError(f"{name} is gone")

@@ -43,9 +43,8 @@ class Engine:
             engine.add(read_package("packages/trec"))
             print(engine.classify("trec", ["Who wrote Hamlet?"]).futures[0].result().label)
 
-    limits: of the queue and of a batch; observer: told of every batch; budgets: memory for tasks; mode: how batches
-    run, `auto`, or `swap` or `mixed` wherever that is possible; check_seconds: between two checks of a block of the
-    base weights, 0 for none; generation: what text generation may use.
+    limits: of queue and batch; observer: told of every batch; budgets: memory for tasks; mode: how batches run, `auto`,
+    `swap` or `mixed` where possible; check_seconds: between two looks at the weights, 0 for none; generation: limits.
     """
 
     def __init__(
@@ -66,6 +65,7 @@ class Engine:
         self._targets = targets = checked_targets(backbone)
         self._loader = TaskLoader(backbone, targets, self.arena, self.tokenizer.pad_token_id)
         self._residency = Residency(budgets or Budgets(), self._loader, self.arena)
+        self.arena.watch(targets, self._residency)
         self._planner = BatchPlanner(self.arena, backbone, targets, self.max_tokens)
         self.mode = mode
         lanes = LanePolicy(self._residency, self._planner, mixes=bool(targets.uses))

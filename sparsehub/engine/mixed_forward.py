@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsehub import kernels
 from sparsehub.engine.adapter_weights import AdapterWeights
+from sparsehub.engine.checksum import checksum
 from sparsehub.engine.target_modules import (
     CONV1D,
     EMBEDDING,
@@ -27,6 +28,7 @@ from sparsehub.engine.target_modules import (
     TargetModules,
     with_weight,
 )
+from sparsehub.errors import EngineError
 
 Bounds = Sequence[tuple[int, int, int]]
 
@@ -59,6 +61,7 @@ class MixedBatch:
         if outputs and outputs[-1][2] < self.rows:
             self._segments[outputs[-1][2]] = kernels.segments_of(outputs)
         self._tables = _tables(targets, adapters)
+        self._digest = checksum([self._tables])
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(targets.targets) else 0
 
     def segments(self, tokens: int) -> kernels.Segments:
@@ -83,7 +86,10 @@ class MixedBatch:
 
     @contextmanager
     def on_model(self) -> Iterator[None]:
-        """Inside, the backbone's changed targets have this batch's forward."""
+        """Inside, the backbone's changed targets have this batch's forward. Raises `EngineError` where the batch's
+        address tables, which text generation keeps for many steps, are damaged."""
+        if checksum([self._tables]) != self._digest:
+            raise EngineError("a mixed batch's address tables in memory are damaged", fix="send the request again")
         self._touched = set().union(*(adapter.parts for adapter in self.adapters if adapter is not None))
         modules = {index: self.targets.targets[index].module for index in self._touched}
         try:
@@ -99,10 +105,10 @@ class MixedBatch:
 
 
 def _tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
-    """[targets, slots, ADDRESSES] int64: where the change of every target is for every slot."""
-    device = next(adapter.addresses.device for adapter in adapters if adapter is not None)
-    base = targets.base_addresses(device) if None in adapters else None
-    return torch.stack([base if adapter is None else adapter.addresses for adapter in adapters], dim=1)  # type: ignore[misc]
+    """[targets, slots, ADDRESSES] int64 on the device: where the change of every target is for every slot."""
+    base = targets.base_addresses() if None in adapters else None
+    tables: Tensor = torch.stack([base if a is None else a.table for a in adapters], dim=1)  # type: ignore[misc]
+    return tables.to(targets.device)
 
 
 class _Parts(Sequence[Any]):

@@ -16,7 +16,7 @@ from sparsehub.engine.cost_model import SWAP
 from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.engine.stats import BatchObserver, BatchReport, BatchShare
 from sparsehub.engine.task_handle import TaskHandle
-from sparsehub.errors import RequestError, SparsehubError, StoppingError, UnhealthyError
+from sparsehub.errors import NotFiniteError, RequestError, SparsehubError, StoppingError, UnhealthyError
 from sparsehub.package.encoding import Encoded
 
 IDLE_SECONDS = 0.5  # how often an idle model thread looks whether it should end
@@ -85,27 +85,33 @@ class ModelLoop:
     def step(self, timeout: float | None) -> bool:
         """Take the next batch, keep the rows whose tasks are resident, run it, answer. False where nothing came within
         `timeout` seconds."""
-        taken = self._scheduler.next_batch(timeout)
         self._arena.check_if_due()
-        if not (batch := resident_rows(taken)):
-            return bool(taken)
+        taken = self._scheduler.next_batch(timeout)
         start = time.monotonic()
-        report = _answer(self._run(batch))
+        if (done := self._run(taken)) is None:
+            return bool(taken)
+        report = _answer(done)
         self._scheduler.note(report.tokens, time.monotonic() - start)
         if self._observer is not None:
             self._observer.observe(report)
         return True
 
-    def _run(self, batch: Sequence[Item]) -> _FinishedBatch:
-        """Run a batch in the way that the planner chooses."""
+    def _run(self, taken: Sequence[Item]) -> _FinishedBatch | None:
+        """Run the rows whose tasks are resident in the way that the planner chooses; None where there are none."""
+        if not taken:
+            return None
         _ = self._planner.costs  # measured before the lock is taken, which measuring takes itself
         clock = Clock()
-        with self._arena.lock:
+        with self._arena.lock:  # from here on no task is taken away, not even one whose weights are damaged
+            if not (batch := resident_rows(taken)):
+                return None
             moves = self._arena.swap.moves
             parts = sorted(by_task(batch), key=lambda part: self._planner.position(part.rows))
             plan = self._planner.plan([part.rows for part in parts])
             results = self._results(plan, parts, clock)
             self._arena.note_active([h for i in batch if (h := i.payload.handle) is not None])
+            if any(isinstance(result, NotFiniteError) for part in results for result in part):
+                self._arena.suspect()
             return _FinishedBatch(plan, parts, results, clock, self._arena.swap.moves - moves)
 
     def _results(self, plan: ExecutionPlan, parts: Sequence[BatchPart], clock: Clock) -> list[list[Any]]:

@@ -10,35 +10,17 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 from sparsehub.engine.arena_manager import ArenaManager
+from sparsehub.engine.host_tier import HostTier
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.stats import TaskStatus
-from sparsehub.engine.task_handle import Budgets, TaskHandle, Usage
-from sparsehub.engine.task_loader import TaskLoader
+from sparsehub.engine.task_handle import Budgets, ResidencyListener, TaskHandle, Usage
+from sparsehub.engine.task_loader import TaskLoader, load_error
 from sparsehub.engine.task_registry import Task, TaskInfo
-from sparsehub.errors import DeltaError, EngineError, RequestError, SparsehubError, StoppingError, UsageError
+from sparsehub.errors import EngineError, SparsehubError, StoppingError
 
 WAIT_SECONDS = 0.1  # between two looks whether something can be evicted
-
-
-def _why(task: Task, error: Exception) -> SparsehubError:
-    """The error for the rows of a task that could not be loaded. A disk without room or a policy that cannot be read
-    is an error of the engine's operator, and not of the caller; what a caller has composed is the caller's."""
-    if task.composed and isinstance(error, DeltaError):
-        return RequestError(error.problem, found=error.found, expected=error.expected, fix=error.fix)
-    if isinstance(error, SparsehubError) and not isinstance(error, UsageError):
-        return error
-    found = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-    return EngineError(f"{task.reference} cannot be loaded", found=found[:500])
-
-
-class ResidencyListener(Protocol):
-    """What `Residency` tells about loads; `ModelLoop` and `Generator`, whose rows wait for them."""
-
-    def task_loaded(self, handle: TaskHandle) -> None:
-        """A task is ready, or could not be loaded (`handle.error`). Called without a lock, in any thread."""
 
 
 class Residency:
@@ -54,10 +36,10 @@ class Residency:
         self._listeners: list[ResidencyListener] = []
         self._changed = threading.Condition()
         self._handles: OrderedDict[str, TaskHandle] = OrderedDict()  # by digest, least recently used first
-        self._hosts: OrderedDict[str, HostTask] = OrderedDict()
+        self._hosts = HostTier(budgets.host_bytes)
         self._infos: dict[str, TaskInfo] = {}
         self._closed = False
-        self._device_bytes = self._host_bytes = 0
+        self._device_bytes = 0
         self._hits = self._misses = self._loads = self._evictions = 0
         self._threads = ThreadPoolExecutor(budgets.loaders, thread_name_prefix="sparsehub-load")
 
@@ -132,15 +114,15 @@ class Residency:
 
     def admit(self, task: Task, host: HostTask) -> Resident:
         """Put a task that the caller has read on the device now, pinned: there is nowhere to read it from again."""
-        resident = self._loader.place(host)
         with self._changed:
             handle = self._handles.setdefault(task.digest, TaskHandle(task, self))
-            if handle.resident is None:
-                self._make_room(resident.nbytes, handle)
-                self._settle(handle, resident)
-            handle.pinned = True
-            assert handle.resident is not None  # just settled
-            return handle.resident
+            handle.references += 1
+        try:
+            self._place(host, handle)
+        finally:
+            self.release(handle)
+        handle.pinned = True
+        return handle.wait()
 
     def forget(self, digest: str) -> None:
         """Drop a task that is no longer served, now or with its last reference."""
@@ -150,9 +132,29 @@ class Residency:
                 handle.pinned, handle.unwanted = False, True
                 if not handle.references and not handle.loading:
                     self._drop(handle)
-            host = self._hosts.pop(digest, None)
-            self._host_bytes -= host.nbytes if host is not None else 0
+            self._hosts.forget(digest)
             self._infos.pop(digest, None)
+
+    def on_device(self) -> list[TaskHandle]:
+        """The handles of the tasks that are ready, without references; `ArenaManager` looks at their weights."""
+        with self._changed:
+            return [handle for handle in self._handles.values() if handle.resident is not None]
+
+    def reload(self, handle: TaskHandle) -> None:
+        """Read a task again whose weights in memory are damaged, from its package; its rows wait for that. One that
+        nobody needs now is dropped. The arena's lock is held: no batch runs, and its patch is not applied."""
+        with self._changed:
+            if handle.resident is None or self._handles.get(handle.task.digest) is not handle:
+                return
+            self._hosts.forget(handle.task.digest)  # on a CPU it is the same memory
+            if self._closed or not (handle.references or handle.pinned):
+                self._drop(handle)
+                return
+            self._device_bytes -= handle.resident.nbytes
+            handle.loading = True
+            handle.ready.clear()
+            handle.resident = None
+            self._threads.submit(self._load, handle)
 
     def status(self, task: Task) -> TaskStatus:
         """Where a task is, and what it takes."""
@@ -182,7 +184,7 @@ class Residency:
             on_device = sum(handle.resident is not None for handle in self._handles.values())
             return Usage(
                 self._device_bytes,
-                self._host_bytes,
+                self._hosts.nbytes,
                 on_device,
                 len(self._hosts),
                 self._hits,
@@ -200,15 +202,27 @@ class Residency:
 
     def _load(self, handle: TaskHandle) -> None:
         try:
-            host = self._hosts.get(handle.task.digest) or self._loader.read(handle.task)
+            host = self._hosts.sound(handle.task.digest) or self._loader.read(handle.task)
+            self._place(host, handle, keep=not handle.task.composed)
+        except Exception as error:  # a disk, a hub, a device: the task's rows fail, the engine goes on
+            self._fail(handle, load_error(handle.task, error))
+        self.announce(handle)
+
+    def _place(self, host: HostTask, handle: TaskHandle, *, keep: bool = False) -> None:
+        """Have a task on the device; made again where weights were found damaged meanwhile, as it may be made of them.
+        keep: in the host tier too."""
+        while True:
+            failures = self._arena.failures
             resident = self._loader.place(host)
             with self._changed:
-                self._make_room(resident.nbytes, handle)
-                self._settle(handle, resident)
-                self._keep_on_host(host, handle.task.composed)
-        except Exception as error:  # a disk, a hub, a device: the task's rows fail, the engine goes on
-            self._fail(handle, _why(handle.task, error))
-        self.announce(handle)
+                if handle.resident is None:
+                    self._make_room(resident.nbytes, handle)
+                if self._arena.failures == failures:
+                    if handle.resident is None:
+                        self._settle(handle, resident)
+                    if keep:
+                        self._hosts.keep(host)
+                    return
 
     def _settle(self, handle: TaskHandle, resident: Resident) -> None:
         handle.resident, handle.loading, handle.ready_at = resident, False, time.monotonic()
@@ -284,14 +298,3 @@ class Residency:
         handle.resident = None
         self._handles.pop(handle.task.digest, None)
         self._changed.notify_all()
-
-    def _keep_on_host(self, host: HostTask, composed: bool) -> None:
-        """Keep a task for its next load, within the host tier's budget; not one that is larger than all of it."""
-        if host.nbytes > self._budgets.host_bytes or composed:
-            return
-        before = self._hosts.pop(host.info.digest, None)
-        self._host_bytes += host.nbytes - (before.nbytes if before is not None else 0)
-        self._hosts[host.info.digest] = host
-        while self._host_bytes > self._budgets.host_bytes:
-            _, dropped = self._hosts.popitem(last=False)
-            self._host_bytes -= dropped.nbytes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from sparsehub.backbone import Arena
-from sparsehub.errors import UnhealthyError
+from sparsehub.errors import EngineError, UnhealthyError
 from sparsehub.patch import Patch, apply_patch, restore_patch
 
 
@@ -15,6 +17,7 @@ class Swap:
         self._arena = arena
         self._journal: Patch | None = None  # the patch in the arena, whole or (after a failure) in part
         self.healthy = True  # whether it is known what is in the arena
+        self.suspect = False  # whether a patch was met that memory has damaged; until `ArenaManager` has looked
         self.moves = 0  # how many times the arena's weights have changed
 
     @property
@@ -26,7 +29,8 @@ class Swap:
         """Have `patch` (None: the base weights) in the arena; returns whether any weight had to change.
 
         When applying fails, the base weights are put back before the error goes on. When that fails too, the arena is
-        unknown: `UnhealthyError`, now and at every later call.
+        unknown: `UnhealthyError`, now and at every later call. `EngineError` for a patch whose positions point outside
+        the arena: memory has damaged them, and writing there would end the process.
         """
         if not self.healthy:
             raise UnhealthyError("the base weights could not be restored", fix="restart the engine")
@@ -35,6 +39,7 @@ class Swap:
         self.moves += 1
         self._restore()
         if patch is not None:
+            self._refuse_stray(patch)
             self._journal = patch  # written first: from here on the arena may hold a part of it
             try:
                 apply_patch(self._arena, patch)
@@ -45,12 +50,21 @@ class Swap:
 
     def reset(self) -> None:
         """Note that the checkpoint was read again: the arena holds the base weights, whatever was in it."""
-        self._journal, self.healthy = None, True
+        self._journal, self.healthy, self.suspect = None, True, False
+
+    def _refuse_stray(self, patch: Patch) -> None:
+        for segment in patch.segments:
+            if len(segment.positions):
+                low, high = torch.aminmax(segment.positions)
+                if low < 0 or high >= len(self._arena.buffers[segment.dtype]):
+                    self.suspect = True
+                    raise EngineError("a task's weights in memory are damaged", fix="send the request again")
 
     def _restore(self) -> None:
         if self._journal is None:
             return
         try:
+            self._refuse_stray(self._journal)
             restore_patch(self._arena, self._journal)
         except BaseException as error:
             self.healthy = False

@@ -55,10 +55,35 @@ class TargetModules:
     # by a linear target: those that are called after it with the same input, as key and value are after query
     shared: Mapping[int, tuple[int, ...]]
 
-    def base_addresses(self, device: torch.device) -> Tensor:
-        """[targets, ADDRESSES] int64: the address table of a task that changes nothing. A norm always has a scale."""
+    @property
+    def device(self) -> torch.device:
+        """Where the modules compute."""
+        module: Any = self.targets[0].module
+        device: torch.device = module.weight.device
+        return device
+
+    @property
+    def copies(self) -> list[Tensor]:
+        """What was copied of the arena, for norms; `ArenaManager` looks at them."""
+        bases = [tensor for target in self.targets if target.base is not None for tensor in target.base.tensors]
+        return bases + [target.neutral for target in self.targets if target.neutral is not None]
+
+    @torch.no_grad()
+    def copy_again(self) -> None:
+        """Copy the arena again, into the same memory, after the copies were damaged. It holds the base weights."""
+        for target in self.targets:
+            if target.base is not None:
+                if target.neutral is not None:
+                    target.neutral.copy_(_neutral(target.module))
+                fresh = _scale_shift(target.module, target.neutral)
+                for mine, right in zip(target.base.tensors, fresh.tensors, strict=True):
+                    mine.copy_(right)
+
+    def base_addresses(self) -> Tensor:
+        """[targets, ADDRESSES] int64 in host memory: the address table of a task that changes nothing. A norm always
+        has a scale."""
         rows = [NOTHING if target.base is None else target.base.addresses for target in self.targets]
-        return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, ADDRESSES)
+        return torch.tensor(rows, dtype=torch.int64).view(-1, ADDRESSES)
 
     def why_not(self, slots: set[Slot]) -> str | None:
         """Why a task that changes these places of the arena cannot be mixed; None where it can."""
@@ -95,14 +120,19 @@ def _target(index: int, name: str, module: Any) -> TargetModule:
     kind = kind_of(module) or ""
     if kind == RMS_NORM:
         neutral = _neutral(module)
-        scale = module.weight.detach().float() + 1 - neutral.float()
-        return TargetModule(index, name, kind, module, ScaleShift(scale), neutral, _epsilon(module, scale))
+        base = _scale_shift(module, neutral)
+        return TargetModule(index, name, kind, module, base, neutral, _epsilon(module, base.weight))
     if kind == LAYER_NORM:
-        weight, bias = module.weight.detach().float().clone(), module.bias
-        return TargetModule(
-            index, name, kind, module, ScaleShift(weight, None if bias is None else bias.detach().float().clone())
-        )
+        return TargetModule(index, name, kind, module, _scale_shift(module, None))
     return TargetModule(index, name, kind, module)
+
+
+def _scale_shift(norm: Any, neutral: Tensor | None) -> ScaleShift:
+    """A norm's own scale and shift, copied in float32. neutral: of an RMSNorm, None of a LayerNorm."""
+    if neutral is not None:
+        return ScaleShift(norm.weight.detach().float() + 1 - neutral.float())
+    bias = norm.bias
+    return ScaleShift(norm.weight.detach().float().clone(), None if bias is None else bias.detach().float().clone())
 
 
 def _neutral(norm: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -70,12 +71,15 @@ class TaskHandle:
 
     def wait(self, timeout: float | None = None) -> Resident:
         """The task, once it is on the device; raises what its load raised, or `CancelledError` after `timeout` s."""
-        if not self.ready.wait(timeout):
-            raise CancelledError(f"{self.task.reference} was not loaded in time", found=f"{timeout} s")
-        if self.error is not None:
-            raise self.error
-        assert self.resident is not None  # ready, and no error
-        return self.resident
+        end = None if timeout is None else time.monotonic() + timeout
+        while (resident := self.resident) is None:  # it may be loaded again right after it was ready
+            if not self.ready.wait(None if end is None else end - time.monotonic()):
+                raise CancelledError(f"{self.task.reference} was not loaded in time", found=f"{timeout} s")
+            if self.error is not None:
+                raise self.error
+            if self.resident is None and not self.loading:
+                raise CancelledError(f"{self.task.reference} is gone")
+        return resident
 
     def hold(self) -> None:
         """Add a reference."""
@@ -84,3 +88,10 @@ class TaskHandle:
     def release(self) -> None:
         """Give a reference back."""
         self.counter.release(self)
+
+
+class ResidencyListener(Protocol):
+    """What `Residency` tells about loads; `ModelLoop` and `Generator`, whose rows wait for them."""
+
+    def task_loaded(self, handle: TaskHandle) -> None:
+        """A task is ready, or could not be loaded (`handle.error`). Called without a lock, in any thread."""

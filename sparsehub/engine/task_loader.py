@@ -10,14 +10,26 @@ import torch
 from sparsehub.backbone import Backbone
 from sparsehub.engine.adapter_weights import make_adapter_weights
 from sparsehub.engine.arena_manager import ArenaManager
-from sparsehub.engine.resident import HostTask, Resident
+from sparsehub.engine.resident import HostTask, Resident, device_digests, host_digests
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.task_registry import Task, info_of
+from sparsehub.errors import DeltaError, EngineError, RequestError, SparsehubError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.heads import build_head
 from sparsehub.package.manifest import TEXT_GENERATION
 from sparsehub.package.reader import check_backbone
 from sparsehub.patch import PatchLayout, bind, lay_out, refuse_overflow
+
+
+def load_error(task: Task, error: Exception) -> SparsehubError:
+    """The error for the rows of a task that could not be loaded. A disk without room or a policy that cannot be read
+    is an error of the engine's operator, and not of the caller; what a caller has composed is the caller's."""
+    if task.composed and isinstance(error, DeltaError):
+        return RequestError(error.problem, found=error.found, expected=error.expected, fix=error.fix)
+    if isinstance(error, SparsehubError) and not isinstance(error, UsageError):
+        return error
+    found = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+    return EngineError(f"{task.reference} cannot be loaded", found=found[:500])
 
 
 class TaskLoader:
@@ -37,10 +49,11 @@ class TaskLoader:
         layout = lay_out(self._backbone.arena, package.delta)
         info = info_of(package.manifest, package.digest)
         if self._backbone.device.type != "cuda":
-            return HostTask(info, layout, package.head)
+            return HostTask(info, layout, package.head, host_digests(layout, package.head))
         pinned = {dtype: (p.pin_memory(), v.pin_memory()) for dtype, (p, v) in layout.parts.items()}
         head = {name: tensor.pin_memory() for name, tensor in package.head.items()}
-        return HostTask(info, PatchLayout(pinned, layout.value_kind), head)
+        layout = PatchLayout(pinned, layout.value_kind)
+        return HostTask(info, layout, head, host_digests(layout, head))
 
     def place(self, host: HostTask) -> Resident:
         """Copy a task to the device and make it ready for swap and for mixed batches; raises `FormatError` for a head
@@ -51,10 +64,10 @@ class TaskLoader:
             head = None if generates else build_head(backbone, host.info.spec, host.head, self._pad_token_id)
             patch = bind(host.layout, backbone.arena, self._arena.read)
             refuse_overflow(backbone.arena, patch)
-            adapter = make_adapter_weights(self._targets, backbone.arena, patch)
-        if isinstance(adapter, str):
-            return Resident(host.info, patch, None, adapter, head)
-        return Resident(host.info, patch, adapter, None, head)
+            self._arena.prove_copies()
+            made = make_adapter_weights(self._targets, backbone.arena, patch)
+            adapter, why_swap = (None, made) if isinstance(made, str) else (made, None)
+            return Resident(host.info, patch, adapter, why_swap, head, device_digests(patch, adapter, head))
 
 
 @contextmanager

@@ -48,7 +48,12 @@ class SparseChange:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors if tensor is not None)
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """Those that there are."""
+        return [tensor for tensor in self._tensors if tensor is not None]
 
     @property
     def _tensors(self) -> tuple[Tensor | None, ...]:
@@ -61,6 +66,18 @@ class SparseChange:
         return torch.sparse_csr_tensor(
             self.starts, self.columns.int(), self.values.float(), self.shape, check_invariants=False
         )
+
+    def has_true_copy(self) -> bool:
+        """Whether `csr`, where it was made, still says what the rest says."""
+        csr: Tensor | None = self.__dict__.get("csr")
+        if csr is None or self.starts is None or self.columns is None or self.values is None:
+            return True
+        pairs = (
+            (csr.crow_indices(), self.starts),
+            (csr.col_indices(), self.columns.int()),
+            (csr.values(), self.values.float()),
+        )
+        return all(torch.equal(copy, own) for copy, own in pairs)
 
 
 def for_gpu(change: SparseChange, dtype: torch.dtype) -> SparseChange:
@@ -84,7 +101,12 @@ class ScaleShift:
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """Those that there are."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
 NOTHING: Addresses = (0, 0, 0, 0, 0)

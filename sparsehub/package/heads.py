@@ -67,7 +67,12 @@ class HeadModel:
     @property
     def nbytes(self) -> int:
         """Bytes of the head's parameters."""
-        return sum(parameter.nbytes for parameter in self._model.parameters())
+        return sum(parameter.nbytes for parameter in self.parameters)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The head's own parameters, on the backbone's device."""
+        return list(self._model.parameters())
 
 
 Head = HeadModel | LinearHead

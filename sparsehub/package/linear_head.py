@@ -67,7 +67,12 @@ class LinearHead:
     @property
     def nbytes(self) -> int:
         """Bytes of the head's parameters."""
-        return self.weight.nbytes + self.bias.nbytes
+        return sum(parameter.nbytes for parameter in self.parameters)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The head's own parameters."""
+        return [self.weight, self.bias]
 
 
 def run_linear(

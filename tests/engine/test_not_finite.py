@@ -139,22 +139,19 @@ def test_a_text_whose_logits_are_no_numbers_ends_with_an_error_and_its_neighbour
     engine.stop(drain=0)
 
 
-LARGEST = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
+TOO_LARGE = {"float16": 7e4, "bfloat16": 3.4e38, "float32": float("inf")}
 
 
-@pytest.mark.parametrize("dtype", list(LARGEST))
+@pytest.mark.parametrize("dtype", list(TOO_LARGE))
 def test_a_package_that_its_dtype_cannot_hold_is_refused_with_the_parameter(tiny_tasks: Any, dtype: str) -> None:
     engine = Engine(load_backbone(str(tiny_tasks.folder), dtype=dtype), check_seconds=0)
     package = tiny_tasks.read("huge", seed=7)
     name = "encoder.layer.1.output.dense.weight"
-    part = package.delta.parameters[name]
-    part.values[3] = LARGEST[dtype]
+    package.delta.parameters[name].values[3] = TOO_LARGE[dtype]
     before = engine.backbone.arena.digest()
-    engine.backbone.arena.view(name).view(-1)[part.indices[3]] = LARGEST[dtype] / 2
     with pytest.raises(DeltaError, match=rf"{name}.* larger than torch\.{dtype} can hold; found: 1 entries"):
         engine.add(package)
-    engine.backbone.arena.view(name).view(-1)[part.indices[3]] = 0
-    assert not engine.tasks.all() and engine.backbone.arena.digest() != before
+    assert not engine.tasks.all() and engine.backbone.arena.digest() == before
 
 
 def test_a_head_that_its_dtype_cannot_hold_is_refused_with_the_parameter(tiny_tasks: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from sparsehub.engine.integrity import TensorDigests
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.stats import TaskStatus
@@ -22,6 +23,7 @@ class Sized:
     """Stands for a host task or a resident of so many bytes."""
 
     why_swap = None
+    digests = TensorDigests(())  # nothing in it can be damaged
 
     def __init__(self, task: Task, nbytes: int):
         self.info = TaskInfo(task.name, task.version, task.digest, cast(Any, None), nbytes)
@@ -35,8 +37,10 @@ def task_of(number: int, load: Callable[[], Any] = lambda: None) -> Task:
 class World:
     """A residency over tasks of 10 bytes each, its loader, arena and listener in one, and what it did.
 
-    gate: loads wait for it; active: the task in the arena.
+    gate: loads wait for it; active: the task in the arena; failures: of its checks.
     """
+
+    failures = 0
 
     def __init__(self, **budgets: Any):
         self.reads: list[str] = []

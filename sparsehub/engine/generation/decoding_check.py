@@ -18,7 +18,7 @@ from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.generation.sampling import SampledToken
 from sparsehub.engine.mixing_check import ALLOWED, loud_delta
-from sparsehub.engine.resident import Resident
+from sparsehub.engine.resident import Resident, device_digests
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.engine.task_registry import Task, TaskInfo
 from sparsehub.package import Package
@@ -63,7 +63,8 @@ def _loud_task(context: GenerationContext) -> TaskHandle:
     assert isinstance(adapter, AdapterWeights)  # it changes nothing but what can be mixed
     info = TaskInfo("self-check", "", "self-check", TaskSpec(TEXT_GENERATION, (), "", (), "", 1, ()), patch.nnz)
     task = Task(info.name, "", info.digest, _no_package)
-    return TaskHandle(task, context.residency, resident=Resident(info, patch, adapter, None, None))
+    resident = Resident(info, patch, adapter, None, None, device_digests(patch, adapter, None))
+    return TaskHandle(task, context.residency, resident=resident)
 
 
 def _no_package() -> Package:

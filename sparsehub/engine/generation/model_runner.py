@@ -12,6 +12,7 @@ from sparsehub.engine.generation.batcher import Batcher
 from sparsehub.engine.generation.packing import PackedSpan, Packer
 from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.generation.sampling import SampledToken
+from sparsehub.errors import EngineError
 from sparsehub.patch import Patch
 
 # The token is None where the logits are no numbers; the last one is there where log probabilities are wanted.
@@ -25,30 +26,37 @@ class ModelRunner:
     def __init__(self, arena: ArenaManager, batcher: Batcher, packer: Packer):
         self.batcher = batcher
         self._arena, self._packer = arena, packer
+        self._failures = arena.failures  # damage that was found before what runs now was begun
 
     @torch.inference_mode()
     def step(self, mode: str) -> NextTokens:
         """Run what transformers' scheduler chooses of the sequences that were added; their next tokens.
 
         mode: `mixed` for a mixed step wherever that is possible; otherwise a step of one task runs with its weights in
-        place.
+        place. Raises `EngineError` where weights were found damaged since: the cache may hold what they have made.
         """
         with self._arena.lock:
+            if self._arena.failures != self._failures:
+                self._failures = self._arena.failures
+                raise EngineError("weights in memory were damaged while the text was made", fix="send it again")
             parts = self.batcher.prepare()
             if not parts:
                 return []
             tokens = self._run(parts, mode)
+            if any(token is None for _, token, _ in tokens):
+                self._arena.suspect()
             handles = [part.generation.handle for part in parts if part.generation.handle is not None]
             self._arena.note_active(handles)
             return tokens
 
     def check_weights(self) -> None:
-        """Check the next block of the base weights where it is time."""
+        """Look at the next weights where it is time."""
         self._arena.check_if_due()
 
     def rest(self) -> None:
         """Forget the last mixed batch, which holds its tasks' weights: nothing runs."""
         self._packer.forget()
+        self._failures = self._arena.failures
 
     def _run(self, parts: Sequence[PackedSpan], mode: str) -> NextTokens:
         alone = len({part.generation.digest for part in parts}) == 1
