@@ -39,7 +39,7 @@ from sparsehub.package import MANIFEST_FILE, Manifest, read_manifest
 from sparsehub.settings import shown
 
 T = TypeVar("T")
-HUB_SECONDS = 6.0  # that a hub over the network may take to answer
+HUB_SECONDS = 5.0  # that a hub over the network may take to answer
 CONFIG_FILE = "config.json"
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
