@@ -7,6 +7,7 @@ import os
 import bentoml
 from starlette.types import Receive, Scope, Send
 
+from serving import bento_metrics, http_protocol
 from serving.app import create_app
 from serving.banner import show_banner
 from serving.preflight import check_settings
@@ -19,6 +20,8 @@ from sparsehub.settings import errors_named
 
 OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
+bento_metrics.install(app)
+http_protocol.install()
 
 
 async def every_route(scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,6 +45,7 @@ class SparsehubService:
             settings = read_settings(os.environ)
             if settings.console:
                 require("gradio", "console")
+            http_protocol.set_bounds(settings)
             self._running = start_service(settings)
             self._service = app.state.service = self._running.service
             if settings.console:

@@ -132,6 +132,22 @@ class Settings(Configuration):
         262_144
     )
     console: Annotated[bool, Field(description="A page for browsers, at /console.")] = False
+    header_kib: Annotated[
+        int,
+        Flag(panel=LIMITS, metavar="KIB"),
+        Field(ge=1, description="Size of a request's line and headers; beyond it 431."),
+    ] = 64
+    header_seconds: Annotated[
+        float,
+        Flag(panel=LIMITS, metavar="SECONDS"),
+        Field(gt=0, description="How long a client may take to send headers, or to take what it is sent."),
+    ] = 10.0
+    connections: Annotated[
+        int, Flag(panel=LIMITS), Field(ge=1, description="Connections that may be open; beyond them 503.")
+    ] = 2048
+    address_connections: Annotated[
+        int, Flag(panel=LIMITS), Field(ge=1, description="Connections from one address; a proxy is one address.")
+    ] = 1024
 
     def __post_init__(self) -> None:
         if self.catalog is not None and self.tasks:
