@@ -9,12 +9,12 @@ from typing import Literal
 from pydantic import ConfigDict, Field, SerializeAsAny, SkipValidation
 
 from serving.protocol.base import ApiModel
-from serving.protocol.request_model import ListOf, RequestModel
+from serving.protocol.request_model import ListOf
 
 # requests
 
 
-class InferenceModel(RequestModel):
+class InferenceModel(ApiModel):
     """The base of the protocol's requests: clients may send parameters that a server does not know."""
 
     model_config = ConfigDict(extra="ignore")

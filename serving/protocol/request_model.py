@@ -107,3 +107,16 @@ def _described(values: Values) -> JsonSchemaValue:
         return {"description": "Accepted and ignored: it changes no answer.", "type": kinds}
     text = "Accepted where it asks for nothing; other values are not supported."
     return {"description": text, "enum": [*values, None]}
+
+
+def as_list(value: Any) -> list[Any]:
+    """Inputs of a request, which may be one alone."""
+    return value if isinstance(value, list) else [value]
+
+
+def truncation(tokens: int | None) -> bool | int:
+    """What `truncate_prompt_tokens` asks for, as `Engine.prepare` takes it. Raises `FieldError` for zero."""
+    if tokens == 0:
+        expected = "a positive number, or -1"
+        raise FieldError("truncate_prompt_tokens", "truncate_prompt_tokens keeps nothing", expected=expected)
+    return tokens == -1 if tokens is None or tokens == -1 else tokens

@@ -3,10 +3,8 @@ and Jina's for rerank."""
 
 from __future__ import annotations
 
-import time
-import uuid
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NotRequired, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import Field, SerializeAsAny, SkipValidation, Strict, WithJsonSchema, with_config
 from typing_extensions import TypedDict
@@ -14,10 +12,7 @@ from typing_extensions import TypedDict
 from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
 from serving.protocol.errors import FailedItem
-from serving.protocol.request_model import FieldError, ListOf, RequestModel, Values
-
-if TYPE_CHECKING:
-    from sparsehub.engine import TaskInfo
+from serving.protocol.request_model import ListOf, RequestModel, Values
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _TEXTS: dict[str, Any] = {"type": "array", "items": _TEXT}
@@ -41,15 +36,6 @@ class TaskRequest(RequestModel):
     """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
     """Cut inputs at so many tokens instead of refusing them; -1: at the task's limit, which no other number exceeds."""
-
-    @property
-    def truncate(self) -> bool | int:
-        """As `Engine.prepare` takes it. Raises `FieldError` for zero."""
-        if self.truncate_prompt_tokens == 0:
-            expected = "a positive number, or -1"
-            raise FieldError("truncate_prompt_tokens", "truncate_prompt_tokens keeps nothing", expected=expected)
-        tokens = self.truncate_prompt_tokens
-        return tokens == -1 if tokens is None or tokens == -1 else tokens
 
 
 class ClassifyRequest(TaskRequest):
@@ -97,18 +83,6 @@ class EmbeddingsRequest(TaskRequest):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
     """Of a vector: as many as the backbone has, and no others."""
-
-    @property
-    def inputs(self) -> Sequence[str | list[int]]:
-        if isinstance(self.input, str):
-            return [self.input]
-        if self.input and isinstance(self.input[0], int):
-            return [self.input]
-        return cast("Sequence[str | list[int]]", self.input)
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 # responses
@@ -228,16 +202,3 @@ class RerankResponse(ApiModel):
     digest: str | None = None
     usage: UsageInfo
     results: list[SerializeAsAny[RerankResult | FailedItem]]
-
-
-def envelope(kind: str, model: str, task: TaskInfo | None, tokens: int) -> dict[str, Any]:
-    """The fields that every response of a task has. kind: what its id begins with; task: None for the backbone."""
-    served = {"task": task.reference, "version": task.version, "digest": task.digest} if task else {}
-    created = int(time.time())
-    return {
-        "id": f"{kind}-{uuid.uuid4().hex}",
-        "created": created,
-        "model": model,
-        **served,
-        "usage": UsageInfo(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens),
-    }

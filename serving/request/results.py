@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from fastapi import Request
 
+from serving.protocol.base import UsageInfo
+from sparsehub.engine import TaskInfo
 from sparsehub.errors import CancelledError, SparsehubError
 
 T = TypeVar("T")
@@ -73,3 +77,16 @@ def _retrieve_exception(waiting: asyncio.Future[Any]) -> None:
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def envelope(kind: str, model: str, task: TaskInfo | None, tokens: int) -> dict[str, Any]:
+    """The fields that every response of a task has. kind: what its id begins with; task: None for the backbone."""
+    served = {"task": task.reference, "version": task.version, "digest": task.digest} if task else {}
+    created = int(time.time())
+    return {
+        "id": f"{kind}-{uuid.uuid4().hex}",
+        "created": created,
+        "model": model,
+        **served,
+        "usage": UsageInfo(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens),
+    }

@@ -11,16 +11,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from serving.protocol.errors import FailedItem, failed_item
+from serving.protocol.request_model import as_list, truncation
 from serving.protocol.tasks import (
     Classification,
     ClassifyRequest,
     ClassifyResponse,
     TaggedText,
     TaggedWord,
-    as_list,
-    envelope,
 )
-from serving.request.results import results
+from serving.request.results import envelope, results
 from serving.request.service import RunningService
 from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
@@ -50,7 +49,9 @@ class _LabelledInputs:
 async def classify(body: ClassifyRequest, request: Request, service: RunningService) -> ClassifyResponse:
     """One answer per input, from the task that `model` names."""
     inputs = as_list(body.input)
-    ticket = await service.classify(body.model, _LabelledInputs(body.model, inputs), body.truncate)
+    ticket = await service.classify(
+        body.model, _LabelledInputs(body.model, inputs), truncation(body.truncate_prompt_tokens)
+    )
     assert ticket.task is not None  # the plain backbone has no labels
     answers = await results(request, ticket.futures)
     data = [_item(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]

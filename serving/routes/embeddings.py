@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastapi import APIRouter, Request
 
 from serving.protocol.errors import failed_item
-from serving.protocol.request_model import UnsupportedFieldError
-from serving.protocol.tasks import EmbeddingItem, EmbeddingsRequest, EmbeddingsResponse, envelope
-from serving.request.results import results
+from serving.protocol.request_model import UnsupportedFieldError, truncation
+from serving.protocol.tasks import EmbeddingItem, EmbeddingsRequest, EmbeddingsResponse
+from serving.request.results import envelope, results
 from serving.request.service import RunningService
 from sparsehub.errors import SparsehubError
 
@@ -22,11 +22,10 @@ router = APIRouter()
 async def embeddings(body: EmbeddingsRequest, request: Request, service: RunningService) -> EmbeddingsResponse:
     """One vector per text."""
     reference = None if service.is_backbone(body.model) else body.model
-    size = service.embedding_size
-    if body.dimensions not in (None, size):
+    if body.dimensions is not None and body.dimensions != (size := service.embedding_size):
         problem, expected = "dimensions is not supported", f"{size}, the backbone's own, or null"
         raise UnsupportedFieldError("dimensions", problem, found=body.dimensions, expected=expected)
-    ticket = await service.embed(reference, body.inputs, body.truncate)
+    ticket = await service.embed(reference, _inputs(body), truncation(body.truncate_prompt_tokens))
     vectors = await results(request, ticket.futures)
     encode: Callable[[list[float]], list[float] | str] = _base64 if body.encoding_format == "base64" else list
     data = [
@@ -37,6 +36,14 @@ async def embeddings(body: EmbeddingsRequest, request: Request, service: Running
     ]
     common = envelope("embd", body.model, ticket.task, ticket.tokens)
     return EmbeddingsResponse(**common, object="list", data=data)
+
+
+def _inputs(body: EmbeddingsRequest) -> Sequence[str | list[int]]:
+    if isinstance(body.input, str):
+        return [body.input]
+    if body.input and isinstance(body.input[0], int):
+        return [body.input]  # type: ignore[list-item]
+    return body.input  # type: ignore[return-value]
 
 
 def _base64(vector: list[float]) -> str:

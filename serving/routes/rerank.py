@@ -5,7 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from serving.protocol.errors import failed_item
-from serving.protocol.tasks import RerankDocument, RerankRequest, RerankResponse, RerankResult, envelope
+from serving.protocol.request_model import truncation
+from serving.protocol.tasks import RerankDocument, RerankRequest, RerankResponse, RerankResult
+from serving.request.results import envelope
 from serving.request.scoring import scored
 from serving.request.service import RunningService
 from sparsehub.errors import SparsehubError
@@ -19,7 +21,8 @@ router = APIRouter()
 async def rerank(body: RerankRequest, request: Request, service: RunningService) -> RerankResponse:
     """The best documents first, by a regression over two texts, or on the plain backbone by their cosine."""
     texts = [document if isinstance(document, str) else document.text for document in body.documents]
-    ticket, scores = await scored(service, request, body.model, [[body.query, text] for text in texts], body.truncate)
+    pairs, truncate = [[body.query, text] for text in texts], truncation(body.truncate_prompt_tokens)
+    ticket, scores = await scored(service, request, body.model, pairs, truncate)
     failed = [failed_item(index, value) for index, value in enumerate(scores) if isinstance(value, SparsehubError)]
     ranked = sorted(
         ((value, index) for index, value in enumerate(scores) if not isinstance(value, SparsehubError)),

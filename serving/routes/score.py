@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from serving.protocol.errors import failed_item
-from serving.protocol.tasks import ScoreItem, ScoreRequest, ScoreResponse, as_list, envelope
+from serving.protocol.request_model import as_list, truncation
+from serving.protocol.tasks import ScoreItem, ScoreRequest, ScoreResponse
+from serving.request.results import envelope
 from serving.request.scoring import scored
 from serving.request.service import RunningService
 from sparsehub.errors import RequestError, SparsehubError
@@ -19,7 +21,7 @@ router = APIRouter()
 @router.post("/score", response_model=ScoreResponse, response_model_exclude_unset=True)
 async def score(body: ScoreRequest, request: Request, service: RunningService) -> ScoreResponse:
     """The task's number for every input; the plain backbone scores two texts by the cosine of their embeddings."""
-    ticket, scores = await scored(service, request, body.model, _inputs(body), body.truncate)
+    ticket, scores = await scored(service, request, body.model, _inputs(body), truncation(body.truncate_prompt_tokens))
     data = [
         failed_item(index, value)
         if isinstance(value, SparsehubError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import DataError, RequestError, SparsehubError
-from sparsehub.package.encoding import Encoded, encode, encode_ids
+from sparsehub.package.encoding import Encoded, encode, encode_ids, is_blank, is_broken
 from sparsehub.package.manifest import (
     MULTIPLE_CHOICE,
     PROBLEM_TYPES,
@@ -25,7 +26,6 @@ from sparsehub.package.manifest import (
     TOKEN_CLASSIFICATION,
     TaskSpec,
 )
-from sparsehub.package.texts import is_blank, is_broken
 
 Row = Mapping[str, Any]
 UNBOUNDED_CHARACTERS = 1024  # a row of fewer is tokenised as it is, before any bound is looked for
@@ -95,7 +95,8 @@ class InputProcessor:
     def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool | int) -> list[Encoded]:
         """Tokenise inputs; raises `RequestError`, which names the input that is wrong."""
         rows, limit = rows_of(task, inputs), self._limit(task, truncate)
-        task = dataclasses.replace(task, max_length=limit)
+        if limit != task.max_length:
+            task = dataclasses.replace(task, max_length=limit)
         if sum(map(_characters, rows)) <= UNBOUNDED_CHARACTERS:  # as nearly all are
             with self._tokenizer_lock:
                 return self._encode_chunk(task, rows, 0, bool(truncate))
@@ -232,6 +233,7 @@ def check_length(rows: Sequence[Encoded], limit: int, first: int = 0) -> None:
             raise RequestError(f"input {place} has no tokens", expected="some text")
 
 
+@functools.lru_cache(maxsize=64)
 def text_spec(max_length: int) -> TaskSpec:
     """The task spec of embeddings: a row is one text. max_length: in tokens."""
     return TaskSpec(

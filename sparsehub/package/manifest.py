@@ -98,7 +98,7 @@ class TaskSpec:
         """Width of the head: one per label; one for a regression and for each choice."""
         return 1 if self.kind in (REGRESSION, MULTIPLE_CHOICE) else len(self.labels)
 
-    @property
+    @functools.cached_property
     def reads_alone(self) -> bool:
         """Whether each text of a pair is a sequence of its own."""
         return self.head.pair in (SEPARATE, COSINE)

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sparsehub.errors import DataError
+from sparsehub.package.encoding import is_blank
 from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
-from sparsehub.package.texts import is_blank
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
