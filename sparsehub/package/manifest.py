@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -228,13 +229,17 @@ class Manifest:
 
 def _document(manifest: Manifest) -> dict[str, Any]:
     """The manifest as the JSON object of its format version."""
-    table, task = dict(vars(manifest)), dict(vars(manifest.task))
-    table.pop("digest", None)  # kept beside the fields once it is known
+    table, task = _fields(manifest), _fields(manifest.task)
     task["head"] = {name: value for name, value in vars(manifest.task.head).items() if value is not None}
     if manifest.format_version == 1:
         del task["head"]
         table["delta"] = {k: v for k, v in vars(manifest.delta).items() if k != "layers"} if manifest.delta else None
     return {**table, "task": task}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass's fields by name, without what is kept beside them once it was asked for."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def parse_manifest(data: bytes) -> Manifest:

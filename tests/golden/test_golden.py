@@ -284,3 +284,10 @@ def test_the_worked_example_of_the_format_page_is_the_golden_delta() -> None:
     assert FLOAT16_DATA in page.replace(" ", "").replace("\n", "")
     assert DELTAS["float16"] in page
     assert data[8:start].decode().rstrip() in page
+
+
+def test_what_was_asked_of_a_task_is_not_in_its_bytes() -> None:
+    for draft in (golden_draft(), golden_draft_2()):
+        before = draft.to_bytes()
+        assert not draft.task.reads_alone and draft.digest.startswith("sha256:")
+        assert draft.to_bytes() == before
