@@ -78,12 +78,25 @@ def test_from_a_data_set_to_a_served_answer(tmp_path: Path, real_backbone: str) 
     def data(name: str) -> list[str]:
         return ["--train", str(DATA / name / "train.jsonl"), "--test", str(DATA / name / "test.jsonl"), "--name", name]
 
-    def trained(name: str, kind: str, epochs: int) -> Any:
-        more = ["--kind", kind, "--text", "text", "--epochs", str(epochs), "--out", str(packages / name)]
+    def trained(name: str, kind: str, epochs: int, head: str) -> Any:
+        more = [
+            "--head",
+            head,
+            "--kind",
+            kind,
+            "--text",
+            "text",
+            "--epochs",
+            str(epochs),
+            "--out",
+            str(packages / name),
+        ]
         return sparsehub("train", *common, *data(name), *more, cache=cache)
 
     with ThreadPoolExecutor() as both:  # two processes, of a thread each
-        topic, urgency = both.map(trained, ("topic", "urgency"), ("text-classification", "regression"), (1, 2))
+        topic, urgency = both.map(
+            trained, ("topic", "urgency"), ("text-classification", "regression"), (1, 2), ("transformers", "linear")
+        )
     assert topic["metrics"]["test"]["accuracy"] > topic["metrics"]["test (majority)"]["accuracy"] + 0.15
     assert urgency["metrics"]["test"]["pearson"] > 0.5
 

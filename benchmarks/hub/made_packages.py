@@ -17,8 +17,9 @@ from sparsehub.hub.blob_store import BlobStore
 from sparsehub.hub.blob_store_backend import BlobStoreBackend
 from sparsehub.hub.folder_blob_store import FolderBlobStore
 from sparsehub.package import rename_package, validate_package
-from sparsehub.package.manifest import BackboneRef, Manifest, TaskSpec
+from sparsehub.package.manifest import BackboneRef, Manifest
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.package.writer import write_package
 
 OWN = "mine"  # the task that is looked for

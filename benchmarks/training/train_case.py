@@ -93,8 +93,8 @@ def task_model(folder: Path) -> Any:
     import torch
 
     from sparsehub.backbone import open_checkpoint
-    from sparsehub.package.manifest import TaskSpec
     from sparsehub.package.task_model import load_task_model
+    from sparsehub.package.task_spec import TaskSpec
 
     kind, problem = "text-classification", "single_label_classification"
     task = TaskSpec(kind, ("no", "yes"), problem, ("text",), "label", LENGTH, ("accuracy",))

@@ -12,7 +12,7 @@ from serving.request.results import results
 from serving.request.service import Service
 from sparsehub.engine import PendingRequest, TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
-from sparsehub.package.manifest import REGRESSION
+from sparsehub.package.task_spec import REGRESSION
 
 Score = float | SparsehubError
 

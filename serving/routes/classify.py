@@ -23,8 +23,8 @@ from serving.request.results import envelope, results
 from serving.request.service import RunningService
 from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
-from sparsehub.package.manifest import REGRESSION
 from sparsehub.package.outputs import Prediction
+from sparsehub.package.task_spec import REGRESSION
 
 router = APIRouter()
 _WORD = re.compile(r"\S+")

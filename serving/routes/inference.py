@@ -35,7 +35,7 @@ from serving.routes.classify import tagged_words
 from sparsehub import __version__
 from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
-from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION
+from sparsehub.package.task_spec import REGRESSION, TOKEN_CLASSIFICATION
 
 router = APIRouter(prefix="/v2")
 TEXT = "input"  # the plain backbone's only field

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
 from sparsehub.files import TEMPORARY_PREFIX
-from sparsehub.package.manifest import (
+from sparsehub.package.task_spec import (
     LINEAR,
     MULTIPLE_CHOICE,
     REGRESSION,

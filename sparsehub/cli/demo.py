@@ -121,7 +121,11 @@ def _train(task: DemoTask, data: Path, out: Path, backbone: str) -> Path:
     manifest = read_manifest(folder)
     metric = manifest.task.metrics[0]
     reached, baseline = manifest.metrics["test"][metric], manifest.metrics["test (majority)"][metric]
-    console.print(f"[green]test {metric} {reached:.3f}[/] [dim](always the commonest answer: {baseline:.3f})[/]")
+    probe = manifest.training["baselines"]["test"]["probe"][metric]
+    console.print(
+        f"[green]test {metric} {reached:.3f}[/] [dim](a linear head on the frozen backbone: {probe:.3f}; "
+        f"always the commonest answer: {baseline:.3f})[/]"
+    )
     return folder
 
 

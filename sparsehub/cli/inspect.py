@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +40,7 @@ def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -
     package = summarize(manifest)
     if as_json and html is None:
         shown = {"digest": package.digest, "bytes": package.sizes.package}
-        show_json({**shown, "manifest": dataclasses.asdict(manifest)})
+        show_json({**shown, "manifest": json.loads(manifest.to_bytes())})
         return
     stored = manifest.files.get(DELTA_FILE)
     spread = histogram(validate_stored_delta(read_file(folder, DELTA_FILE, stored), manifest)) if stored else None

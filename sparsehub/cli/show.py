@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from typing import Annotated
 
 import typer
@@ -28,7 +28,7 @@ def show(
     pointing = sorted(name for name, found in channels.items() if found.target.digest == resolved.digest)
     if as_json:
         shown = {"digest": resolved.digest, "channels": pointing, "signed": peek.signature is not None}
-        show_json({**shown, "manifest": dataclasses.asdict(peek.manifest), "card": peek.card})
+        show_json({**shown, "manifest": json.loads(peek.manifest.to_bytes()), "card": peek.card})
         return
     if card:
         _show_card(peek.card)

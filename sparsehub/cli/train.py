@@ -75,13 +75,22 @@ def _show(result: Any, as_json: bool) -> None:
             "package": result.folder,
             "digest": manifest.digest,
             "size": size_text(result.package_bytes),
-            "changes": f"{manifest.nnz:,} of {manifest.backbone.parameters:,} entries",
+            "changes": f"{manifest.nnz:,} of {manifest.backbone.parameters:,} entries"
+            if manifest.nnz
+            else "none: a head alone",
             **_metrics(manifest.metrics),
+            **_probes(manifest),
             **({} if before is None else {"kept": f"{before['share_of_squared_norm_kept']:.1%} of the squared norm"}),
             **({} if before is None else _metrics(before["metrics"], " before the cut")),
             **({"beside it": result.aside} if result.aside else {}),
         },
     )
+
+
+def _probes(manifest: Any) -> dict[str, str]:
+    """The scores of the linear head on the frozen backbone, which everybody has already."""
+    found = {n: row["probe"] for n, row in manifest.training.get("baselines", {}).items() if "probe" in row}
+    return _metrics(found, " (probe)")
 
 
 def _metrics(splits: dict[str, dict[str, float]], note: str = "") -> dict[str, str]:

@@ -27,16 +27,9 @@ from sparsehub.delta.writer import DeltaWriter
 from sparsehub.errors import UsageError
 from sparsehub.files import new_folder
 from sparsehub.memory import return_freed_memory
-from sparsehub.package.manifest import (
-    FORMAT_VERSION,
-    HEAD_FILE,
-    DeltaRecord,
-    Lineage,
-    Manifest,
-    TaskSpec,
-    TouchedParameter,
-)
+from sparsehub.package.manifest import FORMAT_VERSION, HEAD_FILE, DeltaRecord, Lineage, Manifest, TouchedParameter
 from sparsehub.package.manifest_builder import changed_layers, public_name
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.package.writer import finalize_package, write_package
 from sparsehub.selection.largest import cut
 from sparsehub.selection.layer_report import layer_of

@@ -13,8 +13,8 @@ from sparsehub.backbone import Checkpoint
 from sparsehub.backbone.backbone import spellings
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
-from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
 from sparsehub.package.task_model import auto_class, base_prefix, task_config
+from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
 
 Shape = tuple[int, ...]
 SHOWN = 3  # names in a message

@@ -22,7 +22,7 @@ from sparsehub.delta import ParameterDelta
 from sparsehub.errors import UsageError
 from sparsehub.files import canonical_json, new_folder
 from sparsehub.package import Package
-from sparsehub.package.manifest import MULTIPLE_CHOICE, TEXT_GENERATION, TOKEN_CLASSIFICATION
+from sparsehub.package.task_spec import MULTIPLE_CHOICE, TEXT_GENERATION, TOKEN_CLASSIFICATION
 
 _TASK_TYPES = {TOKEN_CLASSIFICATION: "TOKEN_CLS", MULTIPLE_CHOICE: None, TEXT_GENERATION: "CAUSAL_LM"}
 SHOWN = 3

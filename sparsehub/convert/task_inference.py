@@ -8,7 +8,8 @@ from typing import Any
 
 from sparsehub.errors import UsageError
 from sparsehub.files import strict_json
-from sparsehub.package.manifest import (
+from sparsehub.package.manifest_builder import metric_names
+from sparsehub.package.task_spec import (
     KINDS,
     MULTIPLE_CHOICE,
     PROBLEM_TYPES,
@@ -18,7 +19,6 @@ from sparsehub.package.manifest import (
     TOKEN_CLASSIFICATION,
     TaskSpec,
 )
-from sparsehub.package.manifest_builder import metric_names
 from sparsehub.schema import unknown_name
 
 _ENDS = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsehub.errors import RequestError
 from sparsehub.package.encoding import text_ids, words_of
-from sparsehub.package.manifest import TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import TOKEN_CLASSIFICATION, TaskSpec
 
 Row = Mapping[str, Any]
 MARGIN = 256  # tokens behind those that are kept: no tokenizer looks so far ahead

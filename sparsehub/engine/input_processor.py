@@ -18,7 +18,7 @@ from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import DataError, RequestError, SparsehubError
 from sparsehub.package.encoding import Encoded, encode, encode_ids, is_blank, is_broken
-from sparsehub.package.manifest import (
+from sparsehub.package.task_spec import (
     MULTIPLE_CHOICE,
     PROBLEM_TYPES,
     TEXT_CLASSIFICATION,

@@ -16,8 +16,8 @@ from sparsehub.engine.task_registry import Task, info_of
 from sparsehub.errors import DeltaError, EngineError, RequestError, SparsehubError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.heads import build_head
-from sparsehub.package.manifest import TEXT_GENERATION
 from sparsehub.package.reader import check_backbone
+from sparsehub.package.task_spec import TEXT_GENERATION
 from sparsehub.patch import PatchLayout, bind, lay_out, refuse_overflow
 
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from sparsehub.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from sparsehub.package.manifest import MANIFEST_FILE, Manifest, TaskSpec
+    from sparsehub.package.manifest import MANIFEST_FILE, Manifest
     from sparsehub.package.reader import Package, read_package
+    from sparsehub.package.task_spec import TaskSpec
     from sparsehub.package.validation import read_manifest, rename_package, validate_package
     from sparsehub.package.writer import finalize_package, rewrite_package, write_package
 
@@ -26,7 +27,8 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(["Package", "read_package"], "reader"),  # these import torch
-    **dict.fromkeys(["MANIFEST_FILE", "Manifest", "TaskSpec"], "manifest"),
+    **dict.fromkeys(["MANIFEST_FILE", "Manifest"], "manifest"),
+    "TaskSpec": "task_spec",
     **dict.fromkeys(["validate_package", "read_manifest", "rename_package"], "validation"),
     **dict.fromkeys(["finalize_package", "rewrite_package", "write_package"], "writer"),
 }

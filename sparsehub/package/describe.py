@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsehub.package.manifest import (
+from sparsehub.package.manifest import Manifest
+from sparsehub.package.task_spec import (
     COSINE,
     FIRST,
     JOINT,
     LAST,
+    LINEAR,
     MAX,
     MEAN,
     MULTIPLE_CHOICE,
@@ -20,12 +22,11 @@ from sparsehub.package.manifest import (
     SEPARATE,
     TEXT_GENERATION,
     TRANSFORMERS,
-    Manifest,
     TaskSpec,
 )
 
 # The end of a split's name, where its metrics are those of answering the commonest label, or of the untouched backbone.
-BASELINES = (" (majority)", " (backbone)")
+BASELINES = (" (majority)", " (backbone)", " (probe)")
 POOLED = {MEAN: "the mean", FIRST: "the first", LAST: "the last", MAX: "the maximum"}
 PAIRED = {
     JOINT: "",
@@ -35,12 +36,14 @@ PAIRED = {
 _SETTINGS = {"trained": "entries trained", "selection": "entries chosen in"}  # settings whose name says too little
 
 
-def metrics_note(kind: str) -> str:
-    """What the metrics of a task of this kind were measured on, and what the baselines beside them are; in Markdown."""
-    if kind == TEXT_GENERATION:
+def metrics_note(manifest: Manifest) -> str:
+    """What the metrics of a package were measured on, and what the baselines beside them are; in Markdown."""
+    if manifest.task.kind == TEXT_GENERATION:
         baseline = "`backbone` is the backbone without it. An exact match is a whole completion, token for token."
     else:
         baseline = "`majority` answers the commonest training label (or the mean)."
+    if manifest.task.head.type == LINEAR:
+        baseline += " `probe` is a linear head fitted on the backbone as it is."
     return f"Of the package as written, rounding included. {baseline}"
 
 
@@ -66,7 +69,8 @@ def head_text(task: TaskSpec) -> str:
 
 def training_text(manifest: Manifest) -> dict[str, str]:
     """How the package was made, by the name of the setting."""
-    stated = {_SETTINGS.get(name, name): _flat(value, name) for name, value in manifest.training_stated.items()}
+    told = {name: value for name, value in manifest.training_stated.items() if name != "baselines"}
+    stated = {_SETTINGS.get(name, name): _flat(value, name) for name, value in told.items()}
     if isinstance(data := manifest.training.get("data"), dict) and data:
         stated["data"] = "; ".join(f"{split}: {_rows(record)}" for split, record in data.items())
     return stated

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.errors import DataError
-from sparsehub.package.manifest import MULTIPLE_CHOICE, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import MULTIPLE_CHOICE, TOKEN_CLASSIFICATION, TaskSpec
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair: JSON can hold one, UTF-8 and tokenizers cannot
 # Anything but white space, control characters, and what Unicode has for nothing to be seen: what it calls

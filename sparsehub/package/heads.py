@@ -16,8 +16,8 @@ from torch.nn import functional
 from sparsehub.backbone import Backbone
 from sparsehub.errors import FormatError
 from sparsehub.package.linear_head import LinearHead, run_linear
-from sparsehub.package.manifest import LINEAR, TaskSpec
 from sparsehub.package.task_model import auto_class, base_prefix, task_config
+from sparsehub.package.task_spec import LINEAR, TaskSpec
 
 
 class _StandIn(nn.Module):

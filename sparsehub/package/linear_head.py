@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsehub.errors import FormatError
-from sparsehub.package.manifest import COSINE, JOINT, MEAN, PAIRS, POOLINGS, HeadSpec, TaskSpec
 from sparsehub.package.pooling import pool
+from sparsehub.package.task_spec import COSINE, JOINT, MEAN, PAIRS, POOLINGS, HeadSpec, TaskSpec
 
 WEIGHT, BIAS = "weight", "bias"  # a linear head's tensors
 

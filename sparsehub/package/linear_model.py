@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sparsehub.errors import DataError
 from sparsehub.package.linear_head import BIAS, WEIGHT, features, linear_shapes
-from sparsehub.package.manifest import REGRESSION, TaskSpec
+from sparsehub.package.task_spec import REGRESSION, TaskSpec
 
 START = 0.02  # standard deviation of a fresh head's weights
 

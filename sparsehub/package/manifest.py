@@ -13,6 +13,11 @@ from typing import Any
 from sparsehub.delta_format import DELTA_FILE, STORED_DTYPES, VALUE_KINDS
 from sparsehub.errors import FormatError, ManifestError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes, strict_json
+from sparsehub.package.task_spec import (
+    TaskSpec,
+    check_task,
+    require_that,
+)
 from sparsehub.schema import build
 from sparsehub.task_ref import DIGEST, check_task_name
 from sparsehub.task_ref import check_version as check_version_text
@@ -24,7 +29,6 @@ HEAD_METHOD = "head"  # the method of a package that has a head alone
 SIGNATURE_FILE = "model.sig"
 FORMAT_VERSION = 2  # that is written; format 1 is read too
 FORMATS = (1, FORMAT_VERSION)
-MAX_LABELS = 100_000
 MAX_PICTURES = 64
 MAX_PARENTS = 1024
 MAX_SIGNATURE_BYTES = 1 << 20
@@ -34,75 +38,6 @@ MAX_PICTURE_BYTES = 8 << 20
 _LIMITS = {DELTA_FILE: 1 << 48, HEAD_FILE: 1 << 48, CARD_FILE: MAX_CARD_BYTES}  # bytes
 
 _PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
-
-TEXT_CLASSIFICATION = "text-classification"
-REGRESSION = "regression"
-MULTIPLE_CHOICE = "multiple-choice"
-TOKEN_CLASSIFICATION = "token-classification"
-TEXT_GENERATION = "text-generation"
-HEADED_KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE, TOKEN_CLASSIFICATION)
-KINDS = (*HEADED_KINDS, TEXT_GENERATION)
-PROBLEM_TYPES = {
-    TEXT_CLASSIFICATION: "single_label_classification",
-    REGRESSION: "regression",
-    MULTIPLE_CHOICE: "single_label_classification",
-    TOKEN_CLASSIFICATION: "single_label_classification",
-    TEXT_GENERATION: "next_token",
-}
-_UNLABELLED = (REGRESSION, TEXT_GENERATION)
-
-TRANSFORMERS, LINEAR, NONE = "transformers", "linear", "none"  # types of heads
-LINEAR_KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE)  # kinds whose head may be a linear one
-MEAN, FIRST, LAST, MAX = POOLINGS = ("mean", "first", "last", "max")
-JOINT, SEPARATE, COSINE = PAIRS = ("joint", "separate", "cosine")
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """What turns the backbone's states into scores; `TaskSpec.head`. All but `type` belong to a linear head alone."""
-
-    # `transformers`: the class that transformers has for the kind; `linear`: one Linear on pooled states; `none`: the
-    # backbone's own output layer, as text generation has it
-    type: str
-    pooling: str | None = None  # of `POOLINGS`: how one vector is made of a sequence's states
-    normalize: bool | None = None  # whether that vector is scaled to unit length
-    # Of `PAIRS`: two texts are one sequence; or each is read alone and the head sees both (see `heads.features`), or
-    # their cosine. `joint` where a row is one text.
-    pair: str | None = None
-
-
-TRANSFORMERS_HEAD, NO_HEAD, _BY_KIND = HeadSpec(TRANSFORMERS), HeadSpec(NONE), HeadSpec("")
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """A task's inputs and outputs: what training, the engine and clients need to know of it."""
-
-    kind: str  # one of `KINDS`
-    labels: tuple[str, ...]  # in the order of the head's outputs; the choice fields for multiple choice; else empty
-    problem_type: str  # as transformers' configurations name it; `PROBLEM_TYPES` has the one of each kind
-    # One or two fields of a row. Multiple choice: they are joined into the context of every choice. Text generation:
-    # one, a text, a prompt or a list of messages.
-    text_fields: tuple[str, ...]
-    label_field: str  # of training rows; for text generation the completion, empty where the whole text is learned
-    max_length: int  # tokens of one sequence, special tokens included
-    metrics: tuple[str, ...]  # by name; the first one decides which checkpoint is best
-    choice_fields: tuple[str, ...] = ()  # for multiple choice, the fields of a row with its choices
-    head: HeadSpec = _BY_KIND  # by default that of transformers; none for a text generation, in format 1 always so
-
-    def __post_init__(self) -> None:
-        if self.head is _BY_KIND:
-            object.__setattr__(self, "head", NO_HEAD if self.kind == TEXT_GENERATION else TRANSFORMERS_HEAD)
-
-    @property
-    def num_outputs(self) -> int:
-        """Width of the head: one per label; one for a regression and for each choice."""
-        return 1 if self.kind in (REGRESSION, MULTIPLE_CHOICE) else len(self.labels)
-
-    @functools.cached_property
-    def reads_alone(self) -> bool:
-        """Whether each text of a pair is a sequence of its own."""
-        return self.head.pair in (SEPARATE, COSINE)
 
 
 @dataclass(frozen=True)
@@ -269,10 +204,9 @@ def check_manifest(manifest: Manifest) -> None:
     """Validate what the types cannot express: names, digests, limits, sums; raises `ManifestError`."""
     check_name(manifest.name)
     check_version(manifest.version)
-    _require(manifest.format_version in FORMATS, f"unknown format version {manifest.format_version}")
-    _require(manifest.delta is not None or manifest.format_version > 1, "format 1 has no packages without a delta")
-    _check_task(manifest.task)
-    _check_head(manifest.task)
+    require_that(manifest.format_version in FORMATS, f"unknown format version {manifest.format_version}")
+    require_that(manifest.delta is not None or manifest.format_version > 1, "format 1 has no packages without a delta")
+    check_task(manifest.task)
     _check_delta(manifest)
     _check_lineage(manifest.lineage)
     for name, record in manifest.files.items():
@@ -282,14 +216,14 @@ def check_manifest(manifest: Manifest) -> None:
                 found=name[:200],
                 expected=f"{DELTA_FILE}, {HEAD_FILE}, {CARD_FILE} or *.png",
             )
-        _require(record.size >= 0 and DIGEST.fullmatch(record.sha256), f"the record of {name} is malformed")
-        _require(record.size <= _LIMITS.get(name, MAX_PICTURE_BYTES), f"{name} is larger than a package may hold")
-    _require(len(manifest.files) <= MAX_PICTURES + 3, "the manifest names too many files")
+        require_that(record.size >= 0 and DIGEST.fullmatch(record.sha256), f"the record of {name} is malformed")
+        require_that(record.size <= _LIMITS.get(name, MAX_PICTURE_BYTES), f"{name} is larger than a package may hold")
+    require_that(len(manifest.files) <= MAX_PICTURES + 3, "the manifest names too many files")
     if manifest.delta is None:
-        _require(DELTA_FILE not in manifest.files, f"the manifest has no delta and names {DELTA_FILE}")
-        _require(HEAD_FILE in manifest.files, "a package without a delta needs a head")
+        require_that(DELTA_FILE not in manifest.files, f"the manifest has no delta and names {DELTA_FILE}")
+        require_that(HEAD_FILE in manifest.files, "a package without a delta needs a head")
     else:
-        _require(DELTA_FILE in manifest.files, f"the manifest does not name {DELTA_FILE}")
+        require_that(DELTA_FILE in manifest.files, f"the manifest does not name {DELTA_FILE}")
 
 
 def is_allowed_file(name: str) -> bool:
@@ -314,76 +248,37 @@ def _reraised(check: Callable[[str], None], text: str) -> None:
         raise ManifestError(error.problem, found=error.found, expected=error.expected) from error
 
 
-def _check_task(task: TaskSpec) -> None:
-    _require(task.kind in KINDS, f"unknown task kind {task.kind!r}, expected one of {', '.join(KINDS)}")
-    _require(task.problem_type == PROBLEM_TYPES[task.kind], f"problem type {task.problem_type!r} does not fit the kind")
-    _require(len(set(task.labels)) == len(task.labels) <= MAX_LABELS, "labels are repeated or too many")
-    unlabelled = task.kind in _UNLABELLED
-    _require(unlabelled or len(task.labels) >= 2, f"a {task.kind} task needs at least 2 labels")
-    _require(not (unlabelled and task.labels), f"a {task.kind} task has no labels")
-    most = 1 if task.kind == TEXT_GENERATION else 2
-    _require(1 <= len(task.text_fields) <= most, f"a {task.kind} task has 1 to {most} text fields")
-    _require(1 <= task.max_length <= 1 << 20, f"max_length {task.max_length} is out of range")
-    expected_choices = task.labels if task.kind == MULTIPLE_CHOICE else ()
-    _require(task.choice_fields == expected_choices, "choice fields belong to multiple choice and are its labels")
-
-
-def _check_head(task: TaskSpec) -> None:
-    head = task.head
-    types = (
-        (NONE,)
-        if task.kind == TEXT_GENERATION
-        else (TRANSFORMERS, LINEAR)
-        if task.kind in LINEAR_KINDS
-        else (TRANSFORMERS,)
-    )
-    _require(head.type in types, f"a {task.kind} task has no head of type {head.type!r}, expected {' or '.join(types)}")
-    stated = [name for name in ("pooling", "normalize", "pair") if getattr(head, name) is not None]
-    if head.type != LINEAR:
-        _require(not stated, f"{', '.join(stated)} belong to a linear head")
-        return
-    _require(head.pooling in POOLINGS, f"unknown pooling {head.pooling!r}, expected one of {', '.join(POOLINGS)}")
-    _require(head.normalize is not None, "a linear head says whether its vectors are normalised")
-    _require(head.pair in PAIRS, f"unknown pair {head.pair!r}, expected one of {', '.join(PAIRS)}")
-    two = len(task.text_fields) == 2 and task.kind != MULTIPLE_CHOICE
-    _require(two or head.pair == JOINT, f"pair {head.pair!r} needs two text fields that are not choices")
-    _require(head.pair != COSINE or task.kind == REGRESSION, "the cosine of a pair is for a regression")
-
-
 def _check_delta(manifest: Manifest) -> None:
     delta = manifest.delta
-    _require(bool(DIGEST.fullmatch(manifest.backbone.fingerprint)), "the backbone's fingerprint is malformed")
+    require_that(bool(DIGEST.fullmatch(manifest.backbone.fingerprint)), "the backbone's fingerprint is malformed")
     if delta is None:
         return
-    _require(delta.value_kind in VALUE_KINDS, f"unknown value kind {delta.value_kind!r}")
-    _require(delta.value_dtype in STORED_DTYPES, f"unknown value dtype {delta.value_dtype!r}")
-    _require((delta.value_kind, delta.value_dtype) != ("set", "int8"), "`set` values are exact and cannot be int8")
+    require_that(delta.value_kind in VALUE_KINDS, f"unknown value kind {delta.value_kind!r}")
+    require_that(delta.value_dtype in STORED_DTYPES, f"unknown value dtype {delta.value_dtype!r}")
+    require_that((delta.value_kind, delta.value_dtype) != ("set", "int8"), "`set` values are exact and cannot be int8")
     if delta.layers is not None:
-        _require(len(delta.layers) == 2, "layers are the first changed one and their number")
+        require_that(len(delta.layers) == 2, "layers are the first changed one and their number")
         first, count = delta.layers
-        _require(-1 <= first <= count <= 1 << 20, "the first changed layer is none of the layers")
-    _require(bool(delta.parameters), "the delta changes no parameter")
+        require_that(-1 <= first <= count <= 1 << 20, "the first changed layer is none of the layers")
+    require_that(bool(delta.parameters), "the delta changes no parameter")
     for name, touched in delta.parameters.items():
-        _require(bool(DIGEST.fullmatch(touched.digest)), f"the digest of {name!r} is malformed")
-        _require(len(touched.shape) <= 8 and all(0 < n <= 1 << 40 for n in touched.shape), f"{name!r}: absurd shape")
-        _require(touched.nnz > 0, f"{name!r} is named but has no entries")
-        _require(touched.nnz <= math.prod(touched.shape), f"{name!r} changes more entries than it has")
-    _require(delta.nnz == sum(t.nnz for t in delta.parameters.values()), "nnz is not the sum over the parameters")
-    _require(delta.nnz <= manifest.backbone.parameters, "the delta changes more entries than the backbone has")
-    _require(delta.density == delta.nnz / manifest.backbone.parameters, "density is not nnz / parameters")
+        require_that(bool(DIGEST.fullmatch(touched.digest)), f"the digest of {name!r} is malformed")
+        require_that(
+            len(touched.shape) <= 8 and all(0 < n <= 1 << 40 for n in touched.shape), f"{name!r}: absurd shape"
+        )
+        require_that(touched.nnz > 0, f"{name!r} is named but has no entries")
+        require_that(touched.nnz <= math.prod(touched.shape), f"{name!r} changes more entries than it has")
+    require_that(delta.nnz == sum(t.nnz for t in delta.parameters.values()), "nnz is not the sum over the parameters")
+    require_that(delta.nnz <= manifest.backbone.parameters, "the delta changes more entries than the backbone has")
+    require_that(delta.density == delta.nnz / manifest.backbone.parameters, "density is not nnz / parameters")
 
 
 def _check_lineage(lineage: Lineage) -> None:
     for parent in lineage.parents:
         check_name(parent.name)
         check_version(parent.version)
-        _require(DIGEST.fullmatch(parent.digest), f"the digest of the parent {parent.name} is malformed")
+        require_that(DIGEST.fullmatch(parent.digest), f"the digest of the parent {parent.name} is malformed")
     digest = lineage.checkpoint_digest
-    _require(not digest or DIGEST.fullmatch(digest), "the digest of the checkpoint it came from is malformed")
-    _require(bool(lineage.checkpoint) == bool(digest), "a checkpoint that it came from needs a name and a digest")
-    _require(len(lineage.parents) <= MAX_PARENTS, "the manifest names too many parents")
-
-
-def _require(condition: object, problem: str) -> None:
-    if not condition:
-        raise ManifestError(problem)
+    require_that(not digest or DIGEST.fullmatch(digest), "the digest of the checkpoint it came from is malformed")
+    require_that(bool(lineage.checkpoint) == bool(digest), "a checkpoint that it came from needs a name and a digest")
+    require_that(len(lineage.parents) <= MAX_PARENTS, "the manifest names too many parents")

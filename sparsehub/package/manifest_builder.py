@@ -8,15 +8,8 @@ from pathlib import Path
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta
 from sparsehub.package.delta_stats import split_name
-from sparsehub.package.manifest import (
-    MULTIPLE_CHOICE,
-    REGRESSION,
-    TEXT_GENERATION,
-    TOKEN_CLASSIFICATION,
-    BackboneRef,
-    DeltaRecord,
-    TouchedParameter,
-)
+from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+from sparsehub.package.task_spec import MULTIPLE_CHOICE, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION
 
 # How parameters outside the layers begin that are read after them; any other is taken to be read before.
 _AFTER = ("pooler.", "norm.", "final_norm.", "ln_f.", "lm_head.", "embed_out.")

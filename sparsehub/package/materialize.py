@@ -10,10 +10,10 @@ import torch
 from sparsehub.backbone import Checkpoint
 from sparsehub.errors import FormatError
 from sparsehub.files import new_folder
-from sparsehub.package.manifest import LINEAR
 from sparsehub.package.reader import Package, check_backbone
 from sparsehub.package.sentence_transformers import write_linear_model
 from sparsehub.package.task_model import TaskModel, load_task_model, save_checkpoint
+from sparsehub.package.task_spec import LINEAR
 from sparsehub.patch import apply_patch, make_patch, refuse_overflow
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sparsehub.package.manifest import REGRESSION
 from sparsehub.package.summary import MetricsSummary, PackageSummary, SplitScores
+from sparsehub.package.task_spec import REGRESSION
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.package.encoding import Encoded
-from sparsehub.package.manifest import REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsehub.errors import BackboneError
 from sparsehub.files import strict_json
-from sparsehub.package.manifest import FIRST, LAST, MAX, MEAN
+from sparsehub.package.task_spec import FIRST, LAST, MAX, MEAN
 
 POOLING_FILE = Path("1_Pooling") / "config.json"  # of sentence-transformers
 # How sentence-transformers calls them: by a switch each, and from its version 6 on by one word.

@@ -9,9 +9,9 @@ from typing import Any
 from sparsehub.backbone import Checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.package.linear_head import BIAS, WEIGHT
-from sparsehub.package.manifest import JOINT, HeadSpec, TaskSpec
 from sparsehub.package.pooling import POOLING_FILE, SWITCHES
 from sparsehub.package.task_model import TaskModel
+from sparsehub.package.task_spec import JOINT, HeadSpec, TaskSpec
 from sparsehub.tensorfile import tensor_bytes
 
 PAIR_FILE, PAIR_PAGE = "pair_head.safetensors", "README.md"

@@ -12,7 +12,8 @@ from typing import Any
 
 from sparsehub.package.delta_stats import Cell, HeatMap, Sizes, heat_map, sizes
 from sparsehub.package.describe import BASELINES, limits, metrics_note, training_text, values_text
-from sparsehub.package.manifest import NONE, BackboneRef, Lineage, Manifest, TaskSpec
+from sparsehub.package.manifest import BackboneRef, Lineage, Manifest
+from sparsehub.package.task_spec import NONE, TaskSpec
 from sparsehub.package.usage import UsageSnippets, usage_snippets
 
 _HUB_DATASET = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?:([\w.-]+)")  # owner/name[:configuration]:split
@@ -128,21 +129,34 @@ def dataset_of(manifest: Manifest, split: str) -> DatasetRef:
 
 
 def _metrics(manifest: Manifest) -> MetricsSummary:
-    measured = tuple(dict.fromkeys(name for scores in manifest.metrics.values() for name in scores))
+    found = {**manifest.metrics, **_baselines(manifest)}
+    measured = tuple(dict.fromkeys(name for scores in found.values() for name in scores))
     return MetricsSummary(
         declared=tuple(name for name in manifest.task.metrics if name in measured),
         measured=measured,
-        splits=tuple(_split_scores(manifest, split) for split in manifest.metrics),
-        note=metrics_note(manifest.task.kind),
+        splits=tuple(_split_scores(manifest, split, scores) for split, scores in found.items()),
+        note=metrics_note(manifest),
     )
 
 
-def _split_scores(manifest: Manifest, split: str) -> SplitScores:
+def _baselines(manifest: Manifest) -> dict[str, dict[str, float]]:
+    """The baselines of `training.baselines`, which anybody may have written, that `metrics` does not have."""
+    stated = manifest.training.get("baselines")
+    found = {
+        f"{split} ({name})": {metric: value for metric, value in scores.items() if isinstance(value, float)}
+        for split, row in (stated.items() if isinstance(stated, dict) else ())
+        for name, scores in (row.items() if isinstance(row, dict) else ())
+        if isinstance(scores, dict) and f" ({name})" in BASELINES
+    }
+    return {split: scores for split, scores in found.items() if split not in manifest.metrics}
+
+
+def _split_scores(manifest: Manifest, split: str, scores: Mapping[str, float]) -> SplitScores:
     dataset, is_baseline = dataset_of(manifest, split), split.endswith(BASELINES)
     rows = _data_record(manifest, split).get("rows")
     counted = dataset.source and isinstance(rows, int)
     data = f"{dataset.source}, {rows:,} rows" if counted else dataset.source
-    return SplitScores(split, manifest.metrics[split], dataset, "" if is_baseline else data, is_baseline)
+    return SplitScores(split, scores, dataset, "" if is_baseline else data, is_baseline)
 
 
 def _changes(manifest: Manifest) -> ChangesSummary:

@@ -14,7 +14,7 @@ from sparsehub.backbone.backbone import adopt, adopt_language_model, load_module
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
 from sparsehub.package.linear_head import BIAS, WEIGHT
-from sparsehub.package.manifest import (
+from sparsehub.package.task_spec import (
     LINEAR,
     MULTIPLE_CHOICE,
     REGRESSION,

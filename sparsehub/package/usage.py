@@ -6,14 +6,8 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from sparsehub.package.manifest import (
-    MULTIPLE_CHOICE,
-    REGRESSION,
-    TEXT_GENERATION,
-    TOKEN_CLASSIFICATION,
-    Manifest,
-    TaskSpec,
-)
+from sparsehub.package.manifest import Manifest
+from sparsehub.package.task_spec import MULTIPLE_CHOICE, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsehub.package.encoding import Encoded, collate, encode
-from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.training.data import Split
 from sparsehub.training.language_modeling import TOKENS, collate_tokens
 from sparsehub.training.metrics import IGNORED

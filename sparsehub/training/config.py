@@ -16,20 +16,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from sparsehub.delta_format import STORED_DTYPES
-from sparsehub.errors import UsageError
-from sparsehub.package.manifest import KINDS, MULTIPLE_CHOICE, TEXT_GENERATION, check_name, check_version
+from sparsehub.package.manifest import check_name, check_version
+from sparsehub.package.task_spec import KINDS, LINEAR, LINEAR_KINDS, PAIRS, POOLINGS, TRANSFORMERS
 from sparsehub.selection.registry import GRANULARITIES
-from sparsehub.settings import (
-    FROZEN,
-    Configuration,
-    Fallback,
-    Flag,
-    Names,
-    OneOf,
-    PathText,
-    settings_of,
-    shown,
-)
+from sparsehub.settings import FROZEN, Configuration, Fallback, Flag, Names, OneOf, PathText, settings_of
+from sparsehub.training.config_checks import check_settings
 from sparsehub.training.method import method_named, method_names, options_of
 from sparsehub.training.sources import Source
 from sparsehub.training.tables.folder import whole_folder
@@ -176,6 +167,30 @@ class TrainConfig(Configuration):
         Flag(name="option", panel=CHANGES, metavar="NAME=VALUE", repeated=True),
         Field(description="A setting of the method's own: probability=0.9 (docs/methods.md)."),
     ] = field(default_factory=dict)
+    head: Annotated[
+        str | None,
+        OneOf((LINEAR, TRANSFORMERS)),
+        Flag(panel=CHANGES),
+        Fallback("linear for whole texts and choices, else that of transformers"),
+        Field(description="What makes scores of the backbone's states: a linear layer, or transformers' own class."),
+    ] = None
+    pooling: Annotated[
+        str | None,
+        OneOf(POOLINGS),
+        Flag(panel=CHANGES),
+        Fallback("as the checkpoint says, else the mean; of decoders the last"),
+        Field(description="Linear head: which states of a text make its vector."),
+    ] = None
+    normalize: Annotated[
+        bool, Flag(panel=CHANGES), Field(description="Linear head: scale the vectors to unit length.")
+    ] = False
+    pair: Annotated[
+        str | None,
+        OneOf(PAIRS),
+        Flag(panel=CHANGES),
+        Fallback("the better probe on validation"),
+        Field(description="Linear head: both texts of a pair in one sequence, each alone, or by their cosine."),
+    ] = None
     value_dtype: Annotated[
         str, OneOf(tuple(STORED_DTYPES)), Flag(panel=CHANGES), Field(description="How changed values are stored.")
     ] = "float16"
@@ -249,19 +264,8 @@ class TrainConfig(Configuration):
         check_name(self.name)
         check_version(self.version)
         self._open_folder()
-        if not 1 <= len(self.text) <= 2:
-            raise UsageError("give one or two text fields", found=", ".join(self.text) or "none")
-        if (self.kind == MULTIPLE_CHOICE) != bool(self.choices):
-            fix = f"for example {shown('choices')} choice1,choice2"
-            raise UsageError(f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix=fix)
-        self._check_generation()
-        if self.density is not None and self.nnz is not None:
-            both = f"{shown('density')} and {shown('nnz')}"
-            raise UsageError(f"{both} are two ways to say the same", fix="give one of them")
         options_of(method_named(self.method), self.options)
-        for name in ("patience", "metric"):
-            if getattr(self, name) and self.validation is None:
-                raise UsageError(f"{shown(name)} needs a validation split", fix=f"give {shown('validation')}")
+        check_settings(self)
 
     def _open_folder(self) -> None:
         """Training rows that are a folder are the splits in it, where none is given for itself."""
@@ -271,13 +275,10 @@ class TrainConfig(Configuration):
             if split == "train" or getattr(self, split) is None:
                 object.__setattr__(self, split, source)  # the value is frozen once it is made
 
-    def _check_generation(self) -> None:
-        generates = self.kind == TEXT_GENERATION
-        if generates and (len(self.text) > 1 or self.labels):
-            fix = f"leave {shown('labels')} out"
-            raise UsageError("a text generation has one text field and no labels", fix=fix)
-        if self.packing and not generates:
-            raise UsageError(f"{shown('packing')} belongs to {TEXT_GENERATION}", found=self.kind, fix="leave it out")
+    @property
+    def has_linear_head(self) -> bool:
+        """Whether the head is one linear layer on pooled states."""
+        return self.kind in LINEAR_KINDS and self.head != TRANSFORMERS
 
     def resolved(self) -> TrainConfig:
         """The same run with everything that was left open filled in by its method; raises `UsageError`."""

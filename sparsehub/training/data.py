@@ -9,14 +9,8 @@ from typing import Any
 
 from sparsehub.errors import DataError, UsageError
 from sparsehub.package.encoding import is_blank, is_broken, text_of, words_of
-from sparsehub.package.manifest import (
-    PROBLEM_TYPES,
-    REGRESSION,
-    TEXT_GENERATION,
-    TOKEN_CLASSIFICATION,
-    TaskSpec,
-)
 from sparsehub.package.manifest_builder import metric_names
+from sparsehub.package.task_spec import PROBLEM_TYPES, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.labels import alike, found_labels, kind_that_fits, label_index, number
 from sparsehub.training.sources import AS_DETECTED, read_table, source_name

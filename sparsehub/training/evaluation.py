@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
+from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
 from sparsehub.training.batches import Collator, TrainingRows, by_length
 from sparsehub.training.data import Split
 from sparsehub.training.language_modeling import row_scores, tokenised

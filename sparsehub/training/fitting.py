@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,26 @@ from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
 from sparsehub.errors import UsageError
 from sparsehub.files import write_file
 from sparsehub.memory import return_freed_memory
-from sparsehub.package.manifest import TEXT_GENERATION
-from sparsehub.package.task_model import TaskModel, load_task_model
+from sparsehub.package.manifest import HEAD_METHOD
+from sparsehub.package.task_model import TaskModel, load_task_model, with_linear_head
+from sparsehub.package.task_spec import TEXT_GENERATION, HeadSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.selection import by_layer
 from sparsehub.training.batches import Collator
 from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
+from sparsehub.training.gradients import head_of
 from sparsehub.training.job import Job, PreparedTraining, Report, prepare
 from sparsehub.training.language_modeling import tokenised
+from sparsehub.training.methods.phases import set_head
 from sparsehub.training.metrics import best_metric, majority
-from sparsehub.training.processes import join_processes, speaks
+from sparsehub.training.probe import Probe, best_probe, head_candidates
+from sparsehub.training.processes import join_processes, speaks, wait_for_all
 from sparsehub.training.sources import Source
 from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import Trainable, candidates
-from sparsehub.training.trainer import evaluate, make_trainer, quiet_libraries, resume_from
+from sparsehub.training.trainer import evaluate, improved, make_trainer, quiet_libraries, resume_from
 
 ASIDE = "aside"  # folder of a run for what was trained and a package cannot hold
 Metrics = dict[str, dict[str, float]]
@@ -70,7 +74,8 @@ def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report:
         trainer = make_trainer(job, prepared.model, prepared.epochs, run)
         job.report(_what_is_trained(prepared.model))
         start = time.monotonic()
-        trainer.train(resume_from_checkpoint=resume_from(run, job.report))
+        if prepared.epochs:
+            trainer.train(resume_from_checkpoint=resume_from(run, job.report))
         seconds = {"selection": round(chosen_in, 1), "training": round(time.monotonic() - start, 1)}
         return _finish(job, prepared, trainer, seconds)
 
@@ -85,13 +90,44 @@ def open_job(config: TrainConfig, data: TaskData, run: Path, report: Report) -> 
     report = report if processes.first else _silent
     checkpoint = open_checkpoint(str(config.backbone), config.revision)
     set_seed(config.seed)
+    heads = head_candidates(config, data.task, checkpoint)
+    data = with_task(data, heads[0])
     task_model = load_task_model(checkpoint, data.task, device=device)
     tokenizer = load_tokenizer(checkpoint)
     data = _within(data, max_tokens(tokenizer, task_model.backbone.config), report)
+    if config.has_linear_head:
+        return _with_probe(Job(config, data, task_model, Collator(data.task, tokenizer), run, processes, report), heads)
     if data.task.kind == TEXT_GENERATION:
         keep_no_cache(task_model.model)
         data = _as_tokens(data, tokenizer, config.packing)
     return Job(config, data, task_model, Collator(data.task, tokenizer), run, processes, report)
+
+
+def with_task(data: TaskData, head: HeadSpec) -> TaskData:
+    """The same rows for a task with this head."""
+    return dataclasses.replace(data, task=dataclasses.replace(data.task, head=head))
+
+
+def _with_probe(job: Job, heads: Sequence[HeadSpec]) -> Job:
+    """The job with the better probe's head, which training starts from; each process has that of the first."""
+    tasks = [dataclasses.replace(job.data.task, head=head) for head in heads]
+    splits = {"train": job.data.train, **_judged(job.data)}
+
+    def probe() -> Probe:
+        tokenizer = job.collator.tokenizer
+        return best_probe(job.task_model.backbone, tasks, tokenizer, splits, job.config.metric, job.run)
+
+    if job.processes.first:
+        probe()
+    wait_for_all()
+    found = probe()  # read from the run's folder
+    data = with_task(job.data, found.head)
+    task_model = with_linear_head(job.task_model.backbone, data.task)
+    set_head(head_of(task_model), found.tensors)
+    for split, scores in found.metrics.items():
+        job.report(f"probe on the frozen backbone, {split}: " + "  ".join(f"{n} {v:.4f}" for n, v in scores.items()))
+    collator = dataclasses.replace(job.collator, task=data.task)
+    return dataclasses.replace(job, data=data, task_model=task_model, collator=collator, probe=found)
 
 
 def keep_no_cache(model: Any) -> None:
@@ -128,7 +164,7 @@ def device_named(wanted: str | None) -> str:
 
 
 def _prepare(job: Job) -> PreparedTraining:
-    if not job.budget:
+    if not job.budget and job.config.method != HEAD_METHOD:
         return PreparedTraining(SparseModel(job.task_model, {}), job.config.epochs, {})
     prepared = prepare(job)
     if prepared.mask:
@@ -148,11 +184,15 @@ def _what_is_trained(model: Trainable) -> str:
 
 def _finish(job: Job, prepared: PreparedTraining, trainer: Any, seconds: dict[str, float]) -> Fitted:
     model, generates = prepared.model, job.data.task.kind == TEXT_GENERATION
-    delta = model.delta(job.config.value_dtype) if job.budget and model.packages else None
+    back = prepared.epochs > 0 and model.packages and not improved(job, trainer)
+    delta = model.delta(job.config.value_dtype) if job.budget and model.packages and not back else None
     aside = job.run / ASIDE if model.save_aside(job.run / ASIDE, writes=job.processes.first) else None
     uncut, uncut_losses = _judge(trainer, job) if model.kept < 1 else ({}, {})
-    if delta is not None:
+    if delta is not None or back:
         model.clear()
+    if back and job.probe is not None:
+        set_head(model.head, job.probe.tensors)
+        job.report("no epoch is better than the probe: the package has its head and no delta")
     untouched = _judge(trainer, job)[0] if generates and delta is not None else {}
     metrics, losses = _judge_stored(job, trainer, delta)
     head = {name: parameter.detach().cpu().clone() for name, parameter in model.head.items()}
@@ -162,10 +202,18 @@ def _finish(job: Job, prepared: PreparedTraining, trainer: Any, seconds: dict[st
         record["selection"] = {line.part: line.chosen for line in by_layer(prepared.mask, _shapes(job))}
     if model.kept < 1:  # what the budget has cost
         record["before_packaging"] = {"metrics": uncut, "share_of_squared_norm_kept": round(model.kept, 6)}
-    baseline = {f"{name} (backbone)": row for name, row in untouched.items()}
-    if not generates:
-        baseline = {f"{n} (majority)": _majority(job.data, split) for n, split in _judged(job.data).items()}
+    if back:
+        record["chosen"] = "before the first step"
+    name = "backbone" if generates else "majority"
+    first = untouched if generates else {n: _majority(job.data, split) for n, split in _judged(job.data).items()}
+    record["baselines"] = {n: {name: row, **_probed(job, n)} for n, row in first.items()}
+    baseline = {f"{n} ({name})": row for n, row in first.items()}
     return Fitted(job.task_model, job.data, delta, head, {**metrics, **baseline}, record, losses, uncut_losses, aside)
+
+
+def _probed(job: Job, split: str) -> Metrics:
+    """The probe's scores on a split, as a baseline."""
+    return {"probe": dict(job.probe.metrics[split])} if job.probe is not None else {}
 
 
 def _majority(data: TaskData, split: Split) -> dict[str, float]:

@@ -16,6 +16,7 @@ from sparsehub.training.batches import Collator, TokenTable, TrainingRows
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData
 from sparsehub.training.method import method_named
+from sparsehub.training.probe import Probe
 from sparsehub.training.processes import Processes
 from sparsehub.training.trainable import Trainable, candidates
 
@@ -28,11 +29,12 @@ class Job:
 
     config: TrainConfig  # resolved: nothing is left to the method
     data: TaskData
-    task_model: TaskModel  # with a fresh head
+    task_model: TaskModel  # with a fresh head; a linear one is the probe's
     collator: Collator
     run: Path  # a folder for what must outlive an interruption
     processes: Processes
     report: Report
+    probe: Probe | None = None  # the head that the run starts from, and its baseline; where the head is linear
 
     @property
     def budget(self) -> int:

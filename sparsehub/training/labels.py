@@ -16,7 +16,7 @@ from typing import Any
 
 from sparsehub.errors import DataError
 from sparsehub.package.encoding import is_blank
-from sparsehub.package.manifest import MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsehub.errors import DataError
 from sparsehub.package.chat import Conversation
 from sparsehub.package.encoding import text_ids, text_of
-from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.training.data import Split
 from sparsehub.training.metrics import IGNORED
 from sparsehub.training.tables.table import Row

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone.tokenizer import load_tokenizer
-from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TaskSpec
+from sparsehub.package.task_spec import REGRESSION, TEXT_GENERATION, TaskSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.training.batches import Collator
 from sparsehub.training.data import Split

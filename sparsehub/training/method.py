@@ -13,6 +13,7 @@ from sparsehub.selection.registry import rule_names
 
 # Lazily imported: name -> module with `defaults`, `options` and `prepare`.
 _METHODS = {
+    "head": "sparsehub.training.methods.head_only",
     "full": "sparsehub.training.methods.full",
     "mixout": "sparsehub.training.methods.mixout",
     "child-pruning": "sparsehub.training.methods.child_pruning",

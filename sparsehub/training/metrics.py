@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.package.manifest import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.schema import unknown_name
 
 IGNORED = -100
@@ -37,6 +38,18 @@ def compute(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> dict
     if task.kind == TOKEN_CLASSIFICATION:
         return _tokens(task, logits.argmax(-1), targets)
     return _classification(task, logits.argmax(-1), targets)
+
+
+def mean_loss(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> float:
+    """The loss of the same logits: cross entropy or squared error, a mean over rows or tokens."""
+    if task.kind == TEXT_GENERATION:
+        loss, tokens, _, _ = logits.sum(0)
+        return float(loss / tokens)
+    if task.kind == REGRESSION:
+        return _squared_error(logits.reshape(-1), targets.reshape(-1))
+    flat = torch.from_numpy(logits).float().reshape(-1, logits.shape[-1])
+    labels = torch.from_numpy(targets).long().reshape(-1)
+    return float(torch.nn.functional.cross_entropy(flat, labels, ignore_index=IGNORED))
 
 
 def majority(task: TaskSpec, train: Sequence[Any], test: Sequence[Any]) -> dict[str, float]:

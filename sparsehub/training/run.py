@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsehub.delta import Delta
 from sparsehub.errors import DataError, FormatError, SparsehubError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
 from sparsehub.package import Manifest, read_manifest, write_package
-from sparsehub.package.manifest import FORMAT_VERSION
+from sparsehub.package.manifest import FORMAT_VERSION, HEAD_METHOD
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import SPLITS
@@ -67,13 +68,15 @@ def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda
     out = Path(config.out)
     with _run_of(config, restart, report) as (run, processes):
         fitted = fit(config, run, report=report)
-        if fitted.delta is None or not fitted.delta.nnz:
+        changed = fitted.delta is not None and fitted.delta.nnz > 0
+        if not changed and not config.has_linear_head and config.method != HEAD_METHOD:
             raise DataError(
-                "no weight changed, so there is nothing to package", fix="raise --density, --learning-rate or --epochs"
+                "no weight changed, so there is nothing to package",
+                fix="raise --density, --learning-rate or --epochs, or give --method head",
             )
         aside = out.with_name(f"{out.name}-{config.method}") if fitted.aside else None
         if processes.first:
-            write_package(out, _manifest(config, fitted), fitted.delta, fitted.head)
+            write_package(out, _manifest(config, fitted), fitted.delta or Delta({}), fitted.head)
             _keep_aside(fitted, aside)
             shutil.rmtree(run)
             report(f"wrote {out}")
@@ -189,14 +192,16 @@ def _recorded(record: Path) -> str | None:
 
 def _manifest(config: TrainConfig, fitted: Fitted) -> Manifest:
     backbone, delta = fitted.task_model.backbone, fitted.delta
-    assert delta is not None  # `train` has refused a run without one
+    record = None
+    if delta is not None and delta.nnz:
+        record = delta_record(config.method, delta, backbone.arena.numel, backbone.digest_of, backbone.arena.slots)
     return Manifest(
         format_version=FORMAT_VERSION,
         name=config.name,
         version=config.version,
         task=fitted.data.task,
         backbone=backbone_ref(backbone),
-        delta=delta_record(config.method, delta, backbone.arena.numel, backbone.digest_of, backbone.arena.slots),
+        delta=record,
         files={},
         training=fitted.training,
         metrics=fitted.metrics,

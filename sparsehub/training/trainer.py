@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,20 @@ from torch import Tensor
 
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.package.manifest import TEXT_GENERATION
+from sparsehub.package.task_spec import TEXT_GENERATION
 from sparsehub.training.activation_checkpointing import checkpoint_activations
 from sparsehub.training.batches import by_length
 from sparsehub.training.data import Split
 from sparsehub.training.job import Job, Report
 from sparsehub.training.language_modeling import row_scores
-from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute
+from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute, mean_loss
+from sparsehub.training.probe import SMALL
 from sparsehub.training.trainable import Trainable
 
 EVALUATION_ROWS = 64  # rows of one evaluation batch
 STATE_FILE = "trainer_state.json"
+CHOICE = "choice"  # what an evaluation calls the number of which the largest is the best epoch
+SCORE_STEP = 1e-6  # scores have six decimals
 
 
 def make_trainer(job: Job, model: Trainable, epochs: float, run: Path, *, judged: bool = True) -> Any:
@@ -43,16 +46,16 @@ def make_trainer(job: Job, model: Trainable, epochs: float, run: Path, *, judged
         weight_decay=config.weight_decay,
     )
     validation = data.validation if judged else None
-    trainer = _trainer_class()(
+    trainer: Any = _trainer_class()(
         model=model,
         args=_arguments(job, epochs, run, judged=validation is not None),
         data_collator=job.collator,
         train_dataset=job.rows(data.train),
         eval_dataset=job.rows(by_length(validation, data.task)) if validation else None,
         optimizers=(optimizer, None),
-        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience and validation else [],
+        callbacks=[EarlyStoppingCallback(config.patience, SCORE_STEP / 2)] if config.patience and validation else [],
         preprocess_logits_for_metrics=_scores if data.task.kind == TEXT_GENERATION else None,
-        compute_metrics=lambda prediction: compute(data.task, _logits(prediction.predictions), prediction.label_ids),
+        compute_metrics=lambda prediction: _evaluated(job, trainer, prediction),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -78,7 +81,6 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
 
     config, data = job.config, job.data
     when = "no" if not judged else "steps" if config.evaluation_steps else "epoch"
-    metric = best_metric(data.task, config.metric)
     rows_a_step = job.batch_rows * config.accumulation
     steps = math.ceil(math.ceil(len(data.train.rows) / rows_a_step) * epochs)
     cuda = job.task_model.backbone.device.type == "cuda"
@@ -106,12 +108,52 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         save_steps=config.evaluation_steps or 500,
         logging_strategy="epoch",
         load_best_model_at_end=judged,
-        metric_for_best_model=metric,
-        greater_is_better=metric not in LOWER_IS_BETTER,
+        metric_for_best_model=CHOICE,
+        greater_is_better=True,
         save_total_limit=2,
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
+    )
+
+
+def by_scores(job: Job) -> bool:
+    """Whether validation scores choose the epoch. On few rows that is luck: the last epoch is kept, unless the user has
+    asked for a metric or for patience."""
+    config, validation = job.config, job.data.validation
+    return bool(config.metric or config.patience) or (validation is not None and len(validation.rows) >= SMALL)
+
+
+def _evaluated(job: Job, trainer: Any, prediction: Any) -> dict[str, float]:
+    """The metrics of an evaluation, and the number of which the largest is the best epoch."""
+    logits, labels = _logits(prediction.predictions), prediction.label_ids
+    metrics = compute(job.data.task, logits, labels)
+    if not by_scores(job):
+        return {**metrics, CHOICE: float(trainer.state.global_step)}
+    return {**metrics, CHOICE: choice(job, metrics, mean_loss(job.data.task, logits, labels))}
+
+
+def choice(job: Job, metrics: Mapping[str, float], loss: float) -> float:
+    """Larger for a better score; for equal ones larger for a smaller loss, by less than a score's last decimal."""
+    name = best_metric(job.data.task, job.config.metric)
+    score = -metrics[name] if name in LOWER_IS_BETTER else metrics[name]
+    return score - 0.4 * SCORE_STEP * (loss / (1 + loss) if math.isfinite(loss) else 1.0)
+
+
+def improved(job: Job, trainer: Any) -> bool:
+    """Whether training has made anything better than the probe that it started from, as far as validation can say.
+
+    By the best epoch's score, ties by loss; on few rows unless the score is no better and the loss is worse.
+    """
+    validation = job.data.validation
+    if job.probe is None or validation is None:
+        return True
+    start = choice(job, job.probe.metrics["validation"], job.probe.losses["validation"])
+    if by_scores(job):
+        return trainer.state.best_metric is None or float(trainer.state.best_metric) > start
+    metrics, loss = evaluate(trainer, job, validation)
+    return choice(job, metrics, 0.0) > choice(job, job.probe.metrics["validation"], 0.0) or (
+        loss < job.probe.losses["validation"]
     )
 
 
@@ -170,7 +212,13 @@ def _readable(logs: dict[str, Any]) -> str:
     parts = [f"epoch {logs['epoch']:.2f}"] if "epoch" in logs else []
     if "loss" in logs:
         return "  ".join([*parts, f"training loss {float(logs['loss']):.4f}"])
-    noise = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+    noise = (
+        f"eval_{CHOICE}",
+        "eval_runtime",
+        "eval_samples_per_second",
+        "eval_steps_per_second",
+        "eval_model_preparation_time",
+    )
     scores = [f"{k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items() if k.startswith("eval_") and k not in noise]
     return "  ".join([*parts, "validation:", *scores]) if scores else ""
 

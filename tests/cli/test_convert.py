@@ -80,6 +80,7 @@ def test_extract_refuses_in_one_line(
 
 def test_a_lora_becomes_a_package_with_before_and_after(run: Any, tiny_tasks: Any, rows: Path, tmp_path: Path) -> None:
     train = ("--train", rows, "--text", "text", "--kind", "text-classification", "--batch-size", 2, "--method", "lora")
+    train = (*train, "--head", "transformers")
     done = run("train", "--backbone", tiny_tasks.folder, "--name", "mood", "--out", tmp_path / "mood", *train, "--json")
     assert done.code == 0, done.err
     lora = json.loads(done.out)["aside"]
@@ -113,6 +114,7 @@ def test_merge_and_diff_and_the_way_back(run: Any, tiny_tasks: Any, tmp_path: Pa
 
 def test_export_and_import_again(run: Any, tiny_tasks: Any, rows: Path, tmp_path: Path) -> None:
     train = ("--train", rows, "--text", "text", "--kind", "text-classification", "--batch-size", 2, "--density", 0.01)
+    train = (*train, "--head", "transformers")
     scope = ("--method", "random", "--include", "encoder.layer.*.weight", "--exclude", "*Norm*")
     done = run("train", "--backbone", tiny_tasks.folder, "--name", "mood", "--out", tmp_path / "mood", *train, *scope)
     assert done.code == 0, done.err

@@ -25,7 +25,7 @@ def test_train_writes_a_package_and_prints_one_json(run: Any, rows: Path, tiny_t
     config = tmp_path / "task.yaml"
     config.write_text(f"train: {rows}\nvalidation: {rows}\nepochs: 5\nkind: text-classification\n")
     data = ("--text", "text", "--label", "label", "--batch-size", 3, "--epochs", 1)
-    method = ("--method", "random", "--density", 0.01)
+    method = ("--method", "random", "--density", 0.01, "--head", "transformers")
     where = ("--backbone", tiny_tasks.folder, "--name", "mood", "--out", out)
     done = run("train", "--config", config, *where, *data, *method, "--json")
     assert done.code == 0, done.err

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.task_spec import TaskSpec
 
 LABELS = ("bad", "fair", "good")
 TASK = TaskSpec("text-classification", LABELS, "single_label_classification", ("text",), "label", 24, ("accuracy",))

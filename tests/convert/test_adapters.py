@@ -24,7 +24,7 @@ from sparsehub.convert.shira import export_shira
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, FormatError, SparsehubError, UsageError
 from sparsehub.package import Package, read_package
-from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.task_spec import TaskSpec
 
 TinyCheckpoint = Callable[[str], Path]
 LINEAR = ["query", "value", "dense"]

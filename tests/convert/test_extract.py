@@ -19,9 +19,9 @@ from sparsehub.convert.extract import Extraction, extract_largest, extract_lossl
 from sparsehub.convert.task_inference import TaskHints, task_of
 from sparsehub.errors import BackboneError, DeltaError, SparsehubError, UsageError
 from sparsehub.package import read_package
-from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.materialize import materialize
 from sparsehub.package.reader import check_backbone
+from sparsehub.package.task_spec import TaskSpec
 
 Base = Callable[[str, str], Path]
 Tune = Callable[..., Path]
@@ -289,7 +289,7 @@ from pathlib import Path
 from sparsehub.backbone import open_checkpoint
 from sparsehub.convert import checkpoint_pair, extract
 from sparsehub.convert.extract import Extraction, extract_largest, extract_lossless
-from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.task_spec import (TaskSpec)
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 def memory(field):

@@ -30,8 +30,8 @@ from sparsehub.convert.lora_options import (
 )
 from sparsehub.errors import FormatError, SparsehubError, UsageError
 from sparsehub.package import read_package
-from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.materialize import task_model_of
+from sparsehub.package.task_spec import TaskSpec
 
 TinyCheckpoint = Callable[[str], Path]
 LINEAR = ["query", "value", "dense"]

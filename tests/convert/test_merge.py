@@ -17,9 +17,10 @@ from sparsehub.convert.merge import MergeRecipe, PackageLabel, compare, differen
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, DeltaError, UsageError
 from sparsehub.package import Manifest, Package, read_package
-from sparsehub.package.manifest import Parent, TaskSpec
+from sparsehub.package.manifest import Parent
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.package.reader import check_backbone
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.patch import apply_patch, make_patch
 from tests.support.packages import write_bare_package
 

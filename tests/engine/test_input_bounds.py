@@ -15,7 +15,7 @@ from sparsehub.engine.input_bounds import CHUNK_CHARACTERS, MARGIN, bounded_row,
 from sparsehub.engine.input_processor import text_spec
 from sparsehub.errors import RequestError
 from sparsehub.package.encoding import encode
-from sparsehub.package.manifest import TOKEN_CLASSIFICATION
+from sparsehub.package.task_spec import TOKEN_CLASSIFICATION
 
 LIMIT = 16
 FAMILIES = ("bert", "roberta", "deberta-v2", "llama", "gpt2")

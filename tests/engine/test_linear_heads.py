@@ -23,9 +23,9 @@ from sparsehub.engine import BatchReport, Engine, Task
 from sparsehub.errors import DataError, FormatError
 from sparsehub.package import read_package
 from sparsehub.package.linear_head import LinearHead
-from sparsehub.package.manifest import POOLINGS, HeadSpec
 from sparsehub.package.materialize import materialize
 from sparsehub.package.pooling import default_pooling
+from sparsehub.package.task_spec import POOLINGS, HeadSpec
 
 Close = Callable[..., bool]
 PAIR = ("a good film", "a bad ending of a long and slow story")

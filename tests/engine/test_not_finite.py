@@ -17,8 +17,8 @@ from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine import Engine, GenerationLimits, Sampling
 from sparsehub.errors import DeltaError, FormatError, NotFiniteError, RequestError
 from sparsehub.package import read_package
-from sparsehub.package.manifest import MEAN
 from sparsehub.package.pooling import unit_vectors
+from sparsehub.package.task_spec import MEAN
 from sparsehub.patch import make_patch, refuse_overflow
 
 POISON = "river"

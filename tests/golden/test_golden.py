@@ -19,11 +19,11 @@ from sparsehub.package.manifest import (
     BackboneRef,
     DeltaRecord,
     FileRecord,
-    HeadSpec,
     TouchedParameter,
     check_manifest,
     parse_manifest,
 )
+from sparsehub.package.task_spec import HeadSpec
 from tests.support.packages import write_bare_package
 
 GOLDEN = Path(__file__).parent

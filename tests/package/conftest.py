@@ -11,7 +11,7 @@ import pytest
 
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.package import Package, read_package
-from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
+from sparsehub.package.task_spec import PROBLEM_TYPES, TaskSpec
 
 MakeTask = Callable[..., TaskSpec]
 FIELDS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,9 @@ import pytest
 
 from sparsehub.package import Manifest, read_manifest
 from sparsehub.package.card import render_card
-from sparsehub.package.manifest import Lineage, Parent, TaskSpec
+from sparsehub.package.manifest import Lineage, Parent
 from sparsehub.package.summary import summarize
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.package.validation import validate_attachment
 
 DIGEST = "sha256:" + "a" * 64

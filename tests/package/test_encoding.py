@@ -11,7 +11,7 @@ from sparsehub.backbone import open_checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError, DataError
 from sparsehub.package.encoding import Encoded, collate, encode, special_tokens, text_of, words_of
-from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
+from sparsehub.package.task_spec import HEADED_KINDS, TaskSpec
 
 FAMILIES = ["bert", "roberta", "distilbert", "gpt2"]
 MakeTask = Callable[..., TaskSpec]

@@ -15,8 +15,8 @@ from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import FormatError
 from sparsehub.package.heads import HeadModel, build_head, run_heads
-from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.task_model import load_task_model
+from sparsehub.package.task_spec import TaskSpec
 from tests.support.task_models import PAIRS, batch_of
 
 MakeTask = Callable[..., TaskSpec]

@@ -10,13 +10,7 @@ import pytest
 
 from sparsehub.errors import ManifestError
 from sparsehub.files import canonical_json, sha256_bytes
-from sparsehub.package.manifest import (
-    Lineage,
-    Manifest,
-    Parent,
-    is_allowed_file,
-    parse_manifest,
-)
+from sparsehub.package.manifest import Lineage, Manifest, Parent, is_allowed_file, parse_manifest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package" / "sparsehub.json"
 DIGEST = "sha256:" + "a" * 64

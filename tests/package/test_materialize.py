@@ -15,9 +15,10 @@ from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.errors import BackboneMismatchError, FormatError, SparsehubError, UsageError
 from sparsehub.package import Package, read_package
 from sparsehub.package.encoding import collate, encode
-from sparsehub.package.manifest import HEADED_KINDS, BackboneRef, DeltaRecord, Manifest, TaskSpec, TouchedParameter
+from sparsehub.package.manifest import BackboneRef, DeltaRecord, Manifest, TouchedParameter
 from sparsehub.package.materialize import materialize
 from sparsehub.package.task_model import auto_class, base_prefix, load_task_model
+from sparsehub.package.task_spec import HEADED_KINDS, TaskSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from tests.support.packages import write_bare_package
 

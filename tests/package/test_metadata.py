@@ -14,9 +14,9 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from sparsehub.package import Manifest, read_manifest
 from sparsehub.package.card import render_card
-from sparsehub.package.manifest import KINDS, TaskSpec
 from sparsehub.package.metadata import eval_results
 from sparsehub.package.summary import dataset_of, summarize
+from sparsehub.package.task_spec import KINDS, TaskSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package"
 MakeTask = Callable[..., TaskSpec]

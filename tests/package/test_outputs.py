@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sparsehub.package.encoding import Encoded
-from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.outputs import Prediction, answers
+from sparsehub.package.task_spec import TaskSpec
 
 MakeTask = Callable[..., TaskSpec]
 ROW = Encoded(({"input_ids": [1, 2, 3]},))

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from sparsehub.package import Manifest, read_manifest
-from sparsehub.package.describe import limits, training_text, values_text
+from sparsehub.package.card import render_card
+from sparsehub.package.describe import head_text, limits, training_text, values_text
+from sparsehub.package.html_report import render_report
+from sparsehub.package.plots import draw_pictures
 from sparsehub.package.summary import summarize
+from sparsehub.package.task_spec import HeadSpec
 
 
 @pytest.fixture
@@ -74,3 +78,28 @@ def test_a_baseline_stands_beside_what_was_measured(manifest: Manifest) -> None:
         ("test (majority)", "", True),
     ]
     assert (found.splits[0].dataset.id, found.splits[0].dataset.configuration) == ("nyu-mll/glue", "sst2")
+
+
+def test_baselines_of_the_training_record_stand_beside_the_metrics_each_once(manifest: Manifest) -> None:
+    scores = {"accuracy": 0.75}
+    baselines = {"test": {"probe": scores, "majority": {"accuracy": 0.5}, "oracle": scores}, "odd": 7}
+    metrics = {"test": {"accuracy": 0.9}, "test (majority)": {"accuracy": 0.5}}
+    found = summarize(dataclasses.replace(manifest, metrics=metrics, training={"baselines": baselines}))
+    assert [(split.split, split.scores, split.is_baseline) for split in found.metrics.splits] == [
+        ("test", {"accuracy": 0.9}, False),
+        ("test (majority)", {"accuracy": 0.5}, True),
+        ("test (probe)", scores, True),
+    ]
+    assert "baselines" not in found.training
+    card = render_card(found)
+    assert "| test (probe) |" in card
+
+
+def test_a_package_without_a_delta_is_rendered_everywhere(manifest: Manifest) -> None:
+    head = HeadSpec("linear", "mean", True, "joint")
+    task = dataclasses.replace(manifest.task, head=head)
+    package = summarize(dataclasses.replace(manifest, format_version=2, delta=None, task=task))
+    assert "it changes none of the backbone's" in render_card(package)
+    assert "nothing in the backbone changes" in render_report(package, None)
+    assert draw_pictures(package, None) == {}
+    assert head_text(task) == "one linear layer on the mean of a sequence's states, scaled to unit length"

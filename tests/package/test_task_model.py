@@ -17,8 +17,8 @@ from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
 from sparsehub.package.encoding import collate, encode
 from sparsehub.package.heads import build_head
-from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
 from sparsehub.package.task_model import TaskModel, base_prefix, load_task_model, task_config
+from sparsehub.package.task_spec import HEADED_KINDS, TaskSpec
 from tests.support.task_models import PAIRS, batch_of
 
 TinyCheckpoint = Callable[[str], Path]

@@ -6,16 +6,8 @@ from pathlib import Path
 import pytest
 
 from sparsehub.errors import ManifestError
-from sparsehub.package.manifest import (
-    HEADED_KINDS,
-    KINDS,
-    Manifest,
-    TaskSpec,
-    check_manifest,
-    check_name,
-    check_version,
-    parse_manifest,
-)
+from sparsehub.package.manifest import Manifest, check_manifest, check_name, check_version, parse_manifest
+from sparsehub.package.task_spec import HEADED_KINDS, KINDS, TaskSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package" / "sparsehub.json"
 

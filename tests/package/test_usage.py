@@ -14,7 +14,7 @@ import pytest
 import sparsehub
 from sparsehub.backbone.checkpoint import INSTALLED
 from sparsehub.package import Manifest, TaskSpec, read_manifest
-from sparsehub.package.manifest import KINDS
+from sparsehub.package.task_spec import KINDS
 from sparsehub.package.usage import usage_snippets
 from tests.support.tiny_tasks import TinyTasks
 

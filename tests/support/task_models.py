@@ -10,8 +10,8 @@ from torch import Tensor
 from sparsehub.backbone import Checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.package.encoding import collate, encode
-from sparsehub.package.manifest import HEADED_KINDS, TaskSpec
 from sparsehub.package.task_model import auto_class
+from sparsehub.package.task_spec import HEADED_KINDS, TaskSpec
 
 FAMILIES = ["bert", "roberta", "distilbert", "deberta-v2", "modernbert", "llama", "gpt2"]
 

@@ -116,7 +116,7 @@ def _random_delta(backbone: Any, per_parameter: int, scale: float) -> Any:
 
 def _spec(kind: str, labels: int, fields: tuple[str, ...], max_length: int) -> Any:
     from sparsehub.package import TaskSpec
-    from sparsehub.package.manifest import PROBLEM_TYPES
+    from sparsehub.package.task_spec import PROBLEM_TYPES
 
     names = {"regression": (), "text-generation": (), "multiple-choice": ("choice1", "choice2")}.get(
         kind, tuple(f"label{i}" for i in range(labels))

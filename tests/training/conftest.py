@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sparsehub.backbone import Checkpoint, open_checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
-from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.task_model import TaskModel, load_task_model
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import TrainConfig
 from sparsehub.training.batches import Collator
@@ -95,7 +95,8 @@ def write_rows(tmp_path: Path) -> Write:
 
 @pytest.fixture(scope="session")
 def make_config(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[[str], Path]) -> Configure:
-    """make_config(kind, **changes): a few steps with a tiny BERT, the training rows also the validation."""
+    """make_config(kind, **changes): a few steps with a tiny BERT and a head of transformers, the training rows
+    also the validation."""
     folder = tmp_path_factory.mktemp("data")
     for kind, rows in ROWS.items():
         (folder / f"{kind}.jsonl").write_text(as_jsonl(rows), encoding="utf-8")
@@ -117,6 +118,7 @@ def make_config(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Calla
             "max_length": 24,
             "device": "cpu",
             "value_dtype": "float32",
+            "head": "transformers",
             **FIELDS[kind],
         }
         return TrainConfig(**{**small, **changes})

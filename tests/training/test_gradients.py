@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sparsehub.backbone import Backbone, Checkpoint
 from sparsehub.backbone.arena import build_arena
-from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
 from sparsehub.package.task_model import TaskModel, load_task_model
+from sparsehub.package.task_spec import PROBLEM_TYPES, TaskSpec
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import gradients
 from sparsehub.training.gradients import summed_gradients

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparsehub.engine.generation.entrypoint import prompt_ids
 from sparsehub.errors import DataError
-from sparsehub.package.manifest import TaskSpec
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.training.data import Split
 from sparsehub.training.fitting import keep_no_cache
 from sparsehub.training.language_modeling import TOKENS, Tokens, collate_tokens, pack, row_scores, tokenised

@@ -9,8 +9,8 @@ from seqeval import metrics as seqeval
 from sklearn import metrics
 
 from sparsehub.errors import UsageError
-from sparsehub.package.manifest import KINDS, PROBLEM_TYPES, TaskSpec
 from sparsehub.package.manifest_builder import metric_names
+from sparsehub.package.task_spec import KINDS, PROBLEM_TYPES, TaskSpec
 from sparsehub.training.metrics import best_metric, compute, majority
 
 RANDOM = np.random.default_rng(0)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone import Checkpoint, open_checkpoint
-from sparsehub.package.manifest import PROBLEM_TYPES, TaskSpec
 from sparsehub.package.task_model import TaskModel, load_task_model
+from sparsehub.package.task_spec import PROBLEM_TYPES, TaskSpec
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import hessian
 from sparsehub.training.fisher import batch_squares, row_squares

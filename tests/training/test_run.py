@@ -16,9 +16,9 @@ from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError, DataError, SparsehubError, UsageError
 from sparsehub.package import Package, read_package
 from sparsehub.package.encoding import collate, encode
-from sparsehub.package.manifest import HEADED_KINDS
 from sparsehub.package.reader import check_backbone
 from sparsehub.package.task_model import load_task_model
+from sparsehub.package.task_spec import HEADED_KINDS
 from sparsehub.patch import apply_patch, make_patch
 from sparsehub.training import TrainConfig, TrainResult, fit, train
 from sparsehub.training.data import TaskData, load_data
@@ -133,7 +133,8 @@ def test_after_a_run_the_backbone_is_as_it_was_loaded(
 
 
 def test_values_too_small_to_be_stored_leave_no_trace_either(config: TrainConfig, tmp_path: Path) -> None:
-    small = dataclasses.replace(config, learning_rate=1e-12, epochs=1, value_dtype="float16", validation=None)
+    quiet = {"learning_rate": 1e-12, "epochs": 1, "value_dtype": "float16", "validation": None}
+    small = dataclasses.replace(config, **quiet, head="transformers")
     fitted = fit(small, tmp_path / "run")
     assert fitted.delta is not None and fitted.delta.nnz == 0
     before = weights(config)
@@ -169,7 +170,8 @@ def test_while_a_run_goes_on_only_chosen_entries_move(
 
 
 def test_density_zero_trains_the_head_alone(config: TrainConfig, tmp_path: Path) -> None:
-    fitted = fit(dataclasses.replace(config, density=0.0), tmp_path / "run")
+    config = dataclasses.replace(config, density=0.0, head="transformers")
+    fitted = fit(config, tmp_path / "run")
     assert fitted.delta is None
     torch.manual_seed(0)
     fresh = load_task_model(fitted.task_model.backbone.checkpoint, fitted.data.task)
@@ -177,7 +179,7 @@ def test_density_zero_trains_the_head_alone(config: TrainConfig, tmp_path: Path)
     assert fitted.task_model.backbone.arena.digest() == fresh.backbone.arena.digest()
     assert set(fitted.metrics) == {"validation", "validation (majority)"}
     with pytest.raises(DataError, match="nothing to package"):
-        train(dataclasses.replace(config, density=0.0))
+        train(config)
 
 
 def test_the_same_seed_gives_the_same_package_but_for_the_clock(config: TrainConfig, tmp_path: Path) -> None:

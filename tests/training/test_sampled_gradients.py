@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone import open_checkpoint
-from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.task_model import TaskModel, load_task_model
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.training import sampled_gradients
 from sparsehub.training.activation_checkpointing import checkpoint_activations

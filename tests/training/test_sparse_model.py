@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sparsehub.backbone import Backbone, Checkpoint, load_backbone
 from sparsehub.backbone.arena import build_arena
 from sparsehub.errors import DataError
-from sparsehub.package.manifest import TaskSpec
 from sparsehub.package.task_model import TaskModel, load_task_model
+from sparsehub.package.task_spec import TaskSpec
 from sparsehub.patch import apply_patch, make_patch
 from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import candidates

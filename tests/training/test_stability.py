@@ -14,7 +14,7 @@ import torch
 
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import UsageError
-from sparsehub.package.manifest import HEADED_KINDS
+from sparsehub.package.task_spec import HEADED_KINDS
 from sparsehub.training import TrainConfig, fit
 from sparsehub.training.batches import Collator
 from sparsehub.training.losses import lipschitz, row_losses, trained

@@ -77,7 +77,7 @@ def test_the_best_evaluation_is_the_one_that_is_kept(config: TrainConfig, tmp_pa
         return {"accuracy": next(falling) / 100, "macro_f1": 0.0, "matthews": 0.0, "f1": 0.0}
 
     monkeypatch.setattr(trainer, "compute", judged)
-    fitted = fit(dataclasses.replace(config, epochs=4), tmp_path / "run")
+    fitted = fit(dataclasses.replace(config, epochs=4, metric="accuracy"), tmp_path / "run")
     monkeypatch.undo()
     first = load_file(tmp_path / "run" / "checkpoint-3" / "model.safetensors")["values"]
     assert fitted.delta is not None

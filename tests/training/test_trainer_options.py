@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.delta import Delta
 from sparsehub.errors import UsageError
-from sparsehub.package.manifest import HEADED_KINDS
+from sparsehub.package.task_spec import HEADED_KINDS
 from sparsehub.training import TrainConfig, fit
 from sparsehub.training.batches import Collator, TokenTable
 from sparsehub.training.data import load_data

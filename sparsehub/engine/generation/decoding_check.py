@@ -22,7 +22,7 @@ from sparsehub.engine.resident import Resident, device_digests
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.engine.task_registry import Task, TaskInfo
 from sparsehub.package import Package
-from sparsehub.package.manifest import TEXT_GENERATION, TaskSpec
+from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
 from sparsehub.patch import make_patch
 
 TOKENS = 2  # generated of each text: one after the prompt, one from the cache

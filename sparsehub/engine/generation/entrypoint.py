@@ -21,7 +21,7 @@ from sparsehub.engine.pending_request import AcquiredTask
 from sparsehub.errors import DataError, RequestError
 from sparsehub.package.chat import Conversation
 from sparsehub.package.encoding import text_ids
-from sparsehub.package.manifest import TEXT_GENERATION
+from sparsehub.package.task_spec import TEXT_GENERATION
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 

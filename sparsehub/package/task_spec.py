@@ -1,0 +1,120 @@
+"""What a task is, as a manifest says it: its kind, inputs, labels and head."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from sparsehub.errors import ManifestError
+
+MAX_LABELS = 100_000
+TEXT_CLASSIFICATION = "text-classification"
+REGRESSION = "regression"
+MULTIPLE_CHOICE = "multiple-choice"
+TOKEN_CLASSIFICATION = "token-classification"
+TEXT_GENERATION = "text-generation"
+HEADED_KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE, TOKEN_CLASSIFICATION)
+KINDS = (*HEADED_KINDS, TEXT_GENERATION)
+PROBLEM_TYPES = {
+    TEXT_CLASSIFICATION: "single_label_classification",
+    REGRESSION: "regression",
+    MULTIPLE_CHOICE: "single_label_classification",
+    TOKEN_CLASSIFICATION: "single_label_classification",
+    TEXT_GENERATION: "next_token",
+}
+_UNLABELLED = (REGRESSION, TEXT_GENERATION)
+
+TRANSFORMERS, LINEAR, NONE = "transformers", "linear", "none"  # types of heads
+LINEAR_KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE)  # kinds whose head may be a linear one
+MEAN, FIRST, LAST, MAX = POOLINGS = ("mean", "first", "last", "max")
+JOINT, SEPARATE, COSINE = PAIRS = ("joint", "separate", "cosine")
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What turns the backbone's states into scores; `TaskSpec.head`. All but `type` belong to a linear head alone."""
+
+    # `transformers`: the class that transformers has for the kind; `linear`: one Linear on pooled states; `none`: the
+    # backbone's own output layer, as text generation has it
+    type: str
+    pooling: str | None = None  # of `POOLINGS`: how one vector is made of a sequence's states
+    normalize: bool | None = None  # whether that vector is scaled to unit length
+    # Of `PAIRS`: two texts are one sequence; or each is read alone and the head sees both (see `heads.features`), or
+    # their cosine. `joint` where a row is one text.
+    pair: str | None = None
+
+
+TRANSFORMERS_HEAD, NO_HEAD, _BY_KIND = HeadSpec(TRANSFORMERS), HeadSpec(NONE), HeadSpec("")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task's inputs and outputs: what training, the engine and clients need to know of it."""
+
+    kind: str  # one of `KINDS`
+    labels: tuple[str, ...]  # in the order of the head's outputs; the choice fields for multiple choice; else empty
+    problem_type: str  # as transformers' configurations name it; `PROBLEM_TYPES` has the one of each kind
+    # One or two fields of a row. Multiple choice: they are joined into the context of every choice. Text generation:
+    # one, a text, a prompt or a list of messages.
+    text_fields: tuple[str, ...]
+    label_field: str  # of training rows; for text generation the completion, empty where the whole text is learned
+    max_length: int  # tokens of one sequence, special tokens included
+    metrics: tuple[str, ...]  # by name; the first one decides which checkpoint is best
+    choice_fields: tuple[str, ...] = ()  # for multiple choice, the fields of a row with its choices
+    head: HeadSpec = _BY_KIND  # by default that of transformers; none for a text generation, in format 1 always so
+
+    def __post_init__(self) -> None:
+        if self.head is _BY_KIND:
+            object.__setattr__(self, "head", NO_HEAD if self.kind == TEXT_GENERATION else TRANSFORMERS_HEAD)
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head: one per label; one for a regression and for each choice."""
+        return 1 if self.kind in (REGRESSION, MULTIPLE_CHOICE) else len(self.labels)
+
+    @functools.cached_property
+    def reads_alone(self) -> bool:
+        """Whether each text of a pair is a sequence of its own."""
+        return self.head.pair in (SEPARATE, COSINE)
+
+
+def check_task(task: TaskSpec) -> None:
+    """Validate what the types cannot express; raises `ManifestError`."""
+    require_that(task.kind in KINDS, f"unknown task kind {task.kind!r}, expected one of {', '.join(KINDS)}")
+    require_that(
+        task.problem_type == PROBLEM_TYPES[task.kind], f"problem type {task.problem_type!r} does not fit the kind"
+    )
+    require_that(len(set(task.labels)) == len(task.labels) <= MAX_LABELS, "labels are repeated or too many")
+    unlabelled = task.kind in _UNLABELLED
+    require_that(unlabelled or len(task.labels) >= 2, f"a {task.kind} task needs at least 2 labels")
+    require_that(not (unlabelled and task.labels), f"a {task.kind} task has no labels")
+    most = 1 if task.kind == TEXT_GENERATION else 2
+    require_that(1 <= len(task.text_fields) <= most, f"a {task.kind} task has 1 to {most} text fields")
+    require_that(1 <= task.max_length <= 1 << 20, f"max_length {task.max_length} is out of range")
+    expected_choices = task.labels if task.kind == MULTIPLE_CHOICE else ()
+    require_that(task.choice_fields == expected_choices, "choice fields belong to multiple choice and are its labels")
+    _check_head(task)
+
+
+def _check_head(task: TaskSpec) -> None:
+    head = task.head
+    types = [NONE] if task.kind == TEXT_GENERATION else [TRANSFORMERS, *([LINEAR] if task.kind in LINEAR_KINDS else [])]
+    require_that(
+        head.type in types, f"a {task.kind} task has no head of type {head.type!r}, expected {' or '.join(types)}"
+    )
+    stated = [name for name in ("pooling", "normalize", "pair") if getattr(head, name) is not None]
+    if head.type != LINEAR:
+        require_that(not stated, f"{', '.join(stated)} belong to a linear head")
+        return
+    require_that(head.pooling in POOLINGS, f"unknown pooling {head.pooling!r}, expected one of {', '.join(POOLINGS)}")
+    require_that(head.normalize is not None, "a linear head says whether its vectors are normalised")
+    require_that(head.pair in PAIRS, f"unknown pair {head.pair!r}, expected one of {', '.join(PAIRS)}")
+    two = len(task.text_fields) == 2 and task.kind != MULTIPLE_CHOICE
+    require_that(two or head.pair == JOINT, f"pair {head.pair!r} needs two text fields that are not choices")
+    require_that(head.pair != COSINE or task.kind == REGRESSION, "the cosine of a pair is for a regression")
+
+
+def require_that(condition: object, problem: str) -> None:
+    """Raises `ManifestError` with `problem` unless the condition holds."""
+    if not condition:
+        raise ManifestError(problem)

@@ -1,0 +1,63 @@
+"""What the settings of a training run owe each other; `TrainConfig` asks these when it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparsehub.errors import UsageError
+from sparsehub.package.manifest import HEAD_METHOD
+from sparsehub.package.task_spec import (
+    COSINE,
+    JOINT,
+    LINEAR,
+    LINEAR_KINDS,
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    TEXT_GENERATION,
+)
+from sparsehub.settings import shown
+
+
+def check_settings(config: Any) -> None:
+    """Raises `UsageError` for settings of a `TrainConfig` that do not go together."""
+    if not 1 <= len(config.text) <= 2:
+        raise UsageError("give one or two text fields", found=", ".join(config.text) or "none")
+    if (config.kind == MULTIPLE_CHOICE) != bool(config.choices):
+        fix = f"for example {shown('choices')} choice1,choice2"
+        raise UsageError(f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix=fix)
+    if config.density is not None and config.nnz is not None:
+        both = f"{shown('density')} and {shown('nnz')}"
+        raise UsageError(f"{both} are two ways to say the same", fix="give one of them")
+    for name in ("patience", "metric"):
+        if getattr(config, name) and config.validation is None:
+            raise UsageError(f"{shown(name)} needs a validation split", fix=f"give {shown('validation')}")
+    _check_generation(config)
+    _check_head(config)
+
+
+def _check_generation(config: Any) -> None:
+    """Raises `UsageError` for settings that do not go with a generation of text, or with it alone."""
+    generates = config.kind == TEXT_GENERATION
+    if generates and (len(config.text) > 1 or config.labels):
+        fix = f"leave {shown('labels')} out"
+        raise UsageError("a text generation has one text field and no labels", fix=fix)
+    if config.packing and not generates:
+        raise UsageError(f"{shown('packing')} belongs to {TEXT_GENERATION}", found=config.kind, fix="leave it out")
+
+
+def _check_head(config: Any) -> None:
+    """Raises `UsageError` for settings that do not fit the task's head."""
+    if config.head == LINEAR and config.kind not in LINEAR_KINDS:
+        raise UsageError(f"a {config.kind} has no linear head", fix=f"leave {shown('head')} out")
+    for name in ("pooling", "normalize", "pair"):
+        if getattr(config, name) and not config.has_linear_head:
+            raise UsageError(f"{shown(name)} belongs to a linear head", found=f"a {config.kind} without one")
+    if config.pair and config.pair != JOINT and (len(config.text) < 2 or config.kind == MULTIPLE_CHOICE):
+        raise UsageError(f"{shown('pair')} {config.pair} needs two text fields that are not choices")
+    if config.pair == COSINE and config.kind != REGRESSION:
+        raise UsageError(f"the cosine of a pair is for a {REGRESSION}", found=config.kind)
+    if config.method == HEAD_METHOD and (config.density or config.nnz):
+        fix = f"leave {shown('density' if config.density else 'nnz')} out"
+        raise UsageError(f"with {shown('method')} {HEAD_METHOD} nothing in the backbone changes", fix=fix)
+    if config.method == HEAD_METHOD and config.kind == TEXT_GENERATION:
+        raise UsageError("a text generation has no head of its own", fix="choose another method")

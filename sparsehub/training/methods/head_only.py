@@ -1,0 +1,23 @@
+"""The head alone: nothing in the backbone changes, and the package has no delta.
+
+Formula: the probe (`training/probe.py`) where the head is linear; else AdamW on the head of transformers.
+Source: linear probing; Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2016.
+Cost: one forward pass over the rows, and a logistic regression or ridge; of a transformers head that of training it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsehub.training.job import Job, PreparedTraining
+from sparsehub.training.sparse_model import SparseModel
+
+defaults: Mapping[str, Any] = {"density": 0.0}
+options: Mapping[str, Any] = {}
+
+
+def prepare(job: Job) -> PreparedTraining:
+    """A model in which the head alone is trained."""
+    epochs = job.config.epochs if job.probe is None else 0.0  # the probe is fitted already
+    return PreparedTraining(SparseModel(job.task_model, {}), epochs, {})
