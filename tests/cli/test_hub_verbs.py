@@ -118,7 +118,9 @@ def test_search(run: Any, hub: Path) -> None:
 
 def test_show(run: Any, hub: Path, packages: dict[str, Path]) -> None:
     found = as_json(run("show", "three@1.1.0", "--hub", hub, "--json"))
-    assert found["manifest"]["version"] == "1.1.0" and found["card"] == "# three\n"
+    assert found["manifest"]["version"] == "1.1.0"
+    assert "three@1.1.0" in found["card"] and "three@1.0.0" not in found["card"], "pushed under another version"
+    assert as_json(run("show", "three@1.0.0", "--hub", hub, "--json"))["card"] == "# three\n"
     assert (found["channels"], found["signed"]) == ([], False)
     shown = run("show", "three", "--hub", hub).out
     for text in ("three@2.0.0", found["manifest"]["backbone"]["fingerprint"], "latest", "encoder.layer 1", "accuracy"):
