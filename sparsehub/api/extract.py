@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsehub.errors import UsageError
-from sparsehub.files import TEMPORARY_PREFIX
+from sparsehub.errors import BackboneError, UsageError
+from sparsehub.files import new_folder
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from sparsehub.backbone import Checkpoint
     from sparsehub.convert.adapters import Adapter
     from sparsehub.convert.extract import Budget, Extracted, Extraction
     from sparsehub.package import TaskSpec
+    from sparsehub.training.data import Split
 
 Metrics = dict[str, float]
 
@@ -44,6 +45,7 @@ def extract(
     choices: Sequence[str] = (),
     max_length: int = 256,
     test: str | None = None,
+    check: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Extracted:
     """Write the package `out`: what a fine-tuned checkpoint or a PEFT adapter changes in its backbone.
@@ -53,10 +55,12 @@ def extract(
     differs, bit for bit; a LoRA needs a budget. value_dtype: of kept changes, float16 by default. drop: shell patterns
     of tensors that may be left out. task: what the package does; otherwise the checkpoint's configuration says it, or
     kind, text (field names), label (a field), labels (in the head's order), choices (fields) and max_length (tokens).
-    test: a file of labelled rows; the tuned model and the package are both measured on it. report: called
-    with the name of each step that takes a while.
+    test: a file of labelled rows; the tuned model and the package are both measured on it. check: run a probe batch
+    through the tuned model and through the package before it is written, which loads both, one after the other; by
+    default up to 500 million parameters. report: called with the name of each step that takes a while.
 
-    Raises `UsageError`, `BackboneError` and `DeltaError`; nothing is written then.
+    Raises `UsageError`, `BackboneError` and `DeltaError`, also where a lossless package gives other outputs than the
+    tuned model; nothing is written then.
     """
     from sparsehub.backbone import open_checkpoint
     from sparsehub.convert.extract import Extraction
@@ -68,10 +72,9 @@ def extract(
         hints = TaskHints(kind, fields, label, tuple(labels), tuple(choices), max_length)
         task = task_of(hints, getattr(origin, "folder", None))
     wanted = Extraction(base, task, Path(out), name, version, license, tuple(drop))
-    if report is not None:
-        report(f"comparing {source} with {backbone}")
-    extractor = _Extractor(origin, budget, value_dtype, report)
-    return extractor.extract(wanted) if test is None else extractor.measured(wanted, test)
+    extractor = _Extractor(origin, budget, value_dtype, report or (lambda _: None))
+    extractor.report(f"comparing {source} with {backbone}")
+    return extractor.write(wanted, test, check)
 
 
 def _origin(source: Path) -> Checkpoint | Adapter:
@@ -100,7 +103,20 @@ class _Extractor:
     origin: Checkpoint | Adapter
     budget: Budget | None  # None: all of it, bit for bit
     value_dtype: str | None
-    report: Callable[[str], None] | None
+    report: Callable[[str], None]
+
+    def write(self, wanted: Extraction, test: str | None, check: bool | None) -> Extracted:
+        """Extract, compare with the tuned model what came out, and give the package its name where all is well."""
+        with new_folder(wanted.out) as folder:
+            found = self.extract(dataclasses.replace(wanted, out=folder / "package"))
+            checks, notes = self._checks(found, check)
+            found = dataclasses.replace(found, notes=(*found.notes, *notes))
+            if checks or test is not None:
+                found = self._compared(wanted, found, test, checks=checks)
+            for file in found.folder.iterdir():
+                file.rename(folder / file.name)
+            found.folder.rmdir()
+        return dataclasses.replace(found, folder=wanted.out)
 
     def extract(self, wanted: Extraction) -> Extracted:
         from sparsehub.convert.adapters import Adapter
@@ -115,41 +131,95 @@ class _Extractor:
             raise UsageError("a lossless package keeps the checkpoint's own dtype", fix=fix)
         return extract_lossless(wanted, self.origin)
 
-    def measured(self, wanted: Extraction, test: str) -> Extracted:
-        """Extract, evaluate what was tuned and what the package keeps of it, and write the package with both."""
+    def _checks(self, found: Extracted, check: bool | None) -> tuple[bool, tuple[str, ...]]:
+        """Whether a probe is run, and what a report says where it is not."""
+        from sparsehub.convert.probe import PARAMETERS
+
+        parameters = found.manifest.backbone.parameters
+        if check or (check is None and parameters <= PARAMETERS):
+            return True, ()
+        why = "as asked" if check is False else f"{parameters:,} parameters are more than {PARAMETERS:,}: give --check"
+        return False, (f"the package was not compared with the tuned model by a probe batch ({why})",)
+
+    def _compared(self, wanted: Extraction, found: Extracted, test: str | None, *, checks: bool) -> Extracted:
+        """Run probe and test rows through the tuned model, then through the package; one of them is in memory."""
+        from sparsehub.convert.probe import agreement
+        from sparsehub.convert.tuned_model import tuned_model
+        from sparsehub.package.materialize import native_dtype_of
         from sparsehub.package.writer import rewrite_package
 
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=wanted.out.parent) as folder:
-            found = self.extract(dataclasses.replace(wanted, out=Path(folder) / "package"))
-            if self.report is not None:
-                self.report(f"measuring on {test}")
-            before, after = self._evaluated(wanted, found.folder, Path(folder), test)
-            record = {"metrics": {"test": before}, "share_of_squared_norm_kept": round(found.kept, 6)}
-            manifest = rewrite_package(found.folder, wanted.out, {"test": after}, {"before_packaging": record})
-        return dataclasses.replace(found, folder=wanted.out, manifest=manifest)
+        comparison = _Comparison.of(wanted, test, checks=checks)
+        self.report("running what was tuned" + (f", and measuring it on {test}" if test else ""))
+        tuned = tuned_model(wanted, self.origin, native_dtype_of(found.manifest))
+        expected, before = comparison.run(tuned.model, getattr(self.origin, "folder", None))
+        made_by = tuned.made_by
+        del tuned
+        self.report("running the package" + (f", and measuring it on {test}" if test else ""))
+        outputs, after = comparison.run(_model_of(found.folder, wanted.base), None)
+        if expected is not None and outputs is not None:
+            found = dataclasses.replace(found, agreement=agreement(expected, outputs, made_by))
+            self._require_agreement(found)
+        if before is None or after is None:
+            return found
+        record = {"metrics": {"test": before}, "share_of_squared_norm_kept": round(found.kept, 6)}
+        measured = found.folder.with_name("measured")
+        manifest = rewrite_package(found.folder, measured, {"test": after}, {"before_packaging": record})
+        shutil.rmtree(found.folder)
+        return dataclasses.replace(found, folder=measured, manifest=manifest)
 
-    def _evaluated(self, wanted: Extraction, package: Path, folder: Path, test: str) -> tuple[Metrics, Metrics]:
-        """The metrics of the tuned model and of the package. folder: for what is only needed meanwhile."""
+    def _require_agreement(self, found: Extracted) -> None:
+        from sparsehub.convert.probe import TOLERANCE
+
+        agreement = found.agreement
+        lossless = self.budget is None and self.value_dtype is None
+        if lossless and agreement is not None and not agreement.agrees:
+            raise BackboneError(
+                "a lossless package gives other outputs than the tuned model, so more than weights was changed",
+                found=f"a probe batch is {agreement.difference:.3g} apart ({agreement.against})",
+                expected=f"at most {TOLERANCE:g} of the largest output, {agreement.largest:.3g}",
+                fix="give the backbone that it was tuned from; --no-check writes the package all the same",
+            )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What is run through the tuned model and through the package."""
+
+    task: TaskSpec
+    base: Checkpoint
+    batch: Mapping[str, Tensor] | None  # a probe
+    split: Split | None  # test rows
+
+    @classmethod
+    def of(cls, wanted: Extraction, test: str | None, *, checks: bool) -> _Comparison:
+        from sparsehub.backbone.backbone import read_config
         from sparsehub.backbone.tokenizer import load_tokenizer
-        from sparsehub.convert.adapters import Adapter
-        from sparsehub.convert.extract import extract_adapter
-        from sparsehub.package.task_model import auto_class
+        from sparsehub.convert.probe import probe_batch
         from sparsehub.training.data import load_split
+
+        split = load_split(wanted.task, test) if test is not None else None
+        config = read_config(wanted.base)
+        batch = probe_batch(load_tokenizer(wanted.base), config, wanted.task) if checks else None
+        return cls(wanted.task, wanted.base, batch, split)
+
+    def run(self, model: nn.Module, own: Path | None) -> tuple[Tensor | None, Metrics | None]:
+        """A model's outputs for the probe, and its metrics. own: the folder of its own tokenizer, if it has one."""
+        from sparsehub.convert.probe import outputs
+
+        found = None if self.batch is None else outputs(model, self.batch, self.task)
+        return found, None if self.split is None else self._metrics(model, self.split, own)
+
+    def _metrics(self, model: nn.Module, split: Split, own: Path | None) -> Metrics:
+        from sparsehub.backbone.tokenizer import load_tokenizer
+        from sparsehub.convert.tokenizer_check import has_tokenizer
         from sparsehub.training.evaluation import judge
 
-        split, tokenizer = load_split(wanted.task, test), load_tokenizer(wanted.base)
-
-        def metrics_of(model: nn.Module) -> Metrics:
-            return judge(model, wanted.task, tokenizer, split)
-
-        if isinstance(self.origin, Adapter):  # all of it: what PEFT itself would merge
-            whole = dataclasses.replace(wanted, out=folder / "whole")
-            merged = extract_adapter(whole, self.origin, lambda total: total, "float32").folder
-            return metrics_of(_model_of(merged, wanted.base)), metrics_of(_model_of(package, wanted.base))
-        tuned = auto_class(wanted.task.kind)
-        before = metrics_of(tuned.from_pretrained(self.origin.folder, local_files_only=True))
-        return before, metrics_of(_model_of(package, wanted.base))
+        tokenizer = load_tokenizer(self.base)
+        if own is not None and has_tokenizer(own):
+            padding = tokenizer.pad_token
+            tokenizer = load_tokenizer(dataclasses.replace(self.base, id=str(own), folder=own))
+            tokenizer.pad_token = padding  # what the model takes for padding
+        return judge(model, self.task, tokenizer, split)
 
 
 def _model_of(folder: Path, base: Checkpoint) -> nn.Module:

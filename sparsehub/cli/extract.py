@@ -68,12 +68,21 @@ def extract(
             help="Labelled rows on which to measure the model before and after extraction.", rich_help_panel=_TASK
         ),
     ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="Run a probe batch through the tuned model and through the package before it is written; "
+            "both are loaded, one after the other (default: up to 500 million parameters).",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Turn a fine-tuned checkpoint or a PEFT adapter into a package.
 
     Without --density or --nnz it is lossless: every weight that differs, bit for bit (a LoRA needs a budget). A pair of
-    checkpoints is read tensor by tensor, whatever its size.
+    checkpoints is read tensor by tensor, whatever its size; only --check and --test load models.
     """
     from sparsehub.api.extract import extract as write
     from sparsehub.package import read_manifest
@@ -98,6 +107,7 @@ def extract(
         choices=split_list(choices),
         max_length=max_length,
         test=test,
+        check=check,
         report=progress,
     )
     _show(found, as_json)
@@ -126,6 +136,10 @@ def _show(found: Extracted, as_json: bool) -> None:
                 "dense_bytes": found.dense_bytes,
                 "pays": found.pays,
                 "left_out": list(found.unused),
+                "notes": list(found.notes),
+                "check": None
+                if found.agreement is None
+                else dataclasses.asdict(found.agreement) | {"agrees": found.agreement.agrees},
                 "metrics": {"before": before, "after": manifest.metrics},
                 "layers": [dataclasses.asdict(layer) for layer in found.layers],
             }
@@ -142,6 +156,8 @@ def _show(found: Extracted, as_json: bool) -> None:
             "size": f"{size_text(found.sparse_bytes)}, and {size_text(found.dense_bytes)} what it came from: "
             + ("the sparse file pays" if found.pays else "the sparse file does NOT pay"),
             **({"left out": ", ".join(found.unused)} if found.unused else {}),
+            **({"check": found.agreement.text} if found.agreement else {}),
+            **{"note" if i == 0 else f"note {i + 1}": note for i, note in enumerate(found.notes)},
             **{f"{split} before": _metrics(row) for split, row in before.items()},
             **{f"{split} after": _metrics(row) for split, row in manifest.metrics.items()},
         },

@@ -132,9 +132,8 @@ def pair_up(backbone: BackboneTensors, tuned: Checkpoint, drop: Sequence[str]) -
             raise _lacks(tuned, f"the backbone's {name!r}")
         parameters[name] = TensorPair(here[place], there[other])
     places = _head_places(backbone, theirs, there, tuned)
-    used = {*theirs.names.values(), *places.values()}
-    outside = theirs.prefix.removesuffix(layout.prefix)
-    used |= {before + alias for a in layout.aliases.values() for alias in a for before in (theirs.prefix, outside)}
+    ties = _tied(layout, theirs, there, tuned)
+    used = {*theirs.names.values(), *places.values(), *ties}
     head = {name: there[place] for name, place in places.items()}
     pair = CheckpointPair(parameters, head, _unused(there, used, drop, tuned), wrapper_note(wrappers))
     _check(pair, layout)
@@ -144,6 +143,28 @@ def pair_up(backbone: BackboneTensors, tuned: Checkpoint, drop: Sequence[str]) -
 def _place(layout: CheckpointLayout, matched: Matched, name: str) -> str | None:
     """The stored name of a parameter: its own, or that of one that is tied to it."""
     return next((matched.names[n] for n in (name, *layout.aliases[name]) if n in matched.names), None)
+
+
+def _tied(layout: CheckpointLayout, theirs: Matched, there: Mapping[str, TensorReader], tuned: Checkpoint) -> set[str]:
+    """Where a tied parameter is stored once more; raises `BackboneError` where it has other values there."""
+    outside = theirs.prefix.removesuffix(layout.prefix)
+    found = set()
+    for name, aliases in layout.aliases.items():
+        own = theirs.names.get(name)
+        for place in {before + alias for alias in aliases for before in (theirs.prefix, outside)} & there.keys():
+            if own is not None and not _same(there[own], there[place]):
+                raise BackboneError(
+                    f"{tuned.id} has other values in {place!r} than in {own!r}, which this backbone keeps as one",
+                    fix="give the backbone that it was tuned from, with tie_word_embeddings as it was then",
+                )
+            found.add(place)
+    return found
+
+
+def _same(first: TensorReader, second: TensorReader) -> bool:
+    if first.shape != second.shape or first.entry.dtype != second.entry.dtype:
+        return False
+    return all(torch.equal(a, b) for a, b in zip(first.pieces(), second.pieces(), strict=True))
 
 
 def _head_places(

@@ -6,6 +6,7 @@ budget admits, as `add` values. Both read the checkpoints tensor by tensor, a pi
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from sparsehub.backbone import Checkpoint
 from sparsehub.convert.adapter_change import Change, change_of
 from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter
 from sparsehub.convert.checkpoint_pair import BackboneTensors, CheckpointPair, backbone_tensors, pair_up
+from sparsehub.convert.configuration_check import check_configuration
 from sparsehub.convert.lora_options import MERGE
 from sparsehub.convert.name_matching import layout_of
+from sparsehub.convert.probe import Agreement
 from sparsehub.convert.tensor_reader import stored_tensors
+from sparsehub.convert.tokenizer_check import check_tokenizer, has_tokenizer
 from sparsehub.delta import DELTA_FILE, Delta
 from sparsehub.delta.algebra import with_value_dtype
 from sparsehub.delta.writer import DeltaWriter
@@ -75,6 +79,7 @@ class Extracted:
     dense_bytes: int  # of its source: the same weights stored whole, or the adapter's file
     unused: tuple[str, ...] = ()  # tensors that were left out by `drop`
     notes: tuple[str, ...] = ()  # what was unusual about the source, in sentences
+    agreement: Agreement | None = None  # of a probe batch with the tuned model, where it was run
 
     @property
     def pays(self) -> bool:
@@ -89,6 +94,7 @@ def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
     """
     return_freed_memory()
     backbone = backbone_tensors(layout_of(wanted.base, wanted.task), wanted.base)
+    notes = check_same_model(wanted, tuned)
     pair = pair_up(backbone, tuned, wanted.drop)
     with new_folder(wanted.out) as folder:
         with DeltaWriter(folder / DELTA_FILE, pair.value_dtype) as writer:
@@ -100,7 +106,7 @@ def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
             (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
         lineage = _lineage(tuned.id, tuned.fingerprint)
         manifest = finalize_package(folder, _draft(wanted, backbone, record, lineage))
-    return _of_pair(wanted, manifest, pair, dict.fromkeys(pair.parameters, (1.0, 1.0)))
+    return _of_pair(wanted, manifest, pair, dict.fromkeys(pair.parameters, (1.0, 1.0)), notes)
 
 
 def extract_largest(wanted: Extraction, tuned: Checkpoint, budget: Budget, value_dtype: str) -> Extracted:
@@ -110,6 +116,7 @@ def extract_largest(wanted: Extraction, tuned: Checkpoint, budget: Budget, value
     """
     return_freed_memory()
     backbone = backbone_tensors(layout_of(wanted.base, wanted.task), wanted.base)
+    notes = check_same_model(wanted, tuned)
     pair = pair_up(backbone, tuned, wanted.drop)
     shapes = {name: both.shape for name, both in pair.parameters.items()}
     found = cut(
@@ -117,7 +124,7 @@ def extract_largest(wanted: Extraction, tuned: Checkpoint, budget: Budget, value
     )
     lineage = _lineage(tuned.id, tuned.fingerprint)
     manifest = _write(wanted, "extracted, largest", found.delta, _head(pair), backbone, lineage)
-    return _of_pair(wanted, manifest, pair, found.norms)
+    return _of_pair(wanted, manifest, pair, found.norms, notes)
 
 
 def extract_adapter(
@@ -130,6 +137,8 @@ def extract_adapter(
     """
     backbone = backbone_tensors(layout_of(wanted.base, wanted.task), wanted.base)
     change = change_of(adapter, backbone.layout)
+    beside = dataclasses.replace(wanted.base, id=str(adapter.folder), folder=adapter.folder)
+    notes = check_tokenizer(wanted.base, beside, wanted.task) if has_tokenizer(adapter.folder) else ()
     total = backbone.reference.parameters
     if change.sparse is not None and budget is None:
         delta = with_value_dtype(change.sparse, value_dtype) if value_dtype else change.sparse
@@ -150,8 +159,14 @@ def extract_adapter(
         kept / whole if whole else 1.0,
         manifest.files[DELTA_FILE].size,
         (adapter.folder / WEIGHTS_FILE).stat().st_size,
-        notes=adapter.notes,
+        notes=(*adapter.notes, *notes),
     )
+
+
+def check_same_model(wanted: Extraction, tuned: Checkpoint) -> tuple[str, ...]:
+    """What a report says of harmless differences beside the weights; raises `BackboneError` for any other."""
+    notes = check_configuration(wanted.base, tuned, wanted.task)
+    return (*notes, *check_tokenizer(wanted.base, tuned, wanted.task))
 
 
 def adapter_head(change: Change, backbone: BackboneTensors, adapter: Adapter) -> dict[str, Tensor]:
@@ -241,7 +256,11 @@ def _draft(wanted: Extraction, backbone: BackboneTensors, record: DeltaRecord, l
 
 
 def _of_pair(
-    wanted: Extraction, manifest: Manifest, pair: CheckpointPair, norms: Mapping[str, tuple[float, float]]
+    wanted: Extraction,
+    manifest: Manifest,
+    pair: CheckpointPair,
+    norms: Mapping[str, tuple[float, float]],
+    notes: tuple[str, ...],
 ) -> Extracted:
     kept, whole = (sum(column) for column in zip(*norms.values(), strict=True))
     return Extracted(
@@ -252,7 +271,7 @@ def _of_pair(
         manifest.files[DELTA_FILE].size,
         sum(both.tuned.entry.stop - both.tuned.entry.start for both in pair.parameters.values()),
         pair.unused,
-        pair.notes,
+        (*pair.notes, *notes),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from sparsehub.backbone import Checkpoint
 from sparsehub.errors import FormatError
 from sparsehub.files import new_folder
+from sparsehub.package.manifest import Manifest
 from sparsehub.package.reader import Package, check_backbone
 from sparsehub.package.sentence_transformers import write_linear_model
 from sparsehub.package.task_model import TaskModel, load_task_model, save_checkpoint
@@ -19,7 +20,13 @@ from sparsehub.patch import apply_patch, make_patch, refuse_overflow
 
 def native_dtype(package: Package) -> str:
     """The dtype in which a package's weights are exact: its own where it sets them, float32 where it adds to them."""
-    return package.delta.value_dtype if package.delta.value_kind == "set" else "float32"
+    return native_dtype_of(package.manifest)
+
+
+def native_dtype_of(manifest: Manifest) -> str:
+    """`native_dtype` of a package of which only the manifest was read."""
+    delta = manifest.delta
+    return delta.value_dtype if delta is not None and delta.value_kind == "set" else "float32"
 
 
 @torch.no_grad()
