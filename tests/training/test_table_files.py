@@ -58,6 +58,14 @@ def cells_of(table: Table) -> list[list[Any]]:
     return [[row[field] for field in FIELDS] for row in table.rows]
 
 
+def read_back_or_asked(data: bytes, name: str, rows: Sequence[Sequence[str]]) -> None:
+    """Every cell as it was, or the user is asked which of two readings is meant: no row is lost without a word."""
+    try:
+        assert cells_of(read(data, name)) == rows
+    except DataError as error:
+        assert "can be read in two ways" in str(error) and "--quoting none" in str(error)
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     tables(texts),
@@ -67,11 +75,15 @@ def cells_of(table: Table) -> list[list[Any]]:
 )
 @example([["a,b\nc,d", "e", "f"]], ",", csv.QUOTE_MINIMAL, "utf-8")
 @example([["x", "1", '"late'], ["y", "2", "b"]], "\t", csv.QUOTE_MINIMAL, "utf-8")
+@example([["", "", "\r\n"], [",,\n", "", ""]], ",", csv.QUOTE_MINIMAL, "utf-8")
 def test_what_a_csv_writer_writes_is_read_back(rows, delimiter, quoting, encoding):
     data = written(rows, delimiter=delimiter, quoting=quoting).encode(encoding)
     name = "rows.tsv" if delimiter == "\t" else "rows.csv"
-    assert cells_of(read(data, name)) == rows
     assert cells_of(read(data, name, layout=Layout("double", delimiter))) == rows
+    if any("\r\n" in cell for row in rows for cell in row):  # as rows end: then such a cell may look like rows
+        read_back_or_asked(data, name, rows)
+    else:
+        assert cells_of(read(data, name)) == rows
 
 
 @settings(deadline=None, max_examples=200)
@@ -84,10 +96,7 @@ def test_with_lines_that_end_as_lines_in_cells_do_a_file_is_read_back_or_refused
         rows = [[cell.replace("\r", "") for cell in row] for row in rows]
     data = written(rows, delimiter=delimiter, quoting=quoting, lineterminator="\n").encode()
     assert cells_of(read(data, "rows.csv", layout=Layout("double"))) == rows
-    try:
-        assert cells_of(read(data, "rows.csv")) == rows
-    except DataError as error:
-        assert "can be read in two ways" in str(error) and "--quoting none" in str(error)
+    read_back_or_asked(data, "rows.csv", rows)
 
 
 plain = texts.map(lambda text: "".join(letter for letter in text if letter not in "\t\r\n")).filter(bool)
