@@ -28,10 +28,8 @@ def log_request(call: RequestContext, method: str, path: str, status: int, secon
     if requests.isEnabledFor(logging.INFO):
         _write(
             requests,
-            event="request",
-            request_id=call.id,
-            key=call.caller.name,
-            client=call.client,
+            "request",
+            call,
             method=method,
             path=path[:200],
             status=status,
@@ -45,17 +43,11 @@ def log_request(call: RequestContext, method: str, path: str, status: int, secon
 
 def log_act(call: RequestContext, act: str, outcome: str, **details: Any) -> None:
     """Log what an admin did, or tried to do."""
-    _write(
-        audit,
-        event="audit",
-        request_id=call.id,
-        key=call.caller.name,
-        client=call.client,
-        act=act,
-        outcome=outcome,
-        **details,
-    )
+    _write(audit, "audit", call, act=act, outcome=outcome, **details)
 
 
-def _write(logger: logging.Logger, **fields: Any) -> None:
-    logger.info("%s", json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}))
+def _write(logger: logging.Logger, event: str, call: RequestContext, **fields: Any) -> None:
+    """One JSON line: when, what, which request, and who asked it."""
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    caller = {"request_id": call.id, "key": call.caller.name, "client": call.client}
+    logger.info("%s", json.dumps({"time": time, "event": event, **caller, **fields}))

@@ -133,7 +133,7 @@ class _Extractor:
 
     def _checks(self, found: Extracted, check: bool | None) -> tuple[bool, tuple[str, ...]]:
         """Whether a probe is run, and what a report says where it is not."""
-        from sparsehub.convert.probe import PARAMETERS
+        from sparsehub.convert.output_comparison import PARAMETERS
 
         parameters = found.manifest.backbone.parameters
         if check or (check is None and parameters <= PARAMETERS):
@@ -143,7 +143,7 @@ class _Extractor:
 
     def _compared(self, wanted: Extraction, found: Extracted, test: str | None, *, checks: bool) -> Extracted:
         """Run probe and test rows through the tuned model, then through the package; one of them is in memory."""
-        from sparsehub.convert.probe import agreement
+        from sparsehub.convert.output_comparison import agreement
         from sparsehub.convert.tuned_model import tuned_model
         from sparsehub.package.materialize import native_dtype_of
         from sparsehub.package.writer import rewrite_package
@@ -168,7 +168,7 @@ class _Extractor:
         return dataclasses.replace(found, folder=measured, manifest=manifest)
 
     def _require_agreement(self, found: Extracted) -> None:
-        from sparsehub.convert.probe import TOLERANCE
+        from sparsehub.convert.output_comparison import TOLERANCE
 
         agreement = found.agreement
         lossless = self.budget is None and self.value_dtype is None
@@ -194,7 +194,7 @@ class _Comparison:
     def of(cls, wanted: Extraction, test: str | None, *, checks: bool) -> _Comparison:
         from sparsehub.backbone.backbone import read_config
         from sparsehub.backbone.tokenizer import load_tokenizer
-        from sparsehub.convert.probe import probe_batch
+        from sparsehub.convert.output_comparison import probe_batch
         from sparsehub.training.data import load_split
 
         split = load_split(wanted.task, test) if test is not None else None
@@ -204,7 +204,7 @@ class _Comparison:
 
     def run(self, model: nn.Module, own: Path | None) -> tuple[Tensor | None, Metrics | None]:
         """A model's outputs for the probe, and its metrics. own: the folder of its own tokenizer, if it has one."""
-        from sparsehub.convert.probe import outputs
+        from sparsehub.convert.output_comparison import outputs
 
         found = None if self.batch is None else outputs(model, self.batch, self.task)
         return found, None if self.split is None else self._metrics(model, self.split, own)

@@ -22,7 +22,7 @@ from sparsehub.convert.checkpoint_pair import BackboneTensors, CheckpointPair, b
 from sparsehub.convert.configuration_check import check_configuration
 from sparsehub.convert.lora_options import MERGE
 from sparsehub.convert.name_matching import layout_of
-from sparsehub.convert.probe import Agreement
+from sparsehub.convert.output_comparison import Agreement
 from sparsehub.convert.tensor_reader import stored_tensors
 from sparsehub.convert.tokenizer_check import check_tokenizer, has_tokenizer
 from sparsehub.delta import DELTA_FILE, Delta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from sparsehub.package.encoding import Encoded
 T = TypeVar("T")
 
 
-class Holder:
+class Holder(ABC):
     """Base of what holds a reference to a task: `release`, or the end of its `with` block, gives it back."""
 
     _released = False
@@ -28,8 +29,9 @@ class Holder:
             self._released = True
             self._give_back()
 
+    @abstractmethod
     def _give_back(self) -> None:
-        raise NotImplementedError
+        """Release what is held; called once."""
 
     def __enter__(self) -> Self:
         return self

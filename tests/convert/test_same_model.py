@@ -18,7 +18,7 @@ import sparsehub
 from sparsehub.backbone import open_checkpoint
 from sparsehub.convert import tuned_model
 from sparsehub.convert.configuration_check import check_configuration
-from sparsehub.convert.probe import TOLERANCE, probe_batch
+from sparsehub.convert.output_comparison import TOLERANCE, probe_batch
 from sparsehub.convert.tokenizer_check import check_tokenizer
 from sparsehub.errors import BackboneError, SparsehubError, UsageError
 from sparsehub.package.task_spec import TaskSpec
@@ -115,13 +115,13 @@ def test_what_a_budget_costs_is_told(
 def test_no_check_loads_no_model_and_is_told(
     tiny_checkpoint: TinyCheckpoint, tuned_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsehub.convert import probe
+    from sparsehub.convert import output_comparison
 
     monkeypatch.setattr(tuned_model, "tuned_model", lambda *_: pytest.fail("loaded a model"))
     base, tuned = tiny_checkpoint("bert"), tuned_of("bert")
     found = extract(tuned, base, tmp_path / "asked", check=False)
     assert found.agreement is None and "by a probe batch (as asked)" in found.notes[-1]
-    monkeypatch.setattr(probe, "PARAMETERS", 1000)
+    monkeypatch.setattr(output_comparison, "PARAMETERS", 1000)
     found = extract(tuned, base, tmp_path / "large")
     assert found.agreement is None and "parameters are more than 1,000: give --check" in found.notes[-1]
 

@@ -14,7 +14,6 @@ from sparsehub.training.tables.table import Part, Row, Table
 
 _CHUNK = 1 << 20  # characters
 _SPACE = re.compile(r"[ \t\r\n]*")
-_BETWEEN = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 
 
 def read_json(file: TextFile, wanted: Sequence[str] | None) -> Table:
