@@ -146,13 +146,26 @@ def _part(arena: Arena, dtype: torch.dtype, slots: dict[str, Slot], delta: Delta
 
 
 def apply_patch(arena: Arena, patch: Patch) -> None:
-    """Change the arena to the task's weights."""
+    """Change the arena to the task's weights.
+
+    Raises `IndexError` where memory has damaged positions: those outside the arena are left out, here and by
+    `restore_patch`.
+    """
     write = scatter_add_ if patch.value_kind == "add" else scatter_copy_
     for segment in patch.segments:
         write(arena.buffers[segment.dtype], segment.positions, segment.values)
 
 
 def restore_patch(arena: Arena, patch: Patch) -> None:
-    """Put the saved base values back, bit for bit; safe too after an apply that failed half-way."""
+    """Put the saved base values back, bit for bit; safe too after an apply that failed half-way.
+
+    Raises `IndexError` where positions are outside the arena, when all others are restored.
+    """
+    strays: IndexError | None = None
     for segment in patch.segments:
-        scatter_copy_(arena.buffers[segment.dtype], segment.positions, segment.base)
+        try:
+            scatter_copy_(arena.buffers[segment.dtype], segment.positions, segment.base)
+        except IndexError as error:
+            strays = error
+    if strays is not None:
+        raise strays

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import contextlib
 
 from sparsehub.backbone import Arena
 from sparsehub.errors import EngineError, UnhealthyError
@@ -39,10 +39,12 @@ class Swap:
         self.moves += 1
         self._restore()
         if patch is not None:
-            self._refuse_stray(patch)
             self._journal = patch  # written first: from here on the arena may hold a part of it
             try:
                 apply_patch(self._arena, patch)
+            except IndexError as error:
+                self._leave_out(patch)
+                raise EngineError("a task's weights in memory are damaged", fix="send the request again") from error
             except BaseException:
                 self._restore()
                 raise
@@ -52,21 +54,19 @@ class Swap:
         """Note that the checkpoint was read again: the arena holds the base weights, whatever was in it."""
         self._journal, self.healthy, self.suspect = None, True, False
 
-    def _refuse_stray(self, patch: Patch) -> None:
-        for segment in patch.segments:
-            if len(segment.positions):
-                low, high = torch.aminmax(segment.positions)
-                if low < 0 or high >= len(self._arena.buffers[segment.dtype]):
-                    self.suspect = True
-                    raise EngineError("a task's weights in memory are damaged", fix="send the request again")
+    def _leave_out(self, patch: Patch) -> None:
+        """Take out a patch of which positions outside the arena were left out as it was applied."""
+        self.suspect = True
+        with contextlib.suppress(IndexError):  # the same are left out again
+            restore_patch(self._arena, patch)
+        self._journal = None
 
     def _restore(self) -> None:
         if self._journal is None:
             return
         try:
-            self._refuse_stray(self._journal)
             restore_patch(self._arena, self._journal)
         except BaseException as error:
-            self.healthy = False
+            self.healthy, self.suspect = False, self.suspect or isinstance(error, IndexError)
             raise UnhealthyError("the base weights could not be restored", fix="restart the engine") from error
         self._journal = None

@@ -4,7 +4,8 @@ Each function runs in C++ (`native`), in Triton (`triton_ops`) or in torch (`tor
 dtype and by what is installed; `reference` is the definition that tests compare all of them with.
 
 Gather and scatter take a one-dimensional, contiguous `arena` and one-dimensional, contiguous `positions` into it.
-Positions are int64 or int32, strictly increasing and in range: the caller has checked that, the kernels do not.
+Positions are int64 or int32 and strictly increasing: the caller has checked that, the kernels do not. A position
+outside the arena (memory may have damaged it since) is left out: all others are done, then `IndexError` is raised.
 
 The sparse kernels add, for the tokens of each task in a batch, the product with the task's sparse change of a matrix.
 A task is named by its slot, its place in the batch's list of tasks. Tensors are contiguous; indices are in range, which

@@ -81,22 +81,33 @@ PyObject* run(Work work) {
 struct Entries {  // what gather and scatter have in common. kind: bytes of an item, or a dtype
     Address arena, positions, values;
     int kind, position_bytes, threads;
-    Py_ssize_t count;
+    Py_ssize_t count, size;  // of positions; of the arena
 
     bool parse(PyObject* arguments) {
-        return PyArg_ParseTuple(arguments, "KKKiini", &arena, &positions, &values, &kind, &position_bytes, &count,
-                                &threads) != 0;
+        return PyArg_ParseTuple(arguments, "KKKiinin", &arena, &positions, &values, &kind, &position_bytes, &count,
+                                &threads, &size) != 0;
     }
 };
+
+// Runs `work`, which sets the number of positions outside the arena, and returns that number.
+template <class Work>
+PyObject* run_entries(Work work) {
+    int64_t strays = 0;
+    PyObject* done = run([&] { return work(strays); });
+    if (done == nullptr) return nullptr;
+    Py_DECREF(done);
+    return PyLong_FromLongLong(strays);
+}
 
 PyObject* py_gather(PyObject*, PyObject* arguments) {
     Entries e{};
     if (!e.parse(arguments)) return nullptr;
-    return run([&] {
+    return run_entries([&](int64_t& strays) {
         return by_position(e.position_bytes, [&](auto p) {
             return by_size(e.kind, [&](auto t) {
                 using T = decltype(t);
-                gather(at<const T>(e.arena), at<const decltype(p)>(e.positions), at<T>(e.values), e.count, e.threads);
+                strays = gather(at<const T>(e.arena), e.size, at<const decltype(p)>(e.positions), at<T>(e.values),
+                                e.count, e.threads);
                 return true;
             });
         });
@@ -106,12 +117,12 @@ PyObject* py_gather(PyObject*, PyObject* arguments) {
 PyObject* py_scatter_copy(PyObject*, PyObject* arguments) {
     Entries e{};
     if (!e.parse(arguments)) return nullptr;
-    return run([&] {
+    return run_entries([&](int64_t& strays) {
         return by_position(e.position_bytes, [&](auto p) {
             return by_size(e.kind, [&](auto t) {
                 using T = decltype(t);
-                scatter_copy(at<T>(e.arena), at<const decltype(p)>(e.positions), at<const T>(e.values), e.count,
-                             e.threads);
+                strays = scatter_copy(at<T>(e.arena), e.size, at<const decltype(p)>(e.positions),
+                                      at<const T>(e.values), e.count, e.threads);
                 return true;
             });
         });
@@ -121,11 +132,11 @@ PyObject* py_scatter_copy(PyObject*, PyObject* arguments) {
 PyObject* py_scatter_add(PyObject*, PyObject* arguments) {
     Entries e{};
     if (!e.parse(arguments)) return nullptr;
-    return run([&] {
+    return run_entries([&](int64_t& strays) {
         return by_position(e.position_bytes, [&](auto p) {
             return by_dtype(e.kind, [&](auto t) {
-                scatter_add(at<decltype(t)>(e.arena), at<const decltype(p)>(e.positions), at<const float>(e.values),
-                            e.count, e.threads);
+                strays = scatter_add(at<decltype(t)>(e.arena), e.size, at<const decltype(p)>(e.positions),
+                                     at<const float>(e.values), e.count, e.threads);
                 return true;
             });
         });
@@ -228,10 +239,11 @@ PyObject* py_norm(PyObject*, PyObject* arguments) {
 }
 
 PyMethodDef methods[] = {
-    {"gather", py_gather, METH_VARARGS, "(arena, positions, out, item_bytes, position_bytes, count, threads)"},
+    {"gather", py_gather, METH_VARARGS, "(arena, positions, out, item_bytes, position_bytes, count, threads, size)"},
     {"scatter_copy", py_scatter_copy, METH_VARARGS,
-     "(arena, positions, values, item_bytes, position_bytes, count, threads)"},
-    {"scatter_add", py_scatter_add, METH_VARARGS, "(arena, positions, values, dtype, position_bytes, count, threads)"},
+     "(arena, positions, values, item_bytes, position_bytes, count, threads, size)"},
+    {"scatter_add", py_scatter_add, METH_VARARGS,
+     "(arena, positions, values, dtype, position_bytes, count, threads, size)"},
     {"compress", py_compress, METH_VARARGS,
      "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values, "
      "order)"},

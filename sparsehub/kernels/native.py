@@ -75,7 +75,7 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int) -> None:
     # A mistake here would write into memory that is not the arena's, so what costs nothing is checked again.
     assert arena.is_contiguous() and positions.is_contiguous() and len(values) == len(positions)
-    getattr(_module(), name)(
+    strays = getattr(_module(), name)(
         arena.data_ptr(),
         positions.data_ptr(),
         values.data_ptr(),
@@ -83,7 +83,9 @@ def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int
         positions.element_size(),
         len(positions),
         torch.get_num_threads(),
+        len(arena),
     )
+    torch_ops.refuse_strays(strays)
 
 
 def compress(positions: Tensor, values: Tensor, rows: int, width: int, transposed: bool = False) -> SparseChange:

@@ -15,23 +15,48 @@ ScaleShiftOf = Callable[[Tensor, Segments, Changes[ScaleShift]], None]
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
     """out[i] = arena[positions[i]]."""
-    return arena.index_select(0, positions)
+    return arena.index_select(0, positions)  # it raises `IndexError` by itself
 
 
 def scatter_add_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     """arena[positions[i]] += values[i], summed in float32."""
+    positions, values, strays = inside(arena, positions, values)
     if arena.dtype == torch.float32:
         arena.scatter_add_(0, positions.long(), values.float())
-        return
-    total = arena.index_select(0, positions).float().add_(values)
-    scatter_copy_(arena, positions, total.to(arena.dtype))
+    else:
+        total = arena.index_select(0, positions).float().add_(values)
+        _scatter(arena, positions, total.to(arena.dtype))
+    refuse_strays(strays)
 
 
 def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     """arena[positions[i]] = values[i]."""
+    positions, values, strays = inside(arena, positions, values)
+    _scatter(arena, positions, values)
+    refuse_strays(strays)
+
+
+def _scatter(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     if arena.element_size() == 2:  # torch's CPU scatter_ of half types walks the whole arena, that of int16 does not
         arena, values = arena.view(torch.int16), values.view(torch.int16)
     arena.scatter_(0, positions.long(), values)
+
+
+def inside(arena: Tensor, positions: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The positions that lie in the arena, their values, and how many there are beside."""
+    if not len(positions):
+        return positions, values, 0
+    low, high = torch.aminmax(positions)
+    if low >= 0 and high < len(arena):
+        return positions, values, 0
+    kept = (positions >= 0) & (positions < len(arena))
+    return positions[kept], values[kept], len(positions) - int(kept.sum())
+
+
+def refuse_strays(strays: int) -> None:
+    """Raise `IndexError` where positions outside the arena were left out."""
+    if strays:
+        raise IndexError(f"positions outside the arena: {strays}; they were left out")
 
 
 def compress(positions: Tensor, values: Tensor, rows: int, width: int, transposed: bool = False) -> SparseChange:

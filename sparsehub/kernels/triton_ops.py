@@ -155,12 +155,16 @@ def gather(arena: Tensor, positions: Tensor) -> Tensor:
 
 def scatter_add_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     """arena[positions[i]] += values[i], summed in float32 and rounded once."""
+    positions, values, strays = torch_ops.inside(arena, positions, values)
     _over_entries(_scatter_add, arena, positions, values.float())
+    torch_ops.refuse_strays(strays)
 
 
 def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
     """arena[positions[i]] = values[i]."""
+    positions, values, strays = torch_ops.inside(arena, positions, values)
     _over_entries(_scatter_copy, arena, positions, values)
+    torch_ops.refuse_strays(strays)
 
 
 def _over_entries(kernel: triton.JITFunction, arena: Tensor, positions: Tensor, values: Tensor) -> None:

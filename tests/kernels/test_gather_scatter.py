@@ -178,3 +178,25 @@ def test_the_sum_is_the_exact_sum_rounded(ops: ModuleType, dtype: torch.dtype) -
     assert torch.equal(exact.float().double(), exact)
     ops.scatter_add_(arena, torch.arange(10_000), values)
     assert torch.equal(arena, exact.to(dtype))
+
+
+@pytest.mark.parametrize("stray", [-1, -(1 << 31), 5_000, 5_001, (1 << 31) - 1])
+@pytest.mark.parametrize("position_dtype", POSITION_DTYPES)
+@pytest.mark.parametrize("dtype", ARENA_DTYPES)
+def test_a_position_outside_the_arena_is_left_out_and_told(
+    ops: ModuleType, dtype: torch.dtype, position_dtype: torch.dtype, stray: int
+) -> None:
+    arena, positions = random_arena(5_000, dtype), random_positions(5_000, 2_000, position_dtype)
+    values, expected = random_arena(2_000, torch.float32, seed=2), arena.clone()
+    kept = torch.arange(2_000) != 700
+    torch_ops.scatter_add_(expected, positions[kept], values[kept])
+    positions[700] = stray
+    with pytest.raises(IndexError):
+        ops.gather(arena, positions)
+    with pytest.raises(IndexError):
+        ops.scatter_add_(arena, positions, values)
+    assert torch.equal(arena, expected)
+    with pytest.raises(IndexError):
+        ops.scatter_copy_(arena, positions, torch.zeros(2_000, dtype=dtype))
+    assert arena[positions[kept].long()].count_nonzero() == 0
+    assert arena.count_nonzero() == expected.count_nonzero() - expected[positions[kept].long()].count_nonzero()

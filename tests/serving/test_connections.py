@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from serving.settings import Settings
@@ -30,7 +31,12 @@ def endpoint(
     environment = {**environment_in(folder), **settings.to_environment()}
     command = [sys.executable, "-m", "bentoml", "serve", "serving.service:SparsehubService"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with running(command, environment, folder, port) as (process, client):
+    # A connection for each request: one that is kept may be closed, being idle, just as the next request is sent on it.
+    fresh = httpx.Limits(max_keepalive_connections=0)
+    with (
+        running(command, environment, folder, port) as (process, _),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", limits=fresh, timeout=60, trust_env=False) as client,
+    ):
         yield Endpoint(port, process, client)
 
 
