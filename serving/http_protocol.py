@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.connection_guard import BEGUN, IDLE, WAITING, ConnectionGuard, GuardedTransport
 from serving.protocol.errors import error_body
 from serving.settings import Settings
 
@@ -36,6 +37,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """One connection; uvicorn makes it. `set_bounds` says what its bounds are."""
 
     bounds: ClassVar[ConnectionBounds]
+    guard: ClassVar[ConnectionGuard | None] = None
     _addresses: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, *arguments: Any, **options: Any):
@@ -45,10 +47,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._address: str | None = None
+        self._guarded: GuardedTransport | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuses one connection too many."""
         super().connection_made(transport)
+        self._guarded = self.guard.guarded(transport) if self.guard else None
+        self.transport = self._guarded or transport
         self._address = self.client[0] if self.client else ""
         self._addresses[self._address] += 1
         self._arm()
@@ -63,6 +68,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 del self._addresses[self._address]
         self._disarm()
         self.resume_writing()
+        if self._guarded is not None:
+            self._guarded.release()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -81,6 +88,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head, self._complete, self._received, self._fields = True, False, 0, 0
         self._arm()
+        if self._guarded is not None:
+            self._guarded.request_begins()
 
     def on_url(self, url: bytes) -> None:
         self._count(url)
@@ -100,12 +109,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle.response_complete:
             self._arm()
+            self._note_state()
 
     def on_response_complete(self) -> None:
         """What a client still sends of a body that nobody reads is dropped, but not for ever."""
         super().on_response_complete()
         if self.cycle.response_complete and not self._in_head:
             self._arm()
+        self._note_state()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -134,6 +145,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._fields += len(data)
         if self._fields > self.bounds.head:
             raise ValueError("the headers are too large")  # the parser stops, and `send_400_response` answers
+
+    def _note_state(self) -> None:
+        """What the connection is in after an answer: nothing, its next request, or the rest of a body."""
+        if self._guarded is None:
+            return
+        if not self.cycle.response_complete or (self._in_head and not self._complete):
+            self._guarded.turn(WAITING)
+        else:
+            self._guarded.turn(IDLE if self._complete else BEGUN)
 
     def _refuse(self, status: int, message: str) -> None:
         body = json.dumps(error_body(message, status)).encode()
@@ -167,6 +187,11 @@ class BoundedProtocol(HttpToolsProtocol):
 def install() -> None:
     """Make this uvicorn's protocol where none is named: at import, before uvicorn reads which one it is."""
     cast("dict[str, Any]", HTTP_PROTOCOLS)["auto"] = f"{__name__}:{BoundedProtocol.__name__}"
+
+
+def set_guard(guard: ConnectionGuard | None) -> None:
+    """Say who ends the connections of this process where it is killed; before the endpoint listens."""
+    BoundedProtocol.guard = guard
 
 
 def set_bounds(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from serving.preflight import check_settings
 from serving.request.middleware import RequestMiddleware
 from serving.runtime import start_service
 from serving.settings import STARTED_BY, VARIABLES, naming_of, read_settings, server_timeout
-from serving.supervision import one_line_errors, starting_worker, supervise
+from serving.supervision import connection_guard, one_line_errors, starting_worker, supervise
 from sparsehub.extras import require
 from sparsehub.settings import errors_named
 
@@ -46,6 +46,7 @@ class SparsehubService:
             if settings.console:
                 require("gradio", "console")
             http_protocol.set_bounds(settings)
+            http_protocol.set_guard(connection_guard(settings.connections))
             self._running = start_service(settings)
             self._service = app.state.service = self._running.service
             if settings.console:

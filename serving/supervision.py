@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from serving.connection_guard import ConnectionGuard
+from serving.guardian import Guardian
 from serving.settings import STARTS
 from sparsehub.errors import EngineError, SparsehubError
 
@@ -33,6 +35,22 @@ def supervise() -> None:
     folder = Path(tempfile.mkdtemp(prefix="sparsehub-starts-"))
     os.environ[STARTS] = str(folder)  # the workers inherit it
     atexit.register(_finish, folder, os.getpid())
+    with suppress(OSError):  # a worker says that nobody guards its connections
+        Guardian(folder)
+
+
+def connection_guard(connections: int) -> ConnectionGuard | None:
+    """What answers this worker's clients where it is killed; None, and a line of the log, where nobody can.
+
+    connections: as many as may be open.
+    """
+    try:
+        if (folder := os.environ.get(STARTS)) is None:
+            raise OSError("it was started without a process manager")
+        return ConnectionGuard(Path(folder), connections)
+    except OSError as error:
+        log.warning("if this worker is killed, its clients see closed connections in place of errors: %s", error)
+        return None
 
 
 def _finish(folder: Path, process: int) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving.settings import STARTS
 from serving.supervision import RESTARTS, WINDOW_SECONDS, _note_start, starting_worker
@@ -102,33 +105,63 @@ def answered(client: httpx.Client, body: dict[str, Any]) -> str:
     pytest.fail("nobody answers")
 
 
-def kill_in_generation(manager: subprocess.Popen[bytes], client: httpx.Client, body: dict[str, Any]) -> None:
-    """The client of a text that was begun has its connection closed, not a text that looks whole."""
-    worker = worker_of(manager)
-    with (
-        pytest.raises(httpx.TransportError),
-        client.stream("POST", "/v1/completions", json={**body, "max_tokens": 120, "stream": True}) as stream,
-    ):
-        for number, line in enumerate(stream.iter_lines()):
-            assert "[DONE]" not in line
-            if number == 2:
-                kill(worker)
+def freeze(worker: psutil.Process) -> None:
+    worker.suspend()
+    while worker.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
 
 
-def kill_in_a_batch(manager: subprocess.Popen[bytes], client: httpx.Client) -> None:
+def killed_while_it_answers(manager: subprocess.Popen[bytes], port: int, path: str, body: dict[str, Any]) -> None:
+    """Of a request that a worker surely has, and has not answered, the client gets an error in our shape."""
     worker = worker_of(manager)
-    texts = ["KING: a long text to embed " * 4] * 500
-    threading.Timer(0.05, kill, [worker]).start()
-    with pytest.raises(httpx.TransportError):
-        while True:
-            assert client.post("/v1/embeddings", json={"model": "backbone", "input": texts}).status_code == 200
+    while True:
+        connection = HTTPConnection("127.0.0.1", port, timeout=120)
+        connection.request("GET", "/healthz")  # from here on it is the worker's connection
+        assert connection.getresponse().read() is not None
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        time.sleep(0.02)
+        freeze(worker)
+        if not select.select([connection.sock], [], [], 0)[0]:
+            break
+        worker.resume()
+    worker.kill()
+    answer = connection.getresponse()
+    assert answer.status == 503 and answer.headers["Retry-After"] == "5" and answer.headers["Connection"] == "close"
+    check_error(json.loads(answer.read()))
+
+
+def check_error(body: dict[str, Any]) -> None:
+    assert body["error"].keys() == {"message", "type", "param", "code"} and body["error"]["type"] == "server_error"
+    assert body["error"]["message"].startswith("the worker that had this request was killed")
+
+
+def killed_while_it_streams(
+    manager: subprocess.Popen[bytes], client: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    """A stream that was begun ends with an event that is an error; its body ends as HTTP has it."""
+    for _ in range(3):  # a text that was said before the worker was killed is whole
+        worker, events = worker_of(manager), list[str]()
+        with client.stream("POST", path, json={**body, "max_tokens": 120, "stream": True}, timeout=120) as stream:
+            for number, line in enumerate(line for line in stream.iter_lines() if line):
+                events.append(line)
+                if number == 2:
+                    worker.kill()
+        if events[-1] != "data: [DONE]":
+            break
+    check_error(json.loads(events[-1].removeprefix("data: ")))
+    assert len(events) >= 4 and all("choices" in json.loads(event.removeprefix("data: ")) for event in events[:-1])
+
+
+def checks_of_the_arena(client: httpx.Client) -> dict[str, float]:
+    families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    return {sample.labels["outcome"]: sample.value for sample in families["sparsehub_arena_checks"].samples}
 
 
 def test_a_killed_worker_comes_back_with_exact_weights(
     tmp_path: Path, speakers: Any, says: Callable[..., list[int]]
 ) -> None:
-    """Killed while a text is generated, in its next start, and while batches run: the next request is answered, and as
-    plain transformers answers it, so the weights are exact."""
+    """Killed while texts are generated, in its next start, and while a batch runs: whoever waits for an answer gets an
+    error, the next request is answered, and as plain transformers answers it, so the weights are exact."""
     from transformers import AutoTokenizer
 
     package = speakers.write("talk", "text-generation", seed=5)
@@ -141,13 +174,28 @@ def test_a_killed_worker_comes_back_with_exact_weights(
     with running(command, environment_in(tmp_path), tmp_path, port) as (manager, client):
         check_banner((tmp_path / "server.log").read_text(), port)
         assert answered(client, body) == expected
-        kill_in_generation(manager, client, body)
-        wait_for_line(tmp_path / "server.log", "started again, 1 of 5 times")
+        killed_while_it_streams(manager, client, "/v1/completions", body)
+        wait_for_line(tmp_path / "server.log", "is started again, 1 of 5 times")
         kill(worker_of(manager))  # the next one, in its start
         assert answered(client, body) == expected
-        kill_in_a_batch(manager, client)
+        killed_while_it_answers(
+            manager, port, "/v1/completions", {**body, "max_tokens": 120, "n": 16, "temperature": 1}
+        )
         assert answered(client, body) == expected
-    assert "the worker ended and is started again, 3 of 5 times" in (tmp_path / "server.log").read_text()
+        batch = {"model": "backbone", "input": ["KING: a long text to embed " * 4] * 500}
+        killed_while_it_answers(manager, port, "/v1/embeddings", batch)
+        assert answered(client, body) == expected
+        wait_until(lambda: checks_of_the_arena(client)["made"] > 0)
+        assert checks_of_the_arena(client)["failed"] == 0
+    log = (tmp_path / "server.log").read_text()
+    assert "the worker ended and is started again, 4 of 5 times" in log and "closed connections" not in log
+
+
+def wait_until(met: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def wait_for_line(log: Path, text: str) -> None:
