@@ -39,6 +39,7 @@ def show_package(package: PackageSummary, **more: object) -> None:
         "head": head_text(task),
         "changes": _changes(changes),
         "values": changes.values,
+        **({"depth": changes.depth} if changes.depth else {}),
         "size": size_text(total)
         + (f" ({total / changes.nnz:.2f} bytes an entry, head and card included)" if changes.nnz else ""),
         "beside": _beside(package),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparsehub import __version__
 from sparsehub.backbone import Checkpoint
+from sparsehub.backbone.layers import changed_layers, layers_named
 from sparsehub.convert.adapter_change import Change, change_of
 from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter
 from sparsehub.convert.checkpoint_pair import BackboneTensors, CheckpointPair, backbone_tensors, pair_up
@@ -32,7 +33,7 @@ from sparsehub.errors import UsageError
 from sparsehub.files import new_folder
 from sparsehub.memory import return_freed_memory
 from sparsehub.package.manifest import FORMAT_VERSION, HEAD_FILE, DeltaRecord, Lineage, Manifest, TouchedParameter
-from sparsehub.package.manifest_builder import changed_layers, public_name
+from sparsehub.package.manifest_builder import public_name
 from sparsehub.package.task_spec import TaskSpec
 from sparsehub.package.writer import finalize_package, write_package
 from sparsehub.selection.largest import cut
@@ -223,7 +224,7 @@ def _record(
         value_kind,
         value_dtype,
         touched,
-        changed_layers(touched, shapes),
+        changed_layers(touched, layers_named(shapes)),
     )
 
 

@@ -55,6 +55,16 @@ def values_text(manifest: Manifest) -> str:
     return f"{manifest.delta.value_dtype}, {effect}"
 
 
+def depth_text(manifest: Manifest) -> str:
+    """From where on in the backbone's depth the delta changes it; empty where nothing changes or nobody knows."""
+    if manifest.delta is None or manifest.delta.layers is None:
+        return ""
+    first, count = manifest.delta.layers
+    if first < 0:
+        return "what comes before the layers too"
+    return f"from layer {first} on, counted from 0, of {count}" if first < count else "what comes after the layers"
+
+
 def head_text(task: TaskSpec) -> str:
     """What turns the backbone's states into the task's answers, in a few words."""
     head = task.head

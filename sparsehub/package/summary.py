@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsehub.package.delta_stats import Cell, HeatMap, Sizes, heat_map, sizes
-from sparsehub.package.describe import BASELINES, limits, metrics_note, training_text, values_text
+from sparsehub.package.describe import BASELINES, depth_text, limits, metrics_note, training_text, values_text
 from sparsehub.package.manifest import BackboneRef, Lineage, Manifest
 from sparsehub.package.task_spec import NONE, TaskSpec
 from sparsehub.package.usage import UsageSnippets, usage_snippets
@@ -59,6 +59,7 @@ class ChangesSummary:
     density: float
     value_kind: str  # `add` or `set`
     values: str  # how the values are stored, and what they do to the weights
+    depth: str  # from which layer on; empty where it is not known
     parameters: Mapping[str, Cell]  # by name, changed parameters only
     heat_map: HeatMap
 
@@ -167,6 +168,7 @@ def _changes(manifest: Manifest) -> ChangesSummary:
         density=manifest.density,
         value_kind=delta.value_kind if delta is not None else "add",
         values=values_text(manifest),
+        depth=depth_text(manifest),
         parameters={name: Cell().plus(touched) for name, touched in manifest.touched.items()},
         heat_map=heat_map(manifest),
     )

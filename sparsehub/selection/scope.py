@@ -1,4 +1,4 @@
-"""Which parameters a method may change: `--include` and `--exclude`, shell patterns over their names."""
+"""Which parameters a method may change: `--layers`, and `--include` and `--exclude`, patterns over their names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+from sparsehub.backbone.layers import LayerList
 from sparsehub.errors import UsageError
+from sparsehub.selection.depth import Depth
 
 
 def in_scope(parameters: Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str]) -> dict[str, Tensor]:
@@ -28,6 +30,18 @@ def in_scope(parameters: Mapping[str, Tensor], include: Sequence[str], exclude: 
     }
     if not left:
         raise UsageError("no parameter is left in scope", found=f"include {include}, exclude {exclude}")
+    return left
+
+
+def in_depth(parameters: Mapping[str, Tensor], depth: Depth, layers: LayerList) -> dict[str, Tensor]:
+    """The parameters that stand in the part of a backbone's depth which `--layers` names.
+
+    Raises `UsageError` where it has fewer layers than that, and where nothing is left.
+    """
+    places = depth.within(layers.count)
+    left = {name: tensor for name, tensor in parameters.items() if layers.place(name) in places}
+    if not left:
+        raise UsageError("no parameter is left in scope", found=f"layers {depth.text} of {layers.count}")
     return left
 
 

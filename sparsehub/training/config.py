@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from sparsehub.delta_format import STORED_DTYPES
 from sparsehub.package.manifest import check_name, check_version
 from sparsehub.package.task_spec import KINDS, LINEAR, LINEAR_KINDS, PAIRS, POOLINGS, TRANSFORMERS
+from sparsehub.selection.depth import ALL
 from sparsehub.selection.registry import GRANULARITIES
 from sparsehub.settings import FROZEN, Configuration, Fallback, Flag, Names, OneOf, PathText, settings_of
 from sparsehub.training.config_checks import check_settings
@@ -144,6 +145,11 @@ class TrainConfig(Configuration):
         Flag(panel=CHANGES, metavar="PATTERN,..."),
         Field(description="Parameters that may not change: '*.bias,pooler.*'."),
     ] = ()
+    layers: Annotated[
+        str,
+        Flag(panel=CHANGES, metavar="last:K|first:K|N-M|all"),
+        Field(description="Layers that may change: last:2, first:2, 3-5 (from 0) or all."),
+    ] = ALL
     granularity: Annotated[
         str | None,
         OneOf(GRANULARITIES),

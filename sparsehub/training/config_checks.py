@@ -15,6 +15,7 @@ from sparsehub.package.task_spec import (
     REGRESSION,
     TEXT_GENERATION,
 )
+from sparsehub.selection.depth import depth
 from sparsehub.settings import shown
 
 
@@ -28,6 +29,7 @@ def check_settings(config: Any) -> None:
     if config.density is not None and config.nnz is not None:
         both = f"{shown('density')} and {shown('nnz')}"
         raise UsageError(f"{both} are two ways to say the same", fix="give one of them")
+    depth(config.layers)
     for name in ("patience", "metric"):
         if getattr(config, name) and config.validation is None:
             raise UsageError(f"{shown(name)} needs a validation split", fix=f"give {shown('validation')}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsehub import __version__
 from sparsehub.backbone import open_checkpoint
+from sparsehub.backbone.layers import layer_list
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
 from sparsehub.errors import UsageError
@@ -24,6 +25,7 @@ from sparsehub.package.task_model import TaskModel, load_task_model, with_linear
 from sparsehub.package.task_spec import TEXT_GENERATION, HeadSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.selection import by_layer
+from sparsehub.selection.depth import ALL
 from sparsehub.training.batches import Collator
 from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
@@ -166,6 +168,8 @@ def device_named(wanted: str | None) -> str:
 def _prepare(job: Job) -> PreparedTraining:
     if not job.budget and job.config.method != HEAD_METHOD:
         return PreparedTraining(SparseModel(job.task_model, {}), job.config.epochs, {})
+    if job.config.layers != ALL:
+        job.report(f"layers that may change: {job.config.layers} of {layer_list(job.task_model.backbone).count}")
     prepared = prepare(job)
     if prepared.mask:
         for line in by_layer(prepared.mask, _shapes(job)):
@@ -262,6 +266,7 @@ def _record(job: Job, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
         "head_learning_rate": config.head_learning_rate,
         "weight_decay": config.weight_decay,
         "schedule": config.schedule,
+        "layers": "" if config.layers == ALL else config.layers,
         "granularity": config.granularity,
         "calibration_batches": calibration_batches(job),
         "head_steps": config.head_steps,

@@ -10,8 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from sparsehub.backbone.layers import layer_list
 from sparsehub.package.task_model import TaskModel
+from sparsehub.selection.depth import ALL, depth
 from sparsehub.selection.rule import budget_of
+from sparsehub.selection.scope import in_depth, in_scope
 from sparsehub.training.batches import Collator, TokenTable, TrainingRows
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData
@@ -42,6 +45,15 @@ class Job:
         if self.config.nnz is not None:
             return self.config.nnz
         return budget_of(candidates(self.task_model), self.config.density or 0.0)
+
+    @property
+    def scope(self) -> dict[str, Tensor]:
+        """The backbone's parameters that the method may change, by name; raises `UsageError` where there is none."""
+        config, every = self.config, candidates(self.task_model)
+        found = in_scope(every, config.include, config.exclude)
+        if config.layers == ALL:
+            return found
+        return in_depth(found, depth(config.layers), layer_list(self.task_model.backbone))
 
     @property
     def sampled(self) -> bool:

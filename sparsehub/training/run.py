@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsehub.backbone.layers import layer_list
 from sparsehub.delta import Delta
 from sparsehub.errors import DataError, FormatError, SparsehubError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
@@ -194,7 +195,7 @@ def _manifest(config: TrainConfig, fitted: Fitted) -> Manifest:
     backbone, delta = fitted.task_model.backbone, fitted.delta
     record = None
     if delta is not None and delta.nnz:
-        record = delta_record(config.method, delta, backbone.arena.numel, backbone.digest_of, backbone.arena.slots)
+        record = delta_record(config.method, delta, backbone.arena.numel, backbone.digest_of, layer_list(backbone))
     return Manifest(
         format_version=FORMAT_VERSION,
         name=config.name,

@@ -399,7 +399,7 @@ def test_an_adapter_begins_as_nearly_nothing_and_sits_behind_every_sublayer(
     task_model: TaskModel, batch: Batch
 ) -> None:
     plain = task_model.model(**batch).logits
-    model = AdapterModel(task_model, size=4)
+    model = AdapterModel(task_model, candidates(task_model), size=4)
     assert len(model.bottlenecks) == 4  # attention and feed-forward part of two layers
     torch.testing.assert_close(model(**batch).logits, plain, rtol=0.05, atol=1e-3)
     model(**batch).loss.backward()

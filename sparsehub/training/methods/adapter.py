@@ -11,7 +11,7 @@ Options: `size` of the bottleneck.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,16 +51,17 @@ class Bottleneck(nn.Module):
 
 
 class AdapterModel(Trainable):
-    """A task model with bottlenecks behind its sub-layers."""
+    """A task model with bottlenecks behind those of its sub-layers whose last projection is among `names`."""
 
     packages: ClassVar[bool] = False
 
-    def __init__(self, task_model: TaskModel, size: int):
+    def __init__(self, task_model: TaskModel, names: Container[str], size: int):
         super().__init__(task_model)
-        ends = {n: m for n, m in task_model.backbone.module.named_modules() if n.endswith(SUBLAYER_ENDS)}
+        every = task_model.backbone.module.named_modules()
+        ends = {n: m for n, m in every if n.endswith(SUBLAYER_ENDS) and f"{n}.weight" in names}
         if not ends:
             raise UsageError(
-                f"adapter does not know where the sub-layers of {task_model.backbone.architecture} end",
+                f"adapter does not know where the sub-layers in scope of {task_model.backbone.architecture} end",
                 expected=f"modules named like {', '.join(SUBLAYER_ENDS)}",
             )
         self.bottlenecks = nn.ModuleDict()
@@ -84,4 +85,4 @@ def prepare(job: Job) -> PreparedTraining:
     if job.option("size") < 1:
         raise UsageError("the bottleneck's size is out of range", found=job.option("size"), expected="at least 1")
     torch.manual_seed(job.config.seed)
-    return PreparedTraining(AdapterModel(job.task_model, job.option("size")), job.config.epochs, {})
+    return PreparedTraining(AdapterModel(job.task_model, job.scope, job.option("size")), job.config.epochs, {})

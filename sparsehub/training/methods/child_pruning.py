@@ -17,11 +17,9 @@ import torch
 from sparsehub.delta import Delta
 from sparsehub.errors import UsageError
 from sparsehub.package.task_model import TaskModel
-from sparsehub.selection import in_scope
 from sparsehub.selection.largest import largest
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, PreparedTraining
-from sparsehub.training.trainable import candidates
 
 defaults: Mapping[str, Any] = {"learning_rate": 5e-4}
 options: Mapping[str, Any] = {"every": 10}
@@ -66,6 +64,5 @@ def prepare(job: Job) -> PreparedTraining:
     """Everything in scope is trained, and projected."""
     if job.option("every") < 1:
         raise UsageError("child-pruning projects every so many steps", found=job.option("every"), expected="at least 1")
-    names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
-    model = ChildPruningModel(job.task_model, names, job.budget, job.option("every"))
+    model = ChildPruningModel(job.task_model, job.scope, job.budget, job.option("every"))
     return PreparedTraining(model, job.config.epochs, {})

@@ -19,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.package.task_model import TaskModel
-from sparsehub.selection import in_scope
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.methods.phases import find_by_training, set_head, share
 from sparsehub.training.sparse_model import SparseModel, not_the_head
-from sparsehub.training.trainable import candidates
 
 defaults: Mapping[str, Any] = {"learning_rate": 5e-4}
 options: Mapping[str, Any] = {"first": 0.5, "penalty": 40.0, "gate_learning_rate": 0.1, "gate_start": 5.0}
@@ -95,12 +93,11 @@ class GatedModel(DenseModel):
 
 def prepare(job: Job) -> PreparedTraining:
     """Gates first, then the entries behind the widest ones alone."""
-    names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
 
     def gated() -> GatedModel:
         return GatedModel(
             job.task_model,
-            names,
+            job.scope,
             job.budget,
             penalty=job.option("penalty"),
             rate=job.option("gate_learning_rate"),

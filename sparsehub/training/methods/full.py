@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparsehub.selection import in_scope
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, PreparedTraining
-from sparsehub.training.trainable import candidates
 
 defaults: Mapping[str, Any] = {"density": 1.0, "learning_rate": 1e-4}
 options: Mapping[str, Any] = {}
@@ -22,5 +20,4 @@ options: Mapping[str, Any] = {}
 
 def prepare(job: Job) -> PreparedTraining:
     """Everything in scope is trained."""
-    names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
-    return PreparedTraining(DenseModel(job.task_model, names, job.budget), job.config.epochs, {})
+    return PreparedTraining(DenseModel(job.task_model, job.scope, job.budget), job.config.epochs, {})

@@ -23,12 +23,11 @@ from sparsehub.files import write_file
 from sparsehub.package.manifest import HEAD_FILE
 from sparsehub.package.manifest_builder import public_name
 from sparsehub.package.task_model import TaskModel
-from sparsehub.selection import in_scope
 from sparsehub.selection.largest import cut
 from sparsehub.tensorfile import tensor_bytes
 from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.sparse_model import finite
-from sparsehub.training.trainable import Trainable, candidates
+from sparsehub.training.trainable import Trainable
 
 defaults: Mapping[str, Any] = {}
 options: Mapping[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
@@ -95,6 +94,5 @@ def linear_weights(task_model: TaskModel, names: Iterable[str]) -> list[str]:
 
 def prepare(job: Job) -> PreparedTraining:
     """A LoRA on every linear layer in scope."""
-    names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
     settings = {"r": job.option("rank"), "lora_alpha": job.option("alpha"), "lora_dropout": job.option("dropout")}
-    return PreparedTraining(LoraModel(job.task_model, names, job.budget, **settings), job.config.epochs, {})
+    return PreparedTraining(LoraModel(job.task_model, job.scope, job.budget, **settings), job.config.epochs, {})

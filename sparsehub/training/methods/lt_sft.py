@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparsehub.selection import in_scope
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.methods.phases import find_by_training, share
 from sparsehub.training.sparse_model import SparseModel
-from sparsehub.training.trainable import candidates
 
 defaults: Mapping[str, Any] = {"learning_rate": 5e-4}
 options: Mapping[str, Any] = {"first": 0.5}
@@ -26,8 +24,7 @@ options: Mapping[str, Any] = {"first": 0.5}
 
 def prepare(job: Job) -> PreparedTraining:
     """Both phases together take the epochs of the run."""
-    names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
-    found = find_by_training(job, lambda: DenseModel(job.task_model, names, job.budget))
+    found = find_by_training(job, lambda: DenseModel(job.task_model, job.scope, job.budget))
     epochs = job.config.epochs * (1 - share(job))
     return PreparedTraining(
         SparseModel(job.task_model, found.mask, sampled=job.sampled), epochs, found.mask, found.steps

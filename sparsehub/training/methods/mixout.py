@@ -19,10 +19,8 @@ from torch import Tensor
 
 from sparsehub.errors import UsageError
 from sparsehub.package.task_model import TaskModel
-from sparsehub.selection import in_scope
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job, PreparedTraining
-from sparsehub.training.trainable import candidates
 
 defaults: Mapping[str, Any] = {"density": 1.0, "learning_rate": 5e-4}
 options: Mapping[str, Any] = {"probability": 0.9}
@@ -58,5 +56,4 @@ def prepare(job: Job) -> PreparedTraining:
         raise UsageError(
             "mixout's probability is out of range", found=probability, expected="0 up to, not including, 1"
         )
-    names = in_scope(candidates(job.task_model), job.config.include, job.config.exclude)
-    return PreparedTraining(MixoutModel(job.task_model, names, job.budget, probability), job.config.epochs, {})
+    return PreparedTraining(MixoutModel(job.task_model, job.scope, job.budget, probability), job.config.epochs, {})

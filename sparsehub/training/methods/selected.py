@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsehub.files import write_file
 from sparsehub.memory import return_freed_memory
-from sparsehub.selection import SelectionRequest, in_scope, select
+from sparsehub.selection import SelectionRequest, select
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 from sparsehub.training.calibration import collect_statistics, warm_up_head
 from sparsehub.training.config import DEFAULTS
@@ -19,7 +19,6 @@ from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.methods.phases import set_head
 from sparsehub.training.processes import from_the_first
 from sparsehub.training.sparse_model import SparseModel
-from sparsehub.training.trainable import candidates
 
 MASK_FILE = "selection.safetensors"
 HEAD = "head."  # a warmed head is kept beside the mask, under this prefix
@@ -47,7 +46,7 @@ def chosen_entries(job: Job) -> dict[str, Tensor]:
 
 def _choose(job: Job) -> dict[str, Tensor]:
     config = job.config
-    parameters = in_scope(candidates(job.task_model), config.include, config.exclude)
+    parameters = job.scope
     job.report(f"choosing {job.budget:,} entries by {config.method}")
     warm_up_head(job)
     statistics = collect_statistics(job, list(parameters))
