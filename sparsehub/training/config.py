@@ -22,7 +22,7 @@ from sparsehub.selection.depth import ALL
 from sparsehub.selection.registry import GRANULARITIES
 from sparsehub.settings import FROZEN, Configuration, Fallback, Flag, Names, OneOf, PathText, settings_of
 from sparsehub.training.config_checks import check_settings
-from sparsehub.training.method import method_named, method_names, options_of
+from sparsehub.training.method import ByMethod, method_named, method_names, options_of
 from sparsehub.training.sources import Source
 from sparsehub.training.tables.folder import whole_folder
 from sparsehub.training.tables.layout_settings import DETECTED, Delimiter, Encoding
@@ -31,13 +31,6 @@ from sparsehub.training.tables.records import QUOTINGS
 DATA, CHANGES, LOOP = "Data", "What may change", "Training"  # boxes of the command line's help
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
-
-
-@dataclasses.dataclass(frozen=True)
-class ByMethod(Fallback):
-    """What a run does where neither the user nor its method says otherwise."""
-
-    note: str = "some methods have another"
 
 
 @dataclass(frozen=True, config=FROZEN)

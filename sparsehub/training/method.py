@@ -10,6 +10,7 @@ from typing import Any
 from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
 from sparsehub.selection.registry import rule_names
+from sparsehub.settings import Fallback
 
 # Lazily imported: name -> module with `defaults`, `options` and `prepare`.
 _METHODS = {
@@ -25,6 +26,13 @@ _METHODS = {
 
 
 _ANY_RULE = "sparsehub.training.methods.selected"
+
+
+@dataclass(frozen=True)
+class ByMethod(Fallback):
+    """What a run does where neither the user nor its method says otherwise."""
+
+    note: str = "some methods have another"
 
 
 @dataclass(frozen=True)
