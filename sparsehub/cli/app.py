@@ -36,6 +36,7 @@ from sparsehub.cli import (
 )
 from sparsehub.cli.lazy_command import LazyCommand
 from sparsehub.cli.output import errors
+from sparsehub.cli.usage_errors import usage_error
 from sparsehub.errors import SparsehubError
 
 EXIT_ERROR = 2
@@ -51,7 +52,7 @@ app = typer.Typer(
 )
 app.command("train", cls=LazyCommand)(train.train)
 app.command("stability", cls=LazyCommand)(stability.stability)
-app.command("extract")(extract.extract)
+app.command("extract", cls=LazyCommand)(extract.command)
 app.command("merge")(merge.merge)
 app.command("diff")(merge.diff)
 app.command("export")(export.export)
@@ -110,11 +111,10 @@ def _run(arguments: list[str], debug: bool) -> int:
     except SparsehubError as error:
         return _report(str(error), debug)
     except typer.exceptions.TyperException as error:
-        show = getattr(error, "show", None)
-        if show is None:
-            return _report(str(error), debug)
-        show()
-        return EXIT_ERROR
+        if type(error).__name__ == "NoArgsIsHelpError":  # which typer does not export: a group of verbs, named alone
+            error.show()  # type: ignore[attr-defined]
+            return EXIT_ERROR
+        return _report(str(usage_error(error)), debug)
     except typer.Abort:
         errors.print("[yellow]interrupted[/]")
         return EXIT_INTERRUPTED
