@@ -12,10 +12,12 @@ from rich.markup import escape
 
 from sparsehub import __version__
 from sparsehub.cli import (
+    ask,
     catalog,
     compare,
     copy,
     demo,
+    evaluate,
     export,
     extract,
     gc,
@@ -36,7 +38,6 @@ from sparsehub.cli import (
 )
 from sparsehub.cli.lazy_command import LazyCommand
 from sparsehub.cli.output import errors
-from sparsehub.cli.usage_errors import usage_error
 from sparsehub.errors import SparsehubError
 
 EXIT_ERROR = 2
@@ -46,40 +47,43 @@ app = typer.Typer(
     name="sparsehub",
     help="Train, publish and serve sparse task deltas on one copy of a pretrained transformer.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command("train", cls=LazyCommand)(train.train)
-app.command("stability", cls=LazyCommand)(stability.stability)
-app.command("extract", cls=LazyCommand)(extract.command)
-app.command("merge")(merge.merge)
-app.command("diff")(merge.diff)
-app.command("export")(export.export)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("push")(hub.push)
-app.command("pull")(hub.pull)
-app.command("ls")(hub.ls)
-app.command("search")(search.search)
-app.command("show")(show.show)
-app.command("tag")(tag.tag)
-app.command("rollback")(tag.rollback)
-app.command("lock")(lock.lock)
-app.command("sign")(sign.sign)
-app.command("copy")(copy.copy)
-app.command("gc")(gc.gc)
-app.command("compare")(compare.compare)
-app.command("materialize")(materialize.materialize)
-app.command("serve", cls=LazyCommand)(serve.serve)
-app.add_typer(keys.app, name="keys")
-app.add_typer(catalog.app, name="catalog")
-app.command("demo")(demo.demo)
+TRAIN, HUB, SERVE, LOOK = "Train", "Hub", "Serve", "Look"  # the groups of `sparsehub --help`
+app.command("train", cls=LazyCommand, rich_help_panel=TRAIN)(train.train)
+app.command("extract", rich_help_panel=TRAIN)(extract.extract)
+app.command("merge", rich_help_panel=TRAIN)(merge.merge)
+app.command("stability", cls=LazyCommand, rich_help_panel=TRAIN)(stability.stability)
+app.command("materialize", rich_help_panel=TRAIN)(materialize.materialize)
+app.command("export", rich_help_panel=TRAIN)(export.export)
+app.command("ask", rich_help_panel=LOOK)(ask.ask)
+app.command("evaluate", rich_help_panel=LOOK)(evaluate.evaluate)
+app.command("inspect", rich_help_panel=LOOK)(inspect.inspect)
+app.command("diff", rich_help_panel=LOOK)(merge.diff)
+app.command("compare", rich_help_panel=LOOK)(compare.compare)
+app.command("verify", rich_help_panel=LOOK)(verify.verify)
+app.command("push", rich_help_panel=HUB)(hub.push)
+app.command("pull", rich_help_panel=HUB)(hub.pull)
+app.command("ls", rich_help_panel=HUB)(hub.ls)
+app.command("search", rich_help_panel=HUB)(search.search)
+app.command("show", rich_help_panel=HUB)(show.show)
+app.command("tag", rich_help_panel=HUB)(tag.tag)
+app.command("rollback", rich_help_panel=HUB)(tag.rollback)
+app.command("lock", rich_help_panel=HUB)(lock.lock)
+app.command("sign", rich_help_panel=HUB)(sign.sign)
+app.command("copy", rich_help_panel=HUB)(copy.copy)
+app.command("gc", rich_help_panel=HUB)(gc.gc)
+app.command("serve", cls=LazyCommand, rich_help_panel=SERVE)(serve.serve)
+app.add_typer(catalog.app, name="catalog", rich_help_panel=SERVE)
+app.add_typer(keys.app, name="keys", rich_help_panel=SERVE)
+app.command("demo", rich_help_panel=SERVE)(demo.demo)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        typer.echo(f"sparsehub {__version__}")
         raise typer.Exit
 
 
@@ -111,10 +115,11 @@ def _run(arguments: list[str], debug: bool) -> int:
     except SparsehubError as error:
         return _report(str(error), debug)
     except typer.exceptions.TyperException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # which typer does not export: a group of verbs, named alone
-            error.show()  # type: ignore[attr-defined]
-            return EXIT_ERROR
-        return _report(str(usage_error(error)), debug)
+        show = getattr(error, "show", None)
+        if show is None:
+            return _report(str(error), debug)
+        show()
+        return EXIT_ERROR
     except typer.Abort:
         errors.print("[yellow]interrupted[/]")
         return EXIT_INTERRUPTED

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sparsehub.cli.output import console, progress, show_json
+from sparsehub.cli.packages import HUB, load_reference
 from sparsehub.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,21 +24,18 @@ SAME = "of the shared entries: changed in the same direction (chance gives 50%)"
 
 def compare(
     packages: Annotated[list[str], typer.Argument(help="Package folders, or task references in --hub; two or more.")],
-    hub: Annotated[str | None, typer.Option(help="The hub of the references.")] = None,
+    hub: Annotated[str | None, HUB] = None,
     png: Annotated[
         Path | None, typer.Option(help="Also draw the matrices to this PNG file (needs matplotlib).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Show the overlap of tasks on one backbone: which entries they share, and whether they agree."""
-    from sparsehub.cli.packages import open_location
-    from sparsehub.hub.package_loader import load_package
     from sparsehub.package.comparison import compare_packages
 
     if len(packages) < 2:
         raise UsageError("one package alone cannot be compared", expected="two or more")
-    home = open_location(hub) if hub else None
-    loaded = [load_package(reference, home) for reference in packages]
+    loaded = [load_reference(reference, hub) for reference in packages]
     found = compare_packages(loaded)
     names, overlaps = found.names, found.overlaps
     if png is not None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sparsehub.cli.output import show_fields, show_json
+from sparsehub.cli.packages import HUB, load_reference
 from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
 
@@ -19,7 +20,7 @@ def export(
     backbone: Annotated[str, typer.Option(help="The backbone: a folder or an id on the Hugging Face Hub.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     to: Annotated[str, typer.Option(help="shira: a PEFT adapter with sparse changes of Linear weights.")] = "shira",
-    hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
+    hub: Annotated[str | None, HUB] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -27,12 +28,10 @@ def export(
     from sparsehub.backbone import open_checkpoint
     from sparsehub.convert.name_matching import layout_of
     from sparsehub.convert.shira import export_shira
-    from sparsehub.hub import open_hub
-    from sparsehub.hub.package_loader import load_package
 
     if to not in FORMATS:
         raise UsageError(unknown_name("format", to, list(FORMATS)))
-    package = load_package(reference, open_hub(hub) if hub else None)
+    package = load_reference(reference, hub)
     found = export_shira(package, layout_of(open_checkpoint(backbone, revision), package.manifest.task), out)
     if as_json:
         show_json({"adapter": str(out), "r": found.rank, "entries": found.entries, "stored": found.stored})

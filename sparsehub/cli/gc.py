@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sparsehub.cli.hub import WHERE
 from sparsehub.cli.output import console, show_json, show_table
+from sparsehub.cli.packages import WHERE
 from sparsehub.errors import UsageError
 from sparsehub.package.units import size_text
 

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from sparsehub.cli.output import console, errors, show_fields, show_json, show_table
-from sparsehub.cli.packages import POLICY
+from sparsehub.cli.packages import HUB_ARGUMENT, HUB_VARIABLE, POLICY, WHERE
 from sparsehub.errors import UsageError
 from sparsehub.hub.listing import HubEntry
 from sparsehub.package.units import size_text
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 # The metric that a listing shows, by kind of task; accuracy for the others.
 _METRICS = {"regression": "pearson", "token-classification": "f1", "text-generation": "perplexity"}
-WHERE = "The hub: a folder, s3://, gs://, az:// or hf://name."
 
 
 def push(
     package: Annotated[Path, typer.Argument(help="A package folder.")],
-    hub: Annotated[str, typer.Argument(help=WHERE)],
+    hub: Annotated[str, HUB_ARGUMENT],
     version: Annotated[
         str | None, typer.Option(help="Publish under this version (default: the package's own).")
     ] = None,
@@ -54,7 +53,9 @@ def pull(
     references: Annotated[
         list[str] | None, typer.Argument(help="One or more of name, name@version, name@channel, name@sha256:...")
     ] = None,
-    hub: Annotated[str | None, typer.Option(help=f"{WHERE} Default with --lock: that of the lock file.")] = None,
+    hub: Annotated[
+        str | None, typer.Option(help=f"{WHERE} Default with --lock: that of the lock file.", envvar=HUB_VARIABLE)
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the package to this new folder.")] = None,
     lock: Annotated[Path | None, typer.Option(help="Fetch what this lock file pins (default: all of it).")] = None,
     policy: Annotated[Path | None, typer.Option(help=POLICY)] = None,
@@ -101,7 +102,7 @@ def _show_pulled(found: Sequence[PulledPackage], as_json: bool) -> None:
 
 
 def ls(
-    hub: Annotated[str, typer.Argument(help=WHERE)],
+    hub: Annotated[str, HUB_ARGUMENT],
     task: Annotated[str | None, typer.Argument(help="List all versions of this task.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="List all versions of all tasks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsehub.cli.output import progress, show_json, show_table
+from sparsehub.cli.packages import HUB
 
 if TYPE_CHECKING:
     from sparsehub.package.delta_stats import Histogram
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def inspect(
     package: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
-    hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
+    hub: Annotated[str | None, HUB] = None,
     parameters: Annotated[bool, typer.Option("--parameters", help="List every changed parameter.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write it as a self-contained HTML page instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from sparsehub.cli.output import progress, show_fields, show_json
+from sparsehub.cli.packages import HUB, load_reference
 
 
 def materialize(
     reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
     backbone: Annotated[str, typer.Option(help="The backbone: a folder or an id on the Hugging Face Hub.")],
     out: Annotated[Path, typer.Option(help="The checkpoint folder to write.")],
-    hub: Annotated[str | None, typer.Option(help="The hub: a folder, s3://, gs://, az:// or hf://.")] = None,
+    hub: Annotated[str | None, HUB] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
     dtype: Annotated[
         str | None,
@@ -24,12 +25,10 @@ def materialize(
 ) -> None:
     """Write the task's whole model, which AutoModelFor... loads without sparsehub."""
     from sparsehub.backbone import open_checkpoint
-    from sparsehub.hub import open_hub
-    from sparsehub.hub.package_loader import load_package
     from sparsehub.package.materialize import materialize as write
     from sparsehub.package.materialize import native_dtype
 
-    package = load_package(reference, open_hub(hub) if hub else None)
+    package = load_reference(reference, hub)
     dtype = dtype or native_dtype(package)
     progress(f"materialising {package.manifest.name}@{package.manifest.version} in {dtype}")
     write(package, open_checkpoint(backbone, revision), out, dtype=dtype)

@@ -10,13 +10,13 @@ import typer
 
 from sparsehub.cli.extract import split_list
 from sparsehub.cli.output import console, progress, show_fields, show_json, show_table
+from sparsehub.cli.packages import HUB, load_reference
 from sparsehub.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsehub.backbone import Checkpoint
     from sparsehub.package import Manifest, Package
 
-_HUB = typer.Option(help="The hub of the references.")
 _BACKBONE = typer.Option(help="The backbone, which packages with `set` values need.")
 
 
@@ -35,7 +35,7 @@ def merge(
         str | None, typer.Option(help="float16, bfloat16, float32 or int8 (default: that of the packages).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of dare.")] = 42,
-    hub: Annotated[str | None, _HUB] = None,
+    hub: Annotated[str | None, HUB] = None,
     backbone: Annotated[str | None, _BACKBONE] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -57,7 +57,7 @@ def diff(
     name: Annotated[str | None, typer.Option(help="The name of that package.")] = None,
     version: Annotated[str, typer.Option(help="Its version.")] = "0.1.0",
     value_dtype: Annotated[str, typer.Option(help="How its values are stored.")] = "float32",
-    hub: Annotated[str | None, _HUB] = None,
+    hub: Annotated[str | None, HUB] = None,
     backbone: Annotated[str | None, _BACKBONE] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -87,11 +87,8 @@ def diff(
 
 
 def _load(references: list[str], hub: str | None) -> list[Package]:
-    from sparsehub.hub import open_hub
-    from sparsehub.hub.package_loader import load_package
 
-    home = open_hub(hub) if hub else None
-    return [load_package(reference, home) for reference in references]
+    return [load_reference(reference, hub) for reference in references]
 
 
 def _checkpoint(backbone: str | None) -> Checkpoint | None:

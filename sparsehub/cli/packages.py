@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
 
 from sparsehub.cli.transfers import transfer
 from sparsehub.errors import UsageError
@@ -12,10 +14,15 @@ from sparsehub.task_ref import TaskRef, parse_reference
 
 if TYPE_CHECKING:
     from sparsehub.hub import PackageHub
+    from sparsehub.package import Package
     from sparsehub.package.policy import Policy
 
 T = TypeVar("T")
 POLICY = "A policy file (default: the user's settings)."
+WHERE = "The hub: a folder, s3://, gs://, az:// or hf://name."
+HUB_VARIABLE = "SPARSEHUB_HUB"
+HUB: Any = typer.Option("--hub", help=WHERE, envvar=HUB_VARIABLE)
+HUB_ARGUMENT: Any = typer.Argument(help=WHERE, envvar=HUB_VARIABLE)
 
 
 def with_package(reference: str, hub: str | None, use: Callable[[Path], T], policy: Policy | None = None) -> T:
@@ -23,13 +30,22 @@ def with_package(reference: str, hub: str | None, use: Callable[[Path], T], poli
     from sparsehub.hub.package_loader import use_package
     from sparsehub.hub.user_settings import read_policy
     from sparsehub.package import read_manifest
+    from sparsehub.package.manifest import MANIFEST_FILE
 
-    if hub is None:
-        folder = Path(reference)
+    folder = Path(reference).expanduser()
+    if hub is None or (folder / MANIFEST_FILE).is_file():
         (policy or read_policy()).check(folder, read_manifest(folder))
         return use(folder)
     with transfer(f"fetching {reference}") as report:
         return use_package(reference, open_location(hub), lambda folder, _: use(folder), policy=policy, progress=report)
+
+
+def load_reference(reference: str, hub: str | None) -> Package:
+    """The package in a folder, or of a task reference in the hub."""
+    from sparsehub.hub.package_loader import load_package
+
+    where = open_location(hub) if hub is not None else None
+    return load_package(str(Path(reference).expanduser()) if "/" in reference else reference, where)
 
 
 def open_location(location: str) -> PackageHub:

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from sparsehub.cli.hub import WHERE, show_entries
+from sparsehub.cli.hub import show_entries
+from sparsehub.cli.packages import HUB_ARGUMENT
 
 
 def search(
-    hub: Annotated[str, typer.Argument(help=WHERE)],
+    hub: Annotated[str, HUB_ARGUMENT],
     text: Annotated[str, typer.Argument(help="A part of the task's name.")] = "",
     backbone: Annotated[
         str | None, typer.Option(help="A part of the backbone's id, or the beginning of its fingerprint.")

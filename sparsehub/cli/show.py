@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from sparsehub.cli.hub import WHERE
 from sparsehub.cli.output import console, show_json
+from sparsehub.cli.packages import HUB
 
 
 def show(
     reference: Annotated[str, typer.Argument(help="name, name@version, name@channel or name@sha256:...")],
-    hub: Annotated[str, typer.Option(help=WHERE)],
+    hub: Annotated[str, HUB],
     card: Annotated[bool, typer.Option("--card", help="Show the card, as its publisher wrote it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from sparsehub.cli.hub import WHERE
 from sparsehub.cli.output import show_fields, show_json
+from sparsehub.cli.packages import HUB
 from sparsehub.hub.resolver import Resolved
 
 
 def tag(
     reference: Annotated[str, typer.Argument(help="The version to name: name@version, name@channel, ...")],
     tag: Annotated[str, typer.Argument(help="A channel to move (stable, canary), or a version name to give once.")],
-    hub: Annotated[str, typer.Option(help=WHERE)],
+    hub: Annotated[str, HUB],
     expect: Annotated[
         str | None, typer.Option(help="Fail unless the channel points at this version or digest now.")
     ] = None,
@@ -32,7 +32,7 @@ def tag(
 def rollback(
     task: Annotated[str, typer.Argument(help="The task's name.")],
     channel: Annotated[str, typer.Argument(help="The channel to move back.")],
-    hub: Annotated[str, typer.Option(help=WHERE)],
+    hub: Annotated[str, HUB],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Point a channel at its previous version again; repeat it to go back further."""

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
@@ -60,6 +61,22 @@ def transfer(what: str) -> Iterator[Report]:
     finally:
         if tasks:
             bar.stop()
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Report]:
+    """Yields the function to call with the rows done and the rows of all; shown on a terminal only."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    ) as bar:
+        task = bar.add_task(escape(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _line(what: str) -> Iterator[Report]:

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from sparsehub.cli.output import console, progress, show_json
-from sparsehub.cli.packages import POLICY
+from sparsehub.cli.packages import HUB, POLICY
 
 
 def verify(
     package: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
-    hub: Annotated[str | None, typer.Option(help="The hub of the reference.")] = None,
+    hub: Annotated[str | None, HUB] = None,
     backbone: Annotated[str | None, typer.Option(help="Also check that it was made for this backbone.")] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the hub.")] = None,
     policy: Annotated[Path | None, typer.Option(help=POLICY)] = None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
@@ -17,23 +19,44 @@ from sparsehub.training.metrics import IGNORED, compute
 ROWS = 64  # of one batch
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gave for the rows of a split, and what it should have."""
+
+    split: Split  # its rows in the order of the others, by length
+    logits: NDArray[Any]  # as `metrics.compute` takes them
+    targets: NDArray[Any]
+
+
 def judge(model: nn.Module, task: TaskSpec, tokenizer: Any, split: Split) -> dict[str, float]:
     """The task's metrics of a transformers model; its weights are as they are now."""
+    found = outputs_of(model, task, tokenizer, split)
+    return compute(task, found.logits, found.targets)
+
+
+@torch.no_grad()
+def outputs_of(
+    model: nn.Module, task: TaskSpec, tokenizer: Any, split: Split, progress: Callable[[int, int], None] | None = None
+) -> Outputs:
+    """The logits of a transformers model for all rows. progress: told how many rows of how many are done."""
     device = next(model.parameters()).device
     logits, labels = [], []
     generates = task.kind == TEXT_GENERATION
     if generates:
         split = tokenised(split, task, tokenizer)
-    ordered, collate = TrainingRows(by_length(split, task)), Collator(task, tokenizer)
+    ordered = by_length(split, task)
+    rows, collate = TrainingRows(ordered), Collator(task, tokenizer)
     model.eval()
-    for start in range(0, len(ordered), ROWS):
-        batch = collate([ordered[i] for i in range(start, min(start + ROWS, len(ordered)))])
+    for start in range(0, len(rows), ROWS):
+        stop = min(start + ROWS, len(rows))
+        batch = collate([rows[i] for i in range(start, stop)])
         output = model(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
         found = row_scores(output.logits, batch["labels"].to(device)) if generates else output.logits.float()
         logits.append(found.cpu())
         labels.append(batch["labels"])
-    return compute(task, _stacked(logits, 0.0).numpy(), _stacked(labels, IGNORED).numpy())
+        if progress is not None:
+            progress(stop, len(rows))
+    return Outputs(ordered, _stacked(logits, 0.0).numpy(), _stacked(labels, IGNORED).numpy())
 
 
 def _stacked(parts: Sequence[Tensor], fill: float) -> Tensor:

@@ -1,0 +1,137 @@
+"""sparsehub evaluate: how good a package is on labelled rows, where it is wrong, and whether another one is better."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparsehub.cli.output import console, progress, show_json, show_table
+from sparsehub.cli.packages import HUB, load_reference
+
+if TYPE_CHECKING:
+    from sparsehub.api.evaluate import Evaluation
+    from sparsehub.training.error_analysis import Difference
+
+SHOWN_LABELS = 8  # of a confusion matrix; of more labels the pairs that are mixed up most
+SHOWN_PAIRS = 10
+SHOWN_TEXT = 70  # characters of a row
+
+
+def evaluate(
+    reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
+    test: Annotated[str, typer.Option(help="Labelled rows: a file as `sparsehub train` reads it.")],
+    hub: Annotated[str | None, HUB] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="The backbone: a folder or a hub id (default: the package's own).")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="REFERENCE", help="Another package of this task, to compare with.")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="How many of the worst rows to show.")] = 5,
+    quoting: Annotated[str | None, typer.Option(help="As of `sparsehub train`.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="As of `sparsehub train`.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="As of `sparsehub train`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Measure a package on labelled rows: scores, confusion matrix, worst rows, and another package beside it."""
+    from sparsehub.api.evaluate import evaluate as measure
+    from sparsehub.backbone import open_checkpoint
+    from sparsehub.cli.transfers import counting
+    from sparsehub.training.data import load_split
+    from sparsehub.training.tables import Layout
+
+    package = load_reference(reference, hub)
+    other = None if against is None else load_reference(against, hub)
+    split = load_split(package.manifest.task, test, Layout(quoting, delimiter, encoding), progress)
+    record = package.manifest.backbone
+    checkpoint = open_checkpoint(backbone or record.id, revision or (None if backbone else record.revision or None))
+    with counting(f"reading {len(split.rows):,} rows") as report:
+        found, second, gap = measure(package, split, checkpoint, worst=worst, against=other, progress=report)
+    if as_json:
+        show_json({**_as_json(found), "against": None if second is None else _as_json(second), "difference": _gap(gap)})
+        return
+    _show_scores(found, second)
+    if gap is not None:
+        console.print(_sentence(gap), highlight=False)
+    _show_confusion(found)
+    _show_worst(found)
+
+
+def _as_json(found: Evaluation) -> dict[str, Any]:
+    manifest = found.package.manifest
+    return {
+        "task": f"{manifest.name}@{manifest.version}",
+        "digest": found.package.digest,
+        "rows": found.rows,
+        "metrics": dict(found.metrics),
+        "labels": list(manifest.task.labels),
+        "confusion": None if found.confusion is None else found.confusion.tolist(),
+        "worst": [dataclasses.asdict(row) for row in found.worst],
+    }
+
+
+def _gap(gap: Difference | None) -> dict[str, Any] | None:
+    return None if gap is None else dataclasses.asdict(gap)
+
+
+def _sentence(gap: Difference) -> str:
+    verdict = "more than chance" if gap.p < 0.05 else "chance alone explains it"
+    return f"[dim]better on {gap.better} rows, worse on {gap.worse}: {verdict} (p = {gap.p:.3g}, {gap.test})[/]"
+
+
+def _show_scores(found: Evaluation, second: Evaluation | None) -> None:
+    """The package, the other one, and what the package's own test split had, the probe among it."""
+    manifest = found.package.manifest
+    lines = {f"{manifest.name}@{manifest.version}": found.metrics}
+    if second is not None:
+        other = second.package.manifest
+        name = f"{other.name}@{other.version}"
+        lines[name if name not in lines else f"{name} ({second.package.digest[:19]})"] = second.metrics
+    for name, row in _stated(manifest.metrics, manifest.training.get("baselines")).items():
+        lines[name] = row
+    columns = list(found.metrics)
+    rows = [[name, *(f"{row[c]:.4f}" if c in row else "" for c in columns)] for name, row in lines.items()]
+    show_table([f"{found.rows:,} rows", *columns], rows)
+
+
+def _stated(metrics: Mapping[str, Any], baselines: Any) -> dict[str, Mapping[str, float]]:
+    """What the package says of its own test split: of itself and of the baselines."""
+    found: dict[str, Mapping[str, float]] = {}
+    if metrics.get("test"):
+        found["stated: its own test split"] = metrics["test"]
+    stated = baselines.get("test") if isinstance(baselines, Mapping) else None
+    for name, row in (stated if isinstance(stated, Mapping) else {}).items():
+        if isinstance(row, Mapping):
+            found[f"stated: {name} there"] = row
+    return found
+
+
+def _show_confusion(found: Evaluation) -> None:
+    from sparsehub.training.error_analysis import most_confused
+
+    labels, matrix = found.package.manifest.task.labels, found.confusion
+    if matrix is None:
+        return
+    if len(labels) <= SHOWN_LABELS:
+        rows = [[label, *map(int, matrix[i])] for i, label in enumerate(labels)]
+        show_table(["is / taken for", *labels], rows, "\nconfusion matrix")
+        return
+    pairs = most_confused(matrix, labels, SHOWN_PAIRS)
+    show_table(["is", "taken for", "rows"], [list(pair) for pair in pairs], "\nmixed up most often")
+
+
+def _show_worst(found: Evaluation) -> None:
+    rows = [[row.expected, row.given, f"{row.loss:.2f}", _short(found, row.row)] for row in found.worst]
+    if rows:
+        show_table(["is", "taken for", "loss", "row"], rows, "\nthe worst rows")
+
+
+def _short(found: Evaluation, row: Mapping[str, Any]) -> str:
+    fields = [row.get(name) for name in found.package.manifest.task.text_fields]
+    text = " | ".join(field if isinstance(field, str) else json.dumps(field) for field in fields)
+    return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 3] + "..."
