@@ -36,7 +36,7 @@ from sparsehub.settings import (
 
 LIMITS, TEXTS, ACCESS = "Limits", "Text generation", "Who may ask"  # boxes of the command line's help
 DTYPES = ("float32", "float16", "bfloat16")
-BATCH_MODES = ("auto", "swap", "mixed")
+BATCH_MODES = ("auto", "swap", "mixed", "trunk")
 SERVER_GRACE = 30.0  # seconds that the server around the app waits longer than the app does
 STARTED_BY = "SPARSEHUB_STARTED_BY"  # the variable by which `sparsehub serve` says that the user typed flags
 STARTS = "SPARSEHUB_STARTS"  # of `supervision.py`

@@ -66,6 +66,8 @@ class TaskState(ApiModel):
     """Rows that wait or run, and one for the task that is in the arena."""
     why_swap: str | None
     """Why its rows cannot run in one batch with other tasks'; null where they can."""
+    why_unshared: str | None
+    """Why its rows share no layers with rows of the same text for other tasks; null where they can."""
     requests: int
     items: int
     failed: int

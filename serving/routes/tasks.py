@@ -36,5 +36,6 @@ def _state(status: TaskStatus, service: Service) -> TaskState:
         kind=info.spec.kind if info is not None else None,
         references=status.references,
         why_swap=status.why_swap,
+        why_unshared=status.why_unshared,
         **service.metrics.task_stats.of(task.digest),
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsehub.convert.extract import Budget, Extracted, Extraction
     from sparsehub.package import TaskSpec
     from sparsehub.training.data import Split
+    from sparsehub.training.tables import Layout
 
 Metrics = dict[str, float]
 
@@ -45,6 +46,9 @@ def extract(
     choices: Sequence[str] = (),
     max_length: int = 256,
     test: str | None = None,
+    quoting: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
     check: bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Extracted:
@@ -55,7 +59,8 @@ def extract(
     differs, bit for bit; a LoRA needs a budget. value_dtype: of kept changes, float16 by default. drop: shell patterns
     of tensors that may be left out. task: what the package does; otherwise the checkpoint's configuration says it, or
     kind, text (field names), label (a field), labels (in the head's order), choices (fields) and max_length (tokens).
-    test: a file of labelled rows; the tuned model and the package are both measured on it. check: run a probe batch
+    test: a file of labelled rows; the tuned model and the package are both measured on it; quoting, delimiter and
+    encoding say how it is read where that is not to be detected. check: run a probe batch
     through the tuned model and through the package before it is written, which loads both, one after the other; by
     default up to 500 million parameters. report: called with the name of each step that takes a while.
 
@@ -66,6 +71,7 @@ def extract(
     from sparsehub.convert.extract import Extraction
     from sparsehub.convert.task_inference import TaskHints, task_of
 
+    rows = _test_rows(test, quoting, delimiter, encoding)
     base, origin, budget = open_checkpoint(str(backbone), revision), _origin(Path(source)), _budget(density, nnz)
     if task is None:
         fields = (text,) if isinstance(text, str) else tuple(text)
@@ -74,7 +80,7 @@ def extract(
     wanted = Extraction(base, task, Path(out), name, version, license, tuple(drop))
     extractor = _Extractor(origin, budget, value_dtype, report or (lambda _: None))
     extractor.report(f"comparing {source} with {backbone}")
-    return extractor.write(wanted, test, check)
+    return extractor.write(wanted, rows, check)
 
 
 def _origin(source: Path) -> Checkpoint | Adapter:
@@ -97,6 +103,27 @@ def _budget(density: float | None, nnz: int | None) -> Budget | None:
 
 
 @dataclass(frozen=True)
+class _TestRows:
+    """Labelled rows: where they are, and how they are read."""
+
+    source: str
+    layout: Layout
+
+
+def _test_rows(test: str | None, quoting: str | None, delimiter: str | None, encoding: str | None) -> _TestRows | None:
+    from sparsehub.settings import shown
+    from sparsehub.training.tables import Layout
+
+    layout = Layout(quoting, delimiter, encoding)
+    if test is not None:
+        return _TestRows(test, layout)
+    given = [shown(name) for name in ("quoting", "delimiter", "encoding") if getattr(layout, name) is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)}: nothing is read so", fix=f"give {shown('test')} as well")
+    return None
+
+
+@dataclass(frozen=True)
 class _Extractor:
     """What is extracted from, and how much of it is kept."""
 
@@ -105,7 +132,7 @@ class _Extractor:
     value_dtype: str | None
     report: Callable[[str], None]
 
-    def write(self, wanted: Extraction, test: str | None, check: bool | None) -> Extracted:
+    def write(self, wanted: Extraction, test: _TestRows | None, check: bool | None) -> Extracted:
         """Extract, compare with the tuned model what came out, and give the package its name where all is well."""
         with new_folder(wanted.out) as folder:
             found = self.extract(dataclasses.replace(wanted, out=folder / "package"))
@@ -141,20 +168,20 @@ class _Extractor:
         why = "as asked" if check is False else f"{parameters:,} parameters are more than {PARAMETERS:,}: give --check"
         return False, (f"the package was not compared with the tuned model by a probe batch ({why})",)
 
-    def _compared(self, wanted: Extraction, found: Extracted, test: str | None, *, checks: bool) -> Extracted:
+    def _compared(self, wanted: Extraction, found: Extracted, test: _TestRows | None, *, checks: bool) -> Extracted:
         """Run probe and test rows through the tuned model, then through the package; one of them is in memory."""
         from sparsehub.convert.output_comparison import agreement
         from sparsehub.convert.tuned_model import tuned_model
         from sparsehub.package.materialize import native_dtype_of
         from sparsehub.package.writer import rewrite_package
 
-        comparison = _Comparison.of(wanted, test, checks=checks)
-        self.report("running what was tuned" + (f", and measuring it on {test}" if test else ""))
+        comparison = _Comparison.of(wanted, test, self.report, checks=checks)
+        self.report("running what was tuned" + (f", and measuring it on {test.source}" if test else ""))
         tuned = tuned_model(wanted, self.origin, native_dtype_of(found.manifest))
         expected, before = comparison.run(tuned.model, getattr(self.origin, "folder", None))
         made_by = tuned.made_by
         del tuned
-        self.report("running the package" + (f", and measuring it on {test}" if test else ""))
+        self.report("running the package" + (f", and measuring it on {test.source}" if test else ""))
         outputs, after = comparison.run(_model_of(found.folder, wanted.base), None)
         if expected is not None and outputs is not None:
             found = dataclasses.replace(found, agreement=agreement(expected, outputs, made_by))
@@ -191,13 +218,15 @@ class _Comparison:
     split: Split | None  # test rows
 
     @classmethod
-    def of(cls, wanted: Extraction, test: str | None, *, checks: bool) -> _Comparison:
+    def of(
+        cls, wanted: Extraction, test: _TestRows | None, report: Callable[[str], None], *, checks: bool
+    ) -> _Comparison:
         from sparsehub.backbone.backbone import read_config
         from sparsehub.backbone.tokenizer import load_tokenizer
         from sparsehub.convert.output_comparison import probe_batch
         from sparsehub.training.data import load_split
 
-        split = load_split(wanted.task, test) if test is not None else None
+        split = load_split(wanted.task, test.source, test.layout, report) if test is not None else None
         config = read_config(wanted.base)
         batch = probe_batch(load_tokenizer(wanted.base), config, wanted.task) if checks else None
         return cls(wanted.task, wanted.base, batch, split)

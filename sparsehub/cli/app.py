@@ -38,6 +38,7 @@ from sparsehub.cli import (
 )
 from sparsehub.cli.lazy_command import LazyCommand
 from sparsehub.cli.output import errors
+from sparsehub.cli.usage_errors import usage_error
 from sparsehub.errors import SparsehubError
 
 EXIT_ERROR = 2
@@ -53,7 +54,7 @@ app = typer.Typer(
 )
 TRAIN, HUB, SERVE, LOOK = "Train", "Hub", "Serve", "Look"  # the groups of `sparsehub --help`
 app.command("train", cls=LazyCommand, rich_help_panel=TRAIN)(train.train)
-app.command("extract", rich_help_panel=TRAIN)(extract.extract)
+app.command("extract", cls=LazyCommand, rich_help_panel=TRAIN)(extract.command)
 app.command("merge", rich_help_panel=TRAIN)(merge.merge)
 app.command("stability", cls=LazyCommand, rich_help_panel=TRAIN)(stability.stability)
 app.command("materialize", rich_help_panel=TRAIN)(materialize.materialize)
@@ -115,11 +116,10 @@ def _run(arguments: list[str], debug: bool) -> int:
     except SparsehubError as error:
         return _report(str(error), debug)
     except typer.exceptions.TyperException as error:
-        show = getattr(error, "show", None)
-        if show is None:
-            return _report(str(error), debug)
-        show()
-        return EXIT_ERROR
+        if type(error).__name__ == "NoArgsIsHelpError":  # which typer does not export: a group of verbs, named alone
+            error.show()  # type: ignore[attr-defined]
+            return EXIT_ERROR
+        return _report(str(usage_error(error)), debug)
     except typer.Abort:
         errors.print("[yellow]interrupted[/]")
         return EXIT_INTERRUPTED

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +19,20 @@ _TASK = "The task"
 _CHANGE = "What is kept"
 
 
+def command() -> Callable[..., None]:
+    """Turn a fine-tuned checkpoint or a PEFT adapter into a package.
+
+    Without --density or --nnz it is lossless: every weight that differs, bit for bit (a LoRA needs a budget). A pair of
+    checkpoints is read tensor by tensor, whatever its size; only --check and --test load models.
+    """
+    from sparsehub.cli.flags import with_flags
+    from sparsehub.training.tables import Layout
+
+    return with_flags(Layout)(extract)
+
+
 def extract(
+    layout: dict[str, Any],
     source: Annotated[str, typer.Argument(help="A fine-tuned checkpoint, or a PEFT adapter's folder.")],
     backbone: Annotated[
         str, typer.Option(help="The backbone that it was fine-tuned from: a folder or an id on the Hugging Face Hub.")
@@ -79,37 +93,38 @@ def extract(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Turn a fine-tuned checkpoint or a PEFT adapter into a package.
-
-    Without --density or --nnz it is lossless: every weight that differs, bit for bit (a LoRA needs a budget). A pair of
-    checkpoints is read tensor by tensor, whatever its size; only --check and --test load models.
-    """
+    """The verb; layout: settings of `Layout`, as they were given."""
     from sparsehub.api.extract import extract as write
     from sparsehub.package import read_manifest
+    from sparsehub.settings import Naming, errors_named
 
-    found = write(
-        source,
-        backbone,
-        out,
-        name=name,
-        version=version,
-        license=license,
-        revision=revision,
-        density=density,
-        nnz=nnz,
-        value_dtype=value_dtype,
-        drop=drop or (),
-        task=read_manifest(task_of).task if task_of else None,
-        kind=kind,
-        text=split_list(text),
-        label=label,
-        labels=split_list(labels),
-        choices=split_list(choices),
-        max_length=max_length,
-        test=test,
-        check=check,
-        report=progress,
-    )
+    with errors_named(Naming("extract", lambda setting: f"--{setting}")):
+        found = write(
+            source,
+            backbone,
+            out,
+            name=name,
+            version=version,
+            license=license,
+            revision=revision,
+            density=density,
+            nnz=nnz,
+            value_dtype=value_dtype,
+            drop=drop or (),
+            task=read_manifest(task_of).task if task_of else None,
+            kind=kind,
+            text=split_list(text),
+            label=label,
+            labels=split_list(labels),
+            choices=split_list(choices),
+            max_length=max_length,
+            test=test,
+            quoting=layout.get("quoting"),
+            delimiter=layout.get("delimiter"),
+            encoding=layout.get("encoding"),
+            check=check,
+            report=progress,
+        )
     _show(found, as_json)
 
 

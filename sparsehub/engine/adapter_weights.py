@@ -27,6 +27,7 @@ class AdapterWeights:
     # [targets, ADDRESSES] int64 in host memory: where kernels find the parts, or the backbone's own scales and shifts
     addresses: Tensor
     digest: int  # of `addresses`, which is looked at before every use: a wild address would end the process
+    first: int  # the layer at whose input its rows leave those of other tasks (`LayerStack.first_changed`)
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +73,7 @@ def _by_target(targets: TargetModules, pieces: Sequence[WeightSlice]) -> Adapter
     addresses = targets.base_addresses()
     for index, part in parts.items():
         addresses[index] = torch.tensor(part.addresses)
-    return AdapterWeights(parts, addresses, checksum([addresses]))
+    return AdapterWeights(parts, addresses, checksum([addresses]), targets.first_changed(parts))
 
 
 def pieces_of(arena: Arena, patch: Patch) -> Iterator[WeightSlice]:

@@ -11,23 +11,30 @@ from sparsehub.backbone import Backbone
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_rows import BatchRows, by_task
 from sparsehub.engine.calibrate import measure_points
-from sparsehub.engine.cost_model import GROUPED, MIXED, SWAP, CostModel, RowGroup
+from sparsehub.engine.cost_model import GROUPED, MIXED, SWAP, TRUNK, CostModel, RowGroup, TrunkSizes
 from sparsehub.engine.scheduler import Item
 from sparsehub.engine.target_modules import TargetModules
+from sparsehub.engine.trunk_batch import TrunkBatch, trunk_batch
 from sparsehub.errors import UsageError
 
 AUTO = "auto"
-MODES = (AUTO, SWAP, MIXED)
+MODES = (AUTO, SWAP, MIXED, TRUNK)
 
 
 @dataclass(frozen=True)
 class ExecutionPlan:
     """How a batch is to run; `BatchPlanner` makes it, and learns from what it took."""
 
-    mode: str  # `swap`, `mixed` or `grouped-swap`
+    mode: str  # `swap`, `mixed`, `grouped-swap` or `trunk`
     groups: Sequence[RowGroup]  # its sizes, task by task
     there: bool  # whether the first task's patch is in the arena already
     predictions: dict[str, float]  # seconds of every way that is open to it
+    trunk: TrunkBatch | None  # the batch as trunk and branches, where it can run so
+
+    @property
+    def trunk_sizes(self) -> TrunkSizes | None:
+        """Of `trunk`, for the cost model."""
+        return None if self.trunk is None else self.trunk.sizes
 
 
 class BatchPlanner:
@@ -37,7 +44,7 @@ class BatchPlanner:
     """
 
     def __init__(self, arena: ArenaManager, backbone: Backbone, targets: TargetModules, max_tokens: int):
-        self.mode = AUTO  # the cheapest way, or `swap` or `mixed` wherever that is open; may change at any time
+        self.mode = AUTO  # the cheapest way, or `swap`, `mixed` or `trunk` wherever it is open; may change
         self._arena, self._backbone, self._targets, self._max_tokens = arena, backbone, targets, max_tokens
 
     @functools.cached_property
@@ -64,16 +71,21 @@ class BatchPlanner:
         there = self._is_active(parts[0])
         alone = SWAP if len(parts) == 1 else GROUPED
         open_ways = [alone, *([MIXED] if _can_mix(parts) else [])]
-        predictions = {mode: costs.predict(mode, sizes, there=there) for mode in open_ways}
+        trunk = trunk_batch(parts, self._targets) if self.mode in (AUTO, TRUNK) else None
+        if trunk is not None:
+            open_ways.append(TRUNK)
+        shared = None if trunk is None else trunk.sizes
+        predictions = {mode: costs.predict(mode, sizes, there=there, trunk=shared) for mode in open_ways}
         if self.mode == AUTO:
             mode = min(predictions, key=lambda mode: predictions[mode])
         else:
-            mode = MIXED if self.mode == MIXED and MIXED in predictions else alone
-        return ExecutionPlan(mode, sizes, there, predictions)
+            wanted = {SWAP: [alone], MIXED: [MIXED, alone], TRUNK: [TRUNK, MIXED, alone]}[self.mode]
+            mode = next(mode for mode in wanted if mode in predictions)
+        return ExecutionPlan(mode, sizes, there, predictions, trunk)
 
     def learn(self, plan: ExecutionPlan, seconds: float) -> None:
         """Correct the cost model by what a batch took. seconds: without its heads."""
-        self.costs.learn(plan.mode, plan.groups, seconds, there=plan.there)
+        self.costs.learn(plan.mode, plan.groups, seconds, there=plan.there, trunk=plan.trunk_sizes)
 
     def position(self, rows: BatchRows) -> tuple[bool, tuple[int, ...]]:
         """A sort key for the parts of a batch: the task in the arena goes first, which saves a switch, and tasks whose

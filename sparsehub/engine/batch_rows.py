@@ -10,6 +10,7 @@ from sparsehub.engine.cost_model import RowGroup
 from sparsehub.engine.resident import Resident
 from sparsehub.engine.scheduler import Item
 from sparsehub.engine.task_handle import TaskHandle
+from sparsehub.engine.trunk_plan import NEVER
 from sparsehub.errors import CancelledError, EngineError, SparsehubError
 from sparsehub.package.encoding import Encoded
 from sparsehub.package.heads import Head
@@ -48,6 +49,11 @@ class BatchRows:
     def answered(self) -> tuple[int, ...]:
         """Equal for the rows of two tasks whose heads can run as one."""
         return (*self.head.alike, len(self.rows[0].sequences)) if self.head is not None else ()
+
+    @property
+    def first(self) -> int:
+        """The first layer that the task changes (`AdapterWeights.first`)."""
+        return NEVER if self.task is None or self.task.adapter is None else self.task.adapter.first
 
     @functools.cached_property
     def group(self) -> RowGroup:

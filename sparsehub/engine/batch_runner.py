@@ -12,10 +12,13 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone
 from sparsehub.engine.batch_rows import BatchRows
-from sparsehub.engine.cost_model import MIXED
+from sparsehub.engine.cost_model import MIXED, TRUNK
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules
+from sparsehub.engine.trunk_batch import TrunkBatch, pooled, taken
+from sparsehub.engine.trunk_forward import TrunkPass
+from sparsehub.engine.trunk_plan import TrunkPlan
 from sparsehub.errors import NotFiniteError
 from sparsehub.package.encoding import by_choice, pad
 from sparsehub.package.heads import run_heads
@@ -50,11 +53,15 @@ class BatchRunner:
         self._tokenizer, self._pooling = tokenizer, pooling_of(backbone.checkpoint.folder)
 
     @torch.inference_mode()
-    def run(self, mode: str, groups: Sequence[BatchRows], clock: Clock) -> list[list[Any]]:
+    def run(
+        self, mode: str, groups: Sequence[BatchRows], clock: Clock, trunk: TrunkBatch | None = None
+    ) -> list[list[Any]]:
         """Each group's results, in order; one result a row, or its error where that is not a number.
 
-        mode: `mixed`, or any other way for one group after the other.
+        mode: `mixed`, `trunk`, or any other way for one group after the other; trunk: the groups, for that way.
         """
+        if mode == TRUNK and trunk is not None:
+            return self._run_trunk(groups, trunk, clock)
         if mode == MIXED:
             return self._run_mixed(groups, clock)
         return [self._run_alone(rows, clock) for rows in groups]
@@ -85,6 +92,32 @@ class BatchRunner:
         clock.lap("head")
         return results
 
+    def _run_trunk(self, groups: Sequence[BatchRows], trunk: TrunkBatch, clock: Clock) -> list[list[Any]]:
+        self._swap.to(None)
+        clock.lap("switch")
+        inputs = pad(trunk.sequences, self._tokenizer, self._backbone.device)
+        with TrunkPass(self._targets, trunk.plan, trunk.adapters(groups)).on_model():
+            outputs = self._backbone.module(**inputs)
+        clock.lap("forward")
+        results: list[list[Any]] = []
+        for _, same in itertools.groupby(zip(groups, _bounds(groups), strict=True), lambda pair: pair[0].answered):
+            run, places = zip(*same, strict=True)
+            its = slice(places[0][1], places[-1][2])
+            results += self._answer(run, *self._branches(run, inputs, outputs, trunk.plan, its))
+        clock.lap("head")
+        return results
+
+    def _branches(
+        self, run: Sequence[BatchRows], inputs: dict[str, Tensor], outputs: Any, plan: TrunkPlan[Any], its: slice
+    ) -> tuple[dict[str, Tensor], Any]:
+        """The inputs and outputs of sequences of a trunk's batch, as their heads read them."""
+        own = taken(inputs, plan.origins[its])
+        pooling = self._pooling if run[0].head is None else run[0].head.pooling
+        if pooling is None:
+            return own, type(outputs)(**taken(outputs, plan.places[its]))
+        states, mask = pooled(pooling, outputs.last_hidden_state, own["attention_mask"], plan.places[its])
+        return {"attention_mask": mask}, type(outputs)(last_hidden_state=states)
+
     def _pad(self, groups: Sequence[BatchRows]) -> dict[str, Tensor]:
         sequences = [sequence for rows in groups for row in rows.rows for sequence in row.sequences]
         return pad(sequences, self._tokenizer, self._backbone.device)
@@ -98,7 +131,8 @@ class BatchRunner:
             sound = vectors.isfinite().all(-1) & vectors.any(-1)  # where the length is infinite, the unit vector is 0
             parts = zip(sound.split(counts), vectors.split(counts), strict=True)
             return [_finite_or_error(finite.tolist(), part.tolist()) for finite, part in parts]
-        shaped = {name: by_choice(tensor, groups[0].rows) for name, tensor in inputs.items()}
+        every = [row for rows in groups for row in rows.rows]
+        shaped = {name: by_choice(tensor, every) for name, tensor in inputs.items()}
         logits = run_heads(heads, counts, shaped, outputs).split([len(rows.rows) for rows in groups])
         results: list[list[Any]] = []
         for rows, its in zip(groups, logits, strict=True):

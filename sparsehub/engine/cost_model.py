@@ -3,6 +3,7 @@
     forward(tokens)    a curve through measured points
     switch(entries)  = a + b entries
     sparse part      = c + d tokens + e sum over tasks of entries * ceil(tokens / 16)
+    trunk            = sum over stages of their share of the layers * forward(tokens), and the branches' sparse parts
 
 The points are measured at start-up; tokens count with their padding. Running ratios then follow the machine: one of
 forwards, learned from batches that needed nothing else, and one of the additional time in each way of running. A
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-SWAP, MIXED, GROUPED = "swap", "mixed", "grouped-swap"
+SWAP, MIXED, GROUPED, TRUNK = "swap", "mixed", "grouped-swap", "trunk"
 PLAIN = "plain"
 LANES = 16  # tokens that a kernel computes in one pass over an entry
 _SMOOTHING = 0.1  # weight of the newest batch in the running ratios
@@ -33,6 +34,14 @@ class RowGroup:
     entries: int  # of the task's delta; 0 for the plain backbone
     rows: int  # sequences
     longest: int  # tokens of the longest one
+
+
+@dataclass(frozen=True)
+class TrunkSizes:
+    """The sizes of a batch that runs as trunk and branches."""
+
+    stages: Sequence[tuple[float, int]]  # (share of the layers, tokens with padding) from branch point to branch point
+    branches: Sequence[RowGroup]  # each task's rows, as they are after its branch point
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class CostModel:
 
     points: CalibrationPoints
     # measured / predicted seconds: of the forward (`plain`), and of the additional time by way of running
-    ratios: dict[str, float] = field(default_factory=lambda: {PLAIN: 1.0, SWAP: 1.0, MIXED: 1.0, GROUPED: 1.0})
+    ratios: dict[str, float] = field(default_factory=lambda: dict.fromkeys((PLAIN, SWAP, MIXED, GROUPED, TRUNK), 1.0))
 
     def __post_init__(self) -> None:
         entries = [p[0] for p in self.points.switch]
@@ -72,27 +81,42 @@ class CostModel:
         return once + an_entry * entries if entries else 0.0
 
     def sparse(self, groups: Sequence[RowGroup]) -> float:
-        """Seconds of the sparse parts of a mixed batch."""
+        """Seconds of the sparse parts of a mixed batch; 0 without groups."""
         once, a_token, a_step = self._sparse
-        return once + a_token * padded_tokens(groups) + a_step * work_of(groups)
+        return once + a_token * padded_tokens(groups) + a_step * work_of(groups) if groups else 0.0
 
-    def predict(self, mode: str, groups: Sequence[RowGroup], *, there: bool = False) -> float:
-        """Seconds of a batch without its heads. mode: `swap`, `mixed` or `grouped-swap`; there: whether the first
-        group's task is in the arena already."""
-        plain, extra = self._parts(mode, groups, there)
+    def predict(
+        self, mode: str, groups: Sequence[RowGroup], *, there: bool = False, trunk: TrunkSizes | None = None
+    ) -> float:
+        """Seconds of a batch without its heads. mode: `swap`, `mixed`, `grouped-swap` or `trunk`; there: whether the
+        first group's task is in the arena already; trunk: the sizes of the batch in that way."""
+        plain, extra = self._parts(mode, groups, there, trunk)
         return plain * self.ratios[PLAIN] + extra * self.ratios[mode]
 
-    def learn(self, mode: str, groups: Sequence[RowGroup], measured: float, *, there: bool = False) -> None:
+    def learn(
+        self,
+        mode: str,
+        groups: Sequence[RowGroup],
+        measured: float,
+        *,
+        there: bool = False,
+        trunk: TrunkSizes | None = None,
+    ) -> None:
         """Correct the ratio of the forward, or of the additional time, by the seconds that a batch took without its
         heads."""
-        plain, extra = self._parts(mode, groups, there)
+        plain, extra = self._parts(mode, groups, there, trunk)
         if extra == 0.0:
             self._move(PLAIN, measured / plain if plain else 1.0)
         else:
             self._move(mode, max(0.0, measured - plain * self.ratios[PLAIN]) / extra)
 
-    def _parts(self, mode: str, groups: Sequence[RowGroup], there: bool) -> tuple[float, float]:
+    def _parts(
+        self, mode: str, groups: Sequence[RowGroup], there: bool, trunk: TrunkSizes | None
+    ) -> tuple[float, float]:
         """Predicted seconds of the forwards, and of what comes on top: switches, or sparse parts."""
+        if mode == TRUNK:
+            assert trunk is not None  # where this way is open, its sizes are known
+            return sum(share * self.forward(tokens) for share, tokens in trunk.stages), self.sparse(trunk.branches)
         if mode == MIXED:
             return self.forward(padded_tokens(groups)), self.sparse(groups)
         switches = [self.switch(group.entries) for group in groups]

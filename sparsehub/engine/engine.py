@@ -30,6 +30,7 @@ from sparsehub.engine.stats import BatchObserver, TaskStatus
 from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, Usage
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
+from sparsehub.engine.trunk_check import with_layers
 from sparsehub.errors import RequestError, UnknownTaskError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.outputs import Prediction
@@ -44,7 +45,7 @@ class Engine:
             print(engine.classify("trec", ["Who wrote Hamlet?"]).futures[0].result().label)
 
     limits: of queue and batch; observer: told of every batch; budgets: memory for tasks; mode: how batches run, `auto`,
-    `swap` or `mixed` where possible; check_seconds: between two looks at the weights, 0 for none; generation: limits.
+    `swap`, `mixed` or `trunk` where possible; check_seconds: between two looks at the weights, 0 for none.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Engine:
         self.tokenizer = load_tokenizer(backbone.checkpoint)
         self.tasks = TaskRegistry()
         self.arena = ArenaManager(backbone, check_seconds)
-        self._targets = targets = checked_targets(backbone)
+        self._targets = targets = with_layers(backbone, checked_targets(backbone))
         self._loader = TaskLoader(backbone, targets, self.arena, self.tokenizer.pad_token_id)
         self._residency = Residency(budgets or Budgets(), self._loader, self.arena)
         self.arena.watch(targets, self._residency)
@@ -257,8 +258,6 @@ class Engine:
                 raise
             return composite(model.terms, self.tasks)
 
-    # running
-
     def __enter__(self) -> Self:
         """Start; the end of the block stops it."""
         self.start()
@@ -287,7 +286,7 @@ class Engine:
 
     @property
     def mode(self) -> str:
-        """How batches run: `auto`, `swap` or `mixed`; may be changed at any time."""
+        """How batches run: `auto`, `swap`, `mixed` or `trunk`; may be changed at any time."""
         return self._planner.mode
 
     @mode.setter

@@ -64,6 +64,12 @@ class MixedBatch:
         self._digest = checksum([self._tables])
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(targets.targets) else 0
 
+    def regroup(self, bounds: Bounds) -> None:
+        """From here on in the pass there are other rows; `TrunkPass` says so at a branch point. bounds: of these."""
+        self.rows, self._bounds = bounds[-1][2], bounds
+        self._segments.clear()
+        self.done.clear()
+
     def segments(self, tokens: int) -> kernels.Segments:
         """Which rows of an input are which task's; by the input's tokens in all."""
         known = self._segments.get(tokens)

@@ -117,7 +117,7 @@ class ModelLoop:
     def _results(self, plan: ExecutionPlan, parts: Sequence[BatchPart], clock: Clock) -> list[list[Any]]:
         """Each part's results or errors, in order."""
         try:
-            results = self._runner.run(plan.mode, [part.rows for part in parts], clock)
+            results = self._runner.run(plan.mode, [part.rows for part in parts], clock, plan.trunk)
             self._planner.learn(plan, clock.backbone)
             return results
         except UnhealthyError as error:

@@ -171,7 +171,7 @@ class Residency:
                 resident.nbytes if resident is not None else 0,
                 handle is not None and handle.pinned,
                 handle.references if handle is not None else 0,
-                resident.why_swap if resident is not None else None,
+                *((resident.why_swap, resident.why_unshared) if resident is not None else (None, None)),
             )
 
     def handle(self, digest: str) -> TaskHandle | None:

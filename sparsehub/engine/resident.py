@@ -39,6 +39,7 @@ class Resident:
     why_swap: str | None  # why it cannot be mixed; None where it can
     head: Head | None  # None for text generation, which uses the backbone's own output layer
     digests: TensorDigests  # of all of it, taken when it was made
+    why_unshared: str | None = None  # why its rows share no layers with those of the same text for other tasks
 
     @property
     def nbytes(self) -> int:

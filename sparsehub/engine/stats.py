@@ -26,7 +26,7 @@ class BatchShare:
 class BatchReport:
     """What one batch was and where its time went; times are in seconds."""
 
-    mode: str  # `swap`, `mixed` or `grouped-swap`
+    mode: str  # `swap`, `mixed`, `grouped-swap` or `trunk`
     shares: tuple[BatchShare, ...]
     tokens: int  # with padding
     queued: float  # that its oldest row waited
@@ -70,3 +70,4 @@ class TaskStatus:
     pinned: bool  # whether it is never evicted
     references: int  # rows that wait or run, and one while its patch is in the arena
     why_swap: str | None  # why its rows cannot be mixed; None where they can, or where it is not on the device
+    why_unshared: str | None  # as `why_swap`: why they share no layers with rows of the same text for other tasks

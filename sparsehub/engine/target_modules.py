@@ -7,7 +7,7 @@ own task's change. A task that changes anything else runs by swap, and `TargetMo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone import Arena, Backbone, Slot
+from sparsehub.engine.layer_stack import BEFORE, LayerStack
 from sparsehub.kernels import ScaleShift
 from sparsehub.kernels.sparse import ADDRESSES, NOTHING
 
@@ -54,6 +55,9 @@ class TargetModules:
     others: Mapping[Slot, str]  # by place: why a change of it cannot be mixed
     # by a linear target: those that are called after it with the same input, as key and value are after query
     shared: Mapping[int, tuple[int, ...]]
+    # the layers through which rows of one text may run once for several tasks; None where that was not proved, and why
+    layers: LayerStack | None = None
+    why_no_trunk: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +88,10 @@ class TargetModules:
         has a scale."""
         rows = [NOTHING if target.base is None else target.base.addresses for target in self.targets]
         return torch.tensor(rows, dtype=torch.int64).view(-1, ADDRESSES)
+
+    def first_changed(self, touched: Collection[int]) -> int:
+        """`LayerStack.first_changed`; `BEFORE` where rows share nothing. touched: indices of targets."""
+        return BEFORE if self.layers is None else self.layers.first_changed(touched)
 
     def why_not(self, slots: set[Slot]) -> str | None:
         """Why a task that changes these places of the arena cannot be mixed; None where it can."""
@@ -171,7 +179,7 @@ def with_weight(module: nn.Module, weight: Tensor) -> Iterator[None]:
 
 def nothing_mixes(arena: Arena, reason: str) -> TargetModules:
     """The target modules of a backbone whose tasks all run by swap."""
-    return TargetModules((), {}, dict.fromkeys(arena.slots.values(), reason), {})
+    return TargetModules((), {}, dict.fromkeys(arena.slots.values(), reason), {}, None, reason)
 
 
 def kind_of(module: nn.Module) -> str | None:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from sparsehub.backbone import Backbone
-from sparsehub.engine.adapter_weights import make_adapter_weights
+from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.arena_manager import ArenaManager
+from sparsehub.engine.layer_stack import BEFORE
 from sparsehub.engine.resident import HostTask, Resident, device_digests, host_digests
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.task_registry import Task, info_of
@@ -67,7 +68,15 @@ class TaskLoader:
             self._arena.prove_copies()
             made = make_adapter_weights(self._targets, backbone.arena, patch)
             adapter, why_swap = (None, made) if isinstance(made, str) else (made, None)
-            return Resident(host.info, patch, adapter, why_swap, head, device_digests(patch, adapter, head))
+            why_unshared = _why_unshared(self._targets, adapter, why_swap)
+            digests = device_digests(patch, adapter, head)
+            return Resident(host.info, patch, adapter, why_swap, head, digests, why_unshared)
+
+
+def _why_unshared(targets: TargetModules, adapter: AdapterWeights | None, why_swap: str | None) -> str | None:
+    if adapter is None or targets.layers is None:
+        return why_swap or targets.why_no_trunk
+    return "it changes what comes before the first layer" if adapter.first == BEFORE else None
 
 
 @contextmanager

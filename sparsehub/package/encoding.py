@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,14 @@ class Encoded:
     def tokens(self) -> int:
         """Tokens of all sequences, without padding."""
         return sum(len(sequence["input_ids"]) for sequence in self.sequences)
+
+    @functools.cached_property
+    def keys(self) -> tuple[bytes, ...]:
+        """By sequence, what is equal for sequences of the same token ids, mask and token types, and only for those."""
+        return tuple(
+            b"".join(name.encode() + b"=" + array("q", sequence[name]).tobytes() for name in sorted(sequence))
+            for sequence in self.sequences
+        )
 
 
 def is_blank(text: str | Sequence[str]) -> bool:

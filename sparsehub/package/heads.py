@@ -49,6 +49,8 @@ class HeadModel:
     belong to Linear modules.
     """
 
+    pooling: str | None = None  # what it reads of the backbone's states is its own code's
+
     def __init__(self, model: nn.Module, stand_in: _StandIn, template: nn.Module):
         self._model, self._stand_in = model, stand_in
         self.linears = [module for module in model.modules() if type(module) is nn.Linear]

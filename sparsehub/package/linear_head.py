@@ -65,6 +65,11 @@ class LinearHead:
         self.alike: tuple[int, ...] = (-1, *kind, *self.weight.shape)
 
     @property
+    def pooling(self) -> str | None:
+        """How it makes one vector of the backbone's states, all that it reads of them."""
+        return self.spec.pooling
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the head's parameters."""
         return sum(parameter.nbytes for parameter in self.parameters)

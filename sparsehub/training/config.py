@@ -25,10 +25,9 @@ from sparsehub.training.config_checks import check_settings
 from sparsehub.training.method import ByMethod, method_named, method_names, options_of
 from sparsehub.training.sources import Source
 from sparsehub.training.tables.folder import whole_folder
-from sparsehub.training.tables.layout_settings import DETECTED, Delimiter, Encoding
-from sparsehub.training.tables.records import QUOTINGS
+from sparsehub.training.tables.layout_settings import DATA, Delimiter, Encoding, Quoting
 
-DATA, CHANGES, LOOP = "Data", "What may change", "Training"  # boxes of the command line's help
+CHANGES, LOOP = "What may change", "Training"  # boxes of the command line's help
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
@@ -84,27 +83,9 @@ class TrainConfig(Configuration):
         Fallback("found in the training rows"),
         Field(description="The labels' names in order: no,yes."),
     ] = ()
-    quoting: Annotated[
-        str | None,
-        OneOf(QUOTINGS),
-        Flag(panel=DATA),
-        DETECTED,
-        Field(
-            description="CSV, TSV: a quote inside a quoted cell is double, or escaped by a backslash; or none quotes."
-        ),
-    ] = None
-    delimiter: Annotated[
-        Delimiter | None,
-        Flag(panel=DATA, metavar="CHARACTER"),
-        DETECTED,
-        Field(description="CSV and TSV: what stands between cells, one character or tab."),
-    ] = None
-    encoding: Annotated[
-        Encoding | None,
-        Flag(panel=DATA, metavar="NAME"),
-        DETECTED,
-        Field(description="Encoding of files of text, as Python calls it: utf-8, cp1252, utf-16."),
-    ] = None
+    quoting: Quoting = None
+    delimiter: Delimiter = None
+    encoding: Encoding = None
     revision: Annotated[
         str | None, Field(description="A branch, tag or commit of the backbone on the Hugging Face Hub.")
     ] = None

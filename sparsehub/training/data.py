@@ -15,7 +15,8 @@ from sparsehub.training.config import TrainConfig
 from sparsehub.training.labels import alike, found_labels, kind_that_fits, label_index, number
 from sparsehub.training.sources import AS_DETECTED, read_table, source_name
 from sparsehub.training.tables.files import FILES
-from sparsehub.training.tables.table import Layout, Part, Row, Table, place_of
+from sparsehub.training.tables.layout_settings import Layout
+from sparsehub.training.tables.table import Part, Row, Table, place_of
 
 SPLITS = ("train", "validation", "test")
 MANY_LABELS = 50  # so many, and more than every second row another one, are rarely labels
@@ -209,8 +210,7 @@ def _check_text(task: TaskSpec, row: Row) -> None:
     if task.kind == TOKEN_CLASSIFICATION:
         field = task.text_fields[0]
         words_of(row, field)
-        if row[field] not in ([], ()):  # a sentence of no words is one, as CoNLL's files have them
-            check_readable(row[field], field)
+        check_readable(row[field], field)
         return
     for field in (*task.text_fields, *task.choice_fields):
         check_readable(text_of(row, field), field)
@@ -219,7 +219,8 @@ def _check_text(task: TaskSpec, row: Row) -> None:
 def check_readable(text: str | Sequence[str], field: str) -> None:
     """Raise `DataError` for a text that the engine would refuse too. field: names it in the error."""
     if is_blank(text):
-        found = "white space, or characters that cannot be seen" if text else "an empty text"
+        empty = "an empty text" if isinstance(text, str) else "an empty list"
+        found = "white space, or characters that cannot be seen" if text else empty
         raise DataError(f"a row has no text in the field {field!r}", found=found, expected="some text")
     if any(map(is_broken, [text] if isinstance(text, str) else text)):
         raise DataError(f"a row has no text in the field {field!r}", found="half of a surrogate pair")

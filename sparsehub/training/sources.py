@@ -17,8 +17,9 @@ from sparsehub.files import sha256_bytes, sha256_file
 from sparsehub.settings import wrong_type
 from sparsehub.training.tables.files import FILES, format_of, read_file
 from sparsehub.training.tables.folder import split_files
+from sparsehub.training.tables.layout_settings import Layout
 from sparsehub.training.tables.parquet import declared_labels
-from sparsehub.training.tables.table import Layout, Part, Table, joined
+from sparsehub.training.tables.table import Part, Table, joined
 
 
 def _check_source(value: Any) -> Any:

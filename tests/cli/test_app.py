@@ -87,11 +87,28 @@ def test_version(run: Any) -> None:
         ["serve", "--backbone", "b", "--port", "x"],
     ],
 )
-def test_wrong_usage_is_2_and_told_on_standard_error(run: Any, arguments: list[str]) -> None:
-    done = run(*arguments)
-    assert done.code == 2
-    assert done.out == ""
-    assert done.err and "Traceback" not in done.err
+def test_wrong_usage_is_one_line(run: Any, arguments: list[str]) -> None:
+    one_error(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["serve", "--bakcbone", "x"], "serve: unknown flag '--bakcbone', did you mean '--backbone'?"),
+        (["serve", "--no-consol"], "serve: unknown flag '--no-consol', did you mean '--no-console'?"),
+        (["train", "--lables", "x"], "train: unknown flag '--lables', did you mean '--labels'?"),
+        (["keys", "add", "--rol", "admin"], "keys add: unknown flag '--rol', did you mean '--role'?"),
+        (["--verzion"], "unknown flag '--verzion', did you mean '--version'?"),
+        (["ls", "-z"], "ls: unknown flag '-z'; to do: see sparsehub ls --help"),
+        (["serv"], "no such command 'serv'. Did you mean 'serve', 'search'?"),
+        (["keys", "ad"], "keys: no such command 'ad'. Did you mean 'add'?"),
+        (["serve"], "serve: missing option '--backbone'; to do: see sparsehub serve --help"),
+        (["inspect", "a", "b"], "inspect: got unexpected extra argument(s) (b); to do: see sparsehub inspect --help"),
+        (["serve", "--backbone"], "option '--backbone' requires an argument"),
+    ],
+)
+def test_a_wrong_flag_or_verb_is_one_line_that_names_the_right_one(run: Any, arguments: list[str], line: str) -> None:
+    assert one_error(run(*arguments)).removeprefix("error: ") == line
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,28 @@ def test_extract_tells_what_it_kept_and_what_that_cost(
     assert not list(tmp_path.glob(".sparsehub*"))
 
 
+def test_test_rows_are_read_as_the_user_says(
+    run: Any, tiny_tasks: Any, tuned: Path, rows: Path, tmp_path: Path
+) -> None:
+    """The same rows in a file whose layout nobody could guess give the same metrics; what is not read is refused."""
+    cells = [json.loads(line) for line in rows.read_text().splitlines()]
+    odd = tmp_path / "rows.csv"
+    odd.write_text("text|label\n" + "".join(f"{row['text']}|{row['label']}\n" for row in cells), encoding="utf-16-be")
+    common = ("extract", tuned, "--backbone", tiny_tasks.folder, "--name", "mood", "--no-check")
+    layout = ("--delimiter", "|", "--quoting", "none", "--encoding", "utf-16-be")
+    plain = run(*common, "--out", tmp_path / "plain", "--test", rows, "--json")
+    done = run(*common, "--out", tmp_path / "odd", "--test", odd, "--json", *layout)
+    assert done.code == 0 and "6 rows" in done.err, done.err
+    assert json.loads(done.out)["metrics"] == json.loads(plain.out)["metrics"]
+    for flags, message in (
+        (("--quoting", "both", "--test", odd), "--quoting: unknown quoting 'both' (known: double, escaped, none)"),
+        (("--delimiter", "|"), "--delimiter: nothing is read so; to do: give --test as well"),
+        (("--delimiter", "|", "--test", rows), "--delimiter can only be given for CSV and TSV files"),
+    ):
+        done = run(*common, "--out", tmp_path / "no", *flags)
+        assert done.code == 2 and message in done.err and not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

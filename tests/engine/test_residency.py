@@ -22,7 +22,7 @@ from sparsehub.errors import CancelledError, EngineError, FormatError, HubError,
 class Sized:
     """Stands for a host task or a resident of so many bytes."""
 
-    why_swap = None
+    why_swap = why_unshared = None
     digests = TensorDigests(())  # nothing in it can be damaged
 
     def __init__(self, task: Task, nbytes: int):

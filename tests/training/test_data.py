@@ -143,11 +143,23 @@ def test_a_choice_that_is_not_there_is_refused(load: Load, write_rows: Write, va
 
 
 def test_tags_are_found_and_aligned_with_the_words(load: Load, write_rows: Write) -> None:
-    rows = [{"w": ["a", "b"], "t": ["O", "B-X"]}, {"w": "c d e", "t": ["O", "I-X", "O"]}, {"w": [], "t": []}]
+    rows = [{"w": ["a", "b"], "t": ["O", "B-X"]}, {"w": "c d e", "t": ["O", "I-X", "O"]}, {"w": ["a"], "t": ["O"]}]
     data = load(write_rows(rows[:1] + rows[2:]), "token-classification", ("w",), label="t")
-    assert (data.task.labels, list(data.train.targets)) == (("B-X", "O"), [[1, 0], []])
+    assert (data.task.labels, list(data.train.targets)) == (("B-X", "O"), [[1, 0], [1]])
     data = load(write_rows(rows[1:2]), "token-classification", ("w",), label="t")
     assert list(data.train.targets) == [[1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [([], "an empty list"), ("", "an empty text"), (["a", " "], "white space"), ([""], "white space")],
+)
+def test_words_of_which_there_are_none_are_refused_as_in_a_request(
+    load: Load, write_rows: Write, words: Any, found: str
+) -> None:
+    source = write_rows([{"w": ["a", "b"], "t": ["O", "X"]}, {"w": words, "t": ["O"] * len(words)}])
+    with pytest.raises(DataError, match=rf"train\.jsonl, row 2: a row has no text in the field 'w'; found: {found}"):
+        load(source, "token-classification", ("w",), label="t")
 
 
 def test_declared_tags_keep_their_order(load: Load, tmp_path: Path) -> None:

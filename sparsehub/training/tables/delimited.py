@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from sparsehub.errors import DataError
 from sparsehub.training.tables.delimiters import NAMES, SAMPLE, find_delimiter, told_delimiter
 from sparsehub.training.tables.encodings import TextFile
+from sparsehub.training.tables.layout_settings import Layout
 from sparsehub.training.tables.quoting import find_quoting, mismatch
 from sparsehub.training.tables.records import DOUBLE, ESCAPED, NONE, Record, records
-from sparsehub.training.tables.table import Layout, Part, Row, Table
+from sparsehub.training.tables.table import Part, Row, Table
 
 _QUOTES = {DOUBLE: "quoted cells", ESCAPED: "quoted cells, backslashes before quotes", NONE: "quotes are text"}
 

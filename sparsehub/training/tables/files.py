@@ -9,10 +9,11 @@ from sparsehub.errors import DataError
 from sparsehub.training.tables.delimited import read_delimited
 from sparsehub.training.tables.encodings import open_text
 from sparsehub.training.tables.json_rows import read_json
+from sparsehub.training.tables.layout_settings import Layout
 from sparsehub.training.tables.opening import COMPRESSED
 from sparsehub.training.tables.paragraphs import read_paragraphs
 from sparsehub.training.tables.parquet import read_parquet
-from sparsehub.training.tables.table import Layout, Table
+from sparsehub.training.tables.table import Table
 
 JSON, CSV, TSV, PARQUET, TEXT = "json", "csv", "tsv", "parquet", "text"
 FORMATS = {

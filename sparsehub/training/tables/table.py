@@ -13,15 +13,6 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How files are to be read where the user says so, by the settings of these names; None: as it is detected."""
-
-    quoting: str | None = None  # one of `quoting.QUOTINGS`; of CSV and TSV
-    delimiter: str | None = None  # one character; of CSV and TSV
-    encoding: str | None = None  # a codec of Python; of every file of text
-
-
-@dataclass(frozen=True)
 class Part:
     """Rows of a table that came from one file."""
 

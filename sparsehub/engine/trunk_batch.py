@@ -1,0 +1,87 @@
+"""A batch as trunk and branches: its plan and sizes, for the batch planner, and the rows that heads read after it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehub.engine.adapter_weights import AdapterWeights
+from sparsehub.engine.batch_rows import BatchRows
+from sparsehub.engine.cost_model import RowGroup, TrunkSizes
+from sparsehub.engine.target_modules import TargetModules
+from sparsehub.engine.trunk_plan import TrunkPlan, plan_trunk
+from sparsehub.package.pooling import pool
+
+
+@dataclass(frozen=True)
+class TrunkBatch:
+    """A batch that can run as trunk and branches, and runs fewer rows so. The plan's tasks are digests, its texts
+    token ids by the tokenizer's names."""
+
+    plan: TrunkPlan[Mapping[str, list[int]]]
+    sizes: TrunkSizes  # for the cost model
+
+    @property
+    def sequences(self) -> list[Mapping[str, list[int]]]:
+        """What the backbone gets, row by row of the first stage."""
+        return [self.plan.texts[text] for text in self.plan.stages[0].texts]
+
+    def adapters(self, parts: Sequence[BatchRows]) -> list[AdapterWeights]:
+        """Of the plan's slots from 1 on."""
+        known = {rows.task.info.digest: rows.task.adapter for rows in parts if rows.task is not None}
+        return [adapter for digest in self.plan.slots if (adapter := known[str(digest)]) is not None]
+
+
+def trunk_batch(parts: Sequence[BatchRows], targets: TargetModules) -> TrunkBatch | None:
+    """The parts of a batch as trunk and branches; None where that is not proved on this backbone, where a task cannot
+    be mixed, and where no row runs less often so."""
+    keys = [key for rows in parts for row in rows.rows for key in row.keys]
+    if targets.layers is None or len(set(keys)) == len(keys):
+        return None
+    if any(rows.task is not None and rows.task.adapter is None for rows in parts):
+        return None
+    layers = len(targets.layers.modules)
+    sequences = (sequence for rows in parts for row in rows.rows for sequence in row.sequences)
+    tasks = (
+        (rows.task and rows.task.info.digest, rows.first) for rows in parts for _ in range(rows.sequences)
+    )  # by sequence
+    plan = plan_trunk(((key, text, *task) for key, text, task in zip(keys, sequences, tasks, strict=True)), layers)
+    return TrunkBatch(plan, _sizes(plan, parts, layers)) if plan.saves else None
+
+
+def _sizes(plan: TrunkPlan[Mapping[str, list[int]]], parts: Sequence[BatchRows], layers: int) -> TrunkSizes:
+    longest = max(len(text["input_ids"]) for text in plan.texts)
+    entries = {rows.task.info.digest: rows.task.patch.nnz for rows in parts if rows.task is not None}
+    rows_of = Counter(slot for slot, _ in plan.stages[-1].rows)
+    branches = [
+        RowGroup(rows_of[slot] * longest, entries[str(digest)], rows_of[slot], longest)
+        for digest, slot in plan.slots.items()
+    ]
+    return TrunkSizes([(stage.layers / layers, len(stage.rows) * longest) for stage in plan.stages], branches)
+
+
+def taken(tensors: Any, rows: Sequence[int]) -> dict[str, Tensor]:
+    """Rows of every tensor, by name; what is no tensor (a key-value cache) is left out."""
+    return {
+        name: tensor[torch.tensor(rows, device=tensor.device)]
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor)
+    }
+
+
+def pooled(pooling: str, states: Tensor, mask: Tensor, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows of states, each pooled to one token, with their mask. What several tasks read is pooled once.
+
+    states: [rows, length, width]; mask: [sequences, length], of each of `rows`.
+    """
+    first = {row: place for place, row in reversed([*enumerate(rows)])}
+    places = {row: number for number, row in enumerate(first)}
+    index = torch.tensor(list(first), device=states.device)
+    vectors = pool(pooling, states[index], mask[torch.tensor(list(first.values()), device=mask.device)])
+    chosen = vectors[torch.tensor([places[row] for row in rows], device=states.device)]
+    return chosen.unsqueeze(1), mask.new_ones(len(rows), 1)
