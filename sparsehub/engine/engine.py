@@ -69,7 +69,7 @@ class Engine:
         self.arena.watch(targets, self._residency)
         self._planner = BatchPlanner(self.arena, backbone, targets, self.max_tokens)
         self.mode = mode
-        lanes = LanePolicy(self._residency, self._planner, mixes=bool(targets.uses))
+        lanes = LanePolicy(self._residency, self._planner, bool(targets.uses), targets.layers)
         self._scheduler = Scheduler(limits or Limits(), lanes, self._planner)
         runner = BatchRunner(backbone, targets, self.arena.swap, self.tokenizer)
         self._loop = ModelLoop(self.arena, self._scheduler, self._planner, runner, observer)

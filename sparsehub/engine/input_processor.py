@@ -154,7 +154,7 @@ def _items(prepared: PreparedRequest, handle: TaskHandle | None) -> list[Item]:
     deadline = None if prepared.timeout is None else time.monotonic() + prepared.timeout
     key = (None if handle is None else handle.task.digest, prepared.embed)
     return [
-        Item(key, row.length, QueuedRow(row, handle, prepared.embed), len(row.sequences), deadline)
+        Item(key, row.length, QueuedRow(row, handle, prepared.embed), len(row.sequences), deadline, text=row.keys)
         for row in prepared.rows
     ]
 

@@ -2,7 +2,7 @@
 
 The oldest row that can run is always in the next batch, so a row waits at most for the rows that came before it,
 however popular another task is. The rest of the batch are rows of the same key, or all that may share its lane, those
-of most similar length first, as many as make a row cheapest.
+of most similar length first, as many as make a row cheapest; and the rows of the same texts, which share their layers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sparsehub.engine.shared_texts import with_same_texts
 from sparsehub.errors import CancelledError, QueueFullError, StoppingError, UsageError
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running throughput
@@ -47,6 +48,7 @@ class Item:
     deadline: float | None = None  # seconds on the monotonic clock; a row that still waits then gets an error
     future: Future[Any] = field(default_factory=Future)
     arrived: float = 0.0  # when it was queued, on the same clock
+    text: Hashable = None  # equal for rows of the same token ids and mask; None for a row that shares nothing
 
     @property
     def tokens(self) -> int:
@@ -59,6 +61,9 @@ class Lanes(Protocol):
 
     def lane_of(self, key: Any) -> Hashable | None:
         """The lane of a key; None while its rows cannot run. Asked whenever a batch is made."""
+
+    def own_share(self, key: Any) -> float:
+        """Which part of a row of a key runs for it alone in a batch that has its text already: 0 to 1."""
 
 
 class BatchCosts(Protocol):
@@ -163,11 +168,21 @@ class Scheduler:
         neighbours = [k for k in self._queues if k != key and lanes.get(k) == lanes[key]]
         own = self._fill(oldest, self._queues[key][1:])
         candidates = _beginnings(own)
+        every = [item for k in (key, *neighbours) for item in self._queues[k] if item is not oldest]
         if neighbours:
-            every = [item for k in (key, *neighbours) for item in self._queues[k] if item is not oldest]
             candidates += _beginnings(self._fill(oldest, every))
+        if every:
+            candidates = self._joined(candidates, every)
         chosen = {id(item) for item in min(candidates, key=self._costs.cost_per_token)}
         return [item for k in (key, *neighbours) for item in self._remove(k, chosen)]
+
+    def _joined(self, candidates: list[list[Item]], every: Sequence[Item]) -> list[list[Item]]:
+        """Batches that could be taken, each with the rows of its texts."""
+        shares = {key: self._lanes.own_share(key) for key in {item.key for item in every}}
+        if min(shares.values()) >= 1.0:
+            return candidates
+        rows, tokens = self._limits.batch_rows, self._limits.batch_tokens
+        return [with_same_texts(batch, every, shares, rows, tokens) for batch in candidates]
 
     def _fill(self, oldest: Item, more: Sequence[Item]) -> list[Item]:
         """The oldest row and those of most similar length, the nearest first, as far as the budget goes."""

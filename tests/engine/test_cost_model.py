@@ -11,9 +11,11 @@ from sparsehub.engine.cost_model import (
     MIXED,
     PLAIN,
     SWAP,
+    TRUNK,
     CalibrationPoints,
     CostModel,
     RowGroup,
+    TrunkSizes,
     padded_tokens,
     work_of,
 )
@@ -110,3 +112,18 @@ def test_no_prediction_is_negative(noise: list[float], sizes: list[tuple[int, in
     costs, groups = CostModel(points), [group(rows, longest, entries) for rows, longest, entries in sizes]
     for mode in (SWAP, MIXED, GROUPED):
         assert costs.predict(mode, groups) >= 0
+
+
+def test_a_trunk_costs_its_layers_and_its_branches_and_learns() -> None:
+    points = CalibrationPoints([(1, 0.1), (101, 1.1)], [(1, 1.0)], [(1, 1.0, 0.01), (100, 100.0, 0.5), (100, 9.0, 0.4)])
+    model = CostModel(points)
+    branch = RowGroup(tokens=40, entries=100, rows=4, longest=10)
+    sizes = TrunkSizes([(5 / 6, 11), (1 / 6, 51)], [branch])
+    heads_alone = TrunkSizes([(1.0, 11)], [])
+    shared = 5 / 6 * model.forward(11) + 1 / 6 * model.forward(51)
+    assert model.predict(TRUNK, [], trunk=sizes) == pytest.approx(shared + model.sparse([branch]))
+    assert model.predict(TRUNK, [], trunk=heads_alone) == pytest.approx(model.forward(11))
+    for _ in range(200):
+        model.learn(TRUNK, [], shared + 2 * model.sparse([branch]), trunk=sizes)
+    assert model.predict(TRUNK, [], trunk=sizes) == pytest.approx(shared + 2 * model.sparse([branch]), rel=1e-3)
+    assert model.ratios[PLAIN] == 1.0

@@ -34,7 +34,9 @@ def scheduler_of(
     cost: Callable[[Sequence[Item]], float] = lambda rows: -len(rows),
 ) -> Scheduler:
     """By default every key has a lane of its own, and the largest batch is the cheapest."""
-    return Scheduler(limits, SimpleNamespace(lane_of=lane), SimpleNamespace(cost_per_token=cost))
+    return Scheduler(
+        limits, SimpleNamespace(lane_of=lane, own_share=lambda _: 1.0), SimpleNamespace(cost_per_token=cost)
+    )
 
 
 def item(key: str = "a", length: int = 8, sequences: int = 1, deadline: float | None = None) -> Item:
@@ -337,3 +339,25 @@ def test_rows_that_are_least_like_the_oldest_are_left_for_another_batch() -> Non
         scheduler.submit([item("a", length)])
     assert sorted(row.length for row in scheduler.next_batch(0)) == [10, 10, 10, 11]
     assert sorted(row.length for row in scheduler.next_batch(0)) == [90, 95, 99, 100]
+
+
+def test_rows_of_texts_that_a_batch_has_go_along_and_count_what_runs() -> None:
+    """Four texts for one task that runs alone, and for nine that share five of six layers with it."""
+    shares = {"whole": 1.0, **{f"upper{n}": 1 / 6 for n in range(9)}}
+    lanes = SimpleNamespace(lane_of=lambda _: "mixed", own_share=shares.__getitem__)
+    costs = SimpleNamespace(cost_per_token=lambda batch: 1 / len(batch))
+    for limits, least, most in (
+        (Limits(batch_rows=4), 4, 4.0),
+        (Limits(batch_rows=64), 4 * 10, 64.0),
+        (Limits(batch_tokens=4 * 8 + 8, batch_rows=64), 4 + 6, 5.0),
+    ):
+        scheduler = Scheduler(limits, lanes, costs)
+        scheduler.submit([Item("whole", 8, None, text=text) for text in "abcd"])
+        for task in shares:
+            if task != "whole":
+                scheduler.submit([Item(task, 8, None, text=text) for text in "abcdefgh"])
+        batch = scheduler.next_batch(0)
+        texts = {item.text for item in batch}
+        runs = len(texts) + (len(batch) - len(texts)) / 6  # in rows: the first of a text whole, the others their share
+        assert len(batch) >= least and runs <= most + 1e-9
+        assert scheduler.waiting == 4 + 9 * 8 - len(batch)
