@@ -60,7 +60,7 @@ app.command("stability", cls=LazyCommand, rich_help_panel=TRAIN)(stability.stabi
 app.command("materialize", rich_help_panel=TRAIN)(materialize.materialize)
 app.command("export", rich_help_panel=TRAIN)(export.export)
 app.command("ask", rich_help_panel=LOOK)(ask.ask)
-app.command("evaluate", rich_help_panel=LOOK)(evaluate.evaluate)
+app.command("evaluate", cls=LazyCommand, rich_help_panel=LOOK)(evaluate.evaluate)
 app.command("inspect", rich_help_panel=LOOK)(inspect.inspect)
 app.command("diff", rich_help_panel=LOOK)(merge.diff)
 app.command("compare", rich_help_panel=LOOK)(compare.compare)

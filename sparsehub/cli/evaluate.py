@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +21,16 @@ SHOWN_PAIRS = 10
 SHOWN_TEXT = 70  # characters of a row
 
 
-def evaluate(
+def evaluate() -> Callable[..., None]:
+    """Measure a package on labelled rows: scores, confusion matrix, worst rows, and another package beside it."""
+    from sparsehub.cli.flags import with_flags
+    from sparsehub.training.tables import Layout
+
+    return with_flags(Layout)(_evaluate)
+
+
+def _evaluate(
+    layout: dict[str, Any],
     reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
     test: Annotated[str, typer.Option(help="Labelled rows: a file as `sparsehub train` reads it.")],
     hub: Annotated[str | None, HUB] = None,
@@ -33,21 +42,20 @@ def evaluate(
         str | None, typer.Option(metavar="REFERENCE", help="Another package of this task, to compare with.")
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst rows to show.")] = 5,
-    quoting: Annotated[str | None, typer.Option(help="As of `sparsehub train`.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="As of `sparsehub train`.")] = None,
-    encoding: Annotated[str | None, typer.Option(help="As of `sparsehub train`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Measure a package on labelled rows: scores, confusion matrix, worst rows, and another package beside it."""
+    """The verb; layout: settings of `Layout`, as they were given."""
     from sparsehub.api.evaluate import evaluate as measure
     from sparsehub.backbone import open_checkpoint
     from sparsehub.cli.transfers import counting
+    from sparsehub.settings import Naming, errors_named
     from sparsehub.training.data import load_split
     from sparsehub.training.tables import Layout
 
     package = load_reference(reference, hub)
     other = None if against is None else load_reference(against, hub)
-    split = load_split(package.manifest.task, test, Layout(quoting, delimiter, encoding), progress)
+    with errors_named(Naming("evaluate", lambda setting: f"--{setting}")):
+        split = load_split(package.manifest.task, test, Layout(**layout), progress)
     record = package.manifest.backbone
     checkpoint = open_checkpoint(backbone or record.id, revision or (None if backbone else record.revision or None))
     with counting(f"reading {len(split.rows):,} rows") as report:
