@@ -12,9 +12,10 @@ RULE_MODULES = {
     "snip": "sparsehub.selection.snip",
     "random": "sparsehub.selection.random",
     "magnitude": "sparsehub.selection.magnitude",
+    "lift": "sparsehub.selection.lift",
     "bitfit": "sparsehub.selection.bitfit",
 }
-GRANULARITIES = ("global", "kind", "tensor")
+GRANULARITIES = ("global", "kind", "tensor", "row")
 
 
 def rule_names() -> list[str]:

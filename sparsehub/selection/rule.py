@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
 from sparsehub.selection.registry import GRANULARITIES, RULE_MODULES, rule_names
+from sparsehub.selection.rows import top_of_rows
 from sparsehub.selection.threshold import top_k
 
 # What a rule can need from calibration: for each candidate parameter a tensor of its shape, summed as said here.
@@ -32,9 +33,10 @@ class SelectionRequest:
 
     parameters: Mapping[str, Tensor]  # the candidates, by name
     budget: int  # entries to choose
-    # Which entries compete: all of them (`global`), those of one kind of matrix or one tensor; each of these groups
-    # then has a share of the budget by its size.
+    # Which entries compete: all of them (`global`), those of one kind of matrix or one tensor, each of these groups
+    # with a share of the budget by its size; or those of one output row (`row`).
     granularity: str = "global"
+    output_axes: Mapping[str, int] = field(default_factory=dict)  # of weights of linear layers: which way they lie
     seed: int = 0  # of random rules
     statistics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # by `STATISTICS`, then by parameter
     options: Mapping[str, Any] = field(default_factory=dict)  # the rule's own settings
@@ -84,8 +86,12 @@ def select(method: str, request: SelectionRequest) -> dict[str, Tensor]:
     for missing in (need for need in rule.needs if need not in request.statistics):
         raise UsageError(f"{method} needs the statistic {missing!r}", fix="give calibration batches of labelled rows")
     score_of = rule.scores(request)
+    if request.granularity == "row":
+        axes = request.output_axes
+        weights = {name: (weight, axes[name]) for name, weight in request.parameters.items() if name in axes}
+        return top_of_rows(weights, score_of, request.budget)
     chosen: dict[str, Tensor] = {}
-    for names, share in _shares(request):
+    for names, share in _shares(request, score_of):
         chosen.update(top_k(names, score_of, share))
     return {name: chosen[name] for name in request.parameters if name in chosen}
 
@@ -95,12 +101,15 @@ def kind_of(name: str) -> str:
     return re.sub(r"\.\d+(?=\.)", "", name)
 
 
-def _shares(request: SelectionRequest) -> list[tuple[list[str], int]]:
-    """Groups that compete, and the budget of each by its size; the largest remainders get what rounding left over."""
-    group_of = {"global": lambda _: "", "kind": kind_of, "tensor": lambda name: name}[request.granularity]
+def _shares(request: SelectionRequest, score_of: ScoreOf) -> list[tuple[list[str], int]]:
+    """Groups that compete, and the budget of each by its size: the entries of the parameters in which the rule may
+    choose at all. The largest remainders get what rounding left over."""
+    if request.granularity == "global":
+        return [(list(request.parameters), request.budget)]
     groups: dict[str, list[str]] = {}
     for name in request.parameters:
-        groups.setdefault(group_of(name), []).append(name)
+        if bool((score_of(name) != -1).any()):
+            groups.setdefault(kind_of(name) if request.granularity == "kind" else name, []).append(name)
     sizes = {group: sum(request.parameters[name].numel() for name in names) for group, names in groups.items()}
     total = sum(sizes.values())
     exact = {group: request.budget * size / total for group, size in sizes.items()}

@@ -129,7 +129,7 @@ class TrainConfig(Configuration):
         OneOf(GRANULARITIES),
         ByMethod("global"),
         Flag(panel=CHANGES),
-        Field(description="Where entries compete: all together, by kind of matrix over all layers, or by tensor."),
+        Field(description="Where entries compete: all together, by kind of matrix, by tensor, or by output row."),
     ] = None
     calibration_batches: Annotated[
         int | None,

@@ -20,6 +20,7 @@ _METHODS = {
     "child-pruning": "sparsehub.training.methods.child_pruning",
     "diff-pruning": "sparsehub.training.methods.diff_pruning",
     "lt-sft": "sparsehub.training.methods.lt_sft",
+    "spiel": "sparsehub.training.methods.spiel",
     "lora": "sparsehub.training.methods.lora",
     "adapter": "sparsehub.training.methods.adapter",
 }

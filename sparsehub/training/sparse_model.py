@@ -41,8 +41,8 @@ class SparseModel(Trainable):
         self._slices = slices({name: len(positions) for name, positions in self._mask.items()})
         self.values = nn.Parameter(torch.zeros(sum(map(len, self._mask.values())), device=device))
         self._hooks = Hooks(task_model)
-        for name, positions in self._mask.items():
-            self._hooks.add(name, self._gatherer(positions, self._slices[name]))
+        for name in self._mask:
+            self._hooks.add(name, self._gatherer(name))
         sinks = {name: self._adder(place) for name, place in self._slices.items()} if sampled else {}
         backbone = task_model.backbone
         self._sampled = SampledLinears(
@@ -64,15 +64,19 @@ class SparseModel(Trainable):
             self.values[place] = start[name].to(self.values)
         self.write()
 
-    def _gatherer(self, positions: Tensor, place: slice) -> Any:
-        add = self._adder(place)
+    def _gatherer(self, name: str) -> Any:
+        add = self._adder(self._slices[name])
 
         def gather_and_free(parameter: Tensor) -> None:
             if parameter.grad is not None:  # a sampled layer leaves none: torch calls the hook all the same
-                add(gradient_at(parameter.grad, positions))
+                self.saw(name, parameter.grad)
+                add(gradient_at(parameter.grad, self._mask[name]))
                 parameter.grad = None
 
         return gather_and_free
+
+    def saw(self, name: str, gradient: Tensor) -> None:
+        """Called with a parameter's whole gradient before it is freed, once a backward pass."""
 
     def _adder(self, place: slice) -> Callable[[Tensor], None]:
         def add(gradient: Tensor) -> None:

@@ -81,8 +81,6 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
 
     config, data = job.config, job.data
     when = "no" if not judged else "steps" if config.evaluation_steps else "epoch"
-    rows_a_step = job.batch_rows * config.accumulation
-    steps = math.ceil(math.ceil(len(data.train.rows) / rows_a_step) * epochs)
     cuda = job.task_model.backbone.device.type == "cuda"
     return TrainingArguments(
         output_dir=str(run),
@@ -92,7 +90,7 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,
-        warmup_steps=math.ceil(steps * config.warmup),
+        warmup_steps=math.ceil(steps_of(job, epochs) * config.warmup),
         max_grad_norm=config.clip,
         bf16=config.precision == "bfloat16",
         fp16=config.precision == "float16",
@@ -115,6 +113,12 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         label_names=["labels"],
         report_to="none",
     )
+
+
+def steps_of(job: Job, epochs: float) -> int:
+    """Steps of the optimiser in so many epochs."""
+    rows_a_step = job.batch_rows * job.config.accumulation
+    return math.ceil(math.ceil(len(job.data.train.rows) / rows_a_step) * epochs)
 
 
 def by_scores(job: Job) -> bool:

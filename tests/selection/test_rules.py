@@ -209,7 +209,7 @@ def test_every_rule_of_the_package_is_registered() -> None:
     import sparsehub.selection
 
     folder = Path(sparsehub.selection.__file__).parent
-    others = {"__init__", "registry", "rule", "threshold", "layer_report", "scope", "depth", "largest"}
+    others = {"__init__", "registry", "rule", "threshold", "layer_report", "scope", "depth", "rows", "largest"}
     files = {path.stem for path in folder.glob("*.py")} - others
     assert {name.replace("-", "_") for name in rule_names()} == files
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsehub.backbone.linear_weights import output_axes
 from sparsehub.delta import Delta
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
@@ -82,13 +83,10 @@ class LoraModel(Trainable):
 
 def linear_weights(task_model: TaskModel, names: Iterable[str]) -> list[str]:
     """Those of `names` that are weights of linear layers; raises `UsageError` where there is none."""
-    from transformers.pytorch_utils import Conv1D
-
-    modules = dict(task_model.backbone.module.named_modules())
-    owner = {name: modules.get(name.removesuffix(".weight")) for name in names if name.endswith(".weight")}
-    found = [name for name, module in owner.items() if isinstance(module, nn.Linear | Conv1D)]
+    linear = output_axes(task_model.backbone.module)
+    found = [name for name in names if name in linear]
     if not found:
-        raise UsageError("there is no linear layer in scope", fix="widen --include or --exclude")
+        raise UsageError("there is no linear layer in scope", fix="widen --layers, --include or --exclude")
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sparsehub.backbone.linear_weights import output_axes
 from sparsehub.files import write_file
 from sparsehub.memory import return_freed_memory
 from sparsehub.selection import SelectionRequest, select
@@ -51,7 +52,15 @@ def _choose(job: Job) -> dict[str, Tensor]:
     warm_up_head(job)
     statistics = collect_statistics(job, list(parameters))
     granularity = config.granularity or DEFAULTS["granularity"]
-    request = SelectionRequest(parameters, job.budget, granularity, config.seed, statistics, config.options)
+    request = SelectionRequest(
+        parameters,
+        job.budget,
+        granularity,
+        output_axes(job.task_model.backbone.module),
+        config.seed,
+        statistics,
+        config.options,
+    )
     mask = select(config.method, request)
     head = head_of(job.task_model) if config.head_steps else {}
     return mask | {HEAD + name: parameter.detach().cpu().clone() for name, parameter in head.items()}
