@@ -28,6 +28,11 @@ def flip(tensor: Tensor, entry: int, bit: int) -> None:
     words[entry] ^= mask
 
 
+def word_of(tensor: Tensor, entry: int) -> int:
+    """The bits of one entry of a contiguous tensor, as a whole number: a NaN is not equal to itself."""
+    return int(tensor.detach().reshape(-1).view(INTEGERS[tensor.element_size()])[entry])
+
+
 def resident_of(engine: Engine, name: str) -> Resident:
     """A task's weights on the device."""
     handle = engine._residency.handle(engine._find(name).digest)

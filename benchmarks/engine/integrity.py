@@ -7,42 +7,45 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import random
 import statistics
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.engine.bit_flips import BITS, PLACES, flip, resident_of, setting
+from benchmarks.engine.bit_flips import BITS, PLACES, flip, resident_of, setting, word_of
 from benchmarks.harness import Report, Row, in_turn, verdict, write_report
 from benchmarks.packages import BACKBONE, example_texts, numbered, random_package
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine, Limits
 from sparsehub.engine.cost_model import MIXED, SWAP
-from sparsehub.engine.swap import Swap
 from sparsehub.errors import SparsehubError
 
-TASKS, CLIENTS, ROWS = 16, 4, 256
+TASKS, CLIENTS, ROWS, LOOK_SECONDS = 8, 4, 256, 1.0
+COMPOSED = "task0+task2*0.5"
 DTYPES = ("float32", "bfloat16", "float16")
 CLOSE = 2e-3  # two answers of one text differ by no more, whatever runs beside it; looser in half precision
 TOLERANCE = {"float32": CLOSE, "float16": 5e-2, "bfloat16": 2e-1}
 MOST_COST = 0.02
+CHECK_SECONDS, SETTLE_SECONDS = 0.5, 0.5
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_grad_enabled(False)
     parser = argparse.ArgumentParser()
-    parser.add_argument("--flips", type=int, default=6, help="bits that flip in every place, each way of running")
+    parser.add_argument("--flips", type=int, default=1, help="bits that flip in every place, each way of running")
     parser.add_argument("--rounds", type=int, default=21, help="of the throughput with and without looks")
-    parser.add_argument("--switches", type=int, default=100_000, help="between tasks, in each dtype")
+    parser.add_argument("--switches", type=int, default=5_000, help="between tasks, in each dtype")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     options = parser.parse_args()
     rows, found, bounds = [], [], []
@@ -52,13 +55,18 @@ def main() -> None:
             outcomes = flips_under_load(engine, mode, options.flips, dtype)
             rows += rows_of(outcomes, dtype, mode, engine.arena.bound_seconds)
             found += outcomes
-            bounds.append(max(outcome.seconds for outcome in outcomes) / engine.arena.bound_seconds)
+            longest = max((outcome.seconds for outcome in outcomes if not outcome.gone), default=0.0)
+            bounds.append(longest / engine.arena.bound_seconds)
+        rows.append(exact_switches(engine, dtype, options.switches))
+        if dtype == options.dtypes[0]:
+            cost, throughput = cost_of_looking(engine, dtype, options.rounds)
         engine.stop()
-        rows.append(exact_switches(dtype, options.switches))
-    cost, row = cost_of_looking(options.rounds)
-    rows.append(row)
+    seen = [outcome for outcome in found if not outcome.gone]
+    share = statistics.fmean(outcome.found for outcome in seen) if seen else 0.0
+    rows.append(throughput)
     checks = [
-        verdict("share of flipped bits that were found", statistics.fmean(o.found for o in found), 1.0, least=True),
+        verdict("share of flipped bits that were found", share, 1.0, least=True),
+        verdict("wrong answers after damage was mended", sum(outcome.after for outcome in found), 0),
         verdict("time to find, the longest, of the stated bound", max(bounds), 1.0),
         verdict("cost in throughput", cost, MOST_COST),
     ]
@@ -75,8 +83,7 @@ NOTES = (
     "is not widened for a loaded machine.",
     "`wrong`: answers that differ from those before the flip by more than rounding, between the flip and its being "
     "found; `refused`: that ended with an error in that time; `wrong after`: after it was mended, which must be 0.",
-    "`no effect`: flips that were not there any more when they were looked for, because the task was taken out of the "
-    "arena and its place put right; they count as neither found nor missed.",
+    "`no effect`: a switch has written over the place before its turn came; these count as neither found nor missed.",
     "The cost in throughput is the median of rounds with and without looks, in turn, every other round backwards.",
 )
 
@@ -87,17 +94,17 @@ class Outcome:
 
     place: str
     found: bool
-    gone: bool  # put right by a switch before anybody looked
+    gone: bool  # a switch has written over it before it was looked for
     seconds: float  # until it was found
     wrong: int
     refused: int
     after: int  # wrong answers after it was mended
 
 
-def engine_of(dtype: str, check_seconds: float = 1.0) -> Engine:
+def engine_of(dtype: str) -> Engine:
     """A started engine with tasks that add, that set, and a composition."""
     backbone = load_backbone(BACKBONE, dtype=dtype)
-    engine = Engine(backbone, Limits(queue_rows=4 * ROWS), check_seconds=check_seconds)
+    engine = Engine(backbone, Limits(queue_rows=4 * ROWS), check_seconds=LOOK_SECONDS)
     package = random_package(backbone, 0)
     for number in range(TASKS):
         its = dataclasses.replace(package, **numbered(package, backbone, number))
@@ -107,7 +114,7 @@ def engine_of(dtype: str, check_seconds: float = 1.0) -> Engine:
 
 
 def names_of() -> list[str]:
-    return [f"task{n}" if n % 2 == 0 else f"task{n}-set" for n in range(TASKS)] + ["task0+task2*0.5"]
+    return [f"task{n}" if n % 2 == 0 else f"task{n}-set" for n in range(TASKS)] + [COMPOSED]
 
 
 class Load:
@@ -154,38 +161,64 @@ class Load:
 
 def flips_under_load(engine: Engine, mode: str, flips: int, dtype: str) -> list[Outcome]:
     engine.mode = mode
-    choices, outcomes = random.Random(f"{mode} {dtype}"), []
+    choices, outcomes, bits = random.Random(f"{mode} {dtype}"), [], itertools.cycle(range(3))
     load = Load(engine, TOLERANCE[dtype])
-    with engine.acquire("task0+task2*0.5"), load.running():
-        for number in range(flips):
-            for place in PLACES:
-                outcomes.append(one_flip(engine, load, place, number, choices))
-                print(dtype, mode, outcomes[-1], file=sys.stderr, flush=True)
+    with engine.acquire(COMPOSED), load.running():
+        for place in list(PLACES) * flips:
+            bit = next(bits)  # of the mantissa, of the exponent, the sign, in every place and way
+            outcomes.append(one_flip(engine, load, place, bit, choices))
+            print(dtype, mode, outcomes[-1], file=sys.stderr, flush=True)
     return outcomes
 
 
-def one_flip(engine: Engine, load: Load, place: str, number: int, choices: random.Random) -> Outcome:
-    arena, name = engine.arena, choices.choice(names_of())
-    resident = resident_of(engine, name)
+def one_flip(engine: Engine, load: Load, place: str, bit: int, choices: random.Random) -> Outcome:
+    """Flip a bit, wait until it is found or gone, and count what was answered meanwhile."""
+    arena = engine.arena
+    resident = resident_of(engine, choices.choice(names_of()))
     with arena.lock:
+        arena.swap.to(None)
+        tensor, entry = PLACES[place](engine, resident, choices)
+        right = word_of(tensor, entry)
         if place == "patched position" and engine.mode == SWAP:
             arena.swap.to(resident.patch)
-        tensor, entry = PLACES[place](engine, resident, choices)
-        failures = arena.failures
-        flip(tensor, entry, BITS[tensor.element_size()][number % 3])
-        damaged = tensor.reshape(-1)[entry].item()
-        wrong, refused, start = load.wrong, load.refused, time.monotonic()
-    bound = arena.bound_seconds
-    while arena.failures == failures and time.monotonic() - start < 3 * bound:
-        time.sleep(0.02)
-    seconds, found = time.monotonic() - start, arena.failures > failures
-    wrong, refused = load.wrong - wrong, load.refused - refused
-    gone = not found and tensor.reshape(-1)[entry].item() != damaged
-    resident_of(engine, name)
-    time.sleep(1.0)  # what was running when it was found is answered
+        spot = Spot(tensor, entry, right, arena.swap.moves)
+        flip(tensor, entry, BITS[tensor.element_size()][bit])
+        wrong, refused, failures, start = load.wrong, load.refused, arena.failures, time.monotonic()
+    found, gone = False, False
+    while not (found or gone) and time.monotonic() - start < 3 * arena.bound_seconds:
+        found = wait_for(lambda: arena.failures > failures, CHECK_SECONDS)
+        gone = not found and spot.is_right_again(engine, failures)
+    seconds, wrong, refused = time.monotonic() - start, load.wrong - wrong, load.refused - refused
+    time.sleep(SETTLE_SECONDS)  # what was running when it was found is answered
     after = load.wrong
-    time.sleep(1.0)
-    return Outcome(place, found or gone, gone, 0.0 if gone else seconds, wrong, refused, load.wrong - after)
+    time.sleep(SETTLE_SECONDS)
+    return Outcome(place, found, gone, seconds, wrong, refused, load.wrong - after)
+
+
+def wait_for(happened: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not happened() and time.monotonic() < end:
+        time.sleep(0.02)
+    return happened()
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a bit flipped."""
+
+    tensor: Tensor
+    entry: int
+    right: int  # the bits that were there, without a patch in the arena
+    moves: int  # of the arena, when it flipped
+
+    def is_right_again(self, engine: Engine, failures: int) -> bool:
+        """Whether a switch has written over the damage, which is not found then. failures: when it flipped."""
+        arena = engine.arena
+        with arena.lock:
+            if arena.failures > failures or arena.swap.moves == self.moves:
+                return False
+            arena.swap.to(None)
+            return word_of(self.tensor, self.entry) == self.right
 
 
 def rows_of(outcomes: Sequence[Outcome], dtype: str, mode: str, bound: float) -> list[Row]:
@@ -196,7 +229,7 @@ def rows_of(outcomes: Sequence[Outcome], dtype: str, mode: str, bound: float) ->
         seen = [outcome.seconds for outcome in its if not outcome.gone]
         measured: dict[str, Any] = {
             "flips": len(its),
-            "found": sum(outcome.found and not outcome.gone for outcome in its),
+            "found": sum(outcome.found for outcome in its),
             "no effect": sum(outcome.gone for outcome in its),
             "median s": statistics.median(seen) if seen else 0.0,
             "longest s": max(seen, default=0.0),
@@ -208,49 +241,47 @@ def rows_of(outcomes: Sequence[Outcome], dtype: str, mode: str, bound: float) ->
     return rows
 
 
-def exact_switches(dtype: str, switches: int) -> Row:
-    """Many switches between tasks that add, set, and both at once; the arena is the backbone's again, bit for bit."""
-    backbone = load_backbone(BACKBONE, dtype=dtype)
-    engine = Engine(backbone, check_seconds=0)
-    package = random_package(backbone, 0)
-    for number in range(2):
-        its = dataclasses.replace(package, **numbered(package, backbone, number))
-        engine.add(its)
-        engine.add(setting(its, backbone))
-    engine.load("task0+task1*0.5")
-    names = ("task0", "task1", "task0-set", "task1-set", "task0+task1*0.5")
-    patches = [resident_of(engine, name).patch for name in names]
-    swap, before, start = Swap(backbone.arena), backbone.arena.digest(), time.monotonic()
-    for number in range(switches):
-        swap.to(patches[number * 3 % len(patches)])
-    swap.to(None)
-    seconds, exact = time.monotonic() - start, backbone.arena.digest() == before
+def exact_switches(engine: Engine, dtype: str, switches: int) -> Row:
+    """Many switches between tasks that add, that set, and both at once, while nothing else runs: the arena is the
+    backbone's again, bit for bit."""
+    arena, weights = engine.arena, engine.backbone.arena
+    with engine.acquire(COMPOSED):
+        patches = [resident_of(engine, name).patch for name in ("task0", "task1-set", "task2", "task3-set", COMPOSED)]
+        with arena.lock:
+            arena.swap.to(None)
+            before, start = weights.digest(), time.monotonic()
+            for number in range(switches):
+                arena.swap.to(patches[number * 3 % len(patches)])
+            arena.swap.to(None)
+            seconds, exact = time.monotonic() - start, weights.digest() == before
     measured = {"exact": "yes" if exact else "NO", "ms a switch": seconds / switches * 1e3}
-    engine.stop()
     return Row(f"{switches:,} switches", {"dtype": dtype, "switches": switches}, measured)
 
 
-def cost_of_looking(rounds: int) -> tuple[float, Row]:
+def cost_of_looking(engine: Engine, dtype: str, rounds: int) -> tuple[float, Row]:
     """What looks cost in throughput: rows a second with them and without."""
-    engines = {"with": engine_of("float32"), "without": engine_of("float32", check_seconds=0)}
-    texts, names = example_texts()[:16], names_of()
-    seconds: dict[str, list[float]] = {case: [] for case in engines}
-    for case in in_turn(list(engines), rounds + 2):
-        start = time.perf_counter()
-        futures = [f for i in range(ROWS // 16) for f in engines[case].classify(names[i % TASKS], texts).futures]
-        for future in futures:
-            future.result(600)
-        seconds[case].append(time.perf_counter() - start)
-    for engine in engines.values():
-        engine.stop()
-    pairs = list(zip(seconds["with"][2:], seconds["without"][2:], strict=True))
+    seconds: dict[float, list[float]] = {LOOK_SECONDS: [], 0.0: []}
+    engine.mode = "auto"
+    for case in in_turn(list(seconds), rounds + 2):
+        with engine.arena.lock:
+            engine.arena._check_seconds = case
+        seconds[case].append(seconds_of_rows(engine))
+    pairs = list(zip(seconds[LOOK_SECONDS][2:], seconds[0.0][2:], strict=True))
     cost = 1 - 1 / statistics.median(a / b for a, b in pairs)
     measured = {
         "rows a second with looks": ROWS / statistics.median(a for a, _ in pairs),
         "without": ROWS / statistics.median(b for _, b in pairs),
         "cost": cost,
     }
-    return cost, Row("throughput", {"dtype": "float32", "tasks": TASKS, "rounds": rounds}, measured)
+    return cost, Row("throughput", {"dtype": dtype, "tasks": TASKS, "rounds": rounds}, measured)
+
+
+def seconds_of_rows(engine: Engine) -> float:
+    texts, names, start = example_texts()[:16], names_of(), time.perf_counter()
+    futures = [f for i in range(ROWS // 16) for f in engine.classify(names[i % TASKS], texts).futures]
+    for future in futures:
+        future.result(600)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ comes undone."""
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -93,6 +94,52 @@ def test_a_flipped_bit_is_found_wherever_it_is(
 def _base_digest(engine: Engine) -> str:
     engine.arena.release_active()
     return engine.backbone.arena.digest()
+
+
+@pytest.mark.parametrize("mode", ["swap", "mixed"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_turn_sees_a_flipped_bit_of_every_place_and_kind_and_nothing_else(
+    make: Make, dtype: str, mode: str
+) -> None:
+    """The looks by themselves: nobody mends, no switch comes between, no clock runs."""
+    engine, choices = make(dtype, mode), random.Random(f"{dtype} {mode}")
+    ask(engine, KINDS["composed"])
+    held = engine.acquire(KINDS["composed"])
+    for name in KINDS.values():
+        ask(engine, name)  # with swaps its patch is in the arena then
+        applied = engine.arena.swap.current
+        assert (applied is resident_of(engine, name).patch) == (mode == "swap")
+        for place, find in PLACES.items():
+            for bit in range(3):
+                resident = resident_of(engine, name)
+                tensor, entry = find(engine, resident, choices)
+                number = BITS[tensor.element_size()][bit]
+                flip(tensor, entry, number)
+                with engine.arena.lock:
+                    damage = engine.arena._round.look(math.inf)[1]
+                assert damage is not None, (name, place, bit)
+                of_task = damage.task is not None and damage.task.resident is resident
+                is_backbone = place in ("base block", "patched position", "norm copy")
+                assert damage.task is None if is_backbone else of_task or applied is not None, (name, place, bit)
+                flip(tensor, entry, number)
+                with engine.arena.lock:
+                    assert engine.arena._round.look(math.inf)[1] is None, (name, place, bit)
+    assert engine.arena.failures == 0
+    held.release()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_switch_puts_a_patched_position_right_whichever_bit_of_it_flips(make: Make, dtype: str) -> None:
+    """So damage there may be gone before its turn comes: then nothing is left to find."""
+    engine, choices = make(dtype), random.Random(dtype)
+    base = _base_digest(engine)
+    for name in ("three", "three-set"):
+        for bit in range(8 * getattr(torch, dtype).itemsize):
+            ask(engine, name, TEXTS[:1])
+            tensor, entry = PLACES["patched position"](engine, resident_of(engine, name), choices)
+            flip(tensor, entry, bit)
+            assert _base_digest(engine) == base, (name, bit)
+    assert engine.arena.check_all() and engine.arena.failures == 0
 
 
 @pytest.mark.parametrize("active", [True, False])
