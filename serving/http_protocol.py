@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.connection_guard import BEGUN, IDLE, WAITING, ConnectionGuard, GuardedTransport
 from serving.protocol.errors import error_body
 from serving.settings import Settings
+from sparsehub.settings import PREFIX
 
 FRAMING = 8  # bytes on the wire for each of a body's, in chunks of one byte; trailers are within it
 
@@ -192,6 +194,12 @@ def install() -> None:
 def set_guard(guard: ConnectionGuard | None) -> None:
     """Say who ends the connections of this process where it is killed; before the endpoint listens."""
     BoundedProtocol.guard = guard
+
+
+def trust_proxies(environment: MutableMapping[str, str]) -> None:
+    """Have uvicorn believe `X-Forwarded-For` and `X-Forwarded-Proto` of the proxies that the settings name, and of no
+    other: by itself it believes whoever is on this machine. At import, before it reads this variable."""
+    environment["FORWARDED_ALLOW_IPS"] = environment.get(f"{PREFIX}PROXIES", "")
 
 
 def set_bounds(settings: Settings) -> None:

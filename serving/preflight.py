@@ -33,6 +33,7 @@ from sparsehub.errors import (
 )
 from sparsehub.files import strict_json
 from sparsehub.hub import PackageHub, open_hub
+from sparsehub.hub.cache import check_cache
 from sparsehub.hub.documents import FileDocument
 from sparsehub.hub.user_settings import read_policy
 from sparsehub.package import MANIFEST_FILE, Manifest, read_manifest
@@ -49,6 +50,7 @@ def check_settings(settings: Settings) -> None:
 
     Raises `UsageError` for what is not there or cannot be used, which names the setting as the user wrote it.
     """
+    check_cache()
     with _blaming("device"):
         check_device(settings.device)
     with _blaming("policy"):

@@ -22,6 +22,7 @@ OWN_METRICS = ("sparsehub_", "# HELP sparsehub_", "# TYPE sparsehub_")
 app = create_app()
 bento_metrics.install(app)
 http_protocol.install()
+http_protocol.trust_proxies(os.environ)
 
 
 async def every_route(scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,6 +7,7 @@ started: by `sparsehub serve`, `bentoml serve`, a container, Ray Serve.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,11 @@ from sparsehub.schema import unknown_name
 from sparsehub.settings import (
     FROZEN,
     PREFIX,
+    AtHome,
     Configuration,
     Fallback,
     Flag,
+    LocationText,
     Names,
     Naming,
     OneOf,
@@ -49,21 +52,24 @@ _BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": Fal
 class Settings(Configuration):
     """Everything that can be set for an endpoint. Raises `UsageError` for what makes no sense."""
 
-    backbone: Annotated[str, Field(description="The pretrained model: a folder, or an id of the Hugging Face Hub.")]
+    backbone: Annotated[
+        LocationText, Field(description="The pretrained model: a folder, or an id of the Hugging Face Hub.")
+    ]
     revision: Annotated[
         str | None, Field(description="A branch, tag or commit of the backbone on the Hugging Face Hub.")
     ] = None
     hub: Annotated[
-        str | None, Field(description="Where tasks are fetched: a folder, s3://, gs://, az:// or hf://.")
+        LocationText | None, Field(description="Where tasks are fetched: a folder, s3://, gs://, az:// or hf://.")
     ] = None
     tasks: Annotated[
         Names,
+        AtHome,
         Flag(name="task", metavar="TASK", repeated=True),
         Fallback("all of the hub"),
         Field(description="A task to serve, by its reference or package folder; may be repeated."),
     ] = ()
     policy: Annotated[
-        str | None,
+        LocationText | None,
         Flag(panel=ACCESS, metavar="FILE", inherited=True),
         Fallback("the user's own"),
         Field(description="A policy: whose packages may run (docs/hub.md)."),
@@ -114,16 +120,28 @@ class Settings(Configuration):
     ] = 512
     new_tokens: Annotated[int, Flag(panel=TEXTS), Field(ge=1, description="Tokens of one answer, at most.")] = 1024
     keys: Annotated[
-        str | None,
+        LocationText | None,
         Flag(panel=ACCESS, metavar="FILE"),
         Field(description="The key file (see: sparsehub keys); it is read again when it changes."),
     ] = None
     catalog: Annotated[
-        str | None,
+        LocationText | None,
         Flag(metavar="LOCATION"),
         Field(description="What to serve, in place of tasks: a file or HUB#NAME (see: sparsehub catalog)."),
     ] = None
     open: Annotated[bool, Flag(panel=ACCESS), Field(description="Answer everybody, without a key.")] = False
+    host_names: Annotated[
+        Names,
+        Flag(name="host-name", panel=ACCESS, metavar="NAME", repeated=True),
+        Fallback("with keys or open any, else this machine's own"),
+        Field(description="A name by which clients may call the endpoint, beside localhost; may be repeated."),
+    ] = ()
+    proxies: Annotated[
+        Names,
+        Flag(name="proxy", panel=ACCESS, metavar="ADDRESS", repeated=True),
+        Fallback("none"),
+        Field(description="An address or network of proxies whose X-Forwarded-For is believed; may be repeated."),
+    ] = ()
     body_kib: Annotated[
         int, Flag(panel=LIMITS, metavar="KIB"), Field(ge=1, description="Size of one request; beyond it 413.")
     ] = 4096
@@ -152,6 +170,8 @@ class Settings(Configuration):
     def __post_init__(self) -> None:
         if self.catalog is not None and self.tasks:
             raise UsageError("the catalogue says which tasks are served", found=", ".join(self.tasks), fix="name none")
+        for proxy in self.proxies:
+            _check_proxy(proxy)
         if self.keys is not None and self.open:
             raise UsageError("an endpoint with keys is not open", fix=f"leave out {shown('open')}, or {shown('keys')}")
 
@@ -163,6 +183,14 @@ class Settings(Configuration):
             for variable, value in values.items()
             if value is not None
         }
+
+
+def _check_proxy(text: str) -> None:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        problem = f"{shown('proxies')}: not the address of a proxy"
+        raise UsageError(problem, found=text, expected="for example 10.0.0.7 or 10.0.0.0/24") from error
 
 
 def settings_from(given: Mapping[str, Any], naming: Naming) -> Settings:

@@ -25,9 +25,15 @@ _BYTES_PER_VALUE = 16  # on average at least, or a small file would fill the mem
 TEMPORARY_PREFIX = ".sparsehub-tmp-"
 
 
+def at_home(text: str) -> str:
+    """A path as a setting or a flag gives it: `~` is the user's home there as in a shell, which leaves `--out=~/x` and
+    what stands in quotes, in a file or in a variable as it is."""
+    return str(Path.home()) + text[1:] if text == "~" or text.startswith("~/") else text
+
+
 def cache_root() -> Path:
     """The cache folder: $SPARSEHUB_CACHE, or ~/.cache/sparsehub. Everything in it can be made again."""
-    return Path(os.environ.get("SPARSEHUB_CACHE") or Path.home() / ".cache" / "sparsehub")
+    return Path(at_home(os.environ.get("SPARSEHUB_CACHE", "")) or Path.home() / ".cache" / "sparsehub")
 
 
 def sha256_bytes(data: bytes | bytearray) -> str:

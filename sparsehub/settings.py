@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from sparsehub.errors import UsageError
+from sparsehub.files import at_home
 from sparsehub.schema import unknown_name
 
 PREFIX = "SPARSEHUB_"  # of environment variables
@@ -69,7 +70,16 @@ def wrong_type(expected: str) -> PydanticCustomError:
 
 
 def _path_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return at_home(text) if isinstance(text, str) else text
+
+
+def _at_home(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(at_home, names))
+
+
+AtHome = AfterValidator(_at_home)
+"""Of a setting whose names may be paths."""
 
 
 def _names(value: Any) -> Any:
@@ -83,9 +93,10 @@ def _names(value: Any) -> Any:
 
 if TYPE_CHECKING:  # what may be given; what is kept is a `str`, and a tuple of them
     PathText = str | Path
+    LocationText = str
     Names = str | Sequence[str]
 else:
-    PathText = Annotated[str, BeforeValidator(_path_text)]
+    PathText = LocationText = Annotated[str, BeforeValidator(_path_text)]
     Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 

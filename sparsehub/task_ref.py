@@ -16,6 +16,7 @@ from sparsehub.errors import RequestError, UsageError
 
 FORMS = "name, name@version, name@channel or name@sha256:<64 hex digits>"
 LATEST = "latest"
+BACKBONE = "backbone"  # what a request asks by this name is the model without any task
 MOST_TERMS = 8  # of a composition
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
 VERSION = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.+-]{0,62}[0-9A-Za-z])?")
@@ -166,6 +167,9 @@ def is_channel(word: str) -> bool:
 
 def check_task_name(name: str) -> None:
     """Raises `UsageError` unless `name` can name a task."""
+    if name == BACKBONE:
+        problem = f"no task may be called {BACKBONE}: by this name a request asks the plain backbone"
+        raise UsageError(problem, fix="give it another name")
     if not NAME.fullmatch(name) or ".." in name:
         raise UsageError(
             "not a task name",

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsehub
-from sparsehub.errors import RequestError, UsageError
-from sparsehub.task_ref import TaskRef, Term, compose, parse_model, parse_reference
+from sparsehub.errors import RequestError, SparsehubError, UsageError
+from sparsehub.package.manifest import check_name
+from sparsehub.task_ref import TaskRef, Term, check_task_name, compose, is_safe, parse_model, parse_reference
 
 pytestmark = pytest.mark.soak
 DIGEST = "sha256:" + "0123456789abcdef" * 4
-names = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,20}[a-z0-9])?", fullmatch=True)
+names = st.from_regex(r"[a-z0-9]([a-z0-9_-]{0,20}[a-z0-9])?", fullmatch=True).filter(lambda name: name != "backbone")
 versions = st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){0,2}(-rc[0-9]{1,4})?(\+b[0-9]{1,4})?", fullmatch=True)
 digests = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
 
@@ -126,3 +127,13 @@ def test_references_are_parsed_in_one_module() -> None:
 def test_references_are_parsed_without_numpy_and_torch() -> None:
     code = "import sys, sparsehub.task_ref; print({'numpy', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_no_task_is_called_as_the_plain_backbone_is() -> None:
+    for call in (check_task_name, parse_reference, check_name):
+        with pytest.raises(SparsehubError, match="no task may be called backbone"):
+            call("backbone")
+    with pytest.raises(UsageError, match="no task may be called backbone"):
+        parse_reference("backbone@1.0.0")
+    assert not is_safe("backbone") and is_safe("backbones")
+    assert parse_model("backbone").names == ("backbone",), "what a request says is any text"

@@ -20,7 +20,6 @@ SIGN_IN, SIGN_OUT = f"{CONSOLE}/sign-in", f"{CONSOLE}/sign-out"
 COOKIE = "sparsehub_console"  # holds the key that a browser signed in with
 PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
 ADMIN_ROUTES = "/v1/admin"
-BACKBONE = "backbone"  # by this name a key may ask the plain backbone
 _LOOKING = frozenset({"/v1/models", "/v1/tasks", "/openapi.json", "/v2"})
 
 
@@ -94,7 +93,7 @@ class Authenticator:
         authorization: the header; client, server: the addresses of the connection's two ends, None for a local socket.
         """
         if self._known is None:
-            if self._everybody or (_is_here(client) and _is_here(server)):
+            if self._everybody or (is_here(client) and is_here(server)):
                 return ANONYMOUS
             raise UnauthenticatedError(
                 "this endpoint has no keys, so it answers its own machine only",
@@ -153,7 +152,7 @@ def _caller(key: Key) -> Caller:
     )
 
 
-def _is_here(address: str | None) -> bool:
+def is_here(address: str | None) -> bool:
     """Whether an address is this machine's own."""
     if address is None:
         return True

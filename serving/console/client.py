@@ -42,7 +42,10 @@ class EndpointClient:
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         given = authorization(self._scope["path"], dict(self._scope["headers"]))
-        headers = {} if given is None else {"authorization": given}
+        sent = dict(self._scope["headers"])
+        headers = {"host": sent.get(b"host", b"localhost").decode("latin-1")}
+        if given is not None:
+            headers["authorization"] = given
         transport = httpx.ASGITransport(self._from_here, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
             response = await client.request(method, path, json=body, headers=headers)

@@ -23,6 +23,7 @@ from serving.request.error_responses import failure
 from serving.settings import Settings
 from sparsehub.errors import CancelledError, EngineError, SparsehubError
 from sparsehub.extras import require
+from sparsehub.task_ref import BACKBONE
 
 log = logging.getLogger("sparsehub")
 ray = require("ray", "ray")
@@ -98,7 +99,7 @@ class Ingress:
     async def _task(self, path: str, body: bytes) -> str:
         """What a request is placed by: a task of the catalogue, or nothing; other names are not remembered."""
         task = task_in(path, body)
-        if task in ("", "backbone", self._settings.backbone):
+        if task in ("", BACKBONE, self._settings.backbone):
             return ""
         if task not in self._known:
             if not await self._replicas.serves.remote(task):

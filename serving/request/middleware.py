@@ -7,15 +7,18 @@ Plain ASGI: a middleware of Starlette's kind costs a task and two streams for ev
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import time
 import uuid
+from collections.abc import Iterable
 
 from opentelemetry.trace import get_current_span
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.auth.authenticator import ANONYMOUS, CONSOLE, Caller, authorization, check_role, is_console, needed_for
+from serving.auth.host_check import check_host
 from serving.auth.keys import PREDICT
 from serving.auth.sign_in import refusal
 from serving.request.body import LARGE, check_structure, read_body, replay
@@ -28,6 +31,7 @@ from sparsehub.errors import SparsehubError
 from sparsehub.memory import trim_memory
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PAGE_HEADERS = ((b"content-security-policy", b"frame-ancestors 'none'"), (b"referrer-policy", b"no-referrer"))
 _KNOWN = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # that BentoML answers, with no route of ours
 
 
@@ -55,7 +59,8 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_response_headers(call)]
+                given = list(message.get("headers", ()))
+                message["headers"] = [*given, *_response_headers(call), *(_PAGE_HEADERS if _is_page(given) else ())]
                 if (span := get_current_span()).is_recording():
                     describe(span, call)  # now: the span ends with the last byte
             await send(message)
@@ -94,6 +99,8 @@ def _takes_body(scope: Scope) -> bool:
 def _authenticate(service: Service, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
     """The caller, if they may use this path and their rate allows it; raises `AccessError`."""
     needed = needed_for(scope["path"])
+    if needed is not None or is_console(scope["path"]):
+        check_host(service.settings, headers.get(b"host"))
     if needed is None:
         return ANONYMOUS
     given = authorization(scope["path"], headers)
@@ -112,16 +119,28 @@ def _request_id(given: bytes | None) -> str:
 
 def _response_headers(call: RequestContext) -> list[tuple[bytes, bytes]]:
     """The headers that every response gets: the request's id, and which package answered."""
-    headers = [(b"x-request-id", call.id.encode())]
+    headers = [(b"x-request-id", call.id.encode()), (b"x-content-type-options", b"nosniff")]
     if call.digest:
         headers += [(b"x-sparsehub-task", call.task.encode()), (b"x-sparsehub-digest", call.digest.encode())]
     return headers
 
 
+def _is_page(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a response is for a browser to show, and says nothing of its own about who may show it inside a page."""
+    named = {name.lower(): value for name, value in headers}
+    return named.get(b"content-type", b"").startswith(b"text/html") and b"content-security-policy" not in named
+
+
 def _host(scope: Scope, end: str) -> str | None:
-    """The address at one end of the connection; None for a local socket."""
+    """The address at one end of the connection; None for a local socket. What a proxy says that is no address, which
+    may be long and of any signs, is not kept."""
     found = scope.get(end)
-    return None if found is None else found[0]
+    if found is None:
+        return None
+    try:
+        return str(ipaddress.ip_address(found[0]))
+    except ValueError:
+        return "unknown"
 
 
 def _route(scope: Scope) -> str:

@@ -16,7 +16,6 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from serving.auth import Authenticator
-from serving.auth.authenticator import BACKBONE
 from serving.catalog.reconciler import Reconciler
 from serving.catalog.router import Routed, Router
 from serving.request.context import RequestContext, current_request
@@ -28,7 +27,7 @@ from sparsehub.engine.generation.entrypoint import Prompt
 from sparsehub.engine.generation.request import TextListener
 from sparsehub.errors import UnknownTaskError
 from sparsehub.package.outputs import Prediction
-from sparsehub.task_ref import parse_model
+from sparsehub.task_ref import BACKBONE, parse_model
 
 
 class TaskInputs(Protocol):
@@ -52,7 +51,7 @@ class Service:
 
     def is_backbone(self, model: str) -> bool:
         """Whether `model` names the plain backbone."""
-        return model in (self.settings.backbone, "backbone")
+        return model in (self.settings.backbone, BACKBONE)
 
     @property
     def embedding_size(self) -> int:

@@ -6,13 +6,12 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from serving.auth.authenticator import BACKBONE
 from serving.protocol.models import ModelCard, ModelList
 from serving.request.context import current_request
 from serving.request.service import RunningService, Service
 from sparsehub.engine import TaskStatus
 from sparsehub.errors import UnknownTaskError
-from sparsehub.task_ref import parse_model
+from sparsehub.task_ref import BACKBONE, parse_model
 
 router = APIRouter()
 

@@ -99,7 +99,7 @@ def read_config(checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        return AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"transformers cannot load {checkpoint.id}", found=str(error)) from error
 
@@ -143,6 +143,7 @@ def load_module(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"transformers cannot load {checkpoint.id}", found=str(error)) from error

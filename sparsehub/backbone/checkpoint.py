@@ -108,6 +108,7 @@ def weight_files(folder: Path) -> list[Path]:
     A complete set of shards is read without its index too, which transformers itself refuses.
     """
     _refuse_pointers(folder)
+    _refuse_code(folder)
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).is_file():
@@ -132,6 +133,23 @@ def _refuse_pointers(folder: Path) -> None:
     found = sorted(path.name for path in folder.iterdir() if path.is_file() and _is_pointer(path))
     if found:
         raise BackboneError(f"{folder} holds Git LFS pointers, not the files", found=", ".join(found), fix=LFS_FIX)
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raises `BackboneError` where a checkpoint's settings name Python code of its own. None of it is ever run, and
+    what transformers would load without it may be another model."""
+    for name in ("config.json", "tokenizer_config.json"):
+        try:
+            found = strict_json((folder / name).read_bytes(), name)
+        except (OSError, FormatError):
+            continue  # whoever needs the file says what is wrong with it
+        if isinstance(found, dict) and "auto_map" in found:
+            raise BackboneError(
+                f"{folder} needs Python code that comes with it, which sparsehub never runs",
+                found=f"auto_map in {name}: {json.dumps(found['auto_map'])[:200]}",
+                expected="a model and a tokenizer that transformers has itself",
+                fix="choose another backbone; where transformers has this one by now, take auto_map out of a copy",
+            )
 
 
 def _is_pointer(path: Path) -> bool:

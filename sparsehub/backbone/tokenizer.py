@@ -15,7 +15,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{checkpoint.id} has no tokenizer that transformers can load", found=str(error)) from error
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):

@@ -40,6 +40,7 @@ from sparsehub.cli.lazy_command import LazyCommand
 from sparsehub.cli.output import errors
 from sparsehub.cli.usage_errors import usage_error
 from sparsehub.errors import SparsehubError
+from sparsehub.files import at_home
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -103,7 +104,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in given
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(_run([argument for argument in given if argument != "--debug"] or ["--help"], debug))
+    sys.exit(_run([_at_home(argument) for argument in given if argument != "--debug"] or ["--help"], debug))
+
+
+def _at_home(argument: str) -> str:
+    """`~/x`, and that of `--flag=~/x`, which no shell replaces."""
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={at_home(value)}" if equals and flag.startswith("--") else at_home(argument)
 
 
 def _run(arguments: list[str], debug: bool) -> int:

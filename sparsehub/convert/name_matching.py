@@ -40,10 +40,10 @@ def layout_of(checkpoint: Checkpoint, task: TaskSpec) -> CheckpointLayout:
     from transformers import AutoConfig
     from transformers.pytorch_utils import Conv1D
 
-    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         model: Any = auto_class(task.kind).from_config(
-            task_config(config, task, load_tokenizer(checkpoint).pad_token_id)
+            task_config(config, task, load_tokenizer(checkpoint).pad_token_id), trust_remote_code=False
         )
     prefix = base_prefix(model)
     module = getattr(model, prefix[:-1])

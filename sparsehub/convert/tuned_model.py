@@ -64,7 +64,9 @@ def _model_of_checkpoint(wanted: Extraction, tuned: Checkpoint, backbone: Backbo
     pad = load_tokenizer(wanted.base).pad_token_id
     config = task_config(read_config(tuned if own else wanted.base), wanted.task, pad)
     config.pad_token_id = task_config(read_config(wanted.base), wanted.task, pad).pad_token_id  # what batches hold
-    model: nn.Module = auto_class(wanted.task.kind).from_config(config, dtype=dtype_named(dtype))
+    model: nn.Module = auto_class(wanted.task.kind).from_config(
+        config, dtype=dtype_named(dtype), trust_remote_code=False
+    )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     pair = pair_up(backbone, tuned, wanted.drop)
     readers = {_whole(backbone.layout, name): both.tuned for name, both in pair.parameters.items()}

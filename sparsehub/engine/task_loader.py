@@ -14,7 +14,7 @@ from sparsehub.engine.layer_stack import BEFORE
 from sparsehub.engine.resident import HostTask, Resident, device_digests, host_digests
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.task_registry import Task, info_of
-from sparsehub.errors import DeltaError, EngineError, RequestError, SparsehubError, UsageError
+from sparsehub.errors import DeltaError, EngineError, IntegrityError, RequestError, SparsehubError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.heads import build_head
 from sparsehub.package.reader import check_backbone
@@ -41,8 +41,17 @@ class TaskLoader:
         self._pad_token_id = pad_token_id
 
     def read(self, task: Task) -> HostTask:
-        """Read a task's package into host memory; raises what the read raises, and what `lay_out` raises."""
-        return self.lay_out(task.load())
+        """Read a task's package into host memory; raises what the read raises, and what `lay_out` raises, and
+        `IntegrityError` where its folder holds another package by now."""
+        package = task.load()
+        if package.digest != task.digest:
+            raise IntegrityError(
+                f"the package of {task.reference} is another one than when it was registered",
+                found=package.digest,
+                expected=task.digest,
+                fix="put it back, or add it again under a version of its own",
+            )
+        return self.lay_out(package)
 
     def lay_out(self, package: Package) -> HostTask:
         """A package in host memory, laid out for this backbone; raises `BackboneMismatchError` or `DeltaError`."""

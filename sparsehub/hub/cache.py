@@ -13,13 +13,14 @@ import fcntl
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsehub.errors import FormatError, HubError
+from sparsehub.errors import FormatError, HubError, UsageError
 from sparsehub.files import TEMPORARY_PREFIX, cache_root, write_file
 from sparsehub.hub.package_hub import PackageHub
 from sparsehub.hub.resolver import Resolved
@@ -167,12 +168,36 @@ class PackageCache:
 
     def _lock_for(self, digest: str, mode: int) -> int:
         path = self.root / LOCKS / _hex(digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return _lock(path, mode | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that fetches %s", digest)
-            return _lock(path, mode)
+        with _usable(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                return _lock(path, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for another process that fetches %s", digest)
+                return _lock(path, mode)
+
+
+def check_cache() -> None:
+    """Raises `UsageError` for a cache folder that cannot be written; the endpoint asks before it starts."""
+    root = cache_root()
+    with _usable(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+
+
+@contextmanager
+def _usable(root: Path) -> Iterator[None]:
+    """Whatever the system says inside is about the place that the user chose for the cache."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"the cache folder {root} cannot be used",
+            found=error.strerror or str(error),
+            expected="a folder that can be written",
+            fix="have SPARSEHUB_CACHE name one",
+        ) from error
 
 
 def _lock(path: Path, mode: int) -> int:

@@ -69,7 +69,7 @@ def read_policy(path: Path | None = None) -> Policy:
     from sparsehub.package.policy import Identity, Policy
 
     if path is None and (named := os.environ.get("SPARSEHUB_POLICY")):
-        path = Path(named)
+        path = Path(named).expanduser()
     written = read_settings().policy if path is None else build(PolicyFile, _yaml(path), str(path), UsageError)
     folder = (path or settings_file()).parent
     return Policy(

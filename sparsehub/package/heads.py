@@ -154,7 +154,9 @@ def _template(backbone: Backbone, task: TaskSpec, pad_token_id: int) -> nn.Modul
     shape = (task.kind, task.num_outputs, task.problem_type, pad_token_id)
     if shape not in kept:
         with torch.device("meta"):
-            kept[shape] = auto_class(task.kind).from_config(task_config(backbone.config, task, pad_token_id))
+            kept[shape] = auto_class(task.kind).from_config(
+                task_config(backbone.config, task, pad_token_id), trust_remote_code=False
+            )
     return kept[shape]
 
 

@@ -72,7 +72,9 @@ def load_task_model(
     from transformers import AutoConfig, AutoModel
 
     pad = load_tokenizer(checkpoint).pad_token_id
-    config = task_config(AutoConfig.from_pretrained(checkpoint.folder), task, pad)
+    config = task_config(
+        AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False), task, pad
+    )
     if task.head.type == LINEAR:
         module, missing = load_module(AutoModel, checkpoint, dtype=dtype, device=device, config=config)
         return with_linear_head(adopt(module, checkpoint, missing), task)

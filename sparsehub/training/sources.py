@@ -68,7 +68,9 @@ def read_table(source: Source, name: str, wanted: Sequence[str] | None = None, l
         if files is not None:
             tables = [read_file(path, wanted, layout) for path in files]
             return (
-                tables[0] if files == (Path(source),) else joined(tables, [f"{path.name} in {shown}" for path in files])
+                tables[0]
+                if len(files) == 1 and Path(source).expanduser() == files[0]
+                else joined(tables, [f"{path.name} in {shown}" for path in files])
             )
         return _read_hub(str(source), wanted, layout)
     except SparsehubError:
@@ -80,15 +82,15 @@ def read_table(source: Source, name: str, wanted: Sequence[str] | None = None, l
 
 def source_files(source: str | Path) -> tuple[Path, ...] | None:
     """The files that a source names; None for a data set of the Hub. Raises `DataError` where they are not there."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return (path,)
     if str(source) and path.is_dir():
         fix = f"name one of its files, or a split: {source}:train"
         raise DataError(f"{source} is a folder, where rows of one split are expected", fix=fix)
     folder, _, split = str(source).rpartition(":")
-    if folder and split and Path(folder).is_dir():
-        return split_files(Path(folder), split)
+    if folder and split and Path(folder).expanduser().is_dir():
+        return split_files(Path(folder).expanduser(), split)
     if format_of(path.name):
         raise DataError(f"there is no file {source}", found=f"working folder {Path.cwd()}")
     return None

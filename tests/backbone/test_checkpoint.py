@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -294,3 +295,29 @@ def test_an_adapter_is_no_checkpoint(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(BackboneError, match="holds a PEFT adapter, not a checkpoint"):
         open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_checkpoint_that_brings_code_is_refused_by_name(
+    folder: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody is asked"))
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / file).write_text(json.dumps({"auto_map": {"AutoModel": "evil.Model"}, "model_type": "evil"}))
+    (folder / "evil.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(BackboneError, match=rf"auto_map in {file}.*evil\.Model.*choose another backbone"):
+        open_checkpoint(str(folder))
+
+
+def test_whatever_transformers_loads_it_is_told_to_run_no_code() -> None:
+    """Without the word it would ask at the keyboard, and wait there."""
+    root, calls = Path(__file__).parents[2], 0
+    for file in [*root.glob("sparsehub/**/*.py"), *root.glob("serving/**/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = ast.unparse(node.func.value)
+                if node.func.attr in ("from_pretrained", "from_config") and "auto" in owner.lower():
+                    calls += 1
+                    told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                    assert told.get("trust_remote_code") == "False", f"{file}:{node.lineno}"
+    assert calls >= 7

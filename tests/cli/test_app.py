@@ -261,3 +261,13 @@ def test_ls_of_an_empty_hub_is_an_empty_list(run: Any, tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     assert json.loads(run("ls", tmp_path / "hub", "--json").out) == []
     assert "holds no tasks yet" in run("ls", tmp_path / "hub").out
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "~/made"], ["inspect", "--html=~/page.html", "~/made"]])
+def test_a_tilde_that_no_shell_replaced_is_home(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit):
+        sparsehub.cli.app.main(arguments)
+    assert f"{tmp_path}/made" in capsys.readouterr().err.replace("\n", "")

@@ -79,7 +79,8 @@ def test_a_full_queue_is_429_with_retry_after_and_nothing_else_breaks(halted: Ca
 def send_raw(server: Any, name: str, *texts: str) -> socket.socket:
     """A request whose answer nobody has read yet."""
     body = json.dumps({"model": name, "input": texts}).encode()
-    head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/json"
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(head.encode() + b"\r\n\r\n" + body)
     return connection

@@ -220,5 +220,5 @@ class Soak:
 
 def request_of(choices: Choices) -> bytes:
     body = json.dumps({"model": choices.choice(TASKS), "input": TEXTS * 4}).encode()
-    head = f"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     return head.encode() + b"Content-Type: application/json\r\n\r\n" + body

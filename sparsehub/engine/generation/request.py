@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -47,8 +46,8 @@ class Sampling:
 
 
 def _within(name: str, value: float, least: float, most: float) -> None:
-    if not math.isfinite(value) or not least <= value <= most:
-        raise RequestError(f"{name} is out of range", found=value, expected=f"{least:g} to {most:g}")
+    if not least <= value <= most:  # nor is NaN
+        raise RequestError(f"{name} is out of range", found=str(value)[:80], expected=f"{least:g} to {most:g}")
 
 
 class TokenAlternative(NamedTuple):
