@@ -20,6 +20,7 @@ from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
 from sparsehub.settings import (
     FROZEN,
+    OF_MACHINE,
     PREFIX,
     AtHome,
     Configuration,
@@ -44,7 +45,7 @@ SERVER_GRACE = 30.0  # seconds that the server around the app waits longer than 
 STARTED_BY = "SPARSEHUB_STARTED_BY"  # the variable by which `sparsehub serve` says that the user typed flags
 STARTS = "SPARSEHUB_STARTS"  # of `supervision.py`
 AUTO = "auto"
-_NOT_SETTINGS = {"SPARSEHUB_CACHE", STARTED_BY, STARTS}
+_NOT_SETTINGS = {*OF_MACHINE, STARTED_BY, STARTS}
 _BOOLEANS = {"True": True, "true": True, "1": True, "False": False, "false": False, "0": False}
 
 

@@ -26,6 +26,7 @@ from sparsehub.files import at_home
 from sparsehub.schema import unknown_name
 
 PREFIX = "SPARSEHUB_"  # of environment variables
+OF_MACHINE = ("SPARSEHUB_CACHE", "SPARSEHUB_CPU")  # what such variables say of a machine: no setting of any command
 FROZEN = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 REQUIRED: Any = dataclasses.MISSING  # the default of a setting that has none
 

@@ -36,7 +36,7 @@ def _serve(
         require("gradio", "console")
     from serving.preflight import check_address, check_settings
     from serving.settings import FLAGS, STARTED_BY, settings_from
-    from sparsehub.settings import PREFIX, errors_named
+    from sparsehub.settings import OF_MACHINE, PREFIX, errors_named
 
     if host not in LOOPBACK and "keys" not in given and not given.get("open"):
         raise UsageError(
@@ -47,7 +47,7 @@ def _serve(
     address = check_address(host, port)
     with errors_named(FLAGS):
         check_settings(settings)
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k == "SPARSEHUB_CACHE"}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) or k in OF_MACHINE}
     environment = {"BENTOML_DO_NOT_TRACK": "True", **inherited, **settings.to_environment(), STARTED_BY: "serve"}
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", address, "--port", str(port)]
     sys.stdout.flush()

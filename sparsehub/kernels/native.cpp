@@ -238,6 +238,24 @@ PyObject* py_norm(PyObject*, PyObject* arguments) {
     });
 }
 
+// The chosen instruction set, whether the machine has each, and the bytes of its second cache.
+PyObject* py_machine(PyObject*, PyObject*) {
+    return Py_BuildValue("(i(iii)n)", chosen.set, machine_has(PLAIN), machine_has(AVX2), machine_has(AVX512),
+                         static_cast<Py_ssize_t>(chosen.second_cache));
+}
+
+PyObject* py_choose(PyObject*, PyObject* arguments) {
+    int set;
+    Py_ssize_t second_cache;
+    if (!PyArg_ParseTuple(arguments, "in", &set, &second_cache)) return nullptr;
+    if (set < PLAIN || set > AVX512 || !machine_has(static_cast<InstructionSet>(set))) {
+        PyErr_SetString(PyExc_ValueError, "the machine does not have this instruction set");
+        return nullptr;
+    }
+    chosen = {static_cast<InstructionSet>(set), second_cache};
+    Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"gather", py_gather, METH_VARARGS, "(arena, positions, out, item_bytes, position_bytes, count, threads, size)"},
     {"scatter_copy", py_scatter_copy, METH_VARARGS,
@@ -253,6 +271,8 @@ PyMethodDef methods[] = {
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},
     {"norm", py_norm, METH_VARARGS, "(x, y, dtype, width, blocks, block_count, table, epsilon, centered, threads)"},
+    {"machine", py_machine, METH_NOARGS, "() -> (instruction set, which there are, bytes of the second cache)"},
+    {"choose", py_choose, METH_VARARGS, "(instruction set, bytes of the second cache)"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -1,7 +1,8 @@
 """The kernels in C++ for the CPU, called by `sparsehub.kernels`, which states their contracts.
 
 The extension is built at install where there is a compiler. Where it was not, `takes` and `takes_matrix` are False, one
-warning is logged, and `sparsehub.kernels` uses torch.
+warning is logged, and `sparsehub.kernels` uses torch. It uses the best instruction set that the CPU has, or the one
+that the environment's `SPARSEHUB_CPU` names.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from sparsehub.errors import UsageError
 from sparsehub.kernels import torch_ops
 from sparsehub.kernels.sparse import (
     MAX_SHORT_COLUMNS,
@@ -28,17 +32,58 @@ from sparsehub.kernels.sparse import (
 )
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+INSTRUCTION_SETS = ("plain", "avx2", "avx512")  # in the order of `enum InstructionSet` in cpu.hpp
+FORCED = "SPARSEHUB_CPU"
 log = logging.getLogger("sparsehub")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the kernels know of the machine that they run on; printed by benchmarks, changed by tests."""
+
+    instruction_set: str  # in use: one of INSTRUCTION_SETS
+    available: tuple[str, ...]  # those that the CPU has
+    second_cache: int  # bytes of a core's second-level cache: how many tokens are packed together follows from it
 
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled module, or None where it was not built."""
+    """The compiled module, or None where it was not built. Raises `UsageError` where `SPARSEHUB_CPU` cannot be had."""
     try:
-        return importlib.import_module("sparsehub.kernels._native")
+        module = importlib.import_module("sparsehub.kernels._native")
     except ImportError:
         log.warning("the native kernels are not built, torch's are used; install sparsehub again with a C++ compiler")
         return None
+    if forced := os.environ.get(FORCED):
+        if not hasattr(module, "choose"):
+            fix = "install sparsehub again"
+            raise UsageError(f"{FORCED} is set, and the native kernels are of an older build", found=forced, fix=fix)
+        _choose(module, forced)
+    return module
+
+
+def machine() -> Machine:
+    """The machine, and what is in use of it."""
+    used, there, second_cache = _module().machine()
+    available = tuple(name for name, has in zip(INSTRUCTION_SETS, there, strict=True) if has)
+    return Machine(INSTRUCTION_SETS[used], available, second_cache)
+
+
+def choose(instruction_set: str, second_cache: int | None = None) -> None:
+    """Use another instruction set from now on, or another size of the second cache (bytes) than the machine's.
+
+    For tests and benchmarks, while no kernel runs. Raises `UsageError` where the CPU does not have it.
+    """
+    _choose(_module(), instruction_set, second_cache)
+
+
+def _choose(module: ModuleType, instruction_set: str, second_cache: int | None = None) -> None:
+    _, there, known = module.machine()
+    available = [name for name, has in zip(INSTRUCTION_SETS, there, strict=True) if has]
+    if instruction_set not in available:
+        expected = f"one of those that this CPU has: {', '.join(available)}"
+        raise UsageError("the kernels cannot use this instruction set", found=instruction_set, expected=expected)
+    module.choose(INSTRUCTION_SETS.index(instruction_set), known if second_cache is None else second_cache)
 
 
 def takes(arena: Tensor) -> bool:

@@ -29,7 +29,7 @@ inline void round_to(float value, BFloat16& out) {  // to the nearest, ties to e
     out.bits = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
-#ifdef __FLT16_MAX__
+#if defined(__FLT16_MAX__) && (defined(__x86_64__) || defined(__clang__) || __GNUC__ >= 13)  // gcc 12 for arm64: C alone
 #define HAS_FLOAT16 1
 inline float to_float(_Float16 value) { return static_cast<float>(value); }
 inline void round_to(float value, _Float16& out) { out = static_cast<_Float16>(value); }

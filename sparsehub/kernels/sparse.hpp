@@ -8,15 +8,17 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "compress.hpp"
 #include "vectors.hpp"
 
-constexpr int FEW = 4;       // tokens of a block below which it is not packed
-constexpr int WIDEST = 32;   // tokens of the largest block
-constexpr int64_t SHORT = 24; // mean entries of a tile's rows up to which the rows are summed together
+constexpr int64_t FEW = 4;        // tokens of a block below which it is not packed
+constexpr int64_t NARROWEST = 8;  // tokens of the smallest packed block
+constexpr int64_t WIDEST = 32;    // tokens of the largest
+constexpr int64_t SHORT = 24;     // mean entries of a tile's rows up to which the rows are summed together
 
 struct Map {  // one of the maps that share x: its y [tokens, out], b [out] where FRESH (or 0), the changes by task
     int64_t out, b, y, matrices;
@@ -31,26 +33,27 @@ struct Part {  // some of a map's rows, whole tiles of them: what one thread com
     }
 };
 
-// x [count, in] to packed [in, W]; tokens beyond count are zeros.
-template <int W, class T>
+// x [count, in] to packed [in, W]; tokens beyond count are zeros. All tokens of a few columns before the next columns:
+// so each line of `packed` is written whole, and is not fetched again for other tokens.
+template <int64_t W, class V, class T>
 INLINE void pack_block(const T* x, int64_t in, int64_t count, float* packed) {
-    for (int64_t q = 0; q < W; q += 8) {
-        int64_t c = 0;
-        for (; c + 8 <= in; c += 8) {
-            V8 r[8];
-            for (int64_t u = 0; u < 8; u++) r[u] = q + u < count ? load8(x + (q + u) * in + c) : V8{};
-            transpose8(r);
-            for (int64_t u = 0; u < 8; u++) *reinterpret_cast<V8*>(packed + (c + u) * W + q) = r[u];
+    constexpr int64_t S = LANES<V>;
+    int64_t c = 0;
+    for (; c + S <= in; c += S)
+        for (int64_t q = 0; q < W; q += S) {
+            V r[S];
+            for (int64_t u = 0; u < S; u++) r[u] = q + u < count ? load<V>(x + (q + u) * in + c) : V{};
+            transpose(r);
+            for (int64_t u = 0; u < S; u++) *reinterpret_cast<V*>(packed + (c + u) * W + q) = r[u];
         }
-        for (; c < in; c++)
-            for (int64_t u = 0; u < 8; u++) packed[c * W + q + u] = q + u < count ? to_float(x[(q + u) * in + c]) : 0.f;
-    }
+    for (; c < in; c++)
+        for (int64_t q = 0; q < W; q++) packed[c * W + q] = q < count ? to_float(x[q * in + c]) : 0.f;
 }
 
 // tile [rows, W]: the products of rows first to last of dW with a packed block, plus b where there is one.
-template <class V, int N, class C, class T>
+template <class V, int64_t W, class C, class T>
 INLINE void sum_rows(const Matrix& m, const T* b, const float* packed, int64_t first, int64_t last, float* tile) {
-    constexpr int W = sizeof(V) / sizeof(float) * N;
+    constexpr int64_t N = W / LANES<V>;
     const int32_t* starts = at<const int32_t>(m.starts);
     const C* columns = at<const C>(m.columns);
     const float *values = at<const float>(m.values), *bias = at<const float>(m.bias);
@@ -58,27 +61,30 @@ INLINE void sum_rows(const Matrix& m, const T* b, const float* packed, int64_t f
     for (int64_t i = 0; i < last - first; i++) {
         const int64_t place = order ? order[i] : i, r = first + place;
         V sums[N];
-        for (int j = 0; j < N; j++) sums[j] = V{} + ((b ? to_float(b[r]) : 0.f) + (bias ? bias[r] : 0.f));
+        for (int64_t j = 0; j < N; j++) sums[j] = V{} + ((b ? to_float(b[r]) : 0.f) + (bias ? bias[r] : 0.f));
         for (int32_t k = starts ? starts[r] : 0, end = starts ? starts[r + 1] : 0; k < end; k++) {
             const V* x = reinterpret_cast<const V*>(packed + static_cast<int64_t>(columns[k]) * W);
-            for (int j = 0; j < N; j++) sums[j] += values[k] * x[j];
+            for (int64_t j = 0; j < N; j++) sums[j] += values[k] * x[j];
         }
-        for (int j = 0; j < N; j++) reinterpret_cast<V*>(tile + place * W)[j] = sums[j];
+        for (int64_t j = 0; j < N; j++) reinterpret_cast<V*>(tile + place * W)[j] = sums[j];
     }
 }
 
 // y [count, out] += tile', or = tile', for rows first to last.
-template <int W, bool FRESH, class T>
+template <class V, int64_t W, bool FRESH, class T>
 INLINE void add_tile(T* y, int64_t out, int64_t count, int64_t first, int64_t last, const float* tile) {
-    const int64_t whole = first + (last - first) / 8 * 8;
-    for (int64_t q = 0; q < count; q += 8) {  // a token's rows one after the other: they lie in one cache line of y
-        const int64_t tokens = std::min<int64_t>(8, count - q);
-        for (int64_t r = first; r < whole; r += 8) {
-            V8 part[8];
-            for (int64_t u = 0; u < 8; u++) part[u] = *reinterpret_cast<const V8*>(tile + (r - first + u) * W + q);
-            transpose8(part);
-            for (int64_t u = 0; u < tokens; u++)
-                FRESH ? store8(y + (q + u) * out + r, part[u]) : add8(y + (q + u) * out + r, part[u]);
+    constexpr int64_t S = LANES<V>;
+    const int64_t whole = first + (last - first) / S * S;
+    for (int64_t q = 0; q < count; q += S) {  // a token's rows one after the other: they lie in one cache line of y
+        const int64_t tokens = std::min(S, count - q);
+        for (int64_t r = first; r < whole; r += S) {
+            V part[S];
+            for (int64_t u = 0; u < S; u++) part[u] = *reinterpret_cast<const V*>(tile + (r - first + u) * W + q);
+            transpose(part);
+            for (int64_t u = 0; u < tokens; u++) {
+                T* place = y + (q + u) * out + r;
+                store(place, FRESH ? part[u] : load<V>(place) + part[u]);
+            }
         }
     }
     for (int64_t r = whole; r < last; r++)
@@ -176,10 +182,10 @@ INLINE void fill(const T* b, T* y, int64_t out, int64_t count, int64_t from, int
     }
 }
 
-// All maps for one block of tokens; of each, a part of its rows.
-template <class V, int N, class C, bool FRESH, class T>
+// All maps for one block of at most W tokens; of each, a part of its rows.
+template <class Set, int64_t W, class C, bool FRESH, class T>
 INLINE void packed_block(const T* x, int64_t in, const Map* maps, int64_t count, const Block& block, Part part) {
-    constexpr int W = sizeof(V) / sizeof(float) * N;
+    typedef std::conditional_t<(W < LANES<typename Set::Widest>), V8, typename Set::Widest> V;
     float* packed = nullptr;
     alignas(64) float tile[TILE * W];
     for (const Map* map = maps; map < maps + count; map++) {
@@ -191,11 +197,12 @@ INLINE void packed_block(const T* x, int64_t in, const Map* maps, int64_t count,
             if (FRESH) fill(b, y, map->out, block.count, from, to);
             continue;
         }
-        if (m.starts && !packed) pack_block<W>(x + block.token * in, in, block.count, packed = scratch(in * W));
+        if (m.starts && !packed)
+            pack_block<W, typename Set::Square>(x + block.token * in, in, block.count, packed = scratch(in * W));
         for (int64_t first = from; first < to; first += TILE) {
             const int64_t last = std::min(to, first + TILE);
-            sum_rows<V, N, C>(m, b, packed, first, last, tile);
-            add_tile<W, FRESH>(y, map->out, block.count, first, last, tile);
+            sum_rows<V, W, C>(m, b, packed, first, last, tile);
+            add_tile<typename Set::Square, W, FRESH>(y, map->out, block.count, first, last, tile);
         }
     }
 }
@@ -211,24 +218,36 @@ INLINE void small_block(const T* x, int64_t in, const Map* maps, int64_t count, 
     }
 }
 
+// The tokens that are packed together: as many as half of the second cache holds, since x, y and dW pass through it too.
+// The first cache does not matter: with its own tokens in it, each entry of dW serves fewer of them, which costs more.
+inline int64_t tokens_together(int64_t in) {
+    int64_t tokens = WIDEST;
+    while (tokens > NARROWEST && in * tokens * static_cast<int64_t>(sizeof(float)) > chosen.second_cache / 2) tokens /= 2;
+    return tokens;
+}
+
 // Blocks times parts of the maps' rows, in any order: each writes its own part of every y.
 template <class T, class C, bool FRESH>
-BEST_OF_MACHINE void sparse_linear(const T* x, int64_t in, const Map* maps, int64_t map_count, const Block* blocks,
-                                   int64_t count, int threads) {
+void sparse_linear(const T* x, int64_t in, const Map* maps, int64_t map_count, const Block* blocks, int64_t count,
+                   int threads) {
     const int parts = count >= 2 * threads ? 1 : threads;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t i = 0; i < count * parts; i++) {
-        const Block& block = blocks[i / parts];
+    const int64_t together = tokens_together(in);
+    share_out(count * parts, threads, [=](auto set, int64_t i) INLINE_BODY {
+        typedef decltype(set) Set;
         const Part part = {i % parts, parts};
-        if (block.count < FEW)
-            small_block<C, FRESH>(x, in, maps, map_count, block, part);
-        else if (block.count <= 8)
-            packed_block<V8, 1, C, FRESH>(x, in, maps, map_count, block, part);
-        else if (block.count <= 16)
-            packed_block<V16, 1, C, FRESH>(x, in, maps, map_count, block, part);
-        else
-            packed_block<V16, 2, C, FRESH>(x, in, maps, map_count, block, part);
-    }
+        Block block = blocks[i / parts];
+        for (int64_t left = block.count; left > 0; left -= block.count, block.token += block.count) {
+            block.count = std::min(left, together);
+            if (block.count < FEW)
+                small_block<C, FRESH>(x, in, maps, map_count, block, part);
+            else if (block.count <= NARROWEST)
+                packed_block<Set, NARROWEST, C, FRESH>(x, in, maps, map_count, block, part);
+            else if (block.count <= WIDEST / 2)
+                packed_block<Set, WIDEST / 2, C, FRESH>(x, in, maps, map_count, block, part);
+            else
+                packed_block<Set, WIDEST, C, FRESH>(x, in, maps, map_count, block, part);
+        }
+    });
 }
 
 // y[i] += dW[ids[i]]: the changed entries of the rows that were looked up.

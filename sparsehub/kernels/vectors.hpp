@@ -1,21 +1,10 @@
-// Vectors of eight and sixteen floats, and the structs in which Python describes a batch.
+// Vectors of floats as the kernels load, transpose and store them, and the structs in which Python describes a batch.
 #pragma once
 
-#include <omp.h>
+#include <type_traits>
 
+#include "cpu.hpp"
 #include "numbers.hpp"
-
-// One source, several instruction sets: the loader picks the best that the machine has. NEON is part of every arm64.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define BEST_OF_MACHINE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define BEST_OF_MACHINE
-#endif
-#define INLINE inline __attribute__((always_inline))  // so that it is compiled for the instruction set of its caller
-
-typedef float V8 __attribute__((vector_size(32)));
-typedef float V16 __attribute__((vector_size(64)));
-typedef float Unaligned8 __attribute__((vector_size(32), aligned(4)));
 
 constexpr int64_t FEW_NUMBERS = 1 << 16;  // numbers below which one thread does all the work
 
@@ -41,11 +30,23 @@ inline int threads_for(const Block* blocks, int64_t count, int64_t width, int th
 #ifdef __clang__
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-typedef int Lanes8 __attribute__((vector_size(32)));
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Lanes8){__VA_ARGS__})
+template <class V>
+struct Lanes {
+    typedef int Type __attribute__((vector_size(sizeof(V))));
+};
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Lanes<std::decay_t<decltype(a)>>::Type){__VA_ARGS__})
 #endif
 
-INLINE void transpose8(V8* r) {
+INLINE void transpose(V4* r) {
+    const V4 a = SHUFFLE(r[0], r[1], 0, 4, 1, 5), b = SHUFFLE(r[2], r[3], 0, 4, 1, 5);
+    const V4 c = SHUFFLE(r[0], r[1], 2, 6, 3, 7), d = SHUFFLE(r[2], r[3], 2, 6, 3, 7);
+    r[0] = SHUFFLE(a, b, 0, 1, 4, 5);
+    r[1] = SHUFFLE(a, b, 2, 3, 6, 7);
+    r[2] = SHUFFLE(c, d, 0, 1, 4, 5);
+    r[3] = SHUFFLE(c, d, 2, 3, 6, 7);
+}
+
+INLINE void transpose(V8* r) {
     V8 a[8], b[8];
     for (int i = 0; i < 8; i += 2) {
         a[i] = SHUFFLE(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -63,20 +64,26 @@ INLINE void transpose8(V8* r) {
     }
 }
 
-INLINE V8 load8(const float* from) { return *reinterpret_cast<const Unaligned8*>(from); }
-INLINE void add8(float* to, V8 change) {
-    Unaligned8* place = reinterpret_cast<Unaligned8*>(to);
-    *place = *place + change;
+template <class V>
+struct Anywhere {  // V at any address of a float
+    typedef V Type __attribute__((aligned(4), may_alias));
+};
+
+template <class V>
+INLINE V load(const float* from) {
+    return *reinterpret_cast<const typename Anywhere<V>::Type*>(from);
 }
-INLINE V8 load8(const BFloat16* from) {
-    V8 result;
-    for (int i = 0; i < 8; i++) result[i] = to_float(from[i]);
+template <class V>
+INLINE V load(const BFloat16* from) {
+    V result;
+    for (int64_t i = 0; i < LANES<V>; i++) result[i] = to_float(from[i]);
     return result;
 }
-INLINE void add8(BFloat16* to, V8 change) {
-    for (int i = 0; i < 8; i++) round_to(to_float(to[i]) + change[i], to[i]);
+template <class V>
+INLINE void store(float* to, V value) {
+    *reinterpret_cast<typename Anywhere<V>::Type*>(to) = value;
 }
-INLINE void store8(float* to, V8 value) { *reinterpret_cast<Unaligned8*>(to) = value; }
-INLINE void store8(BFloat16* to, V8 value) {
-    for (int i = 0; i < 8; i++) round_to(value[i], to[i]);
+template <class V>
+INLINE void store(BFloat16* to, V value) {
+    for (int64_t i = 0; i < LANES<V>; i++) round_to(value[i], to[i]);
 }
