@@ -136,6 +136,7 @@ def suite(tiny_tasks: TinyTasks) -> Mapping[str, Path]:
         "rating": tiny_tasks.write("rating", "regression", seed=4),
         "choice": tiny_tasks.write("choice", "multiple-choice", seed=5),
         "words": tiny_tasks.write("words", "token-classification", labels=4, seed=6),
+        "several": tiny_tasks.write("several", "multi-label-classification", labels=4, seed=7),
     }
 
 

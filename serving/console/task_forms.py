@@ -13,12 +13,12 @@ from sparsehub.errors import RequestError
 
 MOST_FIELDS = 8
 NEW_TOKENS = 64  # of a text that is generated here
-SCORE, WORDS, LABEL, TEXT = "score", "words", "label", "text"
+SCORE, WORDS, LABEL, LABELS, TEXT = "score", "words", "label", "labels", "text"
 
 
 @dataclass(frozen=True)
 class TaskForm:
-    """What a task takes and gives. fields: names of its texts, in order; gives: one of the four above."""
+    """What a task takes and gives. fields: names of its texts, in order; gives: one of the five above."""
 
     reference: str
     fields: tuple[str, ...]
@@ -46,7 +46,7 @@ async def form_of(ask: EndpointClient, reference: str) -> TaskForm:
         raise RequestError("this task has more fields than the console shows", found=len(fields))
     if outputs.get("probs") == [-1, 0]:
         return TaskForm(reference, ("prompt",), TEXT)
-    return TaskForm(reference, fields, next(kind for kind in (SCORE, WORDS, LABEL) if kind in outputs))
+    return TaskForm(reference, fields, next(kind for kind in (SCORE, WORDS, LABEL, LABELS) if kind in outputs))
 
 
 async def answer_of(ask: EndpointClient, form: TaskForm, texts: Sequence[str]) -> ShownAnswer:
@@ -69,6 +69,10 @@ def _shown(raw: Any, entry: Mapping[str, Any]) -> ShownAnswer:
     if "words" in entry:
         words = [part for word in entry["words"] for part in ((word["word"], word["label"]), (" ", None))]
         return ShownAnswer(_who(raw), raw, words=words)
+    if "labels" in entry:
+        given = ", ".join(map(escape, entry["labels"])) or "none of the labels"
+        text = f'<p class="labels">{given}</p>{_who(raw)}'
+        return ShownAnswer(text, raw, probabilities=dict(zip(raw["labels"], entry["probs"], strict=True)))
     return ShownAnswer(_who(raw), raw, probabilities=dict(zip(raw["labels"], entry["probs"], strict=True)))
 
 

@@ -114,6 +114,18 @@ class Classification(ApiModel):
     num_classes: int
 
 
+class LabelSet(ApiModel):
+    """One input of multi-label classification: the labels that it gets, which may be none."""
+
+    index: int
+    """Of the input in the request."""
+    labels: tuple[str, ...]
+    """Those whose probability reaches their threshold."""
+    probs: tuple[float, ...]
+    """A probability for each label of the task, each by itself, in the order of `labels` beside `data`."""
+    num_classes: int
+
+
 @with_config(ApiModel.model_config)
 class TaggedWord(TypedDict):
     """One word's label. It is a dictionary, since a request may have thousands of them and a model costs 6 us each."""
@@ -140,10 +152,12 @@ class TaggedText(ApiModel):
 class ClassifyResponse(ListResponse):
     """One item for each input, in order."""
 
-    data: list[SerializeAsAny[Classification | TaggedText | FailedItem]]
+    data: list[SerializeAsAny[Classification | LabelSet | TaggedText | FailedItem]]
     usage: UsageInfo
     labels: list[str]
     """All labels of the task, in the order of the probabilities."""
+    thresholds: list[float] | None = None
+    """Multi-label: by label, the probability from which on it is given; absent elsewhere."""
 
 
 class ScoreItem(ApiModel):

@@ -1,5 +1,5 @@
 """POST /v1/classify, /classify: labels and probabilities; vLLM's shape, with one entry per word for token
-classification, each with its place in the text."""
+classification, each with its place in the text, and a set of labels for multi-label."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from serving.protocol.tasks import (
     Classification,
     ClassifyRequest,
     ClassifyResponse,
+    LabelSet,
     TaggedText,
     TaggedWord,
 )
@@ -56,14 +57,20 @@ async def classify(body: ClassifyRequest, request: Request, service: RunningServ
     answers = await results(request, ticket.futures)
     data = [_item(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]
     common = envelope("classify", body.model, ticket.task, ticket.tokens)
-    return ClassifyResponse(**common, object="list", data=data, labels=list(ticket.task.spec.labels))
+    spec = ticket.task.spec
+    several: dict[str, Any] = {"thresholds": list(spec.thresholds)} if spec.thresholds else {}
+    return ClassifyResponse(**common, object="list", data=data, labels=list(spec.labels), **several)
 
 
-def _item(index: int, item: Any, answer: Prediction | SparsehubError) -> Classification | TaggedText | FailedItem:
+def _item(
+    index: int, item: Any, answer: Prediction | SparsehubError
+) -> Classification | LabelSet | TaggedText | FailedItem:
     if isinstance(answer, SparsehubError):
         return failed_item(index, answer)
     if answer.words:
         return TaggedText(index=index, words=tagged_words(item, answer))
+    if answer.labels is not None:
+        return LabelSet(index=index, labels=answer.labels, probs=answer.scores, num_classes=len(answer.scores))
     return Classification(index=index, **_label_of(answer))
 
 

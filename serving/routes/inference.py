@@ -35,7 +35,7 @@ from serving.routes.classify import tagged_words
 from sparsehub import __version__
 from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
-from sparsehub.package.task_spec import REGRESSION, TOKEN_CLASSIFICATION
+from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION
 
 router = APIRouter(prefix="/v2")
 TEXT = "input"  # the plain backbone's only field
@@ -154,17 +154,23 @@ def _outputs(info: TaskInfo) -> list[TensorMetadata]:
     if info.spec.kind == TOKEN_CLASSIFICATION:
         return [TensorMetadata(name="words", datatype="BYTES", shape=[-1])]
     probabilities = TensorMetadata(name="probs", datatype="FP32", shape=[-1, len(info.spec.labels)])
+    if info.spec.kind == MULTI_LABEL:
+        return [TensorMetadata(name="labels", datatype="BYTES", shape=[-1]), probabilities]
     return [TensorMetadata(name="label", datatype="BYTES", shape=[-1]), probabilities]
 
 
 def _tensors(info: TaskInfo, rows: list[dict[str, str]], answers: list[Any]) -> list[OutputTensor]:
-    """The rows of words differ in length, so each is one string of JSON."""
+    """Rows of words or of several labels differ in length, so each is one string of JSON."""
     if info.spec.kind == REGRESSION:
         return [floats("score", [len(answers)], [[answer.value] for answer in answers])]
     if info.spec.kind == TOKEN_CLASSIFICATION:
         return [json_strings("words", [tagged_words(row, answer) for row, answer in zip(rows, answers, strict=True)])]
     shape = [len(answers), len(answers[0].scores)]
-    return [strings("label", [a.label for a in answers]), floats("probs", shape, [a.scores for a in answers])]
+    if info.spec.kind == MULTI_LABEL:
+        given = json_strings("labels", [a.labels for a in answers])
+    else:
+        given = strings("label", [a.label for a in answers])
+    return [given, floats("probs", shape, [a.scores for a in answers])]
 
 
 def _answer(

@@ -11,6 +11,7 @@ from sparsehub.extras import require
 from sparsehub.files import TEMPORARY_PREFIX
 from sparsehub.package.task_spec import (
     LINEAR,
+    MULTI_LABEL,
     MULTIPLE_CHOICE,
     REGRESSION,
     TEXT_CLASSIFICATION,
@@ -30,9 +31,17 @@ TRANSFORMERS, SENTENCE_TRANSFORMERS = "transformers", "sentence-transformers"
 LIBRARIES = [TRANSFORMERS, SENTENCE_TRANSFORMERS]
 _PIPELINES = {
     TEXT_CLASSIFICATION: "text-classification",
+    MULTI_LABEL: "text-classification",
     REGRESSION: "text-classification",
     TOKEN_CLASSIFICATION: "token-classification",
     TEXT_GENERATION: "text-generation",
+}
+
+# What text classification of transformers is told, by kind: of several labels it gives every one, with its probability.
+_ANSWERS: dict[str, dict[str, Any]] = {
+    TEXT_CLASSIFICATION: {},
+    MULTI_LABEL: {"function_to_apply": "sigmoid", "top_k": None},
+    REGRESSION: {"function_to_apply": "none"},
 }
 
 
@@ -94,8 +103,8 @@ def pipeline(
     options: dict[str, Any] = {}
     if task.kind != TEXT_GENERATION:
         tokenizer.model_max_length = task.max_length
-    if task.kind in (TEXT_CLASSIFICATION, REGRESSION):
-        options = {"truncation": True, **({"function_to_apply": "none"} if task.kind == REGRESSION else {})}
+    if task.kind in _ANSWERS:
+        options = {"truncation": True, **_ANSWERS[task.kind]}
     model = _task_model(package, checkpoint, dtype).model.eval()
     if task.head.type == LINEAR:
         options["pipeline_class"] = _linear_pipeline(task)

@@ -112,6 +112,8 @@ def _said(labels: Sequence[str], found: Prediction) -> dict[str, Any]:
         return {"words": [_said(labels, word) for word in found.words]}
     if found.value is not None:
         return {"value": found.value}
+    if found.labels is not None:
+        return {"labels": list(found.labels), "probs": dict(zip(labels, found.scores, strict=True))}
     return {"label": found.label, "probs": dict(zip(labels, found.scores, strict=True))}
 
 
@@ -145,4 +147,6 @@ def _shown(answer: Answer) -> list[str]:
         return [" ".join(str(word.label) for word in found.words), ""]
     if found.value is not None:
         return [f"{found.value:.4f}", ""]
+    if found.labels is not None:
+        return [", ".join(found.labels) or "none of the labels", f"{max(found.scores):.3f}"]
     return [str(found.label), f"{max(found.scores):.3f}"]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparsehub.cli.output import console, show_fields, show_table
-from sparsehub.package.describe import head_text
+from sparsehub.package.describe import head_text, thresholds_text
 from sparsehub.package.units import size_text
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def show_package(package: PackageSummary, **more: object) -> None:
         "kind": task.kind,
         "fields": ", ".join((*task.text_fields, *task.choice_fields)),
         **({"labels": labels + (" ..." if len(task.labels) > SHOWN_LABELS else "")} if task.labels else {}),
+        **({"thresholds": thresholds_text(task, SHOWN_LABELS)} if task.thresholds else {}),
         "backbone": f"{backbone.id} ({backbone.architecture}, {backbone.parameters:,} parameters)",
         "fingerprint": backbone.fingerprint,
         "head": head_text(task),

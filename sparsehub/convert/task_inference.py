@@ -10,7 +10,9 @@ from sparsehub.errors import UsageError
 from sparsehub.files import strict_json
 from sparsehub.package.manifest_builder import metric_names
 from sparsehub.package.task_spec import (
+    EVEN,
     KINDS,
+    MULTI_LABEL,
     MULTIPLE_CHOICE,
     PROBLEM_TYPES,
     REGRESSION,
@@ -69,6 +71,7 @@ def task_of(hints: TaskHints, folder: Path | None) -> TaskSpec:
         max_length=hints.max_length,
         metrics=metric_names(kind, len(labels)),
         choice_fields=hints.choices,
+        thresholds=_thresholds(config, len(labels)) if kind == MULTI_LABEL else (),
     )
 
 
@@ -90,10 +93,24 @@ def _kind(config: dict[str, Any]) -> str:
             fix="give --kind",
         )
     problem = config.get("problem_type")
-    if problem == "multi_label_classification":
-        raise UsageError("a package holds one label a row, and this checkpoint was tuned for several", found=problem)
+    if kind == TEXT_CLASSIFICATION and problem == PROBLEM_TYPES[MULTI_LABEL]:
+        return MULTI_LABEL
     alone = len(config.get("id2label") or ("0", "1")) == 1
     return REGRESSION if kind == TEXT_CLASSIFICATION and (problem == "regression" or alone) else kind
+
+
+def _thresholds(config: dict[str, Any], labels: int) -> tuple[float, ...]:
+    """Those that `sparsehub materialize` writes into a configuration; a half where a checkpoint says nothing."""
+    stated = config.get("thresholds")
+    if stated is None:
+        return (EVEN,) * labels
+    sound = isinstance(stated, list) and len(stated) == labels
+    if not sound or not all(isinstance(number, float) and 0 <= number <= 1 for number in stated):
+        raise UsageError(
+            "the checkpoint's thresholds are not those of its labels", found=str(stated)[:80],
+            expected=f"{labels} probabilities", fix=f"take them out of its {CONFIG_FILE}",
+        )  # fmt: skip
+    return tuple(stated)
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from sparsehub.package.describe import thresholds_text
 from sparsehub.package.metadata import front_matter
 from sparsehub.package.rendering import render_markdown
 from sparsehub.package.summary import PackageSummary
@@ -24,6 +25,7 @@ def render_card(package: PackageSummary, pictures: Collection[str] = ()) -> str:
         "density_picture": DENSITY_PICTURE,
         "values_picture": VALUES_PICTURE,
         "shown_labels": SHOWN_LABELS,
+        "thresholds": thresholds_text(package.task, SHOWN_LABELS),
         "layer_share": _layer_share(package),
     }
     return render_markdown("card.md.j2", values)

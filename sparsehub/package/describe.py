@@ -17,6 +17,7 @@ from sparsehub.package.task_spec import (
     LINEAR,
     MAX,
     MEAN,
+    MULTI_LABEL,
     MULTIPLE_CHOICE,
     NONE,
     SEPARATE,
@@ -42,6 +43,8 @@ def metrics_note(manifest: Manifest) -> str:
         baseline = "`backbone` is the backbone without it. An exact match is a whole completion, token for token."
     else:
         baseline = "`majority` answers the commonest training label (or the mean)."
+    if manifest.task.kind == MULTI_LABEL:
+        baseline += " F1 is that of the labels over their thresholds, the average precision that of the scores."
     if manifest.task.head.type == LINEAR:
         baseline += " `probe` is a linear head fitted on the backbone as it is."
     return f"Of the package as written, rounding included. {baseline}"
@@ -77,6 +80,12 @@ def head_text(task: TaskSpec) -> str:
     return pooled + unit + PAIRED[head.pair or JOINT]
 
 
+def thresholds_text(task: TaskSpec, shown: int) -> str:
+    """From which probability on a label is given; empty for a task of one label a row. shown: so many labels."""
+    each = [f"{label} {least:.3g}" for label, least in zip(task.labels, task.thresholds, strict=False)]
+    return ", ".join(each[:shown]) + (f" and {len(each) - shown} more" if len(each) > shown else "")
+
+
 def training_text(manifest: Manifest) -> dict[str, str]:
     """How the package was made, by the name of the setting."""
     told = {name: value for name, value in manifest.training_stated.items() if name != "baselines"}
@@ -94,7 +103,9 @@ def limits(manifest: Manifest) -> tuple[str, ...]:
         sentences.append(f"It was trained on texts of at most {task.max_length} tokens; longer ones it has not seen.")
     else:
         sentences.append(f"Text beyond {task.max_length} tokens is refused, or cut where the caller says so.")
-    if task.labels and task.kind != MULTIPLE_CHOICE:
+    if task.kind == MULTI_LABEL:
+        sentences.append("It knows these labels only; a text may get several of them, or none.")
+    elif task.labels and task.kind != MULTIPLE_CHOICE:
         sentences.append("It knows these labels only: text that fits none of them gets one of them all the same.")
     splits = [split for split in manifest.metrics if not split.endswith(BASELINES)]
     measured = f"was measured on {' and '.join(splits)} alone" if splits else "was not measured"

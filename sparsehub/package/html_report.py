@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparsehub.package.card import SHOWN_LABELS
 from sparsehub.package.delta_stats import Cell, HeatMap, Histogram
+from sparsehub.package.describe import thresholds_text
 from sparsehub.package.rendering import render_html
 from sparsehub.package.summary import PackageSummary
 from sparsehub.package.units import percent
@@ -70,6 +71,7 @@ def render_report(package: PackageSummary, spread: Histogram | None) -> str:
     values = {
         "package": package,
         "shown_labels": SHOWN_LABELS,
+        "thresholds": thresholds_text(package.task, SHOWN_LABELS),
         "heat": _heat(package.changes.heat_map),
         "outside": _outside(package.changes.heat_map),
         "spread": spread,

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sparsehub.errors import DataError
 from sparsehub.package.linear_head import BIAS, WEIGHT, features, linear_shapes
-from sparsehub.package.task_spec import REGRESSION, TaskSpec
+from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TaskSpec
 
 START = 0.02  # standard deviation of a fresh head's weights
 
@@ -58,4 +58,6 @@ class LinearHeadModel(PreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if self.task.kind == REGRESSION:
             return functional.mse_loss(logits.view(-1), labels.float().view(-1))
+        if self.task.kind == MULTI_LABEL:
+            return functional.binary_cross_entropy_with_logits(logits, labels.float())
         return functional.cross_entropy(logits, labels)

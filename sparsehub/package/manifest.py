@@ -14,6 +14,7 @@ from sparsehub.delta_format import DELTA_FILE, STORED_DTYPES, VALUE_KINDS
 from sparsehub.errors import FormatError, ManifestError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes, strict_json
 from sparsehub.package.task_spec import (
+    FORMAT_2_KINDS,
     TaskSpec,
     check_task,
     require_that,
@@ -166,6 +167,8 @@ def _document(manifest: Manifest) -> dict[str, Any]:
     """The manifest as the JSON object of its format version."""
     table, task = _fields(manifest), _fields(manifest.task)
     task["head"] = {name: value for name, value in vars(manifest.task.head).items() if value is not None}
+    if not manifest.task.thresholds:
+        del task["thresholds"]
     if manifest.format_version == 1:
         del task["head"]
         table["delta"] = {k: v for k, v in vars(manifest.delta).items() if k != "layers"} if manifest.delta else None
@@ -207,6 +210,8 @@ def check_manifest(manifest: Manifest) -> None:
     require_that(manifest.format_version in FORMATS, f"unknown format version {manifest.format_version}")
     require_that(manifest.delta is not None or manifest.format_version > 1, "format 1 has no packages without a delta")
     check_task(manifest.task)
+    known = manifest.format_version > 1 or manifest.task.kind not in FORMAT_2_KINDS
+    require_that(known, f"format 1 has no {manifest.task.kind}")
     _check_delta(manifest)
     _check_lineage(manifest.lineage)
     for name, record in manifest.files.items():

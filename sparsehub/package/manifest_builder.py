@@ -9,7 +9,7 @@ from sparsehub.backbone import Backbone
 from sparsehub.backbone.layers import LayerList, changed_layers
 from sparsehub.delta import Delta
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
-from sparsehub.package.task_spec import MULTIPLE_CHOICE, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION
+from sparsehub.package.task_spec import MULTI_LABEL, MULTIPLE_CHOICE, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION
 
 
 def backbone_ref(backbone: Backbone) -> BackboneRef:
@@ -50,6 +50,8 @@ def metric_names(kind: str, labels: int) -> tuple[str, ...]:
     """The names of a task kind's metrics; the first one decides which checkpoint is best."""
     if kind == REGRESSION:
         return ("pearson", "spearman", "mse")
+    if kind == MULTI_LABEL:
+        return ("average_precision", "micro_f1", "macro_f1")
     if kind == MULTIPLE_CHOICE:
         return ("accuracy",)
     if kind == TOKEN_CLASSIFICATION:

@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sparsehub.package.summary import MetricsSummary, PackageSummary, SplitScores
-from sparsehub.package.task_spec import REGRESSION
+from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
 EVAL_RESULTS = ".eval_results/sparsehub.yaml"
-_PIPELINES = {REGRESSION: "text-classification"}  # kinds for which the Hub has another name
+_PIPELINES = {
+    REGRESSION: "text-classification",
+    MULTI_LABEL: "text-classification",
+}  # kinds for which the Hub has another name
 # Names of metrics at huggingface.co/metrics, where they are others than ours.
-_METRICS = {"macro_f1": "f1", "matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+_METRICS = {
+    "macro_f1": "f1",
+    "micro_f1": "f1",
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+}
 _MODEL = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _ORDER = ["library_name", "base_model", "base_model_relation", "pipeline_tag", "tags", "license", "datasets", "metrics"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.package.encoding import Encoded
-from sparsehub.package.task_spec import REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Prediction:
 
     label: str | None = None  # classification and multiple choice: the most probable label
     scores: tuple[float, ...] = ()  # a probability per label, in the order of the task's labels
+    labels: tuple[str, ...] | None = None  # multi-label: those whose probability reaches their threshold
     value: float | None = None  # regression
     words: tuple[Prediction, ...] = ()  # token classification: one per word, as far as truncation left them
 
@@ -39,11 +40,18 @@ def answers(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[Pre
     logits = logits.float().cpu()
     if task.kind == REGRESSION:
         return [Prediction(value=value) for value in logits.view(len(rows)).tolist()]
+    if task.kind == MULTI_LABEL:
+        return [_several(task, scores) for scores in torch.sigmoid(logits).tolist()]
     probabilities = torch.softmax(logits, dim=-1)
     if task.kind == TOKEN_CLASSIFICATION:
         places = [list(row.word_starts) for row in rows]
         return [Prediction(words=tuple(_classified(task, probabilities[i, its]))) for i, its in enumerate(places)]
     return _classified(task, probabilities)
+
+
+def _several(task: TaskSpec, scores: Sequence[float]) -> Prediction:
+    each = zip(task.labels, scores, task.thresholds, strict=True)
+    return Prediction(labels=tuple(label for label, score, least in each if score >= least), scores=tuple(scores))
 
 
 def _classified(task: TaskSpec, probabilities: Tensor) -> list[Prediction]:

@@ -16,6 +16,7 @@ from sparsehub.errors import BackboneError
 from sparsehub.package.linear_head import BIAS, WEIGHT
 from sparsehub.package.task_spec import (
     LINEAR,
+    MULTI_LABEL,
     MULTIPLE_CHOICE,
     REGRESSION,
     TEXT_CLASSIFICATION,
@@ -26,6 +27,7 @@ from sparsehub.package.task_spec import (
 
 _AUTO = {
     TEXT_CLASSIFICATION: "AutoModelForSequenceClassification",
+    MULTI_LABEL: "AutoModelForSequenceClassification",
     REGRESSION: "AutoModelForSequenceClassification",
     MULTIPLE_CHOICE: "AutoModelForMultipleChoice",
     TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
@@ -54,12 +56,14 @@ def task_config(config: Any, task: TaskSpec, pad_token_id: int | None) -> Any:
     config = copy.deepcopy(config)
     if task.kind == TEXT_GENERATION:
         return config  # nothing in it depends on the task
-    labels = task.labels if task.kind in (TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION) else ("score",)
+    labels = task.labels if task.kind in (TEXT_CLASSIFICATION, MULTI_LABEL, TOKEN_CLASSIFICATION) else ("score",)
     config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: index for index, label in enumerate(labels)}
     # transformers refuses to load a single label with a problem type, and its multiple choice models never read it
     config.problem_type = None if task.kind == MULTIPLE_CHOICE else task.problem_type
+    if task.thresholds:
+        config.thresholds = list(task.thresholds)  # transformers keeps it, and a materialised checkpoint says it
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = pad_token_id  # a decoder's classifier reads the last token that is not padding
     return config

@@ -9,23 +9,27 @@ from sparsehub.errors import ManifestError
 
 MAX_LABELS = 100_000
 TEXT_CLASSIFICATION = "text-classification"
+MULTI_LABEL = "multi-label-classification"
 REGRESSION = "regression"
 MULTIPLE_CHOICE = "multiple-choice"
 TOKEN_CLASSIFICATION = "token-classification"
 TEXT_GENERATION = "text-generation"
-HEADED_KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE, TOKEN_CLASSIFICATION)
+HEADED_KINDS = (TEXT_CLASSIFICATION, MULTI_LABEL, REGRESSION, MULTIPLE_CHOICE, TOKEN_CLASSIFICATION)
 KINDS = (*HEADED_KINDS, TEXT_GENERATION)
+FORMAT_2_KINDS = (MULTI_LABEL,)  # that format 1 did not have
 PROBLEM_TYPES = {
     TEXT_CLASSIFICATION: "single_label_classification",
+    MULTI_LABEL: "multi_label_classification",
     REGRESSION: "regression",
     MULTIPLE_CHOICE: "single_label_classification",
     TOKEN_CLASSIFICATION: "single_label_classification",
     TEXT_GENERATION: "next_token",
 }
 _UNLABELLED = (REGRESSION, TEXT_GENERATION)
+EVEN = 0.5  # the probability from which on a label of several is given, where nothing chose another
 
 TRANSFORMERS, LINEAR, NONE = "transformers", "linear", "none"  # types of heads
-LINEAR_KINDS = (TEXT_CLASSIFICATION, REGRESSION, MULTIPLE_CHOICE)  # kinds whose head may be a linear one
+LINEAR_KINDS = (TEXT_CLASSIFICATION, MULTI_LABEL, REGRESSION, MULTIPLE_CHOICE)  # kinds whose head may be a linear one
 MEAN, FIRST, LAST, MAX = POOLINGS = ("mean", "first", "last", "max")
 JOINT, SEPARATE, COSINE = PAIRS = ("joint", "separate", "cosine")
 
@@ -57,15 +61,23 @@ class TaskSpec:
     # One or two fields of a row. Multiple choice: they are joined into the context of every choice. Text generation:
     # one, a text, a prompt or a list of messages.
     text_fields: tuple[str, ...]
-    label_field: str  # of training rows; for text generation the completion, empty where the whole text is learned
+    # Of training rows; for text generation the completion, empty where the whole text is learned; several between
+    # commas where each label of a multi-label classification has one (`label_columns`).
+    label_field: str
     max_length: int  # tokens of one sequence, special tokens included
     metrics: tuple[str, ...]  # by name; the first one decides which checkpoint is best
     choice_fields: tuple[str, ...] = ()  # for multiple choice, the fields of a row with its choices
+    thresholds: tuple[float, ...] = ()  # multi-label: by label, the probability from which on it is given; else empty
     head: HeadSpec = _BY_KIND  # by default that of transformers; none for a text generation, in format 1 always so
 
     def __post_init__(self) -> None:
         if self.head is _BY_KIND:
             object.__setattr__(self, "head", NO_HEAD if self.kind == TEXT_GENERATION else TRANSFORMERS_HEAD)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The fields of a training row that hold its labels: one, or for multi-label one of 0 and 1 for each label."""
+        return label_columns(self.kind, self.label_field)
 
     @property
     def num_outputs(self) -> int:
@@ -93,7 +105,20 @@ def check_task(task: TaskSpec) -> None:
     require_that(1 <= task.max_length <= 1 << 20, f"max_length {task.max_length} is out of range")
     expected_choices = task.labels if task.kind == MULTIPLE_CHOICE else ()
     require_that(task.choice_fields == expected_choices, "choice fields belong to multiple choice and are its labels")
+    _check_thresholds(task)
     _check_head(task)
+
+
+def label_columns(kind: str, label_field: str) -> tuple[str, ...]:
+    """`TaskSpec.label_columns` of a task that is not made yet; empty where there is no label field."""
+    fields = label_field.split(",") if kind == MULTI_LABEL else [label_field]
+    return tuple(field.strip() for field in fields if field.strip())
+
+
+def _check_thresholds(task: TaskSpec) -> None:
+    expected = len(task.labels) if task.kind == MULTI_LABEL else 0
+    require_that(len(task.thresholds) == expected, f"a {task.kind} task of these labels has {expected} thresholds")
+    require_that(all(0 <= number <= 1 for number in task.thresholds), "a threshold is a probability, 0 to 1")
 
 
 def _check_head(task: TaskSpec) -> None:

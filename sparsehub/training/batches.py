@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsehub.package.encoding import Encoded, collate, encode
-from sparsehub.package.task_spec import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.training.data import Split
 from sparsehub.training.language_modeling import TOKENS, collate_tokens
 from sparsehub.training.metrics import IGNORED
@@ -57,7 +57,7 @@ class Collator:
         if self.task.kind == TOKEN_CLASSIFICATION:
             batch["labels"] = _token_labels(rows, targets, batch["input_ids"].shape[1])
         else:
-            dtype = torch.float32 if self.task.kind == REGRESSION else torch.long
+            dtype = torch.float32 if self.task.kind in (REGRESSION, MULTI_LABEL) else torch.long
             batch["labels"] = torch.tensor(targets, dtype=dtype)
         return batch
 
@@ -71,6 +71,7 @@ class TokenTable(Dataset["TableRow"]):
     def __init__(self, split: Split, collator: Collator, device: torch.device):
         whole = collator.batch(list(zip(split.rows, split.targets, strict=True)))
         self._columns = {name: tensor.to(device) for name, tensor in whole.items()}
+        self._labels_whole = collator.task.kind == MULTI_LABEL
         self._left = collator.tokenizer.padding_side == "left" and collator.task.kind != TEXT_GENERATION
         seen = whole.get("attention_mask", torch.ones_like(whole["input_ids"]))  # packed rows are full, or nearly
         self._length = seen.shape[-1]
@@ -88,10 +89,12 @@ class TokenTable(Dataset["TableRow"]):
         places = slice(self._length - longest, None) if self._left else slice(longest)
         device = next(iter(self._columns.values())).device
         index = torch.tensor(rows, device=device)
-        return {name: self._cut(tensor.index_select(0, index), places) for name, tensor in self._columns.items()}
+        return {n: self._cut(n, tensor.index_select(0, index), places) for n, tensor in self._columns.items()}
 
-    def _cut(self, column: Tensor, places: slice) -> Tensor:
-        return column[..., places] if column.ndim > 1 and column.shape[-1] == self._length else column
+    def _cut(self, name: str, column: Tensor, places: slice) -> Tensor:
+        """Labels of a whole row are never cut, not even where a row has as many as it has tokens."""
+        by_token = column.ndim > 1 and column.shape[-1] == self._length
+        return column[..., places] if by_token and not (name == "labels" and self._labels_whole) else column
 
 
 def _token_labels(rows: Sequence[Encoded], targets: Sequence[Sequence[int]], length: int) -> Tensor:

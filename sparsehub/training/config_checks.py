@@ -11,9 +11,11 @@ from sparsehub.package.task_spec import (
     JOINT,
     LINEAR,
     LINEAR_KINDS,
+    MULTI_LABEL,
     MULTIPLE_CHOICE,
     REGRESSION,
     TEXT_GENERATION,
+    label_columns,
 )
 from sparsehub.selection.depth import depth
 from sparsehub.settings import shown
@@ -33,6 +35,9 @@ def check_settings(config: Any) -> None:
     for name in ("patience", "metric"):
         if getattr(config, name) and config.validation is None:
             raise UsageError(f"{shown(name)} needs a validation split", fix=f"give {shown('validation')}")
+    if config.kind == MULTI_LABEL and len(label_columns(config.kind, config.label)) > 1 and config.labels:
+        both = f"{shown('label')} names a field for each label, so these are the labels"
+        raise UsageError(both, found=f"{shown('labels')} {','.join(config.labels)}", fix="leave it out")
     _check_generation(config)
     _check_head(config)
 

@@ -10,9 +10,19 @@ from typing import Any
 from sparsehub.errors import DataError, UsageError
 from sparsehub.package.encoding import is_blank, is_broken, text_of, words_of
 from sparsehub.package.manifest_builder import metric_names
-from sparsehub.package.task_spec import PROBLEM_TYPES, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import (
+    EVEN,
+    MULTI_LABEL,
+    PROBLEM_TYPES,
+    REGRESSION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    TaskSpec,
+    label_columns,
+)
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.labels import alike, found_labels, kind_that_fits, label_index, number
+from sparsehub.training.multi_label import HOW, column_target, listed_target
 from sparsehub.training.sources import AS_DETECTED, read_table, source_name
 from sparsehub.training.tables.files import FILES
 from sparsehub.training.tables.layout_settings import Layout
@@ -24,7 +34,8 @@ MANY_LABELS = 50  # so many, and more than every second row another one, are rar
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one split and their labels as the model wants them: an index, a number, or an index per word."""
+    """Rows of one split and their labels as the model wants them: an index, a number, an index per word, or 0 and 1 for
+    each label of several."""
 
     source: str
     rows: Sequence[Row]
@@ -54,14 +65,15 @@ def load_data(config: TrainConfig, report: Callable[[str], None] = lambda _: Non
     given = {name: source for name in SPLITS if (source := getattr(config, name)) is not None}
     sources = {name: source_name(source, name) for name, source in given.items()}
     fields = (*config.text, *config.choices)
-    wanted, layout = (*fields, config.label), Layout(config.quoting, config.delimiter, config.encoding)
+    columns = label_columns(config.kind, config.label)
+    wanted, layout = (*fields, *columns), Layout(config.quoting, config.delimiter, config.encoding)
     tables = {name: read_table(source, name, wanted, layout) for name, source in given.items()}
     _check_layout(layout, tables.values())
     label = _label_field(config, tables["train"])
     for name, table in tables.items():
         report(_described(name, sources[name], table))
-        _check_fields(sources[name], table, fields, label)
-    labels = config.choices or config.labels or _find_labels(config, tables["train"], sources["train"])
+        _check_fields(sources[name], table, fields, label_columns(config.kind, label))
+    labels = config.choices or _labels_named(config) or _find_labels(config, tables["train"], sources["train"])
     if config.kind not in (REGRESSION, TEXT_GENERATION) and not 2 <= len(labels) == len(set(labels)):
         raise DataError("a task needs at least two labels, each of them once", found=", ".join(labels)[:300] or "none")
     for warning in _doubtful(config, labels, tables["train"]):
@@ -75,6 +87,7 @@ def load_data(config: TrainConfig, report: Callable[[str], None] = lambda _: Non
         max_length=config.max_length,
         metrics=metric_names(config.kind, len(labels)),
         choice_fields=tuple(config.choices),
+        thresholds=(EVEN,) * len(labels) if config.kind == MULTI_LABEL else (),
     )
     splits = {name: _split(task, sources[name], table) for name, table in tables.items()}
     return TaskData(task, splits["train"], splits.get("validation"), splits.get("test"))
@@ -85,10 +98,10 @@ def load_split(
 ) -> Split:
     """Rows of one source for a task that is known; raises `DataError`, which names the row and its line."""
     fields = (*task.text_fields, *task.choice_fields)
-    table = read_table(source, source, (*fields, *([task.label_field] if task.label_field else [])), layout)
+    table = read_table(source, source, (*fields, *task.label_columns), layout)
     _check_layout(layout, [table])
     report(_described("test", source, table))
-    _check_fields(source, table, fields, task.label_field)
+    _check_fields(source, table, fields, task.label_columns)
     return _split(task, source, table)
 
 
@@ -109,7 +122,7 @@ def _label_field(config: TrainConfig, table: Table) -> str:
     return "" if whole and config.label not in table.fields else config.label
 
 
-def _check_fields(source: str, table: Table, texts: Sequence[str], label: str) -> None:
+def _check_fields(source: str, table: Table, texts: Sequence[str], labels: Sequence[str]) -> None:
     """Raise `DataError` for a source without rows, or without a field in use."""
     if not table.rows:
         raise DataError(f"{source} has no rows")
@@ -118,7 +131,7 @@ def _check_fields(source: str, table: Table, texts: Sequence[str], label: str) -
         if field not in table.fields:
             problem = f"{table.place(0)}: no row has a field {field!r}"
             raise DataError(problem, found=found, fix=_other_field(table, field, "--text"))
-    if label and label not in table.fields:
+    for label in (label for label in labels if label not in table.fields):
         raise DataError(f"{source} has no field {label!r}", found=found, fix=_other_field(table, label, "--label"))
 
 
@@ -134,6 +147,12 @@ def _other_field(table: Table, field: str, flag: str) -> str:
     return f"set {flag}"
 
 
+def _labels_named(config: TrainConfig) -> Sequence[str]:
+    """The labels that the settings give: by name, or as the fields of 0 and 1 that have one each."""
+    columns = label_columns(config.kind, config.label)
+    return config.labels if len(columns) < 2 else columns
+
+
 def _find_labels(config: TrainConfig, table: Table, source: str) -> Sequence[str]:
     """The labels of the training rows: as declared by the data set, or sorted."""
     if config.kind in (REGRESSION, TEXT_GENERATION):
@@ -145,6 +164,8 @@ def _find_labels(config: TrainConfig, table: Table, source: str) -> Sequence[str
         found_labels(different.values(), untyped=table.untyped),
         kind_that_fits([*different.values()], config.kind),
     )
+    if config.kind == MULTI_LABEL:
+        _refuse_switches(found, config.label, source)
     if len(found) < 2:
         raise DataError(f"the rows of {source} need at least two labels", found=", ".join(found) or "none", fix=fix)
     if fix:
@@ -153,10 +174,18 @@ def _find_labels(config: TrainConfig, table: Table, source: str) -> Sequence[str
     return found
 
 
+def _refuse_switches(found: Sequence[str], field: str, source: str) -> None:
+    """Raise `DataError` for labels that are not names: none at all, or lists of 0 and 1."""
+    if not found or set(found) <= {"0", "1"}:
+        shown = "lists of 0 and 1" if found else "no list of labels"
+        fix = "--labels 0,1 where these are names" if found else None
+        raise DataError(f"{field!r} of {source} holds no labels", found=shown, expected=HOW, fix=fix)
+
+
 def _labels_of(kind: str, table: Table, label: str) -> Iterator[Any]:
     for row in table.rows:
         value = row[label]
-        if kind == TOKEN_CLASSIFICATION:
+        if kind in (TOKEN_CLASSIFICATION, MULTI_LABEL):
             yield from value if isinstance(value, list) else ()
         else:
             yield value
@@ -179,7 +208,7 @@ def _split(task: TaskSpec, source: str, table: Table) -> Split:
     for index, row in enumerate(table.rows):
         try:
             _check_text(task, row)
-            targets.append(_target(task, row, _named(names, row[task.label_field]), known))
+            targets.append(_target(task, row, names, known))
         except DataError as error:
             raise DataError(f"{table.place(index)}: {error}") from error
     return Split(source, table.rows, targets, table.parts)
@@ -226,8 +255,13 @@ def check_readable(text: str | Sequence[str], field: str) -> None:
         raise DataError(f"a row has no text in the field {field!r}", found="half of a surrogate pair")
 
 
-def _target(task: TaskSpec, row: Row, value: Any, known: dict[tuple[type, Any], int]) -> Any:
-    """known: labels that were looked up before, by type and value."""
+def _target(task: TaskSpec, row: Row, names: Sequence[str], known: dict[tuple[type, Any], int]) -> Any:
+    """names: those declared for the label's numbers; known: labels looked up before, by type and value."""
+    if len(task.label_columns) > 1:
+        return column_target(row, task.label_columns)
+    value = _named(names, row[task.label_field])
+    if task.kind == MULTI_LABEL:
+        return listed_target(task, value)
     if task.kind == REGRESSION:
         return number(value)
     if task.kind != TOKEN_CLASSIFICATION:

@@ -80,9 +80,11 @@ def _sparse_embeddings(task_model: TaskModel) -> Iterator[None]:
 
 
 def _without_padding(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch of one row, cut behind its last token; labels per token are cut with it. Packed rows are full."""
+    """A batch of one row, cut behind its last token; labels per token are cut with it, those of a row (floats) never,
+    however many they are. Packed rows are full."""
     if "attention_mask" not in row:
         return dict(row)
     used = row["attention_mask"].flatten(0, -2).any(0).nonzero()
     length, stop = row["attention_mask"].shape[-1], int(used.max()) + 1
-    return {name: t[..., :stop] if t.ndim > 1 and t.shape[-1] == length else t for name, t in row.items()}
+    by_token = {name for name, t in row.items() if t.ndim > 1 and t.shape[-1] == length and not t.is_floating_point()}
+    return {name: t[..., :stop] if name in by_token else t for name, t in row.items()}

@@ -40,7 +40,7 @@ from sparsehub.training.processes import join_processes, speaks, wait_for_all
 from sparsehub.training.sources import Source
 from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainable import Trainable, candidates
-from sparsehub.training.trainer import evaluate, improved, make_trainer, quiet_libraries, resume_from
+from sparsehub.training.trainer import Judgement, evaluate, improved, make_trainer, quiet_libraries, resume_from
 
 ASIDE = "aside"  # folder of a run for what was trained and a package cannot hold
 Metrics = dict[str, dict[str, float]]
@@ -191,28 +191,30 @@ def _finish(job: Job, prepared: PreparedTraining, trainer: Any, seconds: dict[st
     back = prepared.epochs > 0 and model.packages and not improved(job, trainer)
     delta = model.delta(job.config.value_dtype) if job.budget and model.packages and not back else None
     aside = job.run / ASIDE if model.save_aside(job.run / ASIDE, writes=job.processes.first) else None
-    uncut, uncut_losses = _judge(trainer, job) if model.kept < 1 else ({}, {})
+    uncut = evaluate(trainer, job, _judged(job.data)) if model.kept < 1 else None
     if delta is not None or back:
         model.clear()
     if back and job.probe is not None:
         set_head(model.head, job.probe.tensors)
         job.report("no epoch is better than the probe: the package has its head and no delta")
-    untouched = _judge(trainer, job)[0] if generates and delta is not None else {}
-    metrics, losses = _judge_stored(job, trainer, delta)
+    untouched = evaluate(trainer, job, _judged(job.data)).metrics if generates and delta is not None else {}
+    found = _judge_stored(job, trainer, delta)
     head = {name: parameter.detach().cpu().clone() for name, parameter in model.head.items()}
     record = _record(job, prepared.steps + trainer.state.global_step, seconds)
     record["trained"] = sum(parameter.numel() for parameter in model.own().values())
     if prepared.mask:
         record["selection"] = {line.part: line.chosen for line in by_layer(prepared.mask, _shapes(job))}
-    if model.kept < 1:  # what the budget has cost
-        record["before_packaging"] = {"metrics": uncut, "share_of_squared_norm_kept": round(model.kept, 6)}
+    if uncut is not None:  # what the budget has cost
+        record["before_packaging"] = {"metrics": uncut.metrics, "share_of_squared_norm_kept": round(model.kept, 6)}
     if back:
         record["chosen"] = "before the first step"
     name = "backbone" if generates else "majority"
     first = untouched if generates else {n: _majority(job.data, split) for n, split in _judged(job.data).items()}
     record["baselines"] = {n: {name: row, **_probed(job, n)} for n, row in first.items()}
     baseline = {f"{n} ({name})": row for n, row in first.items()}
-    return Fitted(job.task_model, job.data, delta, head, {**metrics, **baseline}, record, losses, uncut_losses, aside)
+    metrics, data = {**found.metrics, **baseline}, dataclasses.replace(job.data, task=found.task)
+    uncut_losses = dict(uncut.losses) if uncut is not None else {}
+    return Fitted(job.task_model, data, delta, head, metrics, record, dict(found.losses), uncut_losses, aside)
 
 
 def _probed(job: Job, split: str) -> Metrics:
@@ -228,19 +230,14 @@ def _judged(data: TaskData) -> dict[str, Split]:
     return {name: split for name in ("validation", "test") if (split := getattr(data, name)) is not None}
 
 
-def _judge(trainer: Any, job: Job) -> tuple[Metrics, dict[str, float]]:
-    found = {name: evaluate(trainer, job, split) for name, split in _judged(job.data).items()}
-    return {name: metrics for name, (metrics, _) in found.items()}, {name: loss for name, (_, loss) in found.items()}
-
-
-def _judge_stored(job: Job, trainer: Any, delta: Delta | None) -> tuple[Metrics, dict[str, float]]:
-    """Metrics of what will be stored: the delta goes through its file format before it is judged."""
+def _judge_stored(job: Job, trainer: Any, delta: Delta | None) -> Judgement:
+    """Judge what will be stored: the delta goes through its file format before."""
     if delta is None or not delta.nnz:
-        return _judge(trainer, job)
+        return evaluate(trainer, job, _judged(job.data))
     patch = make_patch(job.task_model.backbone, _through_file(delta, job.run / f"{job.processes.rank}-{DELTA_FILE}"))
     apply_patch(job.task_model.backbone.arena, patch)
     try:
-        return _judge(trainer, job)
+        return evaluate(trainer, job, _judged(job.data))
     finally:
         restore_patch(job.task_model.backbone.arena, patch)
 

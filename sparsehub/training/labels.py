@@ -16,7 +16,7 @@ from typing import Any
 
 from sparsehub.errors import DataError
 from sparsehub.package.encoding import is_blank
-from sparsehub.package.task_spec import MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import MULTI_LABEL, MULTIPLE_CHOICE, REGRESSION, TOKEN_CLASSIFICATION, TaskSpec
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
@@ -119,8 +119,8 @@ def kind_that_fits(values: Sequence[Any], kind: str) -> str | None:
         return None
     if any(isinstance(value, dict) for value in present):
         return f"give the likeliest name of each, or one number with --kind {REGRESSION}"
-    if any(isinstance(value, list | tuple) for value in present) and kind != TOKEN_CLASSIFICATION:
-        several = "several labels of one text are a text-classification each, of yes and no"
+    if any(isinstance(value, list | tuple) for value in present) and kind not in (TOKEN_CLASSIFICATION, MULTI_LABEL):
+        several = f"--kind {MULTI_LABEL} several of one text"
         return f"--kind {TOKEN_CLASSIFICATION} has a list of labels, one for each word; {several}"
     if all(
         isinstance(value, datetime.date | datetime.time | datetime.timedelta) or _is_date(value) for value in present

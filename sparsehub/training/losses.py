@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone.tokenizer import load_tokenizer
-from sparsehub.package.task_spec import REGRESSION, TEXT_GENERATION, TaskSpec
+from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TEXT_GENERATION, TaskSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.training.batches import Collator
 from sparsehub.training.data import Split
@@ -52,6 +52,8 @@ def row_losses(fitted: Fitted, split: Split) -> Tensor:
 def _losses(task: TaskSpec, logits: Tensor, labels: Tensor) -> Tensor:
     if task.kind == REGRESSION:
         return (logits.view(-1) - labels.view(-1)).square()
+    if task.kind == MULTI_LABEL:
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
     if task.kind == TEXT_GENERATION:  # every token is judged at the one before it
         logits, labels = logits[:, :-1], labels[:, 1:]
     if labels.ndim > 1:  # the mean over a row's labelled tokens, as the model's own loss has it

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.package.task_spec import REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
 from sparsehub.schema import unknown_name
+from sparsehub.training.multi_label import commonest, several_metrics
 
 IGNORED = -100
 LOWER_IS_BETTER = ("mse", "perplexity")
@@ -30,23 +31,28 @@ def best_metric(task: TaskSpec, wanted: str | None) -> str:
 
 def compute(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
     """logits: as the model gives them, of a text generation `language.row_scores`; targets: indices or numbers,
-    `IGNORED` where a token has no label."""
+    of multi-label [rows, labels] of 0 and 1; `IGNORED` where a token has no label."""
     if task.kind == TEXT_GENERATION:
         return _generation(logits)
     if task.kind == REGRESSION:
         return _regression(logits.reshape(-1), targets.reshape(-1))
+    if task.kind == MULTI_LABEL:
+        return _rounded(several_metrics(task, logits, targets))
     if task.kind == TOKEN_CLASSIFICATION:
         return _tokens(task, logits.argmax(-1), targets)
     return _classification(task, logits.argmax(-1), targets)
 
 
 def mean_loss(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> float:
-    """The loss of the same logits: cross entropy or squared error, a mean over rows or tokens."""
+    """The loss of the same logits: cross entropy (of several labels binary) or squared error, over rows or tokens."""
     if task.kind == TEXT_GENERATION:
         loss, tokens, _, _ = logits.sum(0)
         return float(loss / tokens)
     if task.kind == REGRESSION:
         return _squared_error(logits.reshape(-1), targets.reshape(-1))
+    if task.kind == MULTI_LABEL:
+        both = torch.from_numpy(logits).float(), torch.from_numpy(targets).float()
+        return float(torch.nn.functional.binary_cross_entropy_with_logits(*both))
     flat = torch.from_numpy(logits).float().reshape(-1, logits.shape[-1])
     labels = torch.from_numpy(targets).long().reshape(-1)
     return float(torch.nn.functional.cross_entropy(flat, labels, ignore_index=IGNORED))
@@ -57,6 +63,8 @@ def majority(task: TaskSpec, train: Sequence[Any], test: Sequence[Any]) -> dict[
     if task.kind == REGRESSION:
         targets = np.asarray(test, dtype=float)
         return _regression(np.full(len(targets), float(np.mean(train))), targets)
+    if task.kind == MULTI_LABEL:
+        return _rounded(several_metrics(task, commonest(train, len(test)), np.asarray(test)))
     if task.kind == TOKEN_CLASSIFICATION:
         common = Counter(label for row in train for label in row).most_common(1)[0][0]
         rows = [[task.labels[label] for label in row] for row in test]

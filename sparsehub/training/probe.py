@@ -1,10 +1,10 @@
 """The probe: a linear head fitted on the frozen backbone's features, the baseline of a run and the head it starts from.
 
-Formula: features as `linear_head.features` makes them, standardised by the training rows; regularised logistic
-regression for labels and choices (of a choice: on differences between the right one and the others), ridge for a
-regression, by scikit-learn. The strength is the one with the smallest loss on the validation rows, or in
-cross-validation over the training rows where these are few or absent. The standardisation goes into weight and bias, so
-the head is exact.
+Formula: features as `linear_head.features` makes them, standardised by the training rows; by scikit-learn a regularised
+logistic regression for labels (of several: one a label, against all other rows) and choices (on differences between the
+right one and the others), ridge for a regression. The strength is the one with the smallest loss on the validation
+rows, or in cross-validation over the training rows where these are few or absent. The standardisation goes into weight
+and bias, so the head is exact.
 """
 
 from __future__ import annotations
@@ -29,12 +29,23 @@ from sparsehub.extras import require
 from sparsehub.files import write_file
 from sparsehub.package.linear_head import BIAS, WEIGHT, features
 from sparsehub.package.pooling import default_pooling
-from sparsehub.package.task_spec import COSINE, JOINT, LINEAR, MULTIPLE_CHOICE, REGRESSION, SEPARATE, HeadSpec, TaskSpec
+from sparsehub.package.task_spec import (
+    COSINE,
+    JOINT,
+    LINEAR,
+    MULTI_LABEL,
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    SEPARATE,
+    HeadSpec,
+    TaskSpec,
+)
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 from sparsehub.training.batches import Collator
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute
+from sparsehub.training.multi_label import with_thresholds
 
 PROBE_FILE, SCORES_FILE = "probe.safetensors", "probe.json"
 SMALL = 100  # validation rows below which they choose nothing by their scores
@@ -153,10 +164,13 @@ def fit_probe(task: TaskSpec, frozen: Mapping[str, Frozen]) -> Probe:
     place = int(np.argmin(losses))
     weight, bias = _fit(task, train, strengths[place])
     judged = {name: split for name, split in frozen.items() if name != "train"}
+    scores = {name: _scores((weight, bias), split) for name, split in judged.items()}
+    if "validation" in judged:
+        task = with_thresholds(task, scores["validation"], judged["validation"].targets)
     return Probe(
         task.head,
         {WEIGHT: torch.tensor(weight, dtype=torch.float32), BIAS: torch.tensor(bias, dtype=torch.float32)},
-        {name: compute(task, _scores((weight, bias), split), split.targets) for name, split in judged.items()},
+        {name: compute(task, scores[name], split.targets) for name, split in judged.items()},
         {name: _loss(task, (weight, bias), split) for name, split in judged.items()},
         losses[place],
     )
@@ -178,6 +192,9 @@ def _fit(task: TaskSpec, rows: Frozen, strength: float) -> Fit:
 
 def _solve(task: TaskSpec, rows: Frozen, strength: float) -> Fit:
     linear = require("sklearn.linear_model", "train")
+    if task.kind == MULTI_LABEL:
+        each = [_against_the_rest(linear, rows.rows, column, strength) for column in rows.targets.T]
+        return np.stack([weight for weight, _ in each]), np.array([bias for _, bias in each])
     if task.kind == REGRESSION:
         ridge = linear.Ridge(alpha=strength if task.head.pair != COSINE else 1e-3).fit(rows.rows, rows.targets)
         return ridge.coef_.reshape(1, -1), np.reshape(ridge.intercept_, 1)
@@ -190,6 +207,16 @@ def _solve(task: TaskSpec, rows: Frozen, strength: float) -> Fit:
             return np.zeros((len(task.labels), rows.rows.shape[1])), np.eye(len(task.labels))[rows.targets[0]]
         logistic.fit(rows.rows, rows.targets)
     return _of_every_label(logistic, len(task.labels), rows.rows.shape[1])
+
+
+def _against_the_rest(linear: Any, rows: Numbers, targets: Numbers, strength: float) -> tuple[Numbers, float]:
+    """The logistic regression of one label among several; of one that all rows have, or none, the answer alone."""
+    if len(np.unique(targets)) < 2:
+        return np.zeros(rows.shape[1]), float(np.log(targets.sum() + 0.5) - np.log(len(targets) - targets.sum() + 0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the solver has stopped at its last step
+        logistic = linear.LogisticRegression(C=strength, max_iter=STEPS).fit(rows, targets)
+    return logistic.coef_[0], float(logistic.intercept_[0])
 
 
 def _of_every_label(logistic: Any, labels: int, width: int) -> Fit:
@@ -223,6 +250,8 @@ def _loss(task: TaskSpec, fit: Fit, rows: Frozen) -> float:
     scores, targets = torch.from_numpy(_scores(fit, rows)), torch.from_numpy(rows.targets)
     if task.kind == REGRESSION:
         return float(torch.nn.functional.mse_loss(scores.view(-1), targets.double()))
+    if task.kind == MULTI_LABEL:
+        return float(torch.nn.functional.binary_cross_entropy_with_logits(scores, targets))
     return float(torch.nn.functional.cross_entropy(scores, targets))
 
 

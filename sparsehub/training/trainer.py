@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.package.task_spec import TEXT_GENERATION
+from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
 from sparsehub.training.activation_checkpointing import checkpoint_activations
 from sparsehub.training.batches import by_length
 from sparsehub.training.data import Split
 from sparsehub.training.job import Job, Report
 from sparsehub.training.language_modeling import row_scores
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute, mean_loss
+from sparsehub.training.multi_label import with_thresholds
 from sparsehub.training.probe import SMALL
 from sparsehub.training.trainable import Trainable
 
@@ -131,7 +133,8 @@ def by_scores(job: Job) -> bool:
 def _evaluated(job: Job, trainer: Any, prediction: Any) -> dict[str, float]:
     """The metrics of an evaluation, and the number of which the largest is the best epoch."""
     logits, labels = _logits(prediction.predictions), prediction.label_ids
-    metrics = compute(job.data.task, logits, labels)
+    task = with_thresholds(job.data.task, logits, labels)
+    metrics = compute(task, logits, labels)
     if not by_scores(job):
         return {**metrics, CHOICE: float(trainer.state.global_step)}
     return {**metrics, CHOICE: choice(job, metrics, mean_loss(job.data.task, logits, labels))}
@@ -155,7 +158,8 @@ def improved(job: Job, trainer: Any) -> bool:
     start = choice(job, job.probe.metrics["validation"], job.probe.losses["validation"])
     if by_scores(job):
         return trainer.state.best_metric is None or float(trainer.state.best_metric) > start
-    metrics, loss = evaluate(trainer, job, validation)
+    found = evaluate(trainer, job, {"validation": validation})
+    metrics, loss = found.metrics["validation"], found.losses["validation"]
     return choice(job, metrics, 0.0) > choice(job, job.probe.metrics["validation"], 0.0) or (
         loss < job.probe.losses["validation"]
     )
@@ -170,10 +174,25 @@ def _logits(predictions: Any) -> Any:
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
-def evaluate(trainer: Any, job: Job, split: Split) -> tuple[dict[str, float], float]:
-    """The metrics of the model as its weights are now, and its mean loss."""
-    output = trainer.predict(job.rows(by_length(split, job.data.task)))
-    return compute(job.data.task, _logits(output.predictions), output.label_ids), float(output.metrics["test_loss"])
+@dataclass(frozen=True)
+class Judgement:
+    """What a model says of the rows of some splits, as its weights were."""
+
+    task: TaskSpec  # with the thresholds that its answers on the validation rows choose, where labels have some
+    metrics: Mapping[str, dict[str, float]]  # by split
+    losses: Mapping[str, float]  # by split
+
+
+def evaluate(trainer: Any, job: Job, splits: Mapping[str, Split]) -> Judgement:
+    """Judge the model as its weights are now, `validation` first: it decides the thresholds of every other split."""
+    task, metrics, losses = job.data.task, {}, {}
+    for name, split in splits.items():
+        output = trainer.predict(job.rows(by_length(split, job.data.task)))
+        logits = _logits(output.predictions)
+        if name == "validation":
+            task = with_thresholds(task, logits, output.label_ids)
+        metrics[name], losses[name] = compute(task, logits, output.label_ids), float(output.metrics["test_loss"])
+    return Judgement(task, metrics, losses)
 
 
 def last_checkpoint(run: Path) -> Path | None:

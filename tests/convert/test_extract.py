@@ -267,12 +267,14 @@ def test_the_task_is_what_the_checkpoint_says_or_what_is_told(base_in: Base, tun
         ({"architectures": ["BertForTokenClassification"]}, "token-classification"),
         ({"problem_type": "regression"}, "regression"),
         ({"id2label": {"0": "score"}}, "regression"),
+        ({"problem_type": "multi_label_classification"}, "multi-label-classification"),
     ):
         (tuned / "config.json").write_text(json.dumps({**config, **change}))
         assert task_of(TaskHints(), tuned).kind == kind
     for change, message in (
         ({"architectures": ["BertModel"]}, "does not say what kind of task"),
-        ({"problem_type": "multi_label_classification"}, "tuned for several"),
+        ({"problem_type": "multi_label_classification", "thresholds": [0.5]}, "thresholds are not those of its labels"),
+        ({"problem_type": "multi_label_classification", "thresholds": [2.0] * 3}, "thresholds are not those"),
     ):
         (tuned / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UsageError, match=message):

@@ -21,7 +21,7 @@ from sparsehub.package import read_package
 SENTENCE = "the quick brown fox jumps over lazy dog good film great cast bad ending who wrote book river north"
 Close = Callable[..., bool]
 Reference = Callable[[str], Callable[[Any], list[float]]]
-NAMES = ["three", "seven", "pair", "rating", "choice", "words"]
+NAMES = ["three", "seven", "pair", "rating", "choice", "words", "several"]
 
 
 def sentence(choices: random.Random, longest: int = 10) -> str:

@@ -33,6 +33,7 @@ CHOICE = {"text": "the king", "choice1": "of spain", "choice2": "never sleeps in
 TEXTS: dict[str, Any] = {
     "text-classification": "the quick fox",
     "regression": "lovely to watch",
+    "multi-label-classification": "an awful story",
     "multiple-choice": CHOICE,
 }
 
@@ -46,6 +47,7 @@ def cases() -> list[tuple[str, HeadSpec, Any]]:
     ]
     forms = [("text-classification", "joint"), ("text-classification", "separate"), ("regression", "joint")]
     forms += [("regression", "separate"), ("regression", "cosine")]
+    forms += [("multi-label-classification", "joint"), ("multi-label-classification", "separate")]
     pairs = [
         (kind, HeadSpec("linear", pooling, normalize, pair), PAIR)
         for kind, pair in forms
@@ -71,6 +73,8 @@ def plain(folder: Path, kind: str, head: HeadSpec, item: Any) -> list[float]:
         exec("\n".join(lines), names)  # what the page says is what is tested
         logits = names["scores"]
     scores = torch.tensor(logits[0])
+    if kind == "multi-label-classification":
+        return torch.sigmoid(scores).tolist()
     return (scores if kind == "regression" else torch.softmax(scores, -1)).tolist()
 
 

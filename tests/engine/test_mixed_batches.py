@@ -28,6 +28,7 @@ ITEMS: Mapping[str, Any] = {
     "rating": "lovely to watch",
     "choice": {"text": "the king", "choice1": "of spain", "choice2": "never sleeps in the city"},
     "words": "angela merkel met the king",
+    "several": "an awful story",
 }
 
 

@@ -16,6 +16,11 @@ from sparsehub.package.task_spec import PROBLEM_TYPES, TaskSpec
 MakeTask = Callable[..., TaskSpec]
 FIELDS: dict[str, dict[str, Any]] = {
     "text-classification": {"labels": ("bad", "so so", "good"), "text_fields": ("text",)},
+    "multi-label-classification": {
+        "labels": ("bad", "so so", "good"),
+        "text_fields": ("text",),
+        "thresholds": (0.5, 0.25, 0.75),
+    },
     "regression": {"labels": (), "text_fields": ("text",)},
     "token-classification": {"labels": ("O", "B-NAME", "I-NAME"), "text_fields": ("words",)},
     "text-generation": {"labels": (), "text_fields": ("text",), "label_field": ""},
@@ -43,6 +48,7 @@ def task_rows() -> dict[str, list[dict[str, Any]]]:
     single = [{"text": text} for text in TEXTS]
     return {
         "text-classification": single,
+        "multi-label-classification": single,
         "regression": single,
         "token-classification": [{"words": text.split()} for text in TEXTS],
         "multiple-choice": [{"ask": text, "first": "bad", "second": "good fun to watch"} for text in TEXTS],

@@ -44,7 +44,7 @@ def make_package(tmp_path: Path) -> MakePackage:
         touched = {n: TouchedParameter(p.shape, backbone.digest_of(n), len(p.indices)) for n, p in parts.items()}
         total = backbone.arena.numel
         manifest = Manifest(
-            1,
+            2 if task.thresholds else 1,
             "tiny",
             "1.0.0",
             task,
@@ -92,7 +92,8 @@ def check(checkpoint: Checkpoint, package: Package, rows: list[dict[str, Any]], 
     assert tokenizer.model_max_length == task.max_length
     assert model.config.num_labels == task.num_outputs
     assert model.config.problem_type == (None if task.kind == "multiple-choice" else task.problem_type)
-    if task.kind in ("text-classification", "token-classification"):
+    assert tuple(getattr(model.config, "thresholds", ())) == task.thresholds
+    if task.kind in ("text-classification", "multi-label-classification", "token-classification"):
         assert model.config.id2label == dict(enumerate(task.labels))
         assert model.config.label2id == {label: i for i, label in enumerate(task.labels)}
 

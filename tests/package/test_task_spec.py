@@ -57,8 +57,26 @@ def test_every_kind_of_task_has_its_width(manifest: Manifest, task: TaskSpec, ou
     assert task.num_outputs == outputs
 
 
+def test_a_multi_label_task_has_a_threshold_for_each_label(manifest: Manifest) -> None:
+    newer = dataclasses.replace(manifest, format_version=2)
+    task = spec("multi-label-classification", ("a", "b"), "multi_label_classification")
+    sound = dataclasses.replace(task, thresholds=(0.5, 0.25))
+    check_manifest(dataclasses.replace(newer, task=sound))
+    assert (sound.num_outputs, sound.label_columns) == (2, ("label",))
+    assert dataclasses.replace(sound, label_field="a, b").label_columns == ("a", "b")
+    for wrong in (task, dataclasses.replace(task, thresholds=(0.5,)), dataclasses.replace(task, thresholds=(0.5, 1.5))):
+        with pytest.raises(ManifestError, match="threshold"):
+            check_manifest(dataclasses.replace(newer, task=wrong))
+    other = dataclasses.replace(manifest.task, thresholds=(0.5,) * len(manifest.task.labels))
+    with pytest.raises(ManifestError, match="threshold"):
+        check_manifest(dataclasses.replace(newer, task=other))
+    with pytest.raises(ManifestError, match="format 1 has no multi-label"):
+        check_manifest(dataclasses.replace(manifest, task=sound))
+
+
 def test_every_kind_is_tried_above() -> None:
     headed = {"text-classification", "regression", "multiple-choice", "token-classification"}
+    headed.add("multi-label-classification")
     assert set(HEADED_KINDS) == headed and set(KINDS) == {*headed, "text-generation"}
 
 

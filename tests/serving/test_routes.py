@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import struct
 from collections.abc import Callable
@@ -34,6 +35,20 @@ def test_classify_answers_in_vllms_shape_with_the_digest(server: Any, reference_
         assert entry["label"] == f"label{scores.index(max(scores))}"
     tokens = sum(len(server.engine.tokenizer(text)["input_ids"]) for text in TEXTS)
     assert body["usage"] == {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+
+
+def test_a_text_gets_every_label_that_reaches_its_threshold(server: Any, reference_of: Any) -> None:
+    body = server.post("/v1/classify", model="several", input=TEXTS).json()
+    assert body["thresholds"] == pytest.approx([0.3, 0.4, 0.5, 0.6])
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [len(TEXTS)], "data": TEXTS}
+    tensors = server.client.post("/v2/models/several/infer", json={"inputs": [tensor]}).json()["outputs"]
+    for text, entry, packed in zip(TEXTS, body["data"], tensors[0]["data"], strict=True):
+        scores = reference_of("several")(text)
+        each = zip(body["labels"], scores, body["thresholds"], strict=True)
+        assert entry["probs"] == pytest.approx(scores, abs=1e-4)
+        assert entry["labels"] == json.loads(packed) == [label for label, score, least in each if score >= least]
+        assert "label" not in entry
+    assert tensors[1]["shape"] == [len(TEXTS), 4]
 
 
 @pytest.mark.parametrize(
@@ -153,10 +168,10 @@ def test_metrics_are_prometheus_text_that_counts_what_happened(server: Any) -> N
     assert grew("sparsehub_requests_total", route="/v1/classify", status="200") == 1
     assert grew("sparsehub_requests_total", route="/v1/classify", status="404") == 1
     assert grew("sparsehub_requests_total", route="(unknown)", status="404") == 1
-    assert after["sparsehub_tasks", ()] == 6
+    assert after["sparsehub_tasks", ()] == 7
     assert after["sparsehub_healthy", ()] == 1
     assert after["sparsehub_waiting_rows", ()] == 0
-    assert after["sparsehub_resident_tasks", (("tier", "device"),)] == 6
+    assert after["sparsehub_resident_tasks", (("tier", "device"),)] == 7
     held = sum(status.nbytes for status in server.engine.status())
     assert after["sparsehub_resident_bytes", (("tier", "device"),)] == held > 0
     assert grew("sparsehub_phase_seconds_count", phase="forward") >= 1

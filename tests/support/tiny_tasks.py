@@ -130,6 +130,7 @@ def _spec(kind: str, labels: int, fields: tuple[str, ...], max_length: int) -> A
         max_length=max_length,
         metrics=("accuracy",),
         choice_fields=names if kind == "multiple-choice" else (),
+        thresholds=tuple(0.3 + 0.1 * i for i in range(labels)) if kind == "multi-label-classification" else (),
     )
 
 
@@ -145,7 +146,7 @@ def _draft(name: str, version: str, task: Any, backbone: Any, delta: Any) -> Any
     ref = BackboneRef("tiny/bert", "", backbone.architecture, checkpoint.dtype, checkpoint.fingerprint, total)
     record = DeltaRecord("random", delta.nnz / total, delta.nnz, delta.value_kind, delta.value_dtype, touched)
     return Manifest(
-        1 if task.head.type != "linear" else 2,
+        1 if task.head.type != "linear" and not task.thresholds else 2,
         name,
         version,
         task,
@@ -182,6 +183,8 @@ def _plain(folder: Path, task: Any) -> Callable[[Any], list[float]]:
             return torch.softmax(model(**batch).logits[0, places], -1).flatten().tolist()
         texts = [item] if isinstance(item, str) else list(item)
         logits = model(**tokenizer(*texts, return_tensors="pt")).logits[0]
+        if task.kind == "multi-label-classification":
+            return torch.sigmoid(logits).tolist()
         return (logits if task.kind == "regression" else torch.softmax(logits, -1)).tolist()
 
     return answer

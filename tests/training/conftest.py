@@ -59,12 +59,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         for pair in zip(_GOOD, _BAD, strict=True)
         for text, label in zip(pair, ("good", "bad"), strict=True)
     ],
+    "multi-label-classification": [
+        {"text": text, "label": ["good"] * (text in _GOOD) + ["a"] * (" a " in f" {text} ")} for text in (*_GOOD, *_BAD)
+    ],
     "regression": [{"text": text, "label": float(len(text)) / 10} for text in (*_GOOD, *_BAD)],
     "token-classification": [_tagged(sentence) for sentence in _SENTENCES],
     "multiple-choice": _CHOICES,
 }
 FIELDS: dict[str, dict[str, Any]] = {
     "text-classification": {"text": ("text",)},
+    "multi-label-classification": {"text": ("text",)},
     "regression": {"text": ("text",)},
     # After its first step nothing has changed yet, and a few words' F1 may be no better after the second.
     "token-classification": {"text": ("words",), "label": "tags", "metric": "accuracy"},

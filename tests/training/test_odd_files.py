@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "no-label.csv": (HEADER + "a,x\nb, \nc,y\n", "row 2: a label that the task does not have; found: ' '"),
     "several.jsonl": (
         '{"text":"a","label":["x","y"]}\n{"text":"b","label":["y"]}\n',
-        "--kind token-classification.*several labels of one text are a text-classification each",
+        "--kind token-classification.*--kind multi-label-classification several of one text",
     ),
     "some-lists.jsonl": (
         '{"text":"a","label":"x"}\n{"text":"b","label":"z"}\n{"text":"b","label":["y"]}\n',

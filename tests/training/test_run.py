@@ -38,7 +38,7 @@ def trained(
 
     def get(kind: str) -> tuple[TrainConfig, TrainResult]:
         if kind not in made:
-            dtype = dict(zip(HEADED_KINDS, ("int8", "float16", "bfloat16", "float32"), strict=True))[kind]
+            dtype = dict(zip(HEADED_KINDS, ("int8", "float32", "float16", "bfloat16", "float32"), strict=True))[kind]
             out = tmp_path_factory.mktemp("trained") / "package"
             config = make_config(kind, out=str(out), value_dtype=dtype)
             made[kind] = config, train(config)

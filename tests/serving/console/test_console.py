@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from serving.console.cards import card_html
 from serving.console.history import History
 from serving.console.package_views import Packages
 from serving.console.tab_catalog import body_of
+from serving.console.task_forms import answer_of, form_of
 from serving.console.task_table import ago
 from sparsehub.files import canonical_json
 from tests.support.console_users import CARD, RING, SECRETS, signed_in
@@ -188,3 +190,29 @@ def test_a_key_that_is_taken_back_opens_nothing_more(served: Any) -> None:
     assert served.client.get("/console/config", headers=headers).status_code == 401
     assert "not known here" in served.client.get("/console/", headers=headers).text
     served.access.reload(canonical_json(RING.to_json()))
+
+
+class Asker:
+    """The console's client, without a browser before it."""
+
+    def __init__(self, client: Any):
+        self.client = client
+
+    async def get(self, path: str) -> Any:
+        return self.client.get(path).raise_for_status().json()
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self.client.post(path, json=body).raise_for_status().json()
+
+
+def test_every_kind_has_a_form_and_an_answer(new_server: Callable[..., Any]) -> None:
+    texts = {"choice": ("the fox", "a dog", "a film"), "pair": ("the fox", "a dog")}
+    with new_server(start=True) as server:
+        ask, shown = Asker(server.client), {}
+        for task in server.engine.tasks.all():
+            form = asyncio.run(form_of(ask, task.name))  # type: ignore[arg-type]
+            shown[task.name] = asyncio.run(answer_of(ask, form, texts.get(task.name, ("the fox",))))  # type: ignore[arg-type]
+        assert all(f"answered by <b>{name}@1.0.0</b>" in answer.text for name, answer in shown.items())
+        labels = server.post("/v1/classify", model="several", input="the fox").json()["data"][0]["labels"]
+        assert list(shown["several"].probabilities or ()) == [f"label{i}" for i in range(4)]
+        assert ", ".join(labels) in shown["several"].text
