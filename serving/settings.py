@@ -41,6 +41,7 @@ from sparsehub.settings import (
 LIMITS, TEXTS, ACCESS = "Limits", "Text generation", "Who may ask"  # boxes of the command line's help
 DTYPES = ("float32", "float16", "bfloat16")
 BATCH_MODES = ("auto", "swap", "mixed", "trunk")
+COMPILE_MODES = ("auto", "on", "off")
 SERVER_GRACE = 30.0  # seconds that the server around the app waits longer than the app does
 STARTED_BY = "SPARSEHUB_STARTED_BY"  # the variable by which `sparsehub serve` says that the user typed flags
 STARTS = "SPARSEHUB_STARTS"  # of `supervision.py`
@@ -98,6 +99,11 @@ class Settings(Configuration):
     ] = 300.0
     mode: Annotated[
         str, OneOf(BATCH_MODES), Field(description="How batches run; auto takes the cheapest way for each.")
+    ] = "auto"
+    compile: Annotated[
+        str,
+        OneOf(COMPILE_MODES),
+        Field(description="Compile the backbone's forward beside serving; auto uses it where it was faster."),
     ] = "auto"
     device_mib: Annotated[
         int,

@@ -41,7 +41,13 @@ def start_engine(settings: Settings, observer: BatchObserver | None = None) -> E
     log.info("proving on small batches that tasks can be mixed")
     limits = Limits(settings.queue_rows, settings.batch_tokens, settings.batch_rows)
     engine = Engine(
-        backbone, limits, observer, budgets=_budgets(settings), mode=settings.mode, generation=_texts(settings)
+        backbone,
+        limits,
+        observer,
+        budgets=_budgets(settings),
+        mode=settings.mode,
+        compile_mode=settings.compile,
+        generation=_texts(settings),
     )
     policy = _policy(settings)
     read_policy(policy)  # a policy that cannot be understood stops the endpoint here, and not its first request

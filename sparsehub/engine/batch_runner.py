@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone
 from sparsehub.engine.batch_rows import BatchRows
+from sparsehub.engine.compiled.plain_pass import PlainPass
 from sparsehub.engine.cost_model import MIXED, TRUNK
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.swap import Swap
@@ -48,8 +49,8 @@ class Clock:
 class BatchRunner:
     """Runs the backbone and the heads for `ModelLoop`. Not thread-safe: the arena's lock is held around every call."""
 
-    def __init__(self, backbone: Backbone, targets: TargetModules, swap: Swap, tokenizer: Any):
-        self._backbone, self._targets, self._swap = backbone, targets, swap
+    def __init__(self, backbone: Backbone, plain: PlainPass, targets: TargetModules, swap: Swap, tokenizer: Any):
+        self._backbone, self._plain, self._targets, self._swap = backbone, plain, targets, swap
         self._tokenizer, self._pooling = tokenizer, pooling_of(backbone.checkpoint.folder)
 
     @torch.inference_mode()
@@ -70,7 +71,7 @@ class BatchRunner:
         self._swap.to(rows.task.patch if rows.task is not None else None)
         clock.lap("switch")
         inputs = self._pad([rows])
-        outputs = self._backbone.module(**inputs)
+        outputs = self._plain(inputs)
         clock.lap("forward")
         (results,) = self._answer([rows], inputs, outputs)
         clock.lap("head")

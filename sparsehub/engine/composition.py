@@ -7,10 +7,21 @@ from collections.abc import Sequence
 
 from sparsehub.delta.algebra import weighted_sum
 from sparsehub.engine.task_registry import Task, TaskRegistry
-from sparsehub.errors import BackboneMismatchError
+from sparsehub.errors import BackboneMismatchError, UnknownTaskError
 from sparsehub.files import canonical_json, sha256_bytes
 from sparsehub.package import Package
-from sparsehub.task_ref import Term
+from sparsehub.task_ref import Reference, Term, model_of
+
+
+def find_task(registry: TaskRegistry, reference: Reference) -> Task:
+    """A served task, or one that the reference composes of such (`trec+tone*0.5`); raises `UnknownTaskError`."""
+    model = model_of(reference)
+    try:
+        return registry.find(model.task)
+    except UnknownTaskError:
+        if not model.terms:
+            raise
+        return composite(model.terms, registry)
 
 
 def composite(terms: Sequence[Term], registry: TaskRegistry) -> Task:

@@ -1,6 +1,6 @@
 """The cost model: how long a batch will take in each way of running it.
 
-    forward(tokens)    a curve through measured points
+    forward(tokens)    a curve through measured points; of one task's rows times what a compiled pass takes of it
     switch(entries)  = a + b entries
     sparse part      = c + d tokens + e sum over tasks of entries * ceil(tokens / 16)
     trunk            = sum over stages of their share of the layers * forward(tokens), and the branches' sparse parts
@@ -53,6 +53,26 @@ class CalibrationPoints:
     sparse: Sequence[tuple[int, float, float]]  # (tokens, work, additional seconds) of mixed ones; empty where none is
 
 
+@dataclass(frozen=True)
+class CompiledCurve:
+    """What compiled passes take beside eager ones, measured; `CostModel` predicts by it and `PlainPass` chooses."""
+
+    points: Sequence[tuple[int, float]] = ()  # (tokens, compiled / eager seconds), tokens rising
+    always: bool = False  # compiled wherever it can be, and not only where it was faster
+
+    def ratio(self, tokens: int) -> float:
+        """Seconds of a pass of rows of one task, as a share of the eager ones; 1 where it runs eagerly."""
+        if not self.points:
+            return 1.0
+        sizes, ratios = zip(*self.points, strict=True)
+        measured = float(np.interp(tokens, sizes, ratios))
+        return measured if self.always else min(1.0, measured)
+
+    def used(self, tokens: int) -> bool:
+        """Whether a pass runs compiled."""
+        return bool(self.points) and (self.always or self.ratio(tokens) < 1.0)
+
+
 @dataclass
 class CostModel:
     """Predicts what batches take, and learns from what they took; `BatchPlanner` uses it. Not thread-safe: the model
@@ -61,6 +81,7 @@ class CostModel:
     points: CalibrationPoints
     # measured / predicted seconds: of the forward (`plain`), and of the additional time by way of running
     ratios: dict[str, float] = field(default_factory=lambda: dict.fromkeys((PLAIN, SWAP, MIXED, GROUPED, TRUNK), 1.0))
+    compiled: CompiledCurve = CompiledCurve()  # of passes that are not mixed; nothing runs compiled at first
 
     def __post_init__(self) -> None:
         entries = [p[0] for p in self.points.switch]
@@ -120,7 +141,8 @@ class CostModel:
         if mode == MIXED:
             return self.forward(padded_tokens(groups)), self.sparse(groups)
         switches = [self.switch(group.entries) for group in groups]
-        return sum(self.forward(group.tokens) for group in groups), sum(switches[1:] if there else switches)
+        forwards = sum(self.forward(group.tokens) * self.compiled.ratio(group.tokens) for group in groups)
+        return forwards, sum(switches[1:] if there else switches)
 
     def _move(self, which: str, ratio: float) -> None:
         ratio = min(_WIDEST_RATIO, max(1 / _WIDEST_RATIO, ratio))

@@ -11,7 +11,8 @@ from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_planner import AUTO, BatchPlanner, check_mode
 from sparsehub.engine.batch_runner import BatchRunner
-from sparsehub.engine.composition import composite
+from sparsehub.engine.compiled.background import OFF, BackgroundCompiler
+from sparsehub.engine.composition import find_task
 from sparsehub.engine.cost_model import CostModel
 from sparsehub.engine.generation.cache_limits import GenerationLimits
 from sparsehub.engine.generation.context import GenerationContext
@@ -31,10 +32,10 @@ from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, Usage
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
 from sparsehub.engine.trunk_check import with_layers
-from sparsehub.errors import RequestError, UnknownTaskError, UsageError
+from sparsehub.errors import RequestError, UsageError
 from sparsehub.package import Package
 from sparsehub.package.outputs import Prediction
-from sparsehub.task_ref import Reference, TaskRef, model_of
+from sparsehub.task_ref import Reference, TaskRef
 
 
 class Engine:
@@ -45,7 +46,8 @@ class Engine:
             print(engine.classify("trec", ["Who wrote Hamlet?"]).futures[0].result().label)
 
     limits: of queue and batch; observer: told of every batch; budgets: memory for tasks; mode: how batches run, `auto`,
-    `swap`, `mixed` or `trunk` where possible; check_seconds: between two looks at the weights, 0 for none.
+    `swap`, `mixed` or `trunk` where possible; check_seconds: between two looks at the weights, 0 for none;
+    compile_mode: whether `start` has passes compiled, `auto`, `on` or `off` (`compiler.join` waits for them).
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Engine:
         budgets: Budgets | None = None,
         mode: str = AUTO,
         check_seconds: float = 1.0,
+        compile_mode: str = OFF,
         generation: GenerationLimits | None = None,
     ):
         self.backbone = backbone
@@ -71,7 +74,8 @@ class Engine:
         self.mode = mode
         lanes = LanePolicy(self._residency, self._planner, bool(targets.uses), targets.layers)
         self._scheduler = Scheduler(limits or Limits(), lanes, self._planner)
-        runner = BatchRunner(backbone, targets, self.arena.swap, self.tokenizer)
+        self.compiler = BackgroundCompiler(backbone, self.arena, self._planner, self.tokenizer, compile_mode)
+        runner = BatchRunner(backbone, self.compiler.plain, targets, self.arena.swap, self.tokenizer)
         self._loop = ModelLoop(self.arena, self._scheduler, self._planner, runner, observer)
         self._residency.add_listener(self._loop)
         texts = generation or GenerationLimits()
@@ -109,7 +113,7 @@ class Engine:
 
     def load(self, reference: Reference, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> TaskInfo:
         """Have a task ready to run, and never evicted where `pin` says so; raises what its load raises."""
-        return self._residency.load(self._find(reference), pin=pin, timeout=timeout)
+        return self._residency.load(find_task(self.tasks, reference), pin=pin, timeout=timeout)
 
     def unpin(self, reference: str | TaskRef) -> None:
         """Allow the eviction of a task that was pinned. Raises `UnknownTaskError`."""
@@ -129,7 +133,7 @@ class Engine:
     def acquire(self, reference: Reference, timeout: float | None = None) -> AcquiredTask:
         """Reference a task, and begin to load it where it is not in memory. Raises `UnknownTaskError`. timeout: seconds
         that the load may take, None for a minute."""
-        return AcquiredTask(self._residency, self._residency.acquire(self._find(reference)), timeout)
+        return AcquiredTask(self._residency, self._residency.acquire(find_task(self.tasks, reference)), timeout)
 
     def prepare(
         self,
@@ -230,7 +234,7 @@ class Engine:
 
     def info(self, reference: Reference, timeout: float | None = None) -> TaskInfo:
         """What a task is; its package is read where that was not done before. Raises `UnknownTaskError`."""
-        task = self._find(reference)
+        task = find_task(self.tasks, reference)
         return self._residency.info(task.digest) or self.load(reference, timeout=timeout or LOAD_SECONDS)
 
     @property
@@ -248,16 +252,6 @@ class Engine:
         """Whether work is taken: the base weights are known, `stop` was not called, and started threads still run."""
         return self._health.ok
 
-    def _find(self, reference: Reference) -> Task:
-        """A task that is served, or one that the reference composes of such (`trec+tone*0.5`)."""
-        model = model_of(reference)
-        try:
-            return self.tasks.find(model.task)
-        except UnknownTaskError:
-            if not model.terms:
-                raise
-            return composite(model.terms, self.tasks)
-
     def __enter__(self) -> Self:
         """Start; the end of the block stops it."""
         self.start()
@@ -271,9 +265,11 @@ class Engine:
         self._loop.start()
         if self.generator is not None:
             self.generator.start()
+        self.compiler.start()
 
     def stop(self, drain: float = 30.0) -> None:
         """Take no more rows, finish what waits for up to `drain` seconds, and leave the base weights in the arena."""
+        self.compiler.stop()
         if self.generator is not None:
             self.generator.stop(drain)
         self._loop.stop(drain)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from sparsehub.backbone import Backbone
+from sparsehub.backbone import Backbone, Slot
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.mixed_forward import MixedBatch
@@ -64,12 +65,15 @@ def _states(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
 
 def loud_delta(backbone: Backbone, targets: TargetModules) -> Delta:
     """Large changes of a few entries in every place that can be mixed, for this check and that of text generation."""
+    return loud_changes(backbone, [slot for slot in targets.uses if slot not in targets.others])
+
+
+def loud_changes(backbone: Backbone, places: Collection[Slot]) -> Delta:
+    """Large changes of a few entries in each of these places of the arena; checks of passes apply them."""
     generator, parts = torch.Generator().manual_seed(0), {}
-    for slot, name in {slot: name for name, slot in backbone.arena.slots.items() if slot in targets.uses}.items():
-        if slot in targets.others:
-            continue
+    for slot, name in {slot: name for name, slot in backbone.arena.slots.items() if slot in places}.items():
         count = max(ENTRIES, slot.numel // 1000)
-        places = torch.randint(slot.numel, (count,), generator=generator).unique()
+        entries = torch.randint(slot.numel, (count,), generator=generator).unique()
         scale = float(backbone.arena.view(name).float().std(correction=0)) or 0.1
-        parts[name] = ParameterDelta(slot.shape, places, torch.randn(len(places), generator=generator) * scale)
+        parts[name] = ParameterDelta(slot.shape, entries, torch.randn(len(entries), generator=generator) * scale)
     return Delta(parts, "add", "float32")

@@ -1,0 +1,103 @@
+"""The compiler: a process of its own that makes a program of a backbone's forward; `program_cache` starts it.
+
+It exports the base model for any number of rows and tokens (`torch.export`) and compiles it ahead of time (Inductor).
+The weights are no part of the program: whoever loads it says where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsehub.backbone import load_backbone
+from sparsehub.engine.compiled.program_files import LIBRARY, write_description
+
+LOWEST_PRIORITY = 19
+_ROWS, _LENGTH = 3, 24  # of the example; both are free in the program
+
+
+@dataclass(frozen=True)
+class CompilerJob:
+    """What the process is asked for, as JSON on its command line."""
+
+    backbone: str  # its folder
+    inputs: Sequence[str]  # names of the forward's arguments, each [rows, tokens] int64
+    max_tokens: int  # of one sequence
+    threads: int  # that the program uses inside one operation
+    folder: str  # an empty one, for what comes out
+
+
+class _Positional(nn.Module):
+    """A base model whose arguments and results are tensors in a fixed order."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]):
+        super().__init__()
+        self.module, self.inputs, self.outputs = module, inputs, outputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        result = self.module(**dict(zip(self.inputs, tensors, strict=True)))
+        return tuple(result[name] for name in self.outputs)
+
+
+def export(module: Any, inputs: Sequence[str], max_tokens: int) -> tuple[Any, list[str]]:
+    """The base model's graph for any number of rows and tokens, and the names of the tensors that it returns."""
+    module.config.use_cache = False
+    example = _example(module, inputs)
+    with torch.no_grad():
+        found = module(**example)
+        outputs = [name for name, value in found.items() if isinstance(value, Tensor)]
+        axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", max=max_tokens)}
+        model, arguments = _Positional(module, inputs, outputs), tuple(example.values())
+        shapes = (tuple(axes for _ in arguments),)
+        return torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False), outputs
+
+
+def _example(module: Any, inputs: Sequence[str]) -> dict[str, Tensor]:
+    ids = torch.randint(module.config.vocab_size, (_ROWS, _LENGTH), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0
+    given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return {name: given[name] for name in inputs}
+
+
+def compile_program(job: CompilerJob) -> None:
+    """Write a program and its description into the job's folder."""
+    torch.set_num_threads(job.threads)
+    program, outputs = export(load_backbone(job.backbone).module, job.inputs, job.max_tokens)
+    options = {"aot_inductor.package_constants_in_so": False, "compile_threads": 1, "cpp.threads": job.threads}
+    with tempfile.TemporaryDirectory(dir=job.folder) as scratch:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch  # nothing is left in the user's temporary folder
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(Path(scratch) / "program.pt2"), inductor_configs=options
+        )
+        _extract_library(Path(package), Path(job.folder) / LIBRARY)
+    write_description(Path(job.folder), job.inputs, outputs)
+
+
+def _extract_library(package: Path, library: Path) -> None:
+    with zipfile.ZipFile(package) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".so")]
+        library.write_bytes(archive.read(name))
+
+
+def main() -> None:
+    """Run the job of the command line. Its output is for whoever started it, who shows the last line of it."""
+    os.nice(LOWEST_PRIORITY)  # answers go before
+    job = CompilerJob(**json.loads(sys.argv[1]))
+    with contextlib.redirect_stdout(sys.stderr):
+        compile_program(job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A pass of one task's rows, or of the plain backbone's: compiled where that was faster, else transformers' own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparsehub.backbone import Backbone
+from sparsehub.engine.compiled.program import Program
+from sparsehub.engine.cost_model import CompiledCurve
+from sparsehub.errors import EngineError
+
+SHORTEST = 2  # tokens of a row; programs are made for no fewer
+log = logging.getLogger("sparsehub")
+
+
+@dataclass(frozen=True)
+class CompiledPass:
+    """A program that was proved, and where it is used."""
+
+    program: Program
+    result: Any  # the class of what the base model returns, by tensors' names
+    curve: CompiledCurve
+
+    def takes(self, inputs: dict[str, Tensor]) -> bool:
+        """Whether the program is used for these inputs."""
+        ids = inputs["input_ids"]
+        return ids.shape[1] >= SHORTEST and set(inputs) == set(self.program.inputs) and self.curve.used(ids.numel())
+
+
+class PlainPass:
+    """Runs the unchanged forward on whatever weights are in the arena, for `BatchRunner`. Not thread-safe: the arena's
+    lock is held around every call."""
+
+    def __init__(self, backbone: Backbone):
+        self._backbone = backbone
+        self.compiled: CompiledPass | None = None  # until a program was proved; `BackgroundCompiler` sets it
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Any:
+        """What the base model returns for a batch."""
+        compiled = self.compiled
+        if compiled is not None and compiled.takes(inputs):
+            try:
+                return compiled.result(**compiled.program(inputs))
+            except EngineError as error:
+                log.error("passes are eager from here on: %s", error)
+                self.compiled = None
+        return self._backbone.module(**inputs)
