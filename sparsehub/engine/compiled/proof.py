@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone import Backbone
-from sparsehub.engine.calibrate import LONG, REPEATS
 from sparsehub.engine.compiled.program import Program
 from sparsehub.engine.mixing_check import loud_changes
 from sparsehub.errors import EngineError
@@ -71,13 +70,10 @@ def sample(backbone: Backbone, program: Program, rows: int, length: int) -> dict
 
 
 @torch.inference_mode()
-def measure(backbone: Backbone, program: Program, rows: int, length: int) -> float:
-    """Seconds of a compiled pass as a share of the eager one's, the best of a few in turn. The weights do not count."""
+def measure(backbone: Backbone, program: Program, rows: int, length: int) -> tuple[float, float]:
+    """Seconds of a compiled pass, and of the eager one of the same batch. The weights do not count."""
     batch = sample(backbone, program, rows, length)
-    pairs: list[tuple[float, float]] = []
-    while len(pairs) < REPEATS and not (pairs and sum(pairs[-1]) > LONG):
-        pairs.append((_seconds(lambda: program(batch)), _seconds(lambda: backbone.module(**batch))))
-    return min(compiled for compiled, _ in pairs) / min(eager for _, eager in pairs)
+    return _seconds(lambda: program(batch)), _seconds(lambda: backbone.module(**batch))
 
 
 def sizes(shapes: Iterable[tuple[int, int]], max_tokens: int) -> list[tuple[int, int]]:
