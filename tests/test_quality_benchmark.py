@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quality import render, runs, table
+from benchmarks.quality import render, runs, table, untuned, untuned_tables
 from benchmarks.quality.__main__ import parse
 from benchmarks.quality.setup import METHODS, PLANS, TASKS
 from sparsehub.training import TrainConfig
@@ -128,3 +128,66 @@ def test_the_table_in_the_docs_is_that_of_the_lines() -> None:
     text = "\n".join(table.report(list(runs.lines(runs.RESULTS))))
     page = render.DOCS.read_text(encoding="utf-8")
     assert page == render.put_into(page, text)
+
+
+def untuned_line(task: str, method: str, seed: int, test: float, probe: float, rows: int = 1000) -> dict[str, Any]:
+    return {
+        "task": task,
+        "method": method,
+        "seed": seed,
+        "rows": 1000,
+        "settings": {},
+        "test": test,
+        "probe": probe,
+        "test_rows": rows,
+        "versions": {"torch": "2"},
+        "commit": "abc",
+        "device": "CPU, 1 thread",
+    }
+
+
+def test_the_untuned_table_averages_what_all_were_run_on_and_says_who_loses() -> None:
+    lines = [
+        *(untuned_line("trec", "sam", seed, score, 0.8) for seed, score in enumerate([0.9, 0.92])),
+        untuned_line("trec", "full", 0, 0.93, 0.8),
+        untuned_line("cola", "sam", 0, 0.494, 0.5),
+        untuned_line("cb", "sam", 0, 0.65, 0.70, rows=56),
+        {**untuned_line("trec", "sam", 0, 0.1, 0.8), "settings": {"epochs": 1}},
+    ]
+    table_lines = untuned_tables.report(lines)
+    assert "| trec | 1,000 | 0.800 | 0.910 ± 0.014 (2) | 0.930 (1) | +0.110 |" in table_lines
+    assert "| cola | 1,000 | 0.500 | 0.494 (1) | not run | -0.006 (loses) |" in table_lines
+    assert "| cb | 56 | 0.700 | 0.650 (1) | not run | -0.050 |" in table_lines  # one standard error is .061
+    assert "| average of the 1 that all were run on |  | 0.800 | 0.910 | 0.930 | +0.110 |" in table_lines
+    assert untuned_tables.report([]) == ["Nothing was run."]
+
+
+def test_an_untuned_run_is_not_repeated_and_reads_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = tmp_path / "trec"
+    data.mkdir()
+    for split in ("train", "dev", "test"):
+        (data / f"{split}.jsonl").write_text("".join(f'{{"text": "{i}", "label": 1}}\n' for i in range(1200)))
+    asked = []
+
+    def run_once(task: Any, method: str, seed: int, settings: dict[str, Any], arguments: Any) -> None:
+        given = untuned.config_of(task, method, seed, arguments, tmp_path)
+        TrainConfig(**given | settings)
+        rows = [len(Path(given[split]).read_text().splitlines()) for split in ("train", "validation")]
+        asked.append((task.name, method, seed, *rows))
+        runs.append_line(arguments.results, {**untuned_line(task.name, method, seed, 0.9, 0.8), "settings": settings})
+
+    monkeypatch.setattr(untuned, "run_once", run_once)
+    told = ["run", "--data", str(tmp_path), "--tasks", "trec", "urgency", "--results", str(tmp_path / "lines.jsonl")]
+    untuned.run_all(untuned.parse([*told, "--methods", "sam", "full"]))
+    assert asked == [
+        ("trec", "sam", 0, 1000, 500),
+        ("urgency", "sam", 0, 280, 60),
+        ("trec", "full", 0, 1000, 500),
+        ("urgency", "full", 0, 280, 60),
+    ]
+    untuned.run_all(untuned.parse([*told, "--methods", "sam", "full"]))
+    assert len(asked) == 4
+    untuned.run_all(untuned.parse([*told, "--set", "epochs=2", "head_learning_rate=0.01"]))
+    assert len(asked) == 6

@@ -107,7 +107,7 @@ def _run_once(cell: Cell, done: Mapping[Key, dict[str, Any]], seed: int, rate: f
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     line |= {"seconds": round(time.monotonic() - start, 1), "peak_mib": round(peak_mib(cell.device))}
-    _append(cell.results, line | surroundings(cell.device))
+    append_line(cell.results, line | surroundings(cell.device))
     print(f"{key}: dev {line['dev']:.4f} test {line['test']:.4f}, {line['seconds']:.0f} s", flush=True)
     return line
 
@@ -232,7 +232,7 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _append(results: Path, line: Mapping[str, Any]) -> None:
+def append_line(results: Path, line: Mapping[str, Any]) -> None:
     """One whole line, whatever other processes append, and after whatever a killed one left half."""
     results.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(results.parent / f".{results.name}.lock"), results.open("a+b") as file:

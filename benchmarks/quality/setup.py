@@ -52,6 +52,7 @@ TASKS = {
         Task("trec", "text-classification", ("text",), "accuracy", _accuracy),
         Task("subj", "text-classification", ("text",), "accuracy", _accuracy),
         Task("sst2", "text-classification", ("text",), "accuracy", _accuracy),
+        Task("banking77", "text-classification", ("text",), "accuracy", _accuracy),
     )
 }
 PAPER = ("cola", "stsb", "mrpc", "rte", "cb", "copa", "wsc")
@@ -97,6 +98,11 @@ METHODS = {
         Entry("child-tuning", {"method": "child-tuning"}),
         Entry("lt-sft", {"method": "lt-sft"}),
         Entry("adapter", {"method": "adapter"}, whole=True),
+        _sam("sam, last 2 layers", layers="last:2"),
+        _sam("sam, per row", granularity="row"),
+        Entry("magnitude, per row", {"method": "magnitude", "granularity": "row"}),
+        Entry("lift", {"method": "lift"}),
+        Entry("spiel", {"method": "spiel"}),
         Entry("head alone", {"method": "sam", "density": 0.0}),
     )
 }
