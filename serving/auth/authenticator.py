@@ -32,6 +32,7 @@ class Caller:
     tasks: tuple[str, ...] = ("*",)
     requests: TokenBucket | None = None  # what is left of its rate
     tokens: TokenBucket | None = None
+    weight: float = 1.0  # of its share of a busy machine
 
     @property
     def sees_all(self) -> bool:
@@ -149,6 +150,7 @@ def _caller(key: Key) -> Caller:
         key.tasks,
         TokenBucket(requests) if requests else None,
         TokenBucket(tokens) if tokens else None,
+        key.weight,
     )
 
 

@@ -28,6 +28,7 @@ ROLES = {
 """What each role may do. predict: use tasks; watch: read metrics and state; admin: both, and change what is served."""
 PREFIX = "sk-"
 MAX_KEY_FILE_BYTES = 4 << 20
+LEAST_WEIGHT, MOST_WEIGHT = 0.01, 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -42,6 +43,7 @@ class Key:
     tasks: tuple[str, ...] = ("*",)  # names or patterns (`support-*`) that it may use; `backbone`: the plain backbone
     requests_per_second: float | None = None  # rate limit of each replica; None for none
     tokens_per_second: float | None = None  # the same
+    weight: float = 1.0  # its share of a busy machine is this over the weights of all keys that ask
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -55,6 +57,9 @@ class Key:
         for rate in (self.requests_per_second, self.tokens_per_second):
             if rate is not None and rate <= 0:
                 raise UsageError(f"a rate of the key {self.name} is not above 0", found=rate)
+        if not LEAST_WEIGHT <= self.weight <= MOST_WEIGHT:
+            expected = f"{LEAST_WEIGHT} to {MOST_WEIGHT}"
+            raise UsageError(f"the weight of the key {self.name} is out of range", found=self.weight, expected=expected)
 
 
 @dataclass(frozen=True)

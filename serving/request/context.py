@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from serving.auth import ANONYMOUS, Caller
 from serving.catalog.router import Routed
 from sparsehub.engine import TaskInfo
+from sparsehub.engine.fair_share import ANYONE, Tenant
 
 
 @dataclass
@@ -38,6 +39,11 @@ class RequestContext:
         """Note what was submitted. task: the very package that will answer, None for the plain backbone."""
         self.served = task or self.served
         self.items, self.tokens = items, tokens
+
+    @property
+    def tenant(self) -> Tenant:
+        """Who is charged for what the engine does for this request; without keys it is one for everybody."""
+        return ANYONE if self.caller is ANONYMOUS else Tenant(self.caller.name, self.caller.weight)
 
     @property
     def sticky(self) -> str:

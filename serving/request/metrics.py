@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from serving.catalog.reconciler import Reconciler
 from serving.request.context import RequestContext
+from serving.request.key_metrics import WAITS, KeyMetrics
 from sparsehub.engine import BatchReport, Engine
 from sparsehub.engine.generation import GenerationUsage
 from sparsehub.task_ref import is_composed
 
 BACKBONE, COMPOSED = "(backbone)", "(composed)"
-_WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 RECENT = 256  # requests of a task that its percentiles are of
 MOST = 4096  # packages that are remembered, the most recently used ones
@@ -100,7 +100,7 @@ class Metrics:
             "sparsehub_requests", "HTTP requests, by route and status", ["route", "status"], registry=registry
         )
         self._route_seconds = Histogram(
-            "sparsehub_request_seconds", "What callers waited, by route", ["route"], buckets=_WAITS, registry=registry
+            "sparsehub_request_seconds", "What callers waited, by route", ["route"], buckets=WAITS, registry=registry
         )
         self._task_requests = Counter(
             "sparsehub_task_requests",
@@ -112,7 +112,7 @@ class Metrics:
             "sparsehub_task_request_seconds",
             "What a task's callers waited",
             ["task", "version"],
-            buckets=_WAITS,
+            buckets=WAITS,
             registry=registry,
         )
         self._task_tokens = Counter(
@@ -124,6 +124,7 @@ class Metrics:
             ["task", "phase"],
             registry=registry,
         )
+        self._keys = KeyMetrics(registry)
         self._batch_tasks = Histogram("sparsehub_batch_tasks", "Tasks of a batch", buckets=_ROWS, registry=registry)
         self._batches = Counter("sparsehub_batches", "Batches, by how they ran", ["mode"], registry=registry)
         self._predicted = Counter(
@@ -163,6 +164,7 @@ class Metrics:
             self._task_phase.labels(task, "load").inc(share.loading)
             for phase in ("switch", "forward", "head"):  # every row waits for all of its batch
                 self._task_phase.labels(task, phase).inc(getattr(report, phase) * share.rows)
+        self._keys.observe(report)
         self._batch_tasks.observe(len(report.shares))
         self._tokens.inc(report.tokens)
         self._switches.inc(report.switches)
@@ -177,6 +179,7 @@ class Metrics:
         """Count one HTTP request."""
         self._requests.labels(route, str(status)).inc()
         self._route_seconds.labels(route).observe(seconds)
+        self._keys.request(call.caller.name, status, seconds)
         if (served := call.served) is not None:
             task = _label(served.name)
             version = "" if task == COMPOSED else served.version

@@ -147,6 +147,7 @@ class Service:
         check_size(self.settings, prompts)
         with self.engine.prepare_generation(routed.model, prompts, samplings, self.settings.timeout) as prepared:
             take_tokens(self.settings, call, routed, prepared.tokens)
+            prepared.tenant = call.tenant
             generations = self.engine.submit_generation(prepared, listener)
         call.count(prepared.task, len(generations), sum(len(generation.prompt) for generation in generations))
         return generations
@@ -156,6 +157,7 @@ class Service:
     ) -> PendingRequest[Any]:
         """sent: tokens that are charged at least, even where less is left after a cut."""
         take_tokens(self.settings, call, routed, max(prepared.tokens, sent))
+        prepared.tenant = call.tenant
         pending = self.engine.submit(prepared)
         call.count(pending.task, len(pending.futures), pending.tokens)
         return pending

@@ -30,6 +30,7 @@ def add(
     ] = None,
     requests_per_second: Annotated[float | None, typer.Option(help="Rate limit of each replica.")] = None,
     tokens_per_second: Annotated[float | None, typer.Option(help="Rate limit of each replica.")] = None,
+    weight: Annotated[float, typer.Option(help="Its share of a busy machine, beside the other keys' weights.")] = 1.0,
     as_json: bool = JSON,
 ) -> None:
     """Create a key and print it, once: the file stores only its hash."""
@@ -38,7 +39,7 @@ def add(
 
     secret = new_secret()
     tasks = tuple(task or ("*",))
-    key = Key(name, sha256_bytes(secret.encode()), role, tasks, requests_per_second, tokens_per_second)
+    key = Key(name, sha256_bytes(secret.encode()), role, tasks, requests_per_second, tokens_per_second, weight)
     _change(file, lambda ring: ring.with_key(key))
     if as_json:
         show_json({"name": name, "key": secret, "role": role, "tasks": tasks})
@@ -68,9 +69,16 @@ def ls(file: FileArgument, as_json: bool = JSON) -> None:
     if as_json:
         show_json(ring.to_json())
         return
-    columns = ("name", "role", "requests/s", "tokens/s", "tasks")
+    columns = ("name", "role", "requests/s", "tokens/s", "weight", "tasks")
     rows = [
-        (key.name, key.role, key.requests_per_second or "-", key.tokens_per_second or "-", ", ".join(key.tasks))
+        (
+            key.name,
+            key.role,
+            key.requests_per_second or "-",
+            key.tokens_per_second or "-",
+            f"{key.weight:g}",
+            ", ".join(key.tasks),
+        )
         for key in ring.keys
     ]
     show_table(columns, rows)

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsehub.engine.batch_rows import QueuedRow
+from sparsehub.engine.fair_share import Flow
 from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.input_bounds import bounded_row, chunks
 from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
 from sparsehub.engine.residency import Residency
-from sparsehub.engine.scheduler import Item, Scheduler
+from sparsehub.engine.scheduler import Scheduler
 from sparsehub.engine.task_handle import TaskHandle
+from sparsehub.engine.waiting_rows import Item
 from sparsehub.errors import DataError, RequestError, SparsehubError
 from sparsehub.package.encoding import Encoded, encode, encode_ids, is_blank, is_broken
 from sparsehub.package.task_spec import (
@@ -152,9 +154,18 @@ class InputProcessor:
 def _items(prepared: PreparedRequest, handle: TaskHandle | None) -> list[Item]:
     """The scheduler's items, one for each row."""
     deadline = None if prepared.timeout is None else time.monotonic() + prepared.timeout
-    key = (None if handle is None else handle.task.digest, prepared.embed)
+    digest = None if handle is None else handle.task.digest
+    key, flow = (digest, prepared.embed), Flow(prepared.tenant, digest)
     return [
-        Item(key, row.length, QueuedRow(row, handle, prepared.embed), len(row.sequences), deadline, text=row.keys)
+        Item(
+            key,
+            row.length,
+            QueuedRow(row, handle, prepared.embed),
+            len(row.sequences),
+            deadline,
+            text=row.keys,
+            flow=flow,
+        )
         for row in prepared.rows
     ]
 

@@ -13,9 +13,10 @@ from sparsehub.engine.batch_planner import BatchPlanner, ExecutionPlan
 from sparsehub.engine.batch_rows import BatchPart, BatchRows, by_task, keys_of, resident_rows
 from sparsehub.engine.batch_runner import BatchRunner, Clock
 from sparsehub.engine.cost_model import SWAP
-from sparsehub.engine.scheduler import Item, Scheduler
-from sparsehub.engine.stats import BatchObserver, BatchReport, BatchShare
+from sparsehub.engine.scheduler import Scheduler
+from sparsehub.engine.stats import BatchObserver, BatchReport, BatchShare, TenantShare
 from sparsehub.engine.task_handle import TaskHandle
+from sparsehub.engine.waiting_rows import Item
 from sparsehub.errors import NotFiniteError, RequestError, SparsehubError, StoppingError, UnhealthyError
 from sparsehub.package.encoding import Encoded
 
@@ -153,6 +154,18 @@ def _answer(done: _FinishedBatch) -> BatchReport:
         laps["forward"],
         laps["head"],
         done.plan.predictions,
+        _tenants([item for part in done.parts for item in part.items], start),
+    )
+
+
+def _tenants(items: Sequence[Item], start: float) -> tuple[TenantShare, ...]:
+    """Each tenant's part of a batch."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.flow.tenant.name, []).append(item)
+    return tuple(
+        TenantShare(name, len(own), sum(i.payload.row.tokens for i in own), sum(start - i.arrived for i in own))
+        for name, own in found.items()
     )
 
 

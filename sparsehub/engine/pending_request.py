@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from sparsehub.engine.fair_share import ANYONE, Tenant
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.task_handle import LOAD_SECONDS, TaskHandle
 from sparsehub.engine.task_registry import TaskInfo
@@ -75,6 +76,7 @@ class Prepared(Holder):
 
     acquired: AcquiredTask | None  # None: the plain backbone
     timeout: float | None  # seconds that it may wait, from when it is submitted; None for as long as it takes
+    tenant: Tenant = field(default=ANYONE, kw_only=True)  # who is charged for it; to be set before it is submitted
 
     @property
     def task(self) -> TaskInfo | None:

@@ -23,6 +23,16 @@ class BatchShare:
 
 
 @dataclass(frozen=True)
+class TenantShare:
+    """One tenant's part of a batch."""
+
+    name: str  # empty for `ANYONE`
+    rows: int
+    tokens: int  # without padding
+    queued: float  # seconds that its rows waited, all rows together
+
+
+@dataclass(frozen=True)
 class BatchReport:
     """What one batch was and where its time went; times are in seconds."""
 
@@ -35,6 +45,7 @@ class BatchReport:
     forward: float
     head: float
     predictions: Mapping[str, float]  # by mode, of every mode that was open to it; heads not included
+    tenants: tuple[TenantShare, ...] = ()
 
     @property
     def rows(self) -> int:

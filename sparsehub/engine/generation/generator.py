@@ -9,6 +9,7 @@ import time
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from sparsehub.engine.fair_share import Flow
 from sparsehub.engine.generation.admission_queue import AdmissionQueue
 from sparsehub.engine.generation.cache_limits import GenerationUsage
 from sparsehub.engine.generation.context import GenerationContext
@@ -89,6 +90,7 @@ class Generator:
 
     def _generations(self, prepared: PreparedGeneration, listener: TextListener | None) -> list[Generation]:
         """A prepared request's texts, in the order of its prompts."""
+        flow = Flow(prepared.tenant, None if prepared.handle is None else prepared.handle.task.digest)
         deadline = None if prepared.timeout is None else time.monotonic() + prepared.timeout
         asked = zip(prepared.prompts, prepared.lengths, prepared.samplings, strict=True)
         return [
@@ -103,6 +105,7 @@ class Generator:
                 number,
                 listener,
                 changed=self._waiting.changed,
+                flow=flow,
             )
             for number, (prompt, length, sampling) in enumerate(asked)
         ]
@@ -194,6 +197,7 @@ class Generator:
         return True
 
     def _run_step(self) -> None:
+        began = time.monotonic()
         try:
             tokens = self._runner.step(self._planner.mode)
         except Exception as error:  # prompts were checked: this is no request's fault, and the cache may hold anything
@@ -201,6 +205,7 @@ class Generator:
             self._fail_all(_failed(error), waiting=isinstance(error, UnhealthyError))
             return
         self._steps += 1
+        self._waiting.pace.note_step(len(tokens), time.monotonic() - began)
         for generation, token, chosen in tokens:
             if token is None:
                 self._batcher.drop(generation)
@@ -237,6 +242,7 @@ class Generator:
         else:
             assert output is not None  # only what has run ends well
             generation.future.set_result(output.completion())
+            self._waiting.pace.note_text(len(generation.tokens), generation.max_tokens)
         generation.emit(None)
         self._release(generation)
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from sparsehub.engine.fair_share import ANYBODYS, Flow
 from sparsehub.engine.pending_request import Prepared
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.engine.task_registry import TaskInfo
@@ -136,6 +137,7 @@ class Generation:
     cancelled: bool = False
     arrived: float = 0.0  # when it was queued, on the monotonic clock
     changed: threading.Event = field(default_factory=threading.Event)  # set by `cancel`; the generator waits for it
+    flow: Flow = ANYBODYS
     _pieces: queue.SimpleQueue[TextDelta | None] = field(default_factory=queue.SimpleQueue)
 
     @property
