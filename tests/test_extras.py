@@ -58,6 +58,7 @@ def test_every_extra_that_the_code_names_is_declared() -> None:
         "demo",
         "deploy",
         "dev",
+        "docs",
         "fuzz",
         "lint",
     }

@@ -253,10 +253,12 @@ def quiet_libraries() -> Iterator[None]:
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    datasets = require("datasets", "train")
-    datasets.disable_progress_bars()
+    datasets = sys.modules.get("datasets")  # files of rows are read without it
+    if datasets is not None:
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        datasets.enable_progress_bars()
+        if datasets is not None:
+            datasets.enable_progress_bars()
