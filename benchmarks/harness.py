@@ -1,7 +1,8 @@
 """Measure cases against each other where a shared machine makes every single timing wrong.
 
 The cases run in turn, round after round, and every other round runs them backwards: a slow minute hits them all. What
-counts is the median of each, and the ratios between them.
+counts is the median of each, and the ratios between them. Machines differ in these ratios too: a table keeps a section
+for each kind of CPU, and a run replaces that of its own.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparsehub import __version__
+from sparsehub.kernels import native
 
 RESULTS = Path(__file__).parent / "results"
 KEY = "key"  # of a setup: for programs, not shown
 T = TypeVar("T")
 LIBRARIES = ("torch", "transformers", "peft")
+# Variables by which one machine stands for another: what of the CPU our kernels, torch's and MKL's use.
+FORCING = ("SPARSEHUB_CPU", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,18 @@ def interleaved(cases: Sequence[Case], rounds: int, warmup: int = 2) -> dict[str
 def surroundings(threads: str) -> dict[str, Any]:
     """What a figure depends on beside the code. threads: torch's, inside one operation."""
     cores = len(os.sched_getaffinity(0))
+    named = [f"{name}={os.environ[name]}" for name in FORCING if name in os.environ]
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {
-        "machine": {"cpu": _cpu(), "cores": cores, "torch_threads": threads, "load": round(os.getloadavg()[1], 1)},
+        "machine": {
+            "cpu": _cpu(),
+            "kind": kind_of_cpu(),
+            "cores": cores,
+            "torch_threads": threads,
+            "load": round(os.getloadavg()[1], 1),
+        },
         "versions": {"sparsehub": __version__, **versions, "python": platform.python_version()},
-        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "command": " ".join([*named, "python -m", _module(), *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -104,24 +115,54 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def kind_of_cpu() -> str:
+    """Its name, the instruction set in use and the caches of a core: what the ratios of CPU kernels depend on."""
+    instructions = native.machine().instruction_set if native.extension() else "no native kernels"
+    caches = []
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction" and level in "12":
+            caches.append(f"L{level} {size}")
+    return ", ".join([_cpu(), instructions, *caches])
+
+
 def write_report(report: Report, threads: str) -> str:
-    """Write results/<name>.jsonl (a line a case) and results/<name>.md; returns the markdown."""
+    """Write results/<name>.jsonl (a line a case) and results/<name>.md, where what was measured on other kinds of CPU
+    stays; returns the markdown."""
     around = surroundings(threads)
-    lines = [
+    kind = around["machine"]["kind"]
+    table, text_file = RESULTS / f"{report.name}.jsonl", RESULTS / f"{report.name}.md"
+    lines = _lines_of_others(table, kind)
+    lines += [
         json.dumps({"benchmark": report.name, "case": r.case, "setup": r.setup, "measured": r.measured, **around})
         for r in report.rows
     ]
-    text = _markdown(report, around)
+    sections = {**_sections(text_file), kind: _section(report, around)}
+    head = [f"# {report.title}", *(["\n".join(f"- {note}" for note in report.notes)] if report.notes else [])]
+    text = "\n\n".join([*head, *(f"## {kind}\n\n{sections[kind]}" for kind in sorted(sections))]) + "\n"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{report.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (RESULTS / f"{report.name}.md").write_text(text, encoding="utf-8")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text_file.write_text(text, encoding="utf-8")
     return text
 
 
-def _markdown(report: Report, around: Mapping[str, Any]) -> str:
+def _lines_of_others(table: Path, kind: str) -> list[str]:
+    """The lines of other kinds of CPU; what names none is of before there were kinds."""
+    lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+    return [line for line in lines if json.loads(line)["machine"].get("kind", kind) != kind]
+
+
+def _sections(text_file: Path) -> dict[str, str]:
+    """What a page says, by kind of CPU."""
+    text = text_file.read_text(encoding="utf-8") if text_file.is_file() else ""
+    parts = (part.partition("\n") for part in text.split("\n## ")[1:])
+    return {kind: section.strip() for kind, _, section in parts}
+
+
+def _section(report: Report, around: Mapping[str, Any]) -> str:
+    """One run: how it was made, its tables and what it has proved."""
     machine, versions = around["machine"], around["versions"]
     parts = [
-        f"# {report.title}",
         f"`{around['command']}`, {around['date']}. {machine['cpu']}, {machine['cores']} cores, "
         f"torch threads: {machine['torch_threads']}, load average at the end {machine['load']}; "
         f"{', '.join(f'{k} {v}' for k, v in versions.items())}.",
@@ -130,8 +171,9 @@ def _markdown(report: Report, around: Mapping[str, Any]) -> str:
         named = {name: value for name, value in setup.items() if name != KEY}
         parts.append("**" + ", ".join(f"{name}: {_shown(value)}" for name, value in named.items()) + "**")
         parts.append(_table([row for row in report.rows if row.setup == setup]))
-    parts += ["\n".join(f"- {line}" for line in lines) for lines in (report.checks, report.notes) if lines]
-    return "\n\n".join(parts) + "\n"
+    if report.checks:
+        parts.append("\n".join(f"- {line}" for line in report.checks))
+    return "\n\n".join(parts)
 
 
 def _table(rows: Sequence[Row]) -> str:

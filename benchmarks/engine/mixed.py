@@ -33,7 +33,7 @@ PLAIN, MIXED, SWAPPED, LORA, MODELS = (
     "a model for each task",
 )
 # The largest ratio to the plain forward that we hold ourselves to, by size and batch.
-LIMITS = {("6 x 384", (16, 16, 16)): 1.15, ("12 x 768", (16, 16, 16)): 1.20} | {
+LIMITS = {("6 x 384", (16, 16, 16)): 1.15, ("12 x 768", (16, 16, 16)): 1.15} | {
     ("6 x 384", (16, 32, tasks)): 1.15 for tasks in (1, 4, 16)
 }
 
@@ -91,6 +91,12 @@ def checks_of(rows: Sequence[Row]) -> list[str]:
 
 
 def measure(size: str, folder: Path) -> list[Row]:
+    tasks, lora = tasks_of(size, folder), lora_model(folder, MOST_TASKS)
+    return [row for key in BATCHES for row in measure_batch(size, key, tasks, lora, folder)]
+
+
+def tasks_of(size: str, folder: Path) -> Tasks:
+    """A backbone of this size, saved in the folder, with sixteen tasks."""
     save_encoder(size, folder)
     backbone = load_backbone(str(folder))
     targets, patches = (
@@ -102,9 +108,7 @@ def measure(size: str, folder: Path) -> list[Row]:
         for patch in patches
         if isinstance(adapter := make_adapter_weights(targets, backbone.arena, patch), AdapterWeights)
     ]
-    tasks = Tasks(backbone, targets, Swap(backbone.arena), patches, adapters)
-    lora = lora_model(folder, MOST_TASKS)
-    return [row for key in BATCHES for row in measure_batch(size, key, tasks, lora, folder)]
+    return Tasks(backbone, targets, Swap(backbone.arena), patches, adapters)
 
 
 def measure_batch(size: str, key: tuple[int, int, int], tasks: Tasks, lora: Any, folder: Path) -> list[Row]:
