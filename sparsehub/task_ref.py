@@ -23,6 +23,7 @@ VERSION = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z.+-]{0,62}[0-9A-Za-z])?")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _DIGEST_LIKE = re.compile(r"(?i)sha256.*|[0-9a-f]{64}")
 _CHANNEL = re.compile(r"[a-z](?:[a-z-]{0,30}[a-z])?")
+_PATTERN = re.compile(r"(?=.*\*)(?:[a-z0-9._-]|\*(?!-?\.?[0-9]))+")
 _WEIGHT = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -158,6 +159,12 @@ def _term(term: str, text: str) -> Term:
     if not reference or (star and not _WEIGHT.fullmatch(weight)) or not math.isfinite(float(weight or 1)):
         raise RequestError("not a composition", found=repr(text)[:200], expected="name, name+name or name+name*0.5")
     return Term(_split(reference.strip()), float(weight) if star else 1.0, star + weight)
+
+
+def is_pattern(model: str) -> bool:
+    """Whether what a request says as its `model` means all tasks of such names, as `support-*` does: a star that is
+    followed by a number is a weight."""
+    return _PATTERN.fullmatch(model) is not None
 
 
 def is_channel(word: str) -> bool:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 import sparsehub
 from sparsehub.errors import RequestError, SparsehubError, UsageError
 from sparsehub.package.manifest import check_name
-from sparsehub.task_ref import TaskRef, Term, check_task_name, compose, is_safe, parse_model, parse_reference
+from sparsehub.task_ref import (
+    TaskRef,
+    Term,
+    check_task_name,
+    compose,
+    is_pattern,
+    is_safe,
+    parse_model,
+    parse_reference,
+)
 
 pytestmark = pytest.mark.soak
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -137,3 +146,15 @@ def test_no_task_is_called_as_the_plain_backbone_is() -> None:
         parse_reference("backbone@1.0.0")
     assert not is_safe("backbone") and is_safe("backbones")
     assert parse_model("backbone").names == ("backbone",), "what a request says is any text"
+
+
+@pytest.mark.parametrize("model", ["*", "support-*", "*-topic", "a*b", "sup*-x*", "*a"])
+def test_a_star_that_no_number_follows_is_a_pattern(model: str) -> None:
+    assert is_pattern(model)
+
+
+@pytest.mark.parametrize(
+    "model", ["trec", "trec*0.5", "a*1", "a*-1", "a*.5", "a+b*0.5", "a*+b", "a@1*", "a*@1", "", "A*"]
+)
+def test_a_weight_is_none(model: str) -> None:
+    assert not is_pattern(model)

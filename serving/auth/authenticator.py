@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http.cookies import CookieError, SimpleCookie
@@ -42,6 +42,12 @@ class Caller:
     def may_ask(self, task: str) -> bool:
         """Whether the caller may ask the task of this name (no version)."""
         return any(fnmatchcase(task, pattern) for pattern in self.tasks)
+
+    def check_tasks(self, tasks: Iterable[str]) -> None:
+        """`check_task` for a list, which is refused whole; which of them is another's is not said."""
+        if not all(map(self.may_ask, tasks)):
+            problem = f"the key {self.name} is not for every task of the list"
+            raise ForbiddenError(problem, fix="leave out those that are not its own, or ask with another key")
 
     def check_task(self, task: str) -> None:
         """Raises `ForbiddenError`, whether there is such a task or not: a caller learns nothing of others' tasks."""

@@ -79,6 +79,12 @@ class Router:
             return True
         return name in routes and any(target.digest == digest for target in routes[name].entry.targets)
 
+    @property
+    def names(self) -> list[str] | None:
+        """Of all tasks that the catalogue has; None without one."""
+        routes = self._routes
+        return None if routes is None else list(routes)
+
     def role(self, name: str, digest: str) -> str | None:
         """`stable`, `canary` or `draining`; None without a catalogue."""
         routes = self._routes

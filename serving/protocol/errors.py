@@ -84,6 +84,11 @@ class FailedItem(ApiModel):
     error: ErrorDetail
 
 
+def error_detail(error: SparsehubError) -> ErrorDetail:
+    """One of our errors, as it stands in the place of an answer."""
+    return _detail(str(error), status_of(error), code=type(error).__name__)
+
+
 def failed_item(index: int, error: SparsehubError) -> FailedItem:
     """The item of an input's own error; the other inputs have their answers."""
     return FailedItem(index=index, error=_detail(str(error), status_of(error)))

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
-from serving.protocol.errors import FailedItem
+from serving.protocol.errors import ErrorDetail, FailedItem
 from serving.protocol.request_model import ListOf, RequestModel, Values
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -28,17 +28,34 @@ TokenId = Annotated[int, Strict()]
 # requests
 
 
-class TaskRequest(RequestModel):
-    """What every request has."""
+Name = Annotated[str, Field(min_length=1, max_length=300)]
+MOST_TASKS = 1000  # of one request
+
+
+class _InputsRequest(RequestModel):
+    """What every request has beside its model."""
 
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.TASK
-    model: str = Field(min_length=1, max_length=300)
-    """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
     """Cut inputs at so many tokens instead of refusing them; -1: at the task's limit, which no other number exceeds."""
 
 
-class ClassifyRequest(TaskRequest):
+class TaskRequest(_InputsRequest):
+    """A request for one task."""
+
+    model: Name
+    """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`."""
+
+
+class TasksRequest(_InputsRequest):
+    """A request for one task or several."""
+
+    model: Name | Annotated[ListOf[Name], Field(min_length=1, max_length=MOST_TASKS)]
+    """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`. A list of such asks
+    each of them, a pattern such as `support-*` those of the caller's tasks that it fits."""
+
+
+class ClassifyRequest(TasksRequest):
     """Inputs to give labels to."""
 
     input: Inputs
@@ -46,7 +63,7 @@ class ClassifyRequest(TaskRequest):
     words."""
 
 
-class ScoreRequest(TaskRequest):
+class ScoreRequest(TasksRequest):
     """Inputs to give a number to: either `input`, or `text_1` and `text_2`."""
 
     input: OptionalInputs = None
@@ -74,7 +91,7 @@ class RerankRequest(TaskRequest):
     """Whether a result holds its document's text."""
 
 
-class EmbeddingsRequest(TaskRequest):
+class EmbeddingsRequest(TasksRequest):
     """Texts to give vectors to. `model` may also be the backbone."""
 
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.EMBEDDINGS
@@ -89,16 +106,17 @@ class EmbeddingsRequest(TaskRequest):
 
 
 class ListResponse(ApiModel):
-    """What stands before every list of answers. The digest says exactly which package gave them."""
+    """What stands before every list of answers. The digest says exactly which package gave them; where several tasks
+    answer, it stands with the answers of each."""
 
     id: str
     object: Literal["list"]
     created: int
     """Seconds since 1970."""
-    model: str
+    model: str | list[str]
     """As the request said it."""
     task: str | None = None
-    """`name@version`; absent where the plain backbone answers."""
+    """`name@version`; absent where the plain backbone answers, and where several tasks do."""
     version: str | None = None
     digest: str | None = None
 
@@ -146,33 +164,12 @@ class TaggedText(ApiModel):
     words: list[TaggedWord]
 
 
-# SerializeAsAny: an item is written as the class that it is. As a union pydantic would write every item twice.
-
-
-class ClassifyResponse(ListResponse):
-    """One item for each input, in order."""
-
-    data: list[SerializeAsAny[Classification | LabelSet | TaggedText | FailedItem]]
-    usage: UsageInfo
-    labels: list[str]
-    """All labels of the task, in the order of the probabilities."""
-    thresholds: list[float] | None = None
-    """Multi-label: by label, the probability from which on it is given; absent elsewhere."""
-
-
 class ScoreItem(ApiModel):
     """One input's number."""
 
     index: int
     object: Literal["score"]
     score: float
-
-
-class ScoreResponse(ListResponse):
-    """One item for each input, in order."""
-
-    data: list[SerializeAsAny[ScoreItem | FailedItem]]
-    usage: UsageInfo
 
 
 class EmbeddingItem(ApiModel):
@@ -185,10 +182,63 @@ class EmbeddingItem(ApiModel):
     """Numbers, or where the request says base64, their little-endian float32."""
 
 
-class EmbeddingsResponse(ListResponse):
-    """One item for each text, in order."""
+# SerializeAsAny: an item is written as the class that it is. As a union pydantic would write every item twice.
 
-    data: list[SerializeAsAny[EmbeddingItem | FailedItem]]
+
+class TaskAnswers(ApiModel):
+    """One task's answers in a response of several tasks."""
+
+    index: int
+    """Of the task in the request, or among those that the pattern means, which are sorted by name."""
+    object: Literal["task_answers"]
+    model: str
+    """As the list said it; with a pattern the task's name."""
+    task: str | None = None
+    """`name@version`; absent where the plain backbone answers."""
+    version: str | None = None
+    digest: str | None = None
+    data: list[SerializeAsAny[Classification | LabelSet | TaggedText | ScoreItem | EmbeddingItem | FailedItem]]
+    """One item for each input, in order, as the task alone would answer."""
+    labels: list[str] | None = None
+    """All labels of the task, in the order of the probabilities; absent where it gives none."""
+    thresholds: list[float] | None = None
+    """As of a single task."""
+    usage: UsageInfo
+    """As if the task had been asked alone."""
+
+
+class FailedTask(ApiModel):
+    """What stands in a response of several tasks for one that failed alone."""
+
+    index: int
+    """As of `TaskAnswers`."""
+    model: str
+    error: ErrorDetail
+
+
+class ClassifyResponse(ListResponse):
+    """One item for each input, in order; where several tasks answer, one for each task, and `usage` counts tokens once
+    for all that share layers and read the inputs alike."""
+
+    data: list[SerializeAsAny[Classification | LabelSet | TaggedText | FailedItem | TaskAnswers | FailedTask]]
+    usage: UsageInfo
+    labels: list[str] | None = None
+    """All labels of the task, in the order of the probabilities; absent where several tasks answer."""
+    thresholds: list[float] | None = None
+    """Multi-label: by label, the probability from which on it is given; absent elsewhere."""
+
+
+class ScoreResponse(ListResponse):
+    """As of classify."""
+
+    data: list[SerializeAsAny[ScoreItem | FailedItem | TaskAnswers | FailedTask]]
+    usage: UsageInfo
+
+
+class EmbeddingsResponse(ListResponse):
+    """As of classify."""
+
+    data: list[SerializeAsAny[EmbeddingItem | FailedItem | TaskAnswers | FailedTask]]
     usage: UsageInfo
 
 

@@ -19,14 +19,16 @@ _CARRIED = ("type", "http_version", "method", "scheme", "query_string", "headers
 
 
 def task_in(path: str, body: bytes) -> str:
-    """The name of the task, or of the first one of a composition; empty where there is none."""
+    """The name of the task, or of the first one of a composition or a list; empty where there is none."""
     for prefix in _IN_PATH:
         if path.startswith(prefix):
             return _name(path.removeprefix(prefix).partition("/")[0])
     with suppress(ValueError, RecursionError):  # a body that is no JSON is the answering replica's to refuse
         found = json.loads(body) if body else None
-        if isinstance(found, dict) and isinstance(found.get("model"), str):
-            return _name(found["model"])
+        model = found.get("model") if isinstance(found, dict) else None
+        first = model[0] if isinstance(model, list) and model else model
+        if isinstance(first, str):
+            return _name(first)
     return ""
 
 

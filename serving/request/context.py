@@ -12,6 +12,16 @@ from sparsehub.engine import TaskInfo
 from sparsehub.engine.fair_share import ANYONE, Tenant
 
 
+@dataclass(frozen=True)
+class AnsweredTask:
+    """One task's part of a request."""
+
+    info: TaskInfo
+    items: int
+    tokens: int
+    status: int | None = None  # of HTTP, as if it had been asked alone; None where it is that of the request
+
+
 @dataclass
 class RequestContext:
     """Per-request context: caller, what was routed where, counters. The middleware makes one for every request."""
@@ -23,6 +33,7 @@ class RequestContext:
     served: TaskInfo | None = None  # the very package that answers; None for the plain backbone
     items: int = 0
     tokens: int = 0
+    several: list[AnsweredTask] = field(default_factory=list)  # the tasks of a request that asks several
     routed: dict[str, Routed] = field(default_factory=dict)  # what `model` means for all of this request
 
     @property
@@ -34,6 +45,12 @@ class RequestContext:
     def digest(self) -> str:
         """Of the package that answers; empty where none does."""
         return "" if self.served is None else self.served.digest
+
+    @property
+    def answered(self) -> list[AnsweredTask]:
+        """The tasks that answer: one, several, or none where the plain backbone does."""
+        alone = [] if self.served is None else [AnsweredTask(self.served, self.items, self.tokens)]
+        return self.several or alone
 
     def count(self, task: TaskInfo | None, items: int, tokens: int) -> None:
         """Note what was submitted. task: the very package that will answer, None for the plain backbone."""

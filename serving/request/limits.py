@@ -42,9 +42,19 @@ def take_tokens(settings: Settings, call: RequestContext, routed: Routed, tokens
 
     Raises `RequestError`, and charges nothing, for more tokens than one request may have.
     """
+    take_key_tokens(settings, call, tokens)
+    take_quota(routed, tokens)
+
+
+def take_key_tokens(settings: Settings, call: RequestContext, tokens: int) -> None:
+    """Charge the key's rate of tokens; raises as `take_tokens` does."""
     _check_tokens(settings, tokens)
     if call.caller.tokens is not None:
         call.caller.tokens.take(tokens, f"the rate of tokens of the key {call.caller.name}")
+
+
+def take_quota(routed: Routed, tokens: int) -> None:
+    """Charge the tasks' quotas of tokens; raises `RateLimitError`."""
     for route in routed.routes:
         if route.tokens is not None:
             route.tokens.take(tokens, f"the quota of tokens of the task {route.name}")

@@ -26,6 +26,7 @@ def write_lines() -> None:
 def log_request(call: RequestContext, method: str, path: str, status: int, seconds: float) -> None:
     """Log one answered request; never an input or a key."""
     if requests.isEnabledFor(logging.INFO):
+        several = {"tasks": [part.info.reference for part in call.several]} if call.several else {}
         _write(
             requests,
             "request",
@@ -38,6 +39,7 @@ def log_request(call: RequestContext, method: str, path: str, status: int, secon
             digest=call.digest,
             items=call.items,
             tokens=call.tokens,
+            **several,
         )
 
 

@@ -180,12 +180,13 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._route_seconds.labels(route).observe(seconds)
         self._keys.request(call.caller.name, status, seconds)
-        if (served := call.served) is not None:
+        for part in call.answered:
+            served, its = part.info, part.status or status
             task = _label(served.name)
             version = "" if task == COMPOSED else served.version
-            self._task_requests.labels(task, version, str(status)).inc()
+            self._task_requests.labels(task, version, str(its)).inc()
             self._task_seconds.labels(task, version).observe(seconds)
-            self.task_stats.note(served.digest, call.items, status >= 400, seconds)
+            self.task_stats.note(served.digest, part.items, its >= 400, seconds)
 
     def sample(self, engine: Engine, reconciler: Reconciler | None = None) -> None:
         """Read the gauges off the engine, and off what keeps its catalogue."""

@@ -88,5 +88,10 @@ def envelope(kind: str, model: str, task: TaskInfo | None, tokens: int) -> dict[
         "created": created,
         "model": model,
         **served,
-        "usage": UsageInfo(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens),
+        "usage": usage_of(tokens),
     }
+
+
+def usage_of(tokens: int) -> UsageInfo:
+    """Of tokens that were read; none was generated."""
+    return UsageInfo(prompt_tokens=tokens, completion_tokens=0, total_tokens=tokens)

@@ -12,13 +12,14 @@ from serving.request.results import results
 from serving.request.service import Service
 from sparsehub.engine import PendingRequest, TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
+from sparsehub.package.outputs import Prediction
 from sparsehub.package.task_spec import REGRESSION
 
 Score = float | SparsehubError
 
 
 @dataclass(frozen=True)
-class _RegressionInputs:
+class RegressionInputs:
     """Inputs of a regression."""
 
     model: str
@@ -37,9 +38,14 @@ async def scored(
     """Every input's number or its own error, in order; the backbone takes pairs of texts only."""
     if service.is_backbone(model):
         return await _cosines(service, request, inputs, truncate)
-    pending = await service.classify(model, _RegressionInputs(model, inputs), truncate)
+    pending = await service.classify(model, RegressionInputs(model, inputs), truncate)
     answers = await results(request, pending.futures)
-    return pending, [answer if isinstance(answer, SparsehubError) else cast(float, answer.value) for answer in answers]
+    return pending, [value_of(answer) for answer in answers]
+
+
+def value_of(answer: Prediction | SparsehubError) -> Score:
+    """A regression's number, or the error in its place."""
+    return answer if isinstance(answer, SparsehubError) else cast(float, answer.value)
 
 
 async def _cosines(

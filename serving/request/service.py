@@ -62,27 +62,28 @@ class Service:
         """What a task is; its package may have to be read first. Raises `ForbiddenError` where the task is not the
         caller's, and `UnknownTaskError`."""
         call = current_request()
-        routed = self._resolve(call, model)
+        routed = self.resolve(call, model)
         assert routed.model is not None  # only the plain backbone has none
-        with _discreet(call, model):
-            call.served = await run_sync(self.engine.info, routed.model, self.settings.timeout)
-        return call.served
+        with discreet(call, model):
+            info = await run_sync(self.engine.info, routed.model, self.settings.timeout)
+        call.served = info
+        return info
 
     async def classify(self, model: str, inputs: TaskInputs, truncate: bool | int) -> PendingRequest[Prediction]:
         """Submit what a route asks of a task's head; raises what `info` and `Engine.classify` raise, and
         `RateLimitError`."""
         call = current_request()
-        routed = self._resolve(call, model)
-        with _discreet(call, model):
+        routed = self.resolve(call, model)
+        with discreet(call, model):
             return await run_sync(self._classify, call, routed, inputs, truncate)
 
     async def embed(self, model: str | None, texts: Sequence[Any], truncate: bool | int) -> PendingRequest[list[float]]:
         """Submit texts of which vectors are wanted. model: None for the plain backbone. Raises as `classify` does."""
         call = current_request()
         check_items(self.settings, len(texts))
-        routed = self._resolve(call, model)
+        routed = self.resolve(call, model)
         take_items(routed, len(texts))
-        with _discreet(call, model or BACKBONE):
+        with discreet(call, model or BACKBONE):
             return await run_sync(self._embed, call, routed, texts, truncate)
 
     async def generate(
@@ -91,9 +92,9 @@ class Service:
         """Submit prompts, each with its sampling; raises as `classify` does. listener: hears the texts as they come."""
         call = current_request()
         check_items(self.settings, len(prompts))
-        routed = self._resolve(call, model)
+        routed = self.resolve(call, model)
         take_items(routed, len(prompts))
-        with _discreet(call, model or BACKBONE):
+        with discreet(call, model or BACKBONE):
             return await run_sync(self._generate, call, routed, prompts, samplings, listener)
 
     def finish(self, call: RequestContext) -> None:
@@ -101,8 +102,8 @@ class Service:
         for routed in call.routed.values():
             self.router.release(routed)
 
-    def _resolve(self, call: RequestContext, model: str | None) -> Routed:
-        """What `model` means for all of this request, if the caller may ask it; None is the plain backbone."""
+    def resolve(self, call: RequestContext, model: str | None) -> Routed:
+        """What `model` means for all of this request; None is the plain backbone. Raises as `info` does."""
         if model is None:
             call.caller.check_task(BACKBONE)
             return Routed(None)
@@ -110,7 +111,7 @@ class Service:
             asked = parse_model(model)
             for name in asked.names:
                 call.caller.check_task(name)
-            with _discreet(call, model):
+            with discreet(call, model):
                 call.routed[model] = self.router.hold(asked, call.sticky)
         return call.routed[model]
 
@@ -173,7 +174,7 @@ RunningService = Annotated[Service, Depends(_service)]
 
 
 @contextmanager
-def _discreet(call: RequestContext, model: str) -> Iterator[None]:
+def discreet(call: RequestContext, model: str) -> Iterator[None]:
     """An unknown task's error names one like it: not to a caller who is not to know all of them."""
     try:
         yield

@@ -1,10 +1,11 @@
 """POST /v1/classify, /classify: labels and probabilities; vLLM's shape, with one entry per word for token
-classification, each with its place in the text, and a set of labels for multi-label."""
+classification, each with its place in the text, and a set of labels for multi-label. Of one task, or of several for the
+same inputs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from serving.protocol.tasks import (
     TaggedText,
     TaggedWord,
 )
+from serving.request.many_tasks import ManyOutcomes, answers_of, ask_several, failed_task, several
 from serving.request.results import envelope, results
 from serving.request.service import RunningService
 from sparsehub.engine import TaskInfo
@@ -48,18 +50,38 @@ class _LabelledInputs:
 @router.post("/v1/classify", response_model=ClassifyResponse, response_model_exclude_unset=True)
 @router.post("/classify", response_model=ClassifyResponse, response_model_exclude_unset=True)
 async def classify(body: ClassifyRequest, request: Request, service: RunningService) -> ClassifyResponse:
-    """One answer per input, from the task that `model` names."""
-    inputs = as_list(body.input)
-    ticket = await service.classify(
-        body.model, _LabelledInputs(body.model, inputs), truncation(body.truncate_prompt_tokens)
-    )
+    """One answer per input, from the task that `model` names; or from each of several tasks."""
+    inputs, truncate = as_list(body.input), truncation(body.truncate_prompt_tokens)
+    if (models := several(service, body.model)) is not None:
+        asked = [(model, _LabelledInputs(model, inputs)) for model in models]
+        return _many(inputs, await ask_several(service, request, body.model, asked, truncate))
+    assert isinstance(body.model, str)  # several() has said so
+    ticket = await service.classify(body.model, _LabelledInputs(body.model, inputs), truncate)
     assert ticket.task is not None  # the plain backbone has no labels
     answers = await results(request, ticket.futures)
-    data = [_item(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]
     common = envelope("classify", body.model, ticket.task, ticket.tokens)
-    spec = ticket.task.spec
-    several: dict[str, Any] = {"thresholds": list(spec.thresholds)} if spec.thresholds else {}
-    return ClassifyResponse(**common, object="list", data=data, labels=list(spec.labels), **several)
+    fields = {**common, **labels_of(ticket.task)}
+    return ClassifyResponse(**fields, object="list", data=_items(inputs, answers))
+
+
+def _many(inputs: Sequence[Any], found: ManyOutcomes) -> ClassifyResponse:
+    parts: list[Any] = [
+        failed_task(index, its)
+        if its.pending is None or its.pending.task is None
+        else answers_of(index, its, _items(inputs, its.answers), labels_of(its.pending.task))
+        for index, its in enumerate(found.tasks)
+    ]
+    return ClassifyResponse(**found.envelope("classify"), data=parts)
+
+
+def labels_of(task: TaskInfo) -> dict[str, Any]:
+    """What stands beside a task's answers: its labels, and the thresholds of those that are given by one each."""
+    thresholds = {"thresholds": list(task.spec.thresholds)} if task.spec.thresholds else {}
+    return {"labels": list(task.spec.labels), **thresholds}
+
+
+def _items(inputs: Sequence[Any], answers: Sequence[Prediction | SparsehubError]) -> list[Any]:
+    return [_item(i, item, answer) for i, (item, answer) in enumerate(zip(inputs, answers, strict=True))]
 
 
 def _item(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,8 +10,9 @@ from fastapi import APIRouter, Request
 from serving.protocol.errors import failed_item
 from serving.protocol.request_model import as_list, truncation
 from serving.protocol.tasks import ScoreItem, ScoreRequest, ScoreResponse
+from serving.request.many_tasks import ManyOutcomes, answers_of, ask_several, failed_task, several
 from serving.request.results import envelope
-from serving.request.scoring import scored
+from serving.request.scoring import RegressionInputs, Score, scored, value_of
 from serving.request.service import RunningService
 from sparsehub.errors import RequestError, SparsehubError
 
@@ -20,16 +22,35 @@ router = APIRouter()
 @router.post("/v1/score", response_model=ScoreResponse, response_model_exclude_unset=True)
 @router.post("/score", response_model=ScoreResponse, response_model_exclude_unset=True)
 async def score(body: ScoreRequest, request: Request, service: RunningService) -> ScoreResponse:
-    """The task's number for every input; the plain backbone scores two texts by the cosine of their embeddings."""
-    ticket, scores = await scored(service, request, body.model, _inputs(body), truncation(body.truncate_prompt_tokens))
-    data = [
+    """The number of a task, or of each of several, for every input; the plain backbone scores two texts by the cosine
+    of their embeddings."""
+    inputs, truncate = _inputs(body), truncation(body.truncate_prompt_tokens)
+    if (models := several(service, body.model)) is not None:
+        asked = [(model, RegressionInputs(model, inputs)) for model in models]
+        return _many(await ask_several(service, request, body.model, asked, truncate))
+    assert isinstance(body.model, str)  # several() has said so
+    ticket, scores = await scored(service, request, body.model, inputs, truncate)
+    common = envelope("score", body.model, ticket.task, ticket.tokens)
+    return ScoreResponse(**common, object="list", data=_items(scores))
+
+
+def _many(found: ManyOutcomes) -> ScoreResponse:
+    parts: list[Any] = [
+        failed_task(index, its)
+        if its.pending is None
+        else answers_of(index, its, _items([value_of(answer) for answer in its.answers]), {})
+        for index, its in enumerate(found.tasks)
+    ]
+    return ScoreResponse(**found.envelope("score"), data=parts)
+
+
+def _items(scores: Sequence[Score]) -> list[Any]:
+    return [
         failed_item(index, value)
         if isinstance(value, SparsehubError)
         else ScoreItem(index=index, object="score", score=value)
         for index, value in enumerate(scores)
     ]
-    common = envelope("score", body.model, ticket.task, ticket.tokens)
-    return ScoreResponse(**common, object="list", data=data)
 
 
 def _inputs(body: ScoreRequest) -> list[Any]:

@@ -20,25 +20,26 @@ from sparsehub.engine.generation.entrypoint import Prompt, make_generator, prepa
 from sparsehub.engine.generation.generator import Generator
 from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener
 from sparsehub.engine.health import EngineHealth
-from sparsehub.engine.input_processor import InputProcessor
+from sparsehub.engine.input_processor import InputProcessor, KnownRows
 from sparsehub.engine.lane_policy import LanePolicy
+from sparsehub.engine.many_tasks import ask_many
 from sparsehub.engine.mixing_check import checked_targets
 from sparsehub.engine.model_loop import ModelLoop
 from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Limits, Scheduler
-from sparsehub.engine.stats import BatchObserver, TaskStatus
-from sparsehub.engine.task_handle import LOAD_SECONDS, Budgets, Usage
+from sparsehub.engine.served_tasks import ServedTasks
+from sparsehub.engine.stats import BatchObserver
+from sparsehub.engine.task_handle import Budgets
 from sparsehub.engine.task_loader import TaskLoader
-from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
+from sparsehub.engine.task_registry import TaskRegistry
 from sparsehub.engine.trunk_check import with_layers
-from sparsehub.errors import RequestError, UsageError
-from sparsehub.package import Package
+from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.outputs import Prediction
-from sparsehub.task_ref import Reference, TaskRef
+from sparsehub.task_ref import Reference
 
 
-class Engine:
+class Engine(ServedTasks):
     """Serves many tasks from one backbone. Any thread may submit; one thread runs the batches, from `start` to `stop`:
 
         with Engine(load_backbone("sentence-transformers/all-MiniLM-L6-v2")) as engine:
@@ -86,48 +87,6 @@ class Engine:
         self._health = EngineHealth(self.arena, self._loop, self.generator)
         self._inputs = InputProcessor(self._scheduler, self._residency, self._health, self.tokenizer, self.max_tokens)
 
-    # tasks
-
-    def add(self, package: Package) -> TaskInfo:
-        """Serve a package that is in memory; it is never evicted. Raises `BackboneMismatchError` or `FormatError`, and
-        changes nothing then."""
-        manifest = package.manifest
-        task = Task(manifest.name, manifest.version, package.digest, lambda: package)
-        resident = self._residency.admit(task, self._loader.lay_out(package))
-        try:
-            self.tasks.add(task)
-        except UsageError:
-            self._residency.forget(task.digest)
-            raise
-        return resident.info
-
-    def register(self, task: Task, *, replace: bool = False, beside: bool = False) -> None:
-        """Serve a task that is read at its first request. replace: its version may mean other contents today, whose
-        queued rows are still answered by them; beside: such contents are served on, by their digest."""
-        for replaced in self.tasks.add(task, replace=replace, beside=beside):
-            self._residency.forget(replaced.digest)
-
-    def remove(self, reference: str | TaskRef) -> None:
-        """Serve a task no longer; rows that are queued are still answered. Raises `UnknownTaskError`."""
-        self._residency.forget(self.tasks.remove(reference).digest)
-
-    def load(self, reference: Reference, *, pin: bool = False, timeout: float = LOAD_SECONDS) -> TaskInfo:
-        """Have a task ready to run, and never evicted where `pin` says so; raises what its load raises."""
-        return self._residency.load(find_task(self.tasks, reference), pin=pin, timeout=timeout)
-
-    def unpin(self, reference: str | TaskRef) -> None:
-        """Allow the eviction of a task that was pinned. Raises `UnknownTaskError`."""
-        self._residency.unpin(self.tasks.find(reference).digest)
-
-    def status(self) -> list[TaskStatus]:
-        """Where every task is: on the device, in host memory, being loaded, or on disk."""
-        return [self._residency.status(task) for task in self.tasks.all()]
-
-    @property
-    def usage(self) -> Usage:
-        """Bytes and counts of the tasks in memory."""
-        return self._residency.usage()
-
     # requests
 
     def acquire(self, reference: Reference, timeout: float | None = None) -> AcquiredTask:
@@ -143,22 +102,28 @@ class Engine:
         embed: bool = False,
         truncate: bool | int = False,
         timeout: float | None = None,
+        known: KnownRows | None = None,
     ) -> PreparedRequest:
         """Reference the task, check and tokenise the inputs; nothing is queued before `submit`.
 
         reference: None for the plain backbone, which only embeds; an acquired task stays the caller's to release.
         embed: unit vectors are wanted, of texts or token ids; truncate: cut inputs, at the task's limit or at so many
-        tokens; timeout: seconds that a load may take, and a row may wait. Raises `RequestError`, `UnknownTaskError`,
-        `UnhealthyError`, and what the task's load raises.
+        tokens; timeout: seconds that a load may take, and a row may wait; known: what was tokenised of these inputs for
+        other tasks, empty at first. Raises `RequestError`, `UnknownTaskError`, `UnhealthyError`, and what the task's
+        load raises.
         """
         if reference is None and not embed:
             raise RequestError("the plain backbone has no head", fix="name a task, or ask for embeddings")
         with self._acquired(reference, timeout) as acquired:  # it is loaded while its rows are tokenised
-            return self._inputs.prepare(acquired, inputs, embed=embed, truncate=truncate, timeout=timeout)
+            return self._inputs.prepare(acquired, inputs, embed=embed, truncate=truncate, timeout=timeout, known=known)
 
     def submit(self, prepared: PreparedRequest) -> PendingRequest[Any]:
         """Queue all rows of a request or none; raises `QueueFullError`."""
-        return self._inputs.submit(prepared)
+        return self._inputs.submit([prepared])[0]
+
+    def submit_all(self, requests: Sequence[PreparedRequest]) -> list[PendingRequest[Any]]:
+        """Queue all rows of several requests or none, so that they can run together; raises `QueueFullError`."""
+        return self._inputs.submit(requests)
 
     def prepare_generation(
         self,
@@ -185,6 +150,18 @@ class Engine:
         """One future per input, for a task of any kind; raises what `prepare` and `submit` raise."""
         with self.prepare(reference, inputs, truncate=truncate, timeout=timeout) as prepared:
             return self.submit(prepared)
+
+    def classify_many(
+        self,
+        references: Sequence[Reference],
+        inputs: Sequence[Any],
+        *,
+        truncate: bool | int = False,
+        timeout: float | None = None,
+    ) -> list[PendingRequest[Prediction] | SparsehubError]:
+        """`classify` for several tasks at once: what they share of these inputs runs once. In the order of the
+        references, what `classify` would return or raise for each; raises `QueueFullError` where not all fit."""
+        return ask_many(self, references, inputs, truncate, timeout)
 
     def embed(
         self,
@@ -232,11 +209,6 @@ class Engine:
             raise RequestError("the backbone generates no text", found=self.backbone.architecture)
         return self.generator
 
-    def info(self, reference: Reference, timeout: float | None = None) -> TaskInfo:
-        """What a task is; its package is read where that was not done before. Raises `UnknownTaskError`."""
-        task = find_task(self.tasks, reference)
-        return self._residency.info(task.digest) or self.load(reference, timeout=timeout or LOAD_SECONDS)
-
     @property
     def max_tokens(self) -> int:
         """Tokens that the plain backbone takes in one sequence."""
@@ -251,6 +223,8 @@ class Engine:
     def healthy(self) -> bool:
         """Whether work is taken: the base weights are known, `stop` was not called, and started threads still run."""
         return self._health.ok
+
+    # running
 
     def __enter__(self) -> Self:
         """Start; the end of the block stops it."""

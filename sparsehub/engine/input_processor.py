@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from sparsehub.engine.batch_rows import QueuedRow
@@ -30,6 +30,7 @@ from sparsehub.package.task_spec import (
 )
 
 Row = Mapping[str, Any]
+KnownRows = dict[Hashable, list[Encoded]]  # of one request, by `reading_of`: rows that were tokenised for a task of it
 UNBOUNDED_CHARACTERS = 1024  # a row of fewer is tokenised as it is, before any bound is looked for
 TURN_SECONDS = 0.001
 
@@ -60,30 +61,38 @@ class InputProcessor:
         embed: bool,
         truncate: bool | int,
         timeout: float | None,
+        known: KnownRows | None = None,
     ) -> PreparedRequest:
         """Check and tokenise inputs; `Engine.prepare` says what it raises. acquired: None for the plain backbone."""
+        spec, kept = self._spec(acquired, embed), {} if known is None else known
         encoded = self._token_ids if embed and _are_token_ids(inputs) else self._encode
-        rows = encoded(self._spec(acquired, embed), inputs, truncate)
+        reads = reading_of(spec, inputs)
+        rows = kept[reads] if reads in kept else kept.setdefault(reads, encoded(spec, inputs, truncate))
         self._health.check()
         return PreparedRequest(acquired and acquired.share(), timeout, rows, embed)
 
-    def submit(self, prepared: PreparedRequest) -> PendingRequest[Any]:
-        """Queue all rows or none, each with its own reference to the task; raises `QueueFullError`."""
-        handle = prepared.handle
-        items = _items(prepared, handle)
-        if handle is not None:
-            self._residency.hold(handle, len(items))
-            for item in items:
-                item.future.add_done_callback(lambda _: self._residency.release(handle))
+    def submit(self, requests: Sequence[PreparedRequest]) -> list[PendingRequest[Any]]:
+        """Queue all rows of all requests or none, each with its own reference to its task; raises `QueueFullError`."""
+        queued = [_items(prepared, prepared.handle) for prepared in requests]
+        every = [item for items in queued for item in items]
+        for prepared, items in zip(requests, queued, strict=True):
+            if (handle := prepared.handle) is not None:
+                self._residency.hold(handle, len(items))
+                for item in items:
+                    item.future.add_done_callback(functools.partial(_release, self._residency, handle))
         try:
-            self._scheduler.submit(items)
+            self._scheduler.submit(every)
         except SparsehubError:
-            for item in items:
+            for item in every:
                 item.future.cancel()  # releases its reference
             raise
-        if handle is not None and handle.error is not None:  # its load failed before its rows were in the queue
-            self._residency.announce(handle)
-        return PendingRequest([item.future for item in items], prepared.task, prepared.tokens)
+        for prepared in requests:  # where its load failed before its rows were in the queue
+            if (handle := prepared.handle) is not None and handle.error is not None:
+                self._residency.announce(handle)
+        return [
+            PendingRequest([item.future for item in items], prepared.task, prepared.tokens)
+            for prepared, items in zip(requests, queued, strict=True)
+        ]
 
     def _spec(self, acquired: AcquiredTask | None, embed: bool) -> TaskSpec:
         """What the rows must look like; raises `RequestError` for a task that generates text."""
@@ -149,6 +158,20 @@ class InputProcessor:
             expected = f"at most {limit}, or -1 for as many as that"
             raise RequestError("truncate_prompt_tokens is too large", found=truncate, expected=expected)
         return truncate
+
+
+def _release(residency: Residency, handle: TaskHandle, _: object) -> None:
+    residency.release(handle)
+
+
+def reading_of(task: TaskSpec, inputs: Sequence[Any]) -> Hashable:
+    """Equal for tasks that make the same token ids of these inputs: they read the same fields, whose names do not
+    matter where the inputs have none, in the same way, up to the same length."""
+    fields: Hashable = (task.text_fields, task.choice_fields)
+    if not any(isinstance(item, Mapping) for item in inputs):
+        fields = len(task.text_fields), len(task.choice_fields)
+    words = task.kind if task.kind in (TOKEN_CLASSIFICATION, MULTIPLE_CHOICE) else ""
+    return fields, words, task.reads_alone, task.max_length
 
 
 def _items(prepared: PreparedRequest, handle: TaskHandle | None) -> list[Item]:

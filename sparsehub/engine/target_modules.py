@@ -93,6 +93,11 @@ class TargetModules:
         """`LayerStack.first_changed`; `BEFORE` where rows share nothing. touched: indices of targets."""
         return BEFORE if self.layers is None else self.layers.first_changed(touched)
 
+    def shares_layers(self, slots: set[Slot]) -> bool:
+        """Whether rows of a task that changes these places share layers with rows of the same text for other tasks."""
+        used = [target.index for slot in slots for target, _ in self.uses.get(slot, ())]
+        return self.layers is not None and self.why_not(slots) is None and self.first_changed(used) > BEFORE
+
     def why_not(self, slots: set[Slot]) -> str | None:
         """Why a task that changes these places of the arena cannot be mixed; None where it can."""
         return next((self.others[slot] for slot in slots if slot in self.others), None)

@@ -57,7 +57,8 @@ class TaskLoader:
         """A package in host memory, laid out for this backbone; raises `BackboneMismatchError` or `DeltaError`."""
         check_backbone(package.manifest, self._backbone)
         layout = lay_out(self._backbone.arena, package.delta)
-        info = info_of(package.manifest, package.digest)
+        slots = {self._backbone.arena.slots[name] for name in package.delta.parameters}
+        info = info_of(package.manifest, package.digest, self._targets.shares_layers(slots))
         if self._backbone.device.type != "cuda":
             return HostTask(info, layout, package.head, host_digests(layout, package.head))
         pinned = {dtype: (p.pin_memory(), v.pin_memory()) for dtype, (p, v) in layout.parts.items()}

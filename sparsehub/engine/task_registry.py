@@ -42,6 +42,7 @@ class TaskInfo:
     digest: str  # of its package
     spec: TaskSpec
     nnz: int  # changed entries
+    shares: bool = False  # whether its rows share layers with rows of the same text for other such tasks
 
     @property
     def reference(self) -> str:
@@ -49,9 +50,9 @@ class TaskInfo:
         return f"{self.name}@{self.version}"
 
 
-def info_of(manifest: Manifest, digest: str) -> TaskInfo:
-    """The info of a package. digest: of its manifest."""
-    return TaskInfo(manifest.name, manifest.version, digest, manifest.task, manifest.nnz)
+def info_of(manifest: Manifest, digest: str, shares: bool = False) -> TaskInfo:
+    """The info of a package. digest: of its manifest; shares: `TaskInfo.shares`."""
+    return TaskInfo(manifest.name, manifest.version, digest, manifest.task, manifest.nnz, shares)
 
 
 class TaskRegistry:

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 from sparsehub.backbone import load_backbone
 from sparsehub.delta import Delta
 from sparsehub.engine import BatchReport, Engine
+from sparsehub.engine.cost_model import CalibrationPoints, CostModel
+from sparsehub.engine.many_tasks import tokens_once
 from sparsehub.engine.mixing_check import checked_targets
 from sparsehub.engine.target_modules import TargetModules, sample_batch
 from sparsehub.engine.trunk_check import with_layers
 from sparsehub.engine.trunk_forward import TrunkPass
 from sparsehub.engine.trunk_plan import plan_trunk
+from sparsehub.errors import RequestError, SparsehubError, UnknownTaskError
 from sparsehub.package.task_spec import HeadSpec
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
 from tests.engine.test_mixed_forward import mixable, random_delta, side_of
@@ -124,6 +127,9 @@ def engines(tiny_tasks: Any) -> Iterator[tuple[dict[str, Any], Engine, Engine, l
     for engine in (alone, shared):
         for package in packages.values():
             engine.add(package)
+    # a machine on which a pass costs the same whatever is in it, so that as much as fits goes into one
+    once = [(1, 1.0), (10_000, 1.0001)]
+    shared._planner.__dict__["costs"] = CostModel(CalibrationPoints(once, [(1, 1.0), (2, 1.0)], [(1, 0.0, 0.0)]))
     yield packages, alone, shared, reports
     for engine in (alone, shared):
         engine.stop()
@@ -181,3 +187,34 @@ def test_a_batch_of_one_text_runs_once_and_says_so(engines: Any) -> None:
     assert {p.task.digest for p in pending.values() if p.task} == {p.digest for p in packages.values()}
     assert reports[0].predictions.keys() == {"grouped-swap", "mixed", "trunk"}
     assert shared.backbone.arena.digest() == before
+
+
+def test_classify_many_answers_as_classify_and_each_task_fails_alone(engines: Any, tiny_tasks: Any) -> None:
+    packages, _, shared, reports = engines
+    reports.clear()
+    names = [*packages, "trunk1+trunk4*0.5", "nobody"]
+    shared.load(names[-2])
+    found = shared.classify_many(names, TEXTS[:2], timeout=30)
+    run_all(shared)
+    assert [report.mode for report in reports] == ["trunk"]
+    assert isinstance(found[-1], UnknownTaskError)
+    for name, its in zip(names[:-1], found, strict=False):
+        assert not isinstance(its, SparsehubError)
+        expected = shared.classify(name, TEXTS[:2])
+        run_all(shared)
+        assert its.task == expected.task and its.tokens == expected.tokens
+        for a, b in zip(its.results(0), expected.results(0), strict=True):
+            assert numbers(a) == pytest.approx(numbers(b), abs=1e-5)
+    assert all(isinstance(its, RequestError) for its in shared.classify_many(["trunk0", "trunk1"], [""]))
+
+
+def test_what_reads_alike_is_tokenised_once(engines: Any) -> None:
+    _, _, shared, _ = engines
+    known: dict[Any, Any] = {}
+    prepared = [shared.prepare(name, TEXTS, known=known) for name in ("trunk0", "trunk1", "trunk2", "trunk10")]
+    assert prepared[0].rows is prepared[1].rows is prepared[2].rows is not prepared[3].rows  # which reads words
+    assert len(known) == 2
+    # the first changes everything; the others share
+    assert tokens_once(prepared) == 2 * prepared[0].tokens + prepared[3].tokens
+    for its in prepared:
+        its.release()
