@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import pytest
 import yaml
 
 from serving.auth.authenticator import PUBLIC
+from serving.request.metrics import Metrics
 from serving.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-KUBERNETES = [path for path in sorted(DEPLOY.glob("kubernetes/**/*.yaml")) if path.name != "kustomization.yaml"]
+# Kustomize's own files, a chart's values, an object of the Prometheus operator: kubernetes-validate has no schema of them.
+FOREIGN = ("kustomization.yaml", "adapter-values.yaml", "monitor.yaml")
+KUBERNETES = [path for path in sorted(DEPLOY.glob("kubernetes/**/*.yaml")) if path.name not in FOREIGN]
+CLUSTER = DEPLOY / "kubernetes" / "cluster"
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -82,7 +88,7 @@ def test_selectors_and_ports_meet() -> None:
         assert service["spec"]["selector"].items() <= labels.items()
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
     assert replica()["spec"]["serviceName"] in {service["metadata"]["name"] for service in services}
-    for folder in (DEPLOY / "kubernetes", DEPLOY / "kubernetes" / "gpu"):
+    for folder in (DEPLOY / "kubernetes", DEPLOY / "kubernetes" / "gpu", CLUSTER):
         kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
         for resource in kustomization["resources"] + [patch["path"] for patch in kustomization.get("patches", [])]:
             assert (folder / resource).exists()
@@ -110,3 +116,34 @@ def test_compose_is_in_step_with_its_own_files() -> None:
     (job,) = prometheus["scrape_configs"]
     assert job["static_configs"][0]["targets"] == ["sparsehub:3000"]
     assert Path(job["authorization"]["credentials_file"]).name in services["prometheus"]["secrets"]
+
+
+def test_a_cluster_scales_and_watches_what_there_is() -> None:
+    (scaler,), (monitor,), (network,) = (documents(CLUSTER / f"{n}.yaml") for n in ("autoscaler", "monitor", "network"))
+    target = scaler["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == (replica()["kind"], replica()["metadata"]["name"])
+    (rule,) = yaml.safe_load((CLUSTER / "adapter-values.yaml").read_text())["rules"]["custom"]
+    assert rule["name"]["as"] == scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    registry = Metrics().registry
+    assert rule["name"]["matches"].strip("^$").removesuffix("_sum") in {family.name for family in registry.collect()}
+    service, _ = documents(DEPLOY / "kubernetes" / "service.yaml")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert network["spec"]["podSelector"]["matchLabels"].items() <= service["spec"]["selector"].items()
+
+
+def test_a_read_only_root_leaves_room_for_what_is_written() -> None:
+    assert container()["securityContext"]["readOnlyRootFilesystem"]
+    written = [entry["value"] for entry in container()["env"] if entry["name"] in ("BENTOML_HOME", "SPARSEHUB_CACHE")]
+    mounts = [mount["mountPath"] for mount in container()["volumeMounts"] if not mount.get("readOnly")]
+    assert len(written) == 2 and all(any(path.startswith(mount) for mount in mounts) for path in written)
+
+
+def test_the_image_runs_as_the_user_of_the_manifests_and_copies_what_it_builds() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    assert f"USER {replica()['spec']['template']['spec']['securityContext']['runAsUser']}" in lines
+    stages = [line.split(" AS ")[1] for line in lines if line.startswith("FROM ")]
+    assert {"cpu", "gpu", "all"} <= set(stages) and stages[-1] == "cpu", "the default is the last"
+    copied = [line.split("--from=")[1].split()[0] for line in lines if "--from=" in line]
+    assert set(copied) <= set(stages)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"\.\[([\w,]+)\]", "\n".join(lines))[-1].split(",")) <= set(extras)
