@@ -18,7 +18,7 @@ from serving.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
-# Kustomize's own files, a chart's values, an object of the Prometheus operator: kubernetes-validate has no schema of them.
+# Of files of Kustomize, values of a chart and objects of the Prometheus operator kubernetes-validate has no schema.
 FOREIGN = ("kustomization.yaml", "adapter-values.yaml", "monitor.yaml")
 KUBERNETES = [path for path in sorted(DEPLOY.glob("kubernetes/**/*.yaml")) if path.name not in FOREIGN]
 CLUSTER = DEPLOY / "kubernetes" / "cluster"
