@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsehub.backbone.arena import Arena, build_arena
 from sparsehub.backbone.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint
+from sparsehub.backbone.configuration import computed_with
 from sparsehub.errors import BackboneError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -46,6 +48,11 @@ class Backbone:
     @property
     def config(self) -> Any:
         return self.module.config
+
+    @functools.cached_property
+    def configuration(self) -> Mapping[str, Any]:
+        """The fields of the checkpoint's configuration that its forward pass depends on, for a package's record."""
+        return computed_with(read_config(self.checkpoint))
 
     @property
     def architecture(self) -> str:

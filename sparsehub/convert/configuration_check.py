@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from sparsehub.backbone import Checkpoint
 from sparsehub.backbone.backbone import read_config, refuse_quantised
+from sparsehub.backbone.configuration import fields_read, is_harmless, plain
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.convert.task_inference import CONFIG_FILE
 from sparsehub.convert.tokenizer_check import has_tokenizer
@@ -15,15 +15,6 @@ from sparsehub.errors import BackboneError
 from sparsehub.package.task_model import task_config
 from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
 
-# Fields that change no number of a forward pass in evaluation mode; every other field is compared.
-HARMLESS = frozenset(
-    {"_name_or_path", "name_or_path", "_commit_hash", "architectures", "transformers_version", "torch_dtype", "dtype",
-     "use_cache", "output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id", "num_labels",
-     "problem_type", "finetuning_task", "task_specific_params", "initializer_range", "initializer_cutoff_factor",
-     "gradient_checkpointing", "chunk_size_feed_forward", "deterministic_flash_attn", "sparse_prediction",
-     "sparse_pred_ignore_index", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id"}
-)  # fmt: skip
-_DROPOUT = re.compile("dropout|pdrop|layerdrop|drop_rate|drop_prob")
 # What older models were computed with and today's transformers no longer reads, and what is meant where it is not said.
 _FORMER: Mapping[str, Any] = {"position_embedding_type": "absolute"}
 _ABSENT = "not said"
@@ -39,7 +30,7 @@ def check_configuration(base: Checkpoint, tuned: Checkpoint, task: TaskSpec) -> 
     pad = load_tokenizer(base).pad_token_id
     own = read_config(base)
     mine, other = (task_config(config, task, pad).to_dict() for config in (own, theirs))
-    read = _read_by(theirs)
+    read = fields_read(theirs)
     different = {name for name in mine.keys() | other.keys() if not _equal(name, mine, other, task)}
     padded: tuple[str, ...] = ()
     if "pad_token_id" in different and getattr(own, "pad_token_id", None) is None:
@@ -83,31 +74,15 @@ def _ends(checkpoint: Checkpoint) -> set[int]:
     return {token for token in found if isinstance(token, int)}
 
 
-def _read_by(config: Any) -> set[str]:
-    """The fields that a configuration's class declares, which models read."""
-    try:
-        return set(type(config)().to_dict())
-    except Exception:  # a model family's own code: then every field counts
-        return set(config.to_dict())
-
-
 def _equal(name: str, mine: Mapping[str, Any], other: Mapping[str, Any], task: TaskSpec) -> bool:
-    if name in HARMLESS or _DROPOUT.search(name):
+    if is_harmless(name):
         return True
     if name == "pad_token_id" and task.kind == TEXT_GENERATION:
         return True  # nothing is padded there
     if name == "tie_word_embeddings" and task.kind != TEXT_GENERATION:
         return True  # the task's model has no output layer
     default = _FORMER.get(name)
-    return bool(_plain(mine.get(name, default)) == _plain(other.get(name, default)))
-
-
-def _plain(value: Any) -> Any:
-    """A nested setting without what says nothing: a table of harmless fields or of None is an empty one."""
-    if isinstance(value, Mapping):
-        kept = {str(k): _plain(v) for k, v in value.items() if k not in HARMLESS and not _DROPOUT.search(str(k))}
-        return {name: item for name, item in kept.items() if item is not None}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return bool(plain(mine.get(name, default)) == plain(other.get(name, default)))
 
 
 def _refuse(tuned: Checkpoint, mine: Mapping[str, Any], other: Mapping[str, Any], names: set[str]) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sparsehub import __version__
 from sparsehub.backbone import Checkpoint
+from sparsehub.backbone.backbone import read_config
+from sparsehub.backbone.configuration import computed_with
 from sparsehub.backbone.layers import changed_layers, layers_named
 from sparsehub.convert.adapter_change import Change, change_of
 from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter
@@ -32,7 +34,15 @@ from sparsehub.delta.writer import DeltaWriter
 from sparsehub.errors import UsageError
 from sparsehub.files import new_folder
 from sparsehub.memory import return_freed_memory
-from sparsehub.package.manifest import FORMAT_VERSION, HEAD_FILE, DeltaRecord, Lineage, Manifest, TouchedParameter
+from sparsehub.package.manifest import (
+    CONFIGURATION,
+    FORMAT_VERSION,
+    HEAD_FILE,
+    DeltaRecord,
+    Lineage,
+    Manifest,
+    TouchedParameter,
+)
 from sparsehub.package.manifest_builder import public_name
 from sparsehub.package.task_spec import TaskSpec
 from sparsehub.package.writer import finalize_package, write_package
@@ -250,7 +260,10 @@ def _draft(wanted: Extraction, backbone: BackboneTensors, record: DeltaRecord, l
         backbone.reference,
         record,
         files={},
-        training={"versions": {"sparsehub": __version__}},
+        training={
+            "versions": {"sparsehub": __version__},
+            CONFIGURATION: computed_with(read_config(wanted.base)),
+        },
         license=wanted.license,
         lineage=lineage,
     )

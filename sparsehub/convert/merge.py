@@ -20,7 +20,7 @@ from sparsehub.delta.algebra import as_additions, dare, difference, prune, ties,
 from sparsehub.delta.overlap import shared_entries
 from sparsehub.errors import BackboneMismatchError, UsageError
 from sparsehub.package import Manifest, Package, write_package
-from sparsehub.package.manifest import FORMAT_VERSION, Lineage, Parent
+from sparsehub.package.manifest import CONFIGURATION, FORMAT_VERSION, Lineage, Parent
 from sparsehub.package.manifest_builder import delta_record
 from sparsehub.schema import unknown_name
 from sparsehub.selection.layer_report import layer_of
@@ -107,7 +107,19 @@ def additions(packages: Sequence[Package], checkpoint: Checkpoint | None) -> lis
                 found=f"{other.manifest.name}: {other.manifest.backbone.id} {other.manifest.backbone.fingerprint}",
                 expected=f"{first.name}: {first.backbone.id} {first.backbone.fingerprint}",
             )
+        _check_configurations(first, other.manifest)
     return [as_additions(package.delta, _base_of(package, checkpoint)) for package in packages]
+
+
+def _check_configurations(first: Manifest, other: Manifest) -> None:
+    mine, theirs = first.backbone_configuration, other.backbone_configuration
+    names = sorted(name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name])
+    if names:
+        raise BackboneMismatchError(
+            "these packages belong to backbones that compute something else with the same weights",
+            found=f"{other.name}: {', '.join(f'{name}: {theirs[name]}' for name in names)}"[:300],
+            expected=f"{first.name}: {', '.join(f'{name}: {mine[name]}' for name in names)}"[:300],
+        )
 
 
 def _base_of(package: Package, checkpoint: Checkpoint | None) -> Callable[[str], Tensor]:
@@ -154,11 +166,16 @@ def _write(
         first.backbone,
         delta_record(method, delta, first.backbone.parameters, digests.__getitem__),
         files={},
-        training={**training, "versions": {"sparsehub": __version__}},
+        training={**training, "versions": {"sparsehub": __version__}, **_configuration(first)},
         license=licences.pop() if len(licences) == 1 else "",
         lineage=Lineage(parents),
     )
     return write_package(label.out, manifest, delta, packages[0].head)
+
+
+def _configuration(manifest: Manifest) -> dict[str, object]:
+    stated = manifest.backbone_configuration
+    return {CONFIGURATION: dict(stated)} if stated else {}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ HEAD_FILE = "head.safetensors"
 CARD_FILE = "README.md"
 HEAD_METHOD = "head"  # the method of a package that has a head alone
 SIGNATURE_FILE = "model.sig"
+CONFIGURATION = "backbone_configuration"  # in `training`: what the backbone computed with, by field
 FORMAT_VERSION = 2  # that is written; format 1 is read too
 FORMATS = (1, FORMAT_VERSION)
 MAX_PICTURES = 64
@@ -151,6 +152,12 @@ class Manifest:
     def method(self) -> str:
         """How the delta came to be; `head` where there is none."""
         return self.delta.method if self.delta is not None else HEAD_METHOD
+
+    @property
+    def backbone_configuration(self) -> Mapping[str, Any]:
+        """What the backbone's configuration said of its forward pass; empty where nobody noted it."""
+        stated = self.training.get(CONFIGURATION)
+        return stated if isinstance(stated, dict) else {}
 
     @property
     def training_stated(self) -> dict[str, Any]:

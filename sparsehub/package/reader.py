@@ -23,6 +23,8 @@ from sparsehub.package.validation import (
 )
 from sparsehub.tensorfile import parse_tensors
 
+_SHOWN = 60  # characters of a value of a configuration
+
 
 @dataclass(frozen=True)
 class Package:
@@ -70,7 +72,10 @@ def _read_head(data: bytes) -> dict[str, Tensor]:
 
 
 def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
-    """Raises `BackboneMismatchError` unless the package was made for the weights of this very backbone."""
+    """Raises `BackboneMismatchError` unless the package was made for the weights of this very backbone.
+
+    Where the package says what the backbone's configuration was, that must compute the same with them.
+    """
     for name, touched in manifest.touched.items():
         slot = backbone.arena.slots.get(name)
         if slot is None or slot.shape != touched.shape:
@@ -86,6 +91,18 @@ def check_backbone(manifest: Manifest, backbone: Backbone) -> None:
     if backbone.checkpoint.fingerprint != manifest.backbone.fingerprint:
         found, expected = backbone.checkpoint.fingerprint, manifest.backbone.fingerprint
         raise _mismatch(manifest, backbone, "the fingerprints differ", found, expected)
+    _check_configuration(manifest, backbone)
+
+
+def _check_configuration(manifest: Manifest, backbone: Backbone) -> None:
+    """A field that only one of them has is another version's of transformers: what both have must be equal."""
+    stated = manifest.backbone_configuration
+    here = backbone.configuration if stated else {}
+    names = sorted(name for name in stated.keys() & here.keys() if stated[name] != here[name])
+    if names:
+        what = "its configuration computes something else with the same weights"
+        found, expected = (", ".join(f"{n}: {str(table[n])[:_SHOWN]}" for n in names[:8]) for table in (here, stated))
+        raise _mismatch(manifest, backbone, what, found, expected)
 
 
 def _mismatch(

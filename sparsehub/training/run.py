@@ -15,7 +15,7 @@ from sparsehub.delta import Delta
 from sparsehub.errors import DataError, FormatError, SparsehubError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_file
 from sparsehub.package import Manifest, read_manifest, write_package
-from sparsehub.package.manifest import FORMAT_VERSION, HEAD_METHOD
+from sparsehub.package.manifest import CONFIGURATION, FORMAT_VERSION, HEAD_METHOD
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import SPLITS
@@ -204,7 +204,7 @@ def _manifest(config: TrainConfig, fitted: Fitted) -> Manifest:
         backbone=backbone_ref(backbone),
         delta=record,
         files={},
-        training=fitted.training,
+        training={**fitted.training, CONFIGURATION: dict(backbone.configuration)},
         metrics=fitted.metrics,
         license=config.license,
     )
