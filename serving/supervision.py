@@ -1,12 +1,14 @@
 """The life of a worker under BentoML: one that cannot start ends the service, one that crashes is started again.
 
 BentoML's process manager starts a worker again whenever it ends, for ever. So the manager's process keeps a record of
-starts (`supervise`), and a worker that fails, or that is one start too many, writes why and ends the manager.
+starts (`supervise`), and a worker that fails, or that is one start too many, writes why and ends the manager. A worker
+ends with its manager, however that ended.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import os
 import shutil
@@ -27,6 +29,7 @@ from sparsehub.errors import EngineError, SparsehubError
 log = logging.getLogger("sparsehub")
 RESTARTS, WINDOW_SECONDS = 5, 600.0  # so many within this time, and the service ends
 EXIT_ERROR = 2
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 _STARTS_FILE, _FAILED_FILE = "starts", "failed"
 
 
@@ -85,6 +88,7 @@ def starting_worker() -> Iterator[None]:
     if folder is None:
         yield
         return
+    _end_with_manager()
     try:
         _note_start(Path(folder))
         yield
@@ -93,6 +97,12 @@ def starting_worker() -> Iterator[None]:
     except Exception as error:
         log.exception("the worker could not start")
         _end_service(Path(folder), f"the worker could not start: {type(error).__name__}: {error}")
+
+
+def _end_with_manager() -> None:
+    """A worker that outlived its manager would keep the port, and nobody would start it again."""
+    with suppress(AttributeError, OSError):  # only Linux has it
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGTERM))
 
 
 def _note_start(folder: Path) -> None:

@@ -187,6 +187,9 @@ def test_a_killed_worker_comes_back_with_exact_weights(
         assert answered(client, body) == expected
         wait_until(lambda: checks_of_the_arena(client)["made"] > 0)
         assert checks_of_the_arena(client)["failed"] == 0
+        worker = worker_of(manager)
+        manager.kill()
+        worker.wait(60)  # it ends with its manager
     log = (tmp_path / "server.log").read_text()
     assert "the worker ended and is started again, 4 of 5 times" in log and "closed connections" not in log
 

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +53,20 @@ def running(command: list[str], environment: Mapping[str, str], folder: Path, po
             _wait_until_ready(process, client, log)
             yield process, client
     finally:
-        if is_left(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        end_all(process)
+
+
+def end_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process manager and its workers, which have process groups of their own."""
+    workers = []
+    with suppress(psutil.NoSuchProcess):
+        workers = psutil.Process(process.pid).children(recursive=True)
+    if is_left(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
