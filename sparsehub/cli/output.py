@@ -20,8 +20,12 @@ JSON = typer.Option(False, "--json", help="Print the result as one JSON object."
 
 
 def progress(line: str) -> None:
-    """Print a line of progress."""
-    errors.print(escape(line), highlight=False)
+    """Print a line of progress, above the bar of whatever is under way."""
+    bars = sys.modules.get("tqdm.auto")
+    if bars is None:
+        errors.print(escape(line), highlight=False)
+    else:
+        bars.tqdm.write(line, file=sys.stderr)
 
 
 def show_json(value: Any) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from sparsehub.backbone import Checkpoint
+from sparsehub.backbone.backbone import read_config
+from sparsehub.backbone.configuration import computed_with
 from sparsehub.convert.name_matching import SHOWN, CheckpointLayout, Matched, match_layout
 from sparsehub.convert.tensor_reader import TensorReader, stored_tensors
 from sparsehub.convert.wrapped_names import unwrapped, wrapper_note
@@ -73,6 +75,11 @@ class BackboneTensors:
             checkpoint.fingerprint,
             sum(math.prod(self.layout.base[name]) for name in self.names),
         )
+
+    @property
+    def configuration(self) -> dict[str, object]:
+        """What the backbone computes with, of its configuration, by field."""
+        return computed_with(read_config(self.checkpoint))
 
     def digest_of(self, name: str) -> str:
         """The digest of the stored tensor of a parameter."""

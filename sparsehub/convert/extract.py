@@ -16,8 +16,6 @@ from torch import Tensor
 
 from sparsehub import __version__
 from sparsehub.backbone import Checkpoint
-from sparsehub.backbone.backbone import read_config
-from sparsehub.backbone.configuration import computed_with
 from sparsehub.backbone.layers import changed_layers, layers_named
 from sparsehub.convert.adapter_change import Change, change_of
 from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter
@@ -115,8 +113,7 @@ def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
         record = _record("extracted", "set", pair.value_dtype, backbone, writer.nnz)
         if head := _head(pair):
             (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
-        lineage = _lineage(tuned.id, tuned.fingerprint)
-        manifest = finalize_package(folder, _draft(wanted, backbone, record, lineage))
+        manifest = finalize_package(folder, _draft(wanted, backbone, record, _lineage(tuned.id, tuned.fingerprint)))
     return _of_pair(wanted, manifest, pair, dict.fromkeys(pair.parameters, (1.0, 1.0)), notes)
 
 
@@ -260,10 +257,7 @@ def _draft(wanted: Extraction, backbone: BackboneTensors, record: DeltaRecord, l
         backbone.reference,
         record,
         files={},
-        training={
-            "versions": {"sparsehub": __version__},
-            CONFIGURATION: computed_with(read_config(wanted.base)),
-        },
+        training={"versions": {"sparsehub": __version__}, CONFIGURATION: backbone.configuration},
         license=wanted.license,
         lineage=lineage,
     )

@@ -132,7 +132,7 @@ def _leave(run: Path, *, failed: bool, report: Report) -> None:
         return
     if failed:
         (run / FAILED_FILE).touch()
-    report("the same command goes on where this one was; with --restart it begins anew")
+    report("the same command goes on where this one was; sparsehub train --restart begins anew")
 
 
 def _keep_aside(fitted: Fitted, place: Path | None) -> None:
