@@ -109,7 +109,7 @@ def _note_start(folder: Path) -> None:
     """Raises `EngineError` where workers were started too often."""
     file, now = folder / _STARTS_FILE, time.time()
     times = [float(line) for line in file.read_text().split()] if file.exists() else []
-    recent = [then for then in times if now - then < WINDOW_SECONDS]
+    recent = [then for then in times if 0 <= now - then < WINDOW_SECONDS]  # none from before the clock was set back
     file.write_text("\n".join(str(then) for then in [*recent, now]))
     if len(recent) > RESTARTS:
         raise EngineError(

@@ -22,7 +22,8 @@ from sparsehub.package import Package
 from sparsehub.task_ref import TaskRef
 
 log = logging.getLogger("sparsehub")
-RETRY_SECONDS = 15.0  # between two tries of an entry that was refused: a hub may have been away
+RETRY_SECONDS = 15.0  # until what was refused is tried again: a hub may have been away
+MOST_RETRY_SECONDS = 600.0  # that becomes of it, doubled each time, where the same entries stay refused
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Reconciler:
         self._lock = threading.RLock()
         self._wanted: Catalog | None = None
         self._known: dict[str, str] = {}  # digest -> name, of every task that is in the engine for the catalogue
-        self._retry_at = 0.0
+        self._retry_at, self._retry_seconds = 0.0, RETRY_SECONDS
         self.follower = Watcher(document, self.apply, seconds, self.tidy)
 
     def start(self) -> None:
@@ -73,6 +74,9 @@ class Reconciler:
         if data is None and self._wanted is not None:
             raise UsageError(f"the catalogue at {self.document.where} is gone", fix="put it back")
         catalog = Catalog() if data is None else parse_catalog(data)
+        if catalog.revision < self.revision:  # somebody has put an old copy back, which may be meant
+            log.warning("the catalogue went back from revision %d to %d", self.revision, catalog.revision)
+        self._retry_seconds = RETRY_SECONDS
         self._settle(catalog)
         try:
             write_file(self._copy, catalog.to_bytes())
@@ -81,7 +85,7 @@ class Reconciler:
 
     def reload(self) -> None:
         """Look at the catalogue now, and try again what was refused; raises what reading it does."""
-        self._retry_at = 0.0
+        self._retry_at, self._retry_seconds = 0.0, RETRY_SECONDS
         self.follower.look()
         self.tidy()
 
@@ -95,6 +99,7 @@ class Reconciler:
         """Drop what no request needs any more, and try again what was refused."""
         with self._lock:
             if self.refused and self._wanted is not None and time.monotonic() >= self._retry_at:
+                self._retry_seconds = min(2 * self._retry_seconds, MOST_RETRY_SECONDS)
                 self._settle(self._wanted)
             for digest, name in list(self._known.items()):
                 if not self._router.serves(name, digest) and not self._router.is_held(digest):
@@ -123,7 +128,7 @@ class Reconciler:
                         taken[name] = self.served[name]
             self._router.use(taken)
             self.served, self.refused, self.revision, self._wanted = taken, refused, catalog.revision, catalog
-            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._retry_at = time.monotonic() + self._retry_seconds
         log.info("catalogue revision %d: %d tasks, %d refused", catalog.revision, len(taken), len(refused))
 
     def _refuse(self, name: str, error: SparsehubError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import TypeVar
 
 import anyio
@@ -44,7 +45,9 @@ class ConsoleContext:
         digests = {task["id"]: task["digest"] for task in await self.asker(request).tasks()}
         unknown = [reference for reference in references if reference not in digests]
         if unknown or not references:
-            raise gr.Error("choose a task" if not references else f"no task {unknown[0][:200]} is served to you")
+            raise gr.Error(
+                "choose a task" if not references else f"no task {escape(unknown[0][:200])} is served to you"
+            )
         try:
             return await anyio.to_thread.run_sync(look, *(digests[reference] for reference in references))
         except SparsehubError as error:
@@ -52,5 +55,6 @@ class ConsoleContext:
 
 
 def shown(error: SparsehubError) -> gr.Error:
-    """An error as the page shows it: a note at the side that stays until it is read."""
-    return gr.Error(str(error), duration=15, title="Refused", print_exception=False)
+    """An error as the page shows it: a note at the side that stays until it is read. Gradio takes it for HTML, and what
+    it cites may be of a package's author."""
+    return gr.Error(escape(str(error), quote=False), duration=15, title="Refused", print_exception=False)

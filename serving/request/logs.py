@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from serving.request.context import RequestContext
 
@@ -16,11 +16,32 @@ audit = logging.getLogger("sparsehub.audit")
 
 def write_lines() -> None:
     """Send both logs to standard output, one JSON object a line, for a log collector to parse."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = LineHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for logger in (requests, audit):
         logger.setLevel(logging.INFO)
         logger.handlers, logger.propagate = [handler], False
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes lines to a stream that may not take them: its disk is full, its reader gone. Requests go on; how many
+    lines failed is a line of its own once the stream takes lines again."""
+
+    def __init__(self, stream: TextIO):
+        super().__init__(stream)
+        self.lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lost, line = self.lost, self.format(record)
+        if lost:
+            time = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = json.dumps({"time": time, "event": "lines_lost", "lines": lost}) + self.terminator + line
+        try:
+            self.stream.write(line + self.terminator)
+            self.stream.flush()
+            self.lost = 0
+        except (OSError, ValueError):  # the standard library would print a traceback for each
+            self.lost = lost + 1
 
 
 def log_request(call: RequestContext, method: str, path: str, status: int, seconds: float) -> None:

@@ -62,7 +62,8 @@ class PackageCache:
         lock = self._lock_package(resolved, hub, progress)
         try:
             folder = self._folder(resolved.digest)
-            os.utime(folder)
+            with suppress(PermissionError):  # another user's, who shares the cache
+                os.utime(folder)
             yield folder
         finally:
             os.close(lock)
@@ -110,7 +111,8 @@ class PackageCache:
             lock = self._lock_for(resolved.digest, fcntl.LOCK_EX)
             try:
                 if not self.holds(resolved.digest):  # another process may have fetched it meanwhile
-                    self._fetch(resolved, hub, progress)
+                    with _usable(self.root):
+                        self._fetch(resolved, hub, progress)
             finally:
                 os.close(lock)
         raise HubError(
@@ -177,6 +179,14 @@ class PackageCache:
                 return _lock(path, mode)
 
 
+def _open(path: Path) -> int:
+    """To read is enough to lock it: it may be another user's."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
 def check_cache() -> None:
     """Raises `UsageError` for a cache folder that cannot be written; the endpoint asks before it starts."""
     root = cache_root()
@@ -207,7 +217,7 @@ def _lock(path: Path, mode: int) -> int:
     a lock, which could not be removed with its package.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open(path)
         try:
             fcntl.flock(descriptor, mode)
             with suppress(FileNotFoundError):

@@ -9,10 +9,12 @@ from typing import Any
 
 from sparsehub.errors import DataError
 from sparsehub.package.encoding import special_tokens, text_ids
+from sparsehub.package.time_limit import time_limit
 
 ROLES = ("system", "user", "assistant")
 NAMED_ROLES = ("developer", "tool", "function")  # for chat templates that name them
 _RENDERED = ("name", "tool_call_id")  # beside role and content, for templates that use them
+RENDER_SECONDS = 2.0  # that a template may compute; a long conversation takes some milliseconds
 _PRIVATE = 0xF0000  # the first of 65,000 characters that stand for nothing
 
 
@@ -37,9 +39,11 @@ class Conversation:
 
     def render(self, count: int, *, answer: bool) -> str:
         """The text of the first `count` messages, for `token_ids`. answer: whether it ends with the opening of the
-        assistant's next message. Raises `DataError` where the template leaves a message out."""
+        assistant's next message. Raises `DataError` where the template leaves a message out, or
+        does not come to an end."""
         messages = self._messages[:count]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        with time_limit(RENDER_SECONDS, "the chat template"):
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
         assert isinstance(text, str)  # it was asked for text
         for number, message in enumerate(messages):
             if message["role"] != "assistant" and message["content"].strip() not in text:

@@ -17,7 +17,7 @@ from sparsehub.errors import FormatError, TrustError, UsageError
 from sparsehub.extras import require
 from sparsehub.files import strict_json, write_file
 from sparsehub.package.manifest import MANIFEST_FILE, MAX_SIGNATURE_BYTES, SIGNATURE_FILE, Manifest
-from sparsehub.package.validation import validate_package
+from sparsehub.package.validation import read_bounded, validate_package
 
 EXTRA = "sign"
 
@@ -121,12 +121,12 @@ def read_signature(folder: Path) -> bytes | None:
 
     Raises `TrustError` where model.sig is not a regular file, or too large.
     """
-    path = folder / SIGNATURE_FILE
-    if not os.path.lexists(path):
+    try:
+        return read_bounded(folder, SIGNATURE_FILE, MAX_SIGNATURE_BYTES, TrustError)
+    except FileNotFoundError:
         return None
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_SIGNATURE_BYTES:
-        raise TrustError(f"{SIGNATURE_FILE} is no plain file of at most {MAX_SIGNATURE_BYTES} bytes")
-    return path.read_bytes()
+    except OSError as error:
+        raise TrustError(f"{SIGNATURE_FILE} is no plain file", found=str(error)) from error
 
 
 def _verify(folder: Path, signature: bytes, configure: Any) -> None:

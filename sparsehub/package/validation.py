@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsehub.deltafile import DELTA_FILE, StoredDelta, validate_delta
-from sparsehub.errors import FormatError, IntegrityError, ManifestError
+from sparsehub.errors import FormatError, IntegrityError, ManifestError, SparsehubError
 from sparsehub.files import CHUNK, MAX_PACKAGE_JSON_BYTES, sha256_bytes
 from sparsehub.package.manifest import (
     CARD_FILE,
@@ -38,16 +38,23 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def read_manifest(folder: Path) -> Manifest:
     """The validated manifest of a package folder; raises `ManifestError`. The other files are not looked at."""
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise ManifestError(f"{folder} is not a package", found="no " + MANIFEST_FILE, fix="give a package folder")
-    if path.stat().st_size > MAX_PACKAGE_JSON_BYTES:
-        raise ManifestError(
-            f"{MANIFEST_FILE} is too large",
-            found=f"{path.stat().st_size} bytes",
-            expected=f"at most {MAX_PACKAGE_JSON_BYTES}",
-        )
-    return parse_manifest(path.read_bytes())
+    try:
+        return parse_manifest(read_bounded(folder, MANIFEST_FILE, MAX_PACKAGE_JSON_BYTES, ManifestError))
+    except OSError as error:
+        found = f"no {MANIFEST_FILE}" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error)
+        raise ManifestError(f"{folder} is not a package", found=found, fix="give a package folder") from error
+
+
+def read_bounded(folder: Path, name: str, limit: int, error: type[SparsehubError]) -> bytes:
+    """The bytes of a plain file of at most `limit`; raises `error` for a longer one, and `OSError`, also for a link, a
+    pipe or a device: whoever can write to the folder may put one there after it was looked at."""
+    with _opened(folder, name) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{name} is no plain file")
+        if status.st_size > limit:
+            raise error(f"{name} is too large", found=f"{status.st_size} bytes", expected=f"at most {limit}")
+        return file.read(limit)
 
 
 def validate_package(folder: Path) -> Manifest:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -260,3 +263,35 @@ def test_a_hub_out_of_reach_is_told_as_such(cache, hub, monkeypatch) -> None:
     monkeypatch.setattr(type(hub.backend), "read_tag", dead)
     with pytest.raises(UnreachableError, match="no route"):
         pull("trec@1.0.0", hub)
+
+
+@contextlib.contextmanager
+def another_user() -> Iterator[None]:
+    """Inside, this process has the rights of somebody else."""
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_two_users_share_a_cache_that_one_of_them_fills(make_package, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        (place / "home").mkdir(mode=0o777)
+        monkeypatch.setenv("SPARSEHUB_CACHE", str(place / "cache"))
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "home"))
+        shared = open_hub(place / "hub")
+        for version in ("1.0.0", "1.1.0"):
+            shared.publish(make_package(version=version, head=1000))
+        folder = pull("trec@1.0.0", shared).folder
+        with another_user():
+            assert pull("trec@1.0.0", shared).folder == folder
+            assert load_package("trec@1.0.0", shared).manifest.version == "1.0.0"
+            with pytest.raises(UsageError, match=r"the cache folder .* cannot be used; found: Permission denied"):
+                pull("trec@1.1.0", shared)
+        assert pull("trec@1.1.0", shared).manifest.version == "1.1.0"

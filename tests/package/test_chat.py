@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 from sparsehub.errors import DataError
 from sparsehub.package.chat import Conversation
 from sparsehub.package.encoding import special_tokens
+from sparsehub.package.time_limit import time_limit
 
 MARKED = (
     "{% for message in messages %}{{ bos_token + message['role'] + ' ' + message['content'] | trim + eos_token }}"
@@ -92,3 +94,29 @@ def test_a_message_that_the_template_leaves_out_is_refused(templated: Any) -> No
 def test_a_name_reaches_the_template(templated: Any) -> None:
     tokenizer = templated("{% for m in messages %}{{ m['name'] + ': ' + m['content'] }}{% endfor %}")
     assert tokenizer.decode(ids_of(tokenizer, {**user("hello"), "name": "Ann </s>"})) == "Ann </s>: hello"
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro more(n) %}{% for a in range(9) %}{{ more(n + 1) if n < 90 }}{% endfor %}{% endmacro %}{{ more(0) }}",
+        "{% for m in messages %}{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"
+        "{% endfor %}",
+    ],
+)
+def test_a_template_that_does_not_end_is_ended(templated: Any, endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparsehub.package.chat.RENDER_SECONDS", 0.2)
+    tracing = sys.gettrace()
+    conversation = Conversation([user("a")], templated(endless + MARKED))
+    with pytest.raises(DataError, match="the chat template does not come to an end"):
+        conversation.render(1, answer=True)
+    assert sys.gettrace() is tracing
+    assert ids_of(templated(MARKED), user("a"))
+
+
+def test_what_ends_in_time_is_let_run() -> None:
+    with time_limit(10.0, "it"):
+        assert sum(range(1000)) == 499500
+    with pytest.raises(ZeroDivisionError), time_limit(10.0, "it"):
+        _ = 1 / 0

@@ -13,9 +13,11 @@ from sparsehub.errors import (
     FormatError,
     IntegrityError,
     ManifestError,
+    TrustError,
 )
 from sparsehub.files import canonical_json, sha256_file
 from sparsehub.package import Package, read_manifest, read_package, validation
+from sparsehub.package.signing import read_signature
 from sparsehub.package.validation import PNG_SIGNATURE
 from sparsehub.tensorfile import tensor_bytes
 from tests.support.packages import write_bare_package
@@ -119,7 +121,13 @@ def test_an_extra_or_missing_file_is_refused(folder: Path, change: Change) -> No
 def test_another_size_is_refused_before_the_bytes_are_read(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation.os, "open", lambda *_: pytest.fail("opened a file of the wrong size"))
+    opened = os.open
+
+    def watched(path: Any, *arguments: Any, **options: Any) -> int:
+        assert Path(path).name == "sparsehub.json", "opened a file of the wrong size"
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(validation.os, "open", watched)
     data = (folder / name).read_bytes()
     for spoilt in (data[:-1], data + b"\x00", b""):
         (folder / name).write_bytes(spoilt)
@@ -214,3 +222,45 @@ def test_a_pickle_in_place_of_the_head_is_refused(folder: Path) -> None:
     reseal(folder)
     with pytest.raises(FormatError, match="not safetensors"):
         read_package(folder)
+
+
+@pytest.mark.parametrize("name", ["sparsehub.json", "model.sig"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "device"])
+def test_what_is_no_plain_file_is_neither_followed_nor_waited_for(folder: Path, name: str, kind: str) -> None:
+    """As somebody may put one there between a look and a read."""
+    place, aside = folder / name, folder.parent / "aside"
+    if place.exists():
+        place.rename(aside)
+    make = {
+        "link": lambda: place.symlink_to(aside),
+        "pipe": lambda: os.mkfifo(place),
+        "folder": place.mkdir,
+        "device": lambda: place.symlink_to("/dev/zero"),
+    }
+    make[kind]()
+    with pytest.raises((FormatError, TrustError)):
+        read_manifest(folder) if name == "sparsehub.json" else read_signature(folder)
+
+
+def test_a_package_that_changes_while_it_is_read_is_refused_or_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file is swapped for another one right after it was looked at, or right before it is read."""
+    whole = read_package(folder)
+    opened = os.open
+    for name in ("delta.safetensors", "head.safetensors", "README.md", "density.png"):
+        data = (folder / name).read_bytes()
+
+        def swapped(path: Any, *arguments: Any, name: str = name, data: bytes = data, **options: Any) -> int:
+            if Path(path).name == name:
+                Path(path).unlink()
+                Path(path).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+            return opened(path, *arguments, **options)
+
+        monkeypatch.setattr(validation.os, "open", swapped)
+        with pytest.raises(FormatError, match=f"{name} is damaged or was changed"):
+            read_package(folder)
+        monkeypatch.undo()
+        (folder / name).unlink()
+        (folder / name).write_bytes(data)
+    assert read_package(folder).digest == whole.digest

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.request.logs import LineHandler
 from serving.request.metrics import MOST, RECENT, TaskStats, percentile
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "sparsehub.json"
@@ -156,3 +161,37 @@ def test_a_trace_says_which_package_answered(server: Any) -> None:
     assert len(spans) == 1
     assert spans[0].attributes["sparsehub.digest"] == response.json()["digest"]  # type: ignore[index]
     assert spans[0].attributes["sparsehub.items"] == 2  # type: ignore[index]
+
+
+class Disk(io.StringIO):
+    """A stream whose disk may be full."""
+
+    full = False
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_lines_that_a_full_disk_does_not_take_are_counted_and_stop_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    disk, logger = Disk(), logging.getLogger("sparsehub.test-full-disk")
+    logger.propagate, logger.handlers = False, [LineHandler(disk)]
+    logger.handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    logger.error("1")
+    disk.full = True
+    for _ in range(1000):
+        logger.error("lost")
+    disk.full = False
+    logger.error("2")
+    logger.error("3")
+    first, lost, *rest = disk.getvalue().splitlines()
+    assert (first, rest) == ("1", ["2", "3"])
+    assert json.loads(lost)["event"] == "lines_lost" and json.loads(lost)["lines"] == 1000
+    assert capsys.readouterr().err == "", "nor is another disk filled with tracebacks"
+    with Path("/dev/full").open("w") as full:
+        logger.handlers = [LineHandler(full)]
+        for _ in range(100):
+            logger.error("x" * 1000)
+        with contextlib.suppress(OSError):
+            full.close()

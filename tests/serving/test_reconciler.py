@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -307,3 +308,37 @@ def test_pins_follow_the_catalogue(world: Callable[..., World], hub: Any) -> Non
     assert [status.pinned for status in it.server.engine.status()] == [False]
     it.change(lambda c: changes.set_options(c, "three", pinned=True))
     assert [status.pinned for status in it.server.engine.status()] == [True]
+
+
+def test_an_entry_that_fails_for_ever_is_tried_ever_more_rarely_and_keeps_nobody_else_waiting(
+    world: Callable[..., World], hub: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, targets, _ = hub
+    it = world({"three": CatalogEntry(targets["three1"])})
+    missing = CatalogTarget("9.0.0", sha256_bytes(b"nowhere"))
+    it.change(lambda c: changes.move(c, "three", missing))
+    reconciler, pauses = it.server.reconciler, []
+    for _ in range(10):
+        reconciler._retry_at = 0.0
+        reconciler.tidy()
+        pauses.append(reconciler._retry_at - time.monotonic())
+    assert [round(pause, -1) for pause in pauses[:3]] == [30, 60, 120] and 590 < pauses[-1] <= 600
+    assert caplog.text.count("the catalogue's entry three is refused") == 1, "and is said once"
+    assert it.answered("three") == "three1"
+    it.change(lambda c: changes.add(c, "seven", CatalogEntry(targets["seven"])))
+    assert it.ask("seven").status_code == 200
+    assert reconciler._retry_at - time.monotonic() <= 15, "a change of the catalogue is taken over at once"
+
+
+def test_a_catalogue_that_goes_back_is_served_and_said(
+    world: Callable[..., World], hub: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, targets, _ = hub
+    it = world({"three": CatalogEntry(targets["three1"])})
+    old = Path(it.where).read_bytes()
+    it.change(lambda c: changes.move(c, "three", targets["three2"]))
+    assert it.answered("three") == "three2"
+    Path(it.where).write_bytes(old)
+    it.server.reconciler.reload()
+    assert it.answered("three") == "three1"
+    assert "the catalogue went back from revision 2 to 1" in caplog.text

@@ -15,11 +15,13 @@ import pytest
 from serving.auth import Authenticator, KeyRing
 from serving.console import history
 from serving.console.cards import card_html
+from serving.console.context import shown
 from serving.console.history import History
 from serving.console.package_views import Packages
 from serving.console.tab_catalog import body_of
 from serving.console.task_forms import answer_of, form_of
 from serving.console.task_table import ago
+from sparsehub.errors import RequestError
 from sparsehub.files import canonical_json
 from tests.support.console_users import CARD, RING, SECRETS, signed_in
 
@@ -216,3 +218,8 @@ def test_every_kind_has_a_form_and_an_answer(new_server: Callable[..., Any]) -> 
         labels = server.post("/v1/classify", model="several", input="the fox").json()["data"][0]["labels"]
         assert list(shown["several"].probabilities or ()) == [f"label{i}" for i in range(4)]
         assert ", ".join(labels) in shown["several"].text
+
+
+def test_an_error_that_cites_a_stranger_is_text() -> None:
+    note = shown(RequestError("no label", found='<img src=x onerror="window.hacked = 4">'))
+    assert "<" not in note.message and '&lt;img src=x onerror="window' in note.message
