@@ -35,7 +35,7 @@ def word_of(tensor: Tensor, entry: int) -> int:
 
 def resident_of(engine: Engine, name: str) -> Resident:
     """A task's weights on the device."""
-    handle = engine._residency.handle(engine._find(name).digest)
+    handle = engine._residency.handle(engine.tasks.find(name).digest)
     assert handle is not None
     return handle.wait(60)
 
