@@ -1,4 +1,4 @@
-"""Authentication: the caller of a request by its key, and the role that each path needs."""
+"""Authentication: the caller of a request by its key, the role that each path needs, and the endpoint's own names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from http.cookies import CookieError, SimpleCookie
 
 from serving.auth.keys import ADMIN, PREDICT, ROLES, WATCH, Key, KeyRing, parse_keys
 from serving.auth.rate_limit import TokenBucket
+from serving.settings import Settings
 from sparsehub.errors import ForbiddenError, UnauthenticatedError, UsageError
+from sparsehub.settings import shown
 
 log = logging.getLogger("sparsehub")
 CONSOLE = "/console"
@@ -170,3 +172,31 @@ def is_here(address: str | None) -> bool:
         return False
     mapped = getattr(found, "ipv4_mapped", None)
     return (mapped or found).is_loopback
+
+
+def check_host(settings: Settings, header: bytes | None) -> None:
+    """Raises `ForbiddenError` for a name by which the endpoint is not called. An endpoint with keys, or one that is
+    open to everybody, has any name unless the settings say which. A client that sends no name is no browser.
+
+    A page of any site can have its own name point at this machine (DNS rebinding), and is then, for a browser, of one
+    origin with the endpoint. The name in `Host` is the one thing that it cannot forge.
+    """
+    if header is None or (not settings.host_names and (settings.keys is not None or settings.open)):
+        return
+    name = name_of(header.decode("latin-1"))
+    if name == "localhost" or is_here(name) or name in map(str.lower, settings.host_names):
+        return
+    raise ForbiddenError(
+        "this endpoint does not answer by this name",
+        found=f"Host: {name[:200]}",
+        expected=", ".join(("localhost", *settings.host_names)),
+        fix=f"give the name to {shown('host_names')} where it is this endpoint's",
+    )
+
+
+def name_of(host: str) -> str:
+    """The name in a `Host` header, without its port, as names are compared: in lower case, and without a last dot."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].removesuffix(".")

@@ -23,7 +23,7 @@ from sparsehub.engine import AcquiredTask, PendingRequest, PreparedRequest, Task
 from sparsehub.engine.input_processor import KnownRows
 from sparsehub.engine.many_tasks import submitted, tokens_once
 from sparsehub.errors import SparsehubError, UnknownTaskError
-from sparsehub.task_ref import BACKBONE, is_pattern, parse_model
+from sparsehub.task_ref import BACKBONE, parse_model
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,11 @@ def failed_task(index: int, outcome: Outcome) -> FailedTask:
     return FailedTask(index=index, model=outcome.model, error=error_detail(outcome.error))
 
 
-def several(service: Service, model: str | list[str]) -> list[str] | None:
-    """The tasks that a list or a pattern means; None where `model` is one task. Raises `UnknownTaskError` for a pattern
-    that fits none of the caller's tasks."""
+def several(service: Service, model: str | list[str]) -> list[str]:
+    """The tasks that a list or a pattern means. Raises `UnknownTaskError` for a pattern that fits none of the caller's
+    tasks."""
     if isinstance(model, list):
         return model
-    if not is_pattern(model):
-        return None
     caller, known = current_request().caller, service.router.names
     names = known if known is not None else {task.name for task in service.engine.tasks.all()}
     found = sorted(name for name in names if fnmatchcase(name, model) and caller.may_ask(name))

@@ -17,8 +17,16 @@ from opentelemetry.trace import get_current_span
 from starlette.datastructures import State
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.auth.authenticator import ANONYMOUS, CONSOLE, Caller, authorization, check_role, is_console, needed_for
-from serving.auth.host_check import check_host
+from serving.auth.authenticator import (
+    ANONYMOUS,
+    CONSOLE,
+    Caller,
+    authorization,
+    check_host,
+    check_role,
+    is_console,
+    needed_for,
+)
 from serving.auth.keys import PREDICT
 from serving.auth.sign_in import refusal
 from serving.request.body import LARGE, check_structure, read_body, replay

@@ -28,6 +28,7 @@ from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.outputs import Prediction
 from sparsehub.package.task_spec import REGRESSION
+from sparsehub.task_ref import is_pattern
 
 router = APIRouter()
 _WORD = re.compile(r"\S+")
@@ -52,10 +53,9 @@ class _LabelledInputs:
 async def classify(body: ClassifyRequest, request: Request, service: RunningService) -> ClassifyResponse:
     """One answer per input, from the task that `model` names; or from each of several tasks."""
     inputs, truncate = as_list(body.input), truncation(body.truncate_prompt_tokens)
-    if (models := several(service, body.model)) is not None:
-        asked = [(model, _LabelledInputs(model, inputs)) for model in models]
+    if isinstance(body.model, list) or is_pattern(body.model):
+        asked = [(model, _LabelledInputs(model, inputs)) for model in several(service, body.model)]
         return _many(inputs, await ask_several(service, request, body.model, asked, truncate))
-    assert isinstance(body.model, str)  # several() has said so
     ticket = await service.classify(body.model, _LabelledInputs(body.model, inputs), truncate)
     assert ticket.task is not None  # the plain backbone has no labels
     answers = await results(request, ticket.futures)

@@ -16,6 +16,7 @@ from serving.request.many_tasks import ManyOutcomes, Texts, answers_of, ask_seve
 from serving.request.results import envelope, results
 from serving.request.service import RunningService
 from sparsehub.errors import SparsehubError
+from sparsehub.task_ref import is_pattern
 
 router = APIRouter()
 
@@ -27,10 +28,9 @@ async def embeddings(body: EmbeddingsRequest, request: Request, service: Running
         problem, expected = "dimensions is not supported", f"{size}, the backbone's own, or null"
         raise UnsupportedFieldError("dimensions", problem, found=body.dimensions, expected=expected)
     texts, truncate = _inputs(body), truncation(body.truncate_prompt_tokens)
-    if (models := several(service, body.model)) is not None:
-        asked = [(model, Texts(texts)) for model in models]
+    if isinstance(body.model, list) or is_pattern(body.model):
+        asked = [(model, Texts(texts)) for model in several(service, body.model)]
         return _many(body, await ask_several(service, request, body.model, asked, truncate))
-    assert isinstance(body.model, str)  # several() has said so
     ticket = await service.embed(None if service.is_backbone(body.model) else body.model, texts, truncate)
     vectors = await results(request, ticket.futures)
     common = envelope("embd", body.model, ticket.task, ticket.tokens)

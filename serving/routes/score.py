@@ -15,6 +15,7 @@ from serving.request.results import envelope
 from serving.request.scoring import RegressionInputs, Score, scored, value_of
 from serving.request.service import RunningService
 from sparsehub.errors import RequestError, SparsehubError
+from sparsehub.task_ref import is_pattern
 
 router = APIRouter()
 
@@ -25,10 +26,9 @@ async def score(body: ScoreRequest, request: Request, service: RunningService) -
     """The number of a task, or of each of several, for every input; the plain backbone scores two texts by the cosine
     of their embeddings."""
     inputs, truncate = _inputs(body), truncation(body.truncate_prompt_tokens)
-    if (models := several(service, body.model)) is not None:
-        asked = [(model, RegressionInputs(model, inputs)) for model in models]
+    if isinstance(body.model, list) or is_pattern(body.model):
+        asked = [(model, RegressionInputs(model, inputs)) for model in several(service, body.model)]
         return _many(await ask_several(service, request, body.model, asked, truncate))
-    assert isinstance(body.model, str)  # several() has said so
     ticket, scores = await scored(service, request, body.model, inputs, truncate)
     common = envelope("score", body.model, ticket.task, ticket.tokens)
     return ScoreResponse(**common, object="list", data=_items(scores))

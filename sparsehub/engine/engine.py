@@ -12,7 +12,6 @@ from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_planner import AUTO, BatchPlanner, check_mode
 from sparsehub.engine.batch_runner import BatchRunner
 from sparsehub.engine.compiled.background import OFF, BackgroundCompiler
-from sparsehub.engine.composition import find_task
 from sparsehub.engine.cost_model import CostModel
 from sparsehub.engine.generation.cache_limits import GenerationLimits
 from sparsehub.engine.generation.context import GenerationContext
@@ -32,7 +31,7 @@ from sparsehub.engine.served_tasks import ServedTasks
 from sparsehub.engine.stats import BatchObserver
 from sparsehub.engine.task_handle import Budgets
 from sparsehub.engine.task_loader import TaskLoader
-from sparsehub.engine.task_registry import TaskRegistry
+from sparsehub.engine.task_registry import TaskRegistry, find_task
 from sparsehub.engine.trunk_check import with_layers
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.outputs import Prediction

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from sparsehub.engine.composition import find_task
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.stats import TaskStatus
 from sparsehub.engine.task_handle import LOAD_SECONDS, Usage
 from sparsehub.engine.task_loader import TaskLoader
-from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry
+from sparsehub.engine.task_registry import Task, TaskInfo, TaskRegistry, find_task
 from sparsehub.errors import UsageError
 from sparsehub.package import Package
 from sparsehub.task_ref import Reference, TaskRef

@@ -1,15 +1,21 @@
-"""The task registry: the tasks that an engine serves, by reference: `name`, `name@version`, `name@sha256:...`."""
+"""The task registry: the tasks that an engine serves, by reference: `name`, `name@version`, `name@sha256:...`.
+
+A composition, `trec+tone*0.5`, means the sum of two deltas, with the head of the first.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sparsehub.errors import UnknownTaskError, UsageError
+from sparsehub.delta.algebra import weighted_sum
+from sparsehub.errors import BackboneMismatchError, UnknownTaskError, UsageError
+from sparsehub.files import canonical_json, sha256_bytes
 from sparsehub.package import Manifest, Package, TaskSpec
-from sparsehub.task_ref import TaskRef, model_of
+from sparsehub.task_ref import Reference, TaskRef, Term, model_of
 
 MOST_NAMES = 2_000  # an error suggests no name among more than these: the search would take longer than an answer
 
@@ -122,3 +128,37 @@ class TaskRegistry:
         near = difflib.get_close_matches(reference[:200], known, n=1) if len(known) <= MOST_NAMES else []
         hint = f"did you mean {near[0]!r}?" if near else f"{len(tasks)} tasks are served, {known[0]!r} for example"
         return UnknownTaskError(f"unknown task {shown}, {hint}")
+
+
+def find_task(registry: TaskRegistry, reference: Reference) -> Task:
+    """A served task, or one that the reference composes of such (`trec+tone*0.5`); raises `UnknownTaskError`."""
+    model = model_of(reference)
+    try:
+        return registry.find(model.task)
+    except UnknownTaskError:
+        if not model.terms:
+            raise
+        return composite(model.terms, registry)
+
+
+def composite(terms: Sequence[Term], registry: TaskRegistry) -> Task:
+    """The task that a composition means now; `Engine` loads it like any other. Its digest is made of its terms' digests
+    and weights, so it changes when one of them is reloaded. Raises `UnknownTaskError`."""
+    tasks = [(registry.find(term.task), term.weight) for term in terms]
+    recipe = {"compose": [[task.digest, weight] for task, weight in tasks]}
+    name = "+".join(task.name if weight == 1 else f"{task.name}*{weight:g}" for task, weight in tasks)
+    digest = sha256_bytes(canonical_json(recipe))
+    return Task(name, tasks[0][0].version, digest, lambda: _compose(tasks, name, digest), composed=True)
+
+
+def _compose(tasks: Sequence[tuple[Task, float]], name: str, digest: str) -> Package:
+    """Read every term's package and add the deltas up; raises `BackboneMismatchError` for terms of two backbones."""
+    packages = [task.load() for task, _ in tasks]
+    first = packages[0]
+    for package in packages:
+        if package.manifest.backbone.fingerprint != first.manifest.backbone.fingerprint:
+            raise BackboneMismatchError(f"{package.manifest.name} and {first.manifest.name} are for two backbones")
+    delta = weighted_sum([package.delta for package in packages], [weight for _, weight in tasks])
+    base = next((package.manifest.delta for package in packages if package.manifest.delta is not None), None)
+    record = base and dataclasses.replace(base, nnz=delta.nnz, value_dtype=delta.value_dtype)
+    return Package(dataclasses.replace(first.manifest, name=name, delta=record), delta, first.head, digest)

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from starlette.datastructures import State
 
-from serving.auth.host_check import check_host, name_of
+from serving.auth.authenticator import check_host, name_of
 from serving.http_protocol import trust_proxies
 from serving.preflight import check_settings
 from serving.request.middleware import RequestMiddleware
