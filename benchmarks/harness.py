@@ -126,11 +126,11 @@ def kind_of_cpu() -> str:
     return ", ".join([_cpu(), instructions, *caches])
 
 
-def write_report(report: Report, threads: str) -> str:
+def write_report(report: Report, threads: str, kind: str | None = None) -> str:
     """Write results/<name>.jsonl (a line a case) and results/<name>.md, where what was measured on other kinds of CPU
-    stays; returns the markdown."""
+    stays; returns the markdown. kind: of what does the work, where that is no CPU."""
     around = surroundings(threads)
-    kind = around["machine"]["kind"]
+    kind = around["machine"]["kind"] = kind or around["machine"]["kind"]
     table, text_file = RESULTS / f"{report.name}.jsonl", RESULTS / f"{report.name}.md"
     lines = _lines_of_others(table, kind)
     lines += [

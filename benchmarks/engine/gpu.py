@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         model = make_model(shape, device)
         rows = [*switching(model, shape), *decoding(model, shape), *loading(model, shape)]
-    text = write_report(Report(f"gpu_{shape.lower()}", f"On a GPU, {shape} shape", rows, NOTES, checks_of(rows)), "1")
+    report = Report(f"gpu_{shape.lower()}", f"On a GPU, {shape} shape", rows, NOTES, checks_of(rows))
+    text = write_report(report, "1", kind=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
     print(text)
 
 

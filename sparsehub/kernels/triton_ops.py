@@ -8,6 +8,7 @@ time. Under TRITON_INTERPRET=1 they run on a CPU, slowly.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -15,11 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsehub.kernels import torch_ops
-from sparsehub.kernels.sparse import ADDRESSES, MAX_SHORT_COLUMNS, Changes, ScaleShift, Segments, SparseChange
+from sparsehub.kernels.sparse import ADDRESSES, MAX_SHORT_COLUMNS, Changes, Map, ScaleShift, Segments, SparseChange
 
 ENTRIES = 1024  # of a gather or scatter, for each program
 ROWS, WIDTH = 64, 1024  # rows of dW, and columns of y, for each program
 SEVERAL = 8  # entries of a row at once, where a block has one token
+# Prefill: from so many tokens of one task x is turned to feature-major order first. An entry of dW then reads its
+# tokens' values side by side; from x as it is each of them takes a sector of 32 bytes, of which 2 or 4 are used.
+MANY = 8
+NEIGHBOURS, TOGETHER = 16, 4  # rows of dW for each program, one sector of a token's y; entries of a row at once
 
 compress = torch_ops.compress
 
@@ -106,6 +111,56 @@ def _sparse_linear(
 
 
 @triton.jit
+def _sparse_prefill(
+    features,
+    y,
+    table,
+    blocks,
+    tokens,
+    out,
+    FIELDS: tl.constexpr,  # noqa: N803
+    SHORT: tl.constexpr,  # noqa: N803
+    R: tl.constexpr,  # noqa: N803
+    T: tl.constexpr,  # noqa: N803
+    K: tl.constexpr,  # noqa: N803
+):
+    """R neighbouring rows of dW for the T tokens of one block; K entries of a row at once. features: [in, tokens]."""
+    block = blocks + tl.program_id(0) * 3
+    matrix = table + tl.load(block) * FIELDS
+    starts_at, bias_at = tl.load(matrix), tl.load(matrix + 3)
+    row = tl.program_id(1) * R + tl.arange(0, R)
+    real = row < out
+    token = tl.arange(0, T)
+    live = token < tl.load(block + 2)
+    token = tl.load(block + 1) + token
+    sums = tl.zeros((R, T), tl.float32)
+    if bias_at != 0:
+        bias = tl.load(bias_at.to(tl.pointer_type(tl.float32)) + row, mask=real, other=0)
+        sums += bias[:, None]
+    if starts_at != 0:
+        starts = starts_at.to(tl.pointer_type(tl.int32))
+        first = tl.load(starts + row, mask=real, other=0)
+        length = tl.load(starts + row + 1, mask=real, other=0) - first
+        values = tl.load(matrix + 2).to(tl.pointer_type(features.dtype.element_ty))
+        if SHORT:
+            columns = tl.load(matrix + 1).to(tl.pointer_type(tl.uint16))
+        else:
+            columns = tl.load(matrix + 1).to(tl.pointer_type(tl.int32))
+        for k in range(0, tl.max(length, 0), K):
+            step = k + tl.arange(0, K)
+            entry = first[:, None] + step[None, :]
+            has = (step[None, :] < length[:, None]) & real[:, None]
+            column = tl.load(columns + entry, mask=has, other=0).to(tl.int64)
+            value = tl.load(values + entry, mask=has, other=0).to(tl.float32)
+            at = features + column[:, :, None] * tokens + token[None, None, :]
+            seen = tl.load(at, mask=has[:, :, None] & live[None, None, :], other=0).to(tl.float32)
+            sums += tl.sum(value[:, :, None] * seen, 1)
+    at = y + token[None, :] * out + row[:, None]
+    mask = real[:, None] & live[None, :]
+    tl.store(at, (tl.load(at, mask=mask, other=0).to(tl.float32) + sums).to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _sparse_lookup(ids, y, table, slots, width, FIELDS: tl.constexpr, SHORT: tl.constexpr, K: tl.constexpr):  # noqa: N803
     """The changed entries of one looked-up row. slots: [tokens] int32, -1 where a token belongs to no task."""
     token = tl.program_id(0).to(tl.int64)
@@ -175,11 +230,42 @@ def _over_entries(kernel: triton.JITFunction, arena: Tensor, positions: Tensor, 
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
-    y, x = torch_ops.flat(y), torch_ops.flat(x)
-    if segments.count == 0:
-        return
-    tokens = triton.next_power_of_2(segments.most)
-    _sparse_linear[(segments.count, triton.cdiv(y.shape[1], ROWS))](
+    if segments.most >= MANY:
+        _prefill(y, x, segments, changes, features=_features(x))
+    elif segments.count:
+        entries = SEVERAL if segments.most == 1 else 1
+        _over_blocks(_sparse_linear, ROWS, entries, y, torch_ops.flat(x), x.shape[-1], segments, changes)
+
+
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
+    """y[i] = x[i] (W + dW_t') + b + db_t for every map."""
+    add = functools.partial(_prefill, features=_features(x)) if segments.most >= MANY else sparse_linear_
+    return torch_ops.linear(x, maps, segments, add=add)
+
+
+def _features(x: Tensor) -> Tensor:
+    """x in feature-major order: [in, tokens]."""
+    return torch_ops.flat(x).t().contiguous()
+
+
+def _prefill(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange], *, features: Tensor) -> None:
+    """What `sparse_linear_` does, with x in feature-major order too."""
+    _over_blocks(_sparse_prefill, NEIGHBOURS, TOGETHER, y, features, x.shape[-1], segments, changes)
+
+
+def _over_blocks(
+    kernel: triton.JITFunction,
+    rows: int,
+    entries: int,
+    y: Tensor,
+    x: Tensor,
+    inside: int,
+    segments: Segments,
+    changes: Changes[SparseChange],
+) -> None:
+    """A program for each block of tokens and so many rows of dW. x: [tokens, in] or [in, tokens], by the kernel."""
+    y = torch_ops.flat(y)
+    kernel[(segments.count, triton.cdiv(y.shape[1], rows))](
         x,
         y,
         changes.tables[changes.module],
@@ -187,10 +273,10 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
         x.shape[1],
         y.shape[1],
         FIELDS=ADDRESSES,
-        SHORT=x.shape[1] <= MAX_SHORT_COLUMNS,
-        R=ROWS,
-        T=tokens,
-        K=SEVERAL if tokens == 1 else 1,
+        SHORT=inside <= MAX_SHORT_COLUMNS,
+        R=rows,
+        T=triton.next_power_of_2(segments.most),
+        K=entries,
     )
 
 
@@ -209,6 +295,5 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
     _scale_shift[(tokens, triton.cdiv(width, WIDTH))](y, table, slots, width, FIELDS=ADDRESSES, W=WIDTH)
 
 
-linear = functools.partial(torch_ops.linear, add=sparse_linear_)
 layer_norm = functools.partial(torch_ops.layer_norm, scale=scale_shift_)
 rms_norm = functools.partial(torch_ops.rms_norm, scale=scale_shift_)

@@ -17,7 +17,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Triton's interpreter has no bfloat16 arithmetic worth the name on every release; a GPU does.
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
-POPULARITY = {"decode": [(2, 1), (0, 1), (1, 1)], "ragged": [(0, 5), (2, 1), (1, 19)], "one": [(1, 33)]}
+POPULARITY = {
+    "decode": [(2, 1), (0, 1), (1, 1)],
+    "few": [(0, 3), (2, 7), (1, 2)],
+    "prefill": [(0, 5), (2, 1), (1, 19)],
+    "one": [(1, 33)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +92,11 @@ def test_sparse_linear(ops: ModuleType, dtype: torch.dtype, popularity: str, siz
     assert torch.equal(found[0].cpu(), y[0])
 
 
+@pytest.mark.parametrize("tokens", [4, 11])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_linear(ops: ModuleType, dtype: torch.dtype) -> None:
-    """Two maps of one input, one of them without a bias."""
-    x, segments = torch.randn(9, 24).to(dtype), segments_of([(0, 0, 4), (1, 4, 9)])
+def test_linear(ops: ModuleType, dtype: torch.dtype, tokens: int) -> None:
+    """Two maps of one input, one of them without a bias; a few tokens of the task that changes something, and many."""
+    x, segments = torch.randn(tokens + 5, 24).to(dtype), segments_of([(0, 0, tokens), (1, tokens, tokens + 5)])
     found, expected = [], []
     for out, bias in ((12, torch.randn(12).to(dtype)), (33, None)):
         weight, part = torch.randn(24, out).to(dtype), random_change(24, out, dtype, out)
