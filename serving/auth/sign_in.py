@@ -66,7 +66,10 @@ def refusal(scope: Scope, headers: Mapping[bytes, bytes], error: SparsehubError)
     """What a browser is shown in place of an error when it asks for the console without a good key."""
     if scope["method"] != "GET" or scope["path"] not in (CONSOLE, f"{CONSOLE}/") or not isinstance(error, AccessError):
         return None
-    return sign_in_page(scope, error if cookie_key(headers) else None)
+    signed_in = cookie_key(headers) is not None
+    if not signed_in and not isinstance(error, UnauthenticatedError):
+        return None  # another key would change nothing
+    return sign_in_page(scope, error if signed_in else None)
 
 
 def _to_page(scope: Scope) -> Response:

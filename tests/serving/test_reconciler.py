@@ -342,3 +342,21 @@ def test_a_catalogue_that_goes_back_is_served_and_said(
     it.server.reconciler.reload()
     assert it.answered("three") == "three1"
     assert "the catalogue went back from revision 2 to 1" in caplog.text
+
+
+@pytest.mark.parametrize("digits", [4_000, 5_000])
+def test_a_number_without_end_changes_nothing(world: Callable[..., World], hub: Any, digits: int) -> None:
+    _, targets, _ = hub
+    it = world({"three": CatalogEntry(targets["three1"])}, Authenticator(RING))
+    headers = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": "application/json"}
+    number = "9" * digits
+    for act, body in {
+        "canary": '{"reference":"three@2.0.0","percent":N}',
+        "set": '{"task":"three","items_per_second":N}',
+        "rollback": '{"task":"three","revision":N}',
+        "add": '{"reference":"seven","tokens_per_second":N}',
+    }.items():
+        for sent in (number, f"-{number}", f"1e{number}"):
+            answer = it.server.client.post(f"/v1/admin/catalog/{act}", content=body.replace("N", sent), headers=headers)
+            assert answer.status_code in (400, 409), (act, sent[:4], answer.status_code, answer.text[:200])
+    assert it.server.reconciler.revision == 1 and not it.server.reconciler.refused

@@ -16,12 +16,13 @@ import uvicorn
 from starlette.datastructures import State
 
 from serving.auth.authenticator import check_host, name_of
+from serving.auth.sign_in import refusal
 from serving.http_protocol import trust_proxies
 from serving.preflight import check_settings
 from serving.request.middleware import RequestMiddleware
 from serving.settings import FLAGS, Settings, read_settings
 from sparsehub.engine import Task
-from sparsehub.errors import ForbiddenError, UsageError
+from sparsehub.errors import ForbiddenError, UnauthenticatedError, UsageError
 from sparsehub.package import read_manifest, read_package
 from sparsehub.settings import errors_named
 from sparsehub.task_ref import TaskRef
@@ -72,6 +73,13 @@ def test_no_answer_is_taken_for_another_kind_than_it_says_nor_shown_in_anothers_
     page = server.client.get("/docs")
     assert page.status_code == 200 and page.headers["referrer-policy"] == "no-referrer"
     assert page.headers["content-security-policy"] == "frame-ancestors 'none'"
+
+
+def test_a_page_by_a_foreign_name_is_not_asked_for_a_key() -> None:
+    scope = {"type": "http", "method": "GET", "path": "/console/"}
+    assert refusal(scope, {}, ForbiddenError("not by this name")) is None
+    asked = refusal(scope, {}, UnauthenticatedError("a key is needed"))
+    assert asked is not None and asked.status_code == 401
 
 
 # addresses
