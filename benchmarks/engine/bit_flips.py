@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine import Engine
+from sparsehub.engine.composition import find_task
 from sparsehub.engine.resident import Resident
 from sparsehub.kernels import SparseChange
 
@@ -35,7 +36,7 @@ def word_of(tensor: Tensor, entry: int) -> int:
 
 def resident_of(engine: Engine, name: str) -> Resident:
     """A task's weights on the device."""
-    handle = engine._residency.handle(engine.tasks.find(name).digest)
+    handle = engine._residency.handle(find_task(engine.tasks, name).digest)
     assert handle is not None
     return handle.wait(60)
 
