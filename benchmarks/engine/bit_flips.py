@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine import Engine
-from sparsehub.engine.composition import find_task
 from sparsehub.engine.resident import Resident
+from sparsehub.engine.task_registry import find_task
 from sparsehub.kernels import SparseChange
 
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
