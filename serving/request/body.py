@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from starlette.types import Message, Receive
 
 from serving.protocol.errors import BodyTooLargeError, BodyTooSlowError
@@ -15,8 +19,13 @@ from serving.settings import Settings
 from sparsehub.errors import RequestError
 
 LARGE = 1 << 20  # bytes; what a larger body took is given back to the system
-OBJECTS = 4  # of JSON, for each input that a request may have: documents, messages and the parts of their content
-_SMALL = 1 << 12  # bytes, of which no structure takes long
+SMALL = 1 << 15  # bytes; what a larger body holds is looked at in a thread
+OBJECTS = 4  # and as many lists, for each input of a request: documents, messages and the parts of their content
+FIELDS = 16  # of an object, in the mean
+_TINY = 1 << 12  # bytes, of which no structure takes long
+_PARSER = ThreadPoolExecutor(1, "sparsehub-parse")
+# Never backtracks, and one that does not end goes to the end: a regular expression is not to be an attack itself.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+', re.DOTALL)
 
 
 async def read_body(settings: Settings, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
@@ -46,19 +55,39 @@ async def read_body(settings: Settings, headers: Mapping[bytes, bytes], receive:
     return bytes(body)
 
 
+async def parse(body: bytes) -> Any:
+    """What a body of JSON holds, read off the event loop where it is large; raises `json.JSONDecodeError`."""
+    if len(body) <= SMALL:
+        return json.loads(body)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, json.loads, body)
+
+
+async def check_parts(settings: Settings, body: bytes) -> None:
+    """`check_structure`, off the event loop for a large body."""
+    if len(body) <= SMALL:
+        check_structure(settings, body)
+    else:
+        await asyncio.get_running_loop().run_in_executor(_PARSER, check_structure, settings, body)
+
+
 def check_structure(settings: Settings, body: bytes) -> None:
-    """Raise `RequestError` for JSON of so many values that to parse and validate it would hold up everybody.
+    """Raise `RequestError` for JSON of so many parts that to parse and validate it would hold up everybody.
 
     Every value in a list takes a token at least, and so does a comma in a text: there cannot be more of them than
-    tokens. Objects are validated one by one, so of them there are fewer.
+    tokens. Objects and lists are made and validated one by one, so of them there are fewer.
     """
-    if len(body) <= _SMALL:
+    if len(body) <= _TINY:
         return
     if (values := body.count(b",")) > settings.max_tokens:
         raise _too_many("values", values, settings.max_tokens)
     most = OBJECTS * settings.max_items
-    if body.count(b"{") > most and (objects := _objects(body)) > most:
-        raise _too_many("objects", objects, most)
+    bounds = {"objects": (b"{", b"}", most), "lists": (b"[", b"]", most), "fields": (b":", b":", FIELDS * most)}
+    if all(body.count(begin) <= bound for begin, _, bound in bounds.values()):
+        return  # as nearly all are; texts hold these signs too
+    structure = _without_strings(body)
+    for what, (begin, end, bound) in bounds.items():
+        if (found := min(structure.count(begin), structure.count(end))) > bound:
+            raise _too_many(what, found, bound)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
@@ -86,17 +115,33 @@ def _too_many(what: str, found: int, most: int) -> RequestError:
     return RequestError(problem, found=found, expected=f"at most {most}", fix="send fewer inputs")
 
 
-def _objects(body: bytes) -> int:
-    """How many objects a body of JSON holds; none where it is no JSON, which is refused later."""
-    try:
-        waiting, objects = [json.loads(body)], 0
-    except (ValueError, RecursionError):
-        return 0
-    while waiting:
-        value: Any = waiting.pop()
-        if isinstance(value, dict):
-            objects += 1
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return objects
+def _without_strings(body: bytes) -> bytes:
+    """What is outside of the strings of a body of JSON."""
+    parts, end = [], 0
+    for string in _STRING.finditer(body):
+        parts.append(body[end : string.start()])
+        end = string.end()
+    return b"".join([*parts, body[end:]])
+
+
+class _ParsedRequest(Request):
+    """A request whose JSON, where it is long, is parsed off the event loop; FastAPI reads it."""
+
+    async def json(self) -> Any:
+        """The body; raises `json.JSONDecodeError`, as Starlette's own does."""
+        if not hasattr(self, "_json"):
+            self._json = await parse(await self.body())
+        return self._json
+
+
+class BodyRoute(APIRoute):
+    """A route that takes inputs; `APIRouter(route_class=BodyRoute)` makes its routes such."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What FastAPI calls with each request."""
+        answer = super().get_route_handler()
+
+        async def parsed(request: Request) -> Response:
+            return await answer(_ParsedRequest(request.scope, request.receive))
+
+        return parsed

@@ -158,6 +158,10 @@ class Metrics:
             registry=registry,
         )
         self._keys = KeyMetrics(registry)
+        self.worst_lag = 0.0  # seconds, of the event loop since the start
+        self._lag = Histogram(
+            "sparsehub_event_loop_lag_seconds", "How late the event loop was", buckets=WAITS, registry=registry
+        )
         self._batch_tasks = Histogram("sparsehub_batch_tasks", "Tasks of a batch", buckets=_ROWS, registry=registry)
         self._batches = Counter("sparsehub_batches", "Batches, by how they ran", ["mode"], registry=registry)
         self._predicted = Counter(
@@ -207,6 +211,11 @@ class Metrics:
         self._measured.labels(report.mode).inc(report.measured)
         for phase in ("queued", "switch", "forward", "head"):
             self._phase.labels(phase).observe(getattr(report, phase))
+
+    def late(self, seconds: float) -> None:
+        """Count a look at the event loop's clock; one request that holds the loop holds up all others."""
+        self.worst_lag = max(self.worst_lag, seconds)
+        self._lag.observe(seconds)
 
     def request(self, route: str, status: int, call: RequestContext, seconds: float) -> None:
         """Count one HTTP request."""

@@ -29,10 +29,11 @@ from serving.auth.authenticator import (
 )
 from serving.auth.keys import PREDICT
 from serving.auth.sign_in import refusal
-from serving.request.body import LARGE, check_structure, read_body, replay
+from serving.request.body import LARGE, check_parts, read_body, replay
 from serving.request.context import RequestContext, enter
 from serving.request.error_responses import failure
 from serving.request.logs import log_request
+from serving.request.metrics import Metrics
 from serving.request.service import Service
 from serving.request.tracing import describe
 from sparsehub.errors import SparsehubError
@@ -40,6 +41,7 @@ from sparsehub.memory import trim_memory
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PAGE_HEADERS = ((b"content-security-policy", b"frame-ancestors 'none'"), (b"referrer-policy", b"no-referrer"))
+LOOK_SECONDS = 0.05  # between two looks at how late the event loop is
 _KNOWN = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # that BentoML answers, with no route of ours
 
 
@@ -48,6 +50,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, state: State):
         self._app, self._state = app, state
+        self._watching: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -59,6 +62,8 @@ class RequestMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         service: Service = self._state.service
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(_watch_loop(service.metrics))
         headers = dict(scope["headers"])
         call = RequestContext(_request_id(headers.get(b"x-request-id")), ANONYMOUS, _host(scope, "client") or "local")
         status, body = 0, b""  # until there is an answer, and a body
@@ -78,7 +83,7 @@ class RequestMiddleware:
             enter(call)
             if _takes_body(scope):
                 body = await read_body(service.settings, headers, receive)
-                check_structure(service.settings, body)
+                await check_parts(service.settings, body)
             await self._app(scope, replay(body, receive), send_with_headers)
         except SparsehubError as error:
             page = refusal(scope, headers, error) if service.settings.console else None
@@ -117,6 +122,14 @@ def _authenticate(service: Service, scope: Scope, headers: dict[bytes, bytes]) -
     if PREDICT in needed and caller.requests is not None and not is_console(scope["path"]):  # what it asks is counted
         caller.requests.take(1, f"the rate of requests of the key {caller.name}")
     return caller
+
+
+async def _watch_loop(metrics: Metrics) -> None:
+    """Note how late the event loop is, again and again."""
+    while True:
+        due = time.monotonic() + LOOK_SECONDS
+        await asyncio.sleep(LOOK_SECONDS)
+        metrics.late(max(0.0, time.monotonic() - due))
 
 
 def _request_id(given: bytes | None) -> str:

@@ -21,6 +21,7 @@ from serving.protocol.tasks import (
     TaggedText,
     TaggedWord,
 )
+from serving.request.body import BodyRoute
 from serving.request.many_tasks import ManyOutcomes, answers_of, ask_several, failed_task, several
 from serving.request.results import envelope, results
 from serving.request.service import RunningService
@@ -30,7 +31,7 @@ from sparsehub.package.outputs import Prediction
 from sparsehub.package.task_spec import REGRESSION
 from sparsehub.task_ref import is_pattern
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 _WORD = re.compile(r"\S+")
 
 

@@ -9,10 +9,11 @@ from serving.openapi import event_stream
 from serving.protocol.base import ApiModel
 from serving.protocol.formatters import CompletionFormatter
 from serving.protocol.openai import CompletionChunk, CompletionRequest, CompletionResponse
+from serving.request.body import BodyRoute
 from serving.request.completions import answer
 from serving.request.service import RunningService
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post(

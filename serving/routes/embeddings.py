@@ -12,13 +12,14 @@ from fastapi import APIRouter, Request
 from serving.protocol.errors import failed_item
 from serving.protocol.request_model import UnsupportedFieldError, truncation
 from serving.protocol.tasks import EmbeddingItem, EmbeddingsRequest, EmbeddingsResponse
+from serving.request.body import BodyRoute
 from serving.request.many_tasks import ManyOutcomes, Texts, answers_of, ask_several, failed_task, several
 from serving.request.results import envelope, results
 from serving.request.service import RunningService
 from sparsehub.errors import SparsehubError
 from sparsehub.task_ref import is_pattern
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, response_model_exclude_unset=True)

@@ -29,6 +29,7 @@ from serving.protocol.inference import (
     json_strings,
     strings,
 )
+from serving.request.body import BodyRoute
 from serving.request.results import results
 from serving.request.service import RunningService
 from serving.routes.classify import tagged_words
@@ -37,7 +38,7 @@ from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION
 
-router = APIRouter(prefix="/v2")
+router = APIRouter(prefix="/v2", route_class=BodyRoute)
 TEXT = "input"  # the plain backbone's only field
 UNREADY: dict[str, Any] = {"model": ServerReady, "description": "The engine takes no work"}
 

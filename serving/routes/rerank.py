@@ -7,12 +7,13 @@ from fastapi import APIRouter, Request
 from serving.protocol.errors import failed_item
 from serving.protocol.request_model import truncation
 from serving.protocol.tasks import RerankDocument, RerankRequest, RerankResponse, RerankResult
+from serving.request.body import BodyRoute
 from serving.request.results import envelope
 from serving.request.scoring import scored
 from serving.request.service import RunningService
 from sparsehub.errors import SparsehubError
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/rerank", response_model=RerankResponse, response_model_exclude_unset=True)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from serving.protocol.errors import failed_item
 from serving.protocol.request_model import as_list, truncation
 from serving.protocol.tasks import ScoreItem, ScoreRequest, ScoreResponse
+from serving.request.body import BodyRoute
 from serving.request.many_tasks import ManyOutcomes, answers_of, ask_several, failed_task, several
 from serving.request.results import envelope
 from serving.request.scoring import RegressionInputs, Score, scored, value_of
@@ -17,7 +18,7 @@ from serving.request.service import RunningService
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.task_ref import is_pattern
 
-router = APIRouter()
+router = APIRouter(route_class=BodyRoute)
 
 
 @router.post("/v1/score", response_model=ScoreResponse, response_model_exclude_unset=True)

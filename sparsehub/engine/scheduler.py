@@ -77,7 +77,7 @@ class Scheduler:
         return self._queues.rows.total()
 
     def submit(self, items: Sequence[Item]) -> None:
-        """Queue all of `items`, which are of one flow, or none; raises `QueueFullError`, also where they would wait
+        """Queue all of `items`, which are of one tenant, or none; raises `QueueFullError`, also where they would wait
         longer than they may."""
         with self._ready:
             if self._closed:

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import socket
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from serving.auth import ANONYMOUS
-from serving.request.body import check_structure
+from serving.request.body import SMALL, check_structure
 from serving.request.limits import check_size
 from serving.settings import Settings
 from sparsehub.errors import RequestError
@@ -100,3 +101,50 @@ def test_a_public_path_reads_no_body(server: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as half:
         half.sendall(b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nabc")
         assert half.recv(100).startswith(b"HTTP/1.1 405")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    ("what", "body"),
+    [
+        ("objects", _json([{}] * 60)),
+        ("objects", b'{"a": [' + b"{}," * 60),  # cut off: as much would be made of it before it is refused
+        ("lists", _json([[]] * 60)),
+        ("lists", _json({'a \\" [': [[1]] * 60})),
+        ("fields", _json({f"k{i}": 1 for i in range(700)})),
+        ("fields", b"{" + b'"a"\n : 1,' * 700 + b'"b": 1}'),
+    ],
+)
+def test_parts_of_json_are_counted_outside_of_its_strings(what: str, body: bytes) -> None:
+    padding = b" " * 5000  # a tiny body is not looked at
+    with pytest.raises(RequestError, match=f"too many {what} in the request's body; found: [67]"):
+        check_structure(SETTINGS, body + padding)
+
+
+@pytest.mark.parametrize("text", ['{"a": [1]}' * 500, '\\"{[:' * 500, "\\", '"', '"\\' * 700, "{[:\n" * 900])
+def test_a_text_may_look_like_any_structure(text: str) -> None:
+    check_structure(SETTINGS, _json({"model": "a", "input": [text, "{", text]}) + b" " * 5000)
+
+
+def test_strings_that_do_not_end_take_no_longer() -> None:
+    for body in (b'"\\"' * 300_000, b'"' + b'\\"' * 500_000, b'":{[' * 200_000, b'"\\' * 400_000 + b"\\"):
+        began = time.monotonic()
+        with suppress(RequestError):
+            check_structure(SETTINGS, body)
+        assert time.monotonic() - began < 5  # quadratic it would be hours
+
+
+@pytest.mark.parametrize("end", [b"", b"x", b"]"])
+def test_a_large_body_is_answered_as_a_small_one_is(server: Any, end: bytes) -> None:
+    """It is parsed in a thread."""
+    answers = []
+    for size in (2, SMALL + 10):
+        body = b'{"model": "nobody", "input": "' + b"a" * size + b'"}' + end
+        headers = {"content-type": "application/json"}
+        answers.append(server.client.post("/v1/classify", content=body, headers=headers))
+    small, large = answers
+    assert small.status_code == large.status_code == (400 if end else 404)
+    assert small.json()["error"]["code"] == large.json()["error"]["code"]
