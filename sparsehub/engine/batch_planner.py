@@ -12,9 +12,9 @@ from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_rows import BatchRows, by_task
 from sparsehub.engine.calibrate import measure_points
 from sparsehub.engine.cost_model import GROUPED, MIXED, SWAP, TRUNK, CostModel, RowGroup, TrunkSizes
+from sparsehub.engine.scheduler import Item
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.trunk_batch import TrunkBatch, trunk_batch
-from sparsehub.engine.waiting_rows import Item
 from sparsehub.errors import UsageError
 
 AUTO = "auto"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from sparsehub.engine.cost_model import RowGroup
 from sparsehub.engine.resident import Resident
+from sparsehub.engine.scheduler import Item
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.engine.trunk_plan import NEVER
-from sparsehub.engine.waiting_rows import Item
 from sparsehub.errors import CancelledError, EngineError, SparsehubError
 from sparsehub.package.encoding import Encoded
 from sparsehub.package.heads import Head

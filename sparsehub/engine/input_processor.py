@@ -15,9 +15,8 @@ from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.input_bounds import bounded_row, chunks
 from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
 from sparsehub.engine.residency import Residency
-from sparsehub.engine.scheduler import Scheduler
+from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.engine.task_handle import TaskHandle
-from sparsehub.engine.waiting_rows import Item
 from sparsehub.errors import DataError, RequestError, SparsehubError
 from sparsehub.package.encoding import Encoded, encode, encode_ids, is_blank, is_broken
 from sparsehub.package.task_spec import (

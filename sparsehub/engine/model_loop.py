@@ -13,10 +13,9 @@ from sparsehub.engine.batch_planner import BatchPlanner, ExecutionPlan
 from sparsehub.engine.batch_rows import BatchPart, BatchRows, by_task, keys_of, resident_rows
 from sparsehub.engine.batch_runner import BatchRunner, Clock
 from sparsehub.engine.cost_model import SWAP
-from sparsehub.engine.scheduler import Scheduler
+from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.engine.stats import BatchObserver, BatchReport, BatchShare, TenantShare
 from sparsehub.engine.task_handle import TaskHandle
-from sparsehub.engine.waiting_rows import Item
 from sparsehub.errors import NotFiniteError, RequestError, SparsehubError, StoppingError, UnhealthyError
 from sparsehub.package.encoding import Encoded
 

@@ -9,24 +9,23 @@ the same texts, which share their layers.
 
 from __future__ import annotations
 
-import heapq
 import math
 import threading
 import time
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sparsehub.engine.fair_share import SOON, FairShare, Tenant, most_of
+from sparsehub.engine.batch_choice import BatchChoice, Lanes
+from sparsehub.engine.fair_share import ANYBODYS, SOON, FairShare, Flow, Tenant, most_of
 from sparsehub.engine.shared_texts import with_same_texts
-from sparsehub.engine.waiting_rows import Item, Line, WaitingRows
-from sparsehub.errors import QueueFullError, StoppingError, UsageError
+from sparsehub.errors import CancelledError, QueueFullError, StoppingError, UsageError
 
 _SMOOTHING = 0.2  # weight of the newest batch in the running throughput
-MOST_HALVINGS = 4  # how many sizes of a batch are compared: all rows, half of them, a quarter, ...
-_FIRST_GUESS = 1.0  # seconds until a retry, before any throughput was measured
+_FIRST_GUESS = 2.0  # seconds that all takes which waits, before any throughput was measured
 _PASSED = 4  # batches in which younger rows may overtake the oldest one of their queue, for their length
-_ALIKE = 2  # times as long or as short as the row that leads: beyond it a row is not taken along for fairness alone
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,28 @@ class Limits:
                 raise UsageError(f"{name} must be at least 1", found=getattr(self, name))
 
 
-class Lanes(Protocol):
-    """Which rows may share a batch: those whose keys have one lane. `LanePolicy` decides it for an engine."""
+Line = tuple[Flow, Hashable]  # whose rows a queue holds, and their key
 
-    def lane_of(self, key: Any) -> Hashable | None:
-        """The lane of a key; None while its rows cannot run. Asked whenever a batch is made."""
 
-    def own_share(self, key: Any) -> float:
-        """Which part of a row of a key runs for it alone in a batch that has its text already: 0 to 1."""
+@dataclass(eq=False)
+class Item:
+    """One row that waits. Its answer or its error is set on `future`."""
+
+    key: Hashable  # rows of one key may always share a batch
+    length: int  # tokens of its longest sequence
+    payload: Any  # what is run; the scheduler does not look at it
+    sequences: int = 1
+    deadline: float | None = None  # seconds on the monotonic clock; a row that still waits then gets an error
+    future: Future[Any] = field(default_factory=Future)
+    arrived: float = 0.0  # when it was queued, on the same clock
+    text: Hashable = None  # equal for rows of the same token ids and mask; None for a row that shares nothing
+    flow: Flow = ANYBODYS
+    passed: int = 0  # batches that took younger rows of its queue
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its sequences, each as long as the longest."""
+        return self.length * self.sequences
 
 
 class BatchCosts(Protocol):
@@ -58,6 +71,77 @@ class BatchCosts(Protocol):
 
     def cost_per_token(self, batch: Sequence[Item]) -> float:
         """The cost of a batch that could be taken; of several the cheapest one is."""
+
+
+class WaitingRows(Mapping[Line, Sequence[Item]]):
+    """Queues of rows, oldest first, none of them empty. Not thread-safe: the scheduler's lock guards it."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Line, list[Item]] = {}
+        self.rows: Counter[Tenant] = Counter()  # that wait
+        self.tokens: Counter[Tenant] = Counter()
+
+    def __getitem__(self, line: Line) -> Sequence[Item]:
+        return self._queues[line]
+
+    def __iter__(self) -> Iterator[Line]:
+        yield from self._queues
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def add(self, item: Item) -> None:
+        """Put a row at the end of its queue."""
+        self._queues.setdefault((item.flow, item.key), []).append(item)
+        self._count([item], 1)
+
+    def remove(self, line: Line, gone: Collection[int]) -> list[Item]:
+        """Take rows out of a queue, in its order. gone: their `id`s, and perhaps those of others."""
+        queue = self._queues[line]
+        taken = [item for item in queue if id(item) in gone]
+        if not taken:
+            return []
+        if taken[0] is not queue[0]:
+            queue[0].passed += 1
+        self._count(taken, -1)
+        self._queues[line] = left = [item for item in queue if id(item) not in gone]
+        if not left:
+            del self._queues[line]
+        return taken
+
+    def drop_dead(self, now: float) -> None:
+        """Forget cancelled rows, and answer those whose deadline has passed."""
+        for line, queue in list(self._queues.items()):
+            if dead := {id(item) for item in queue if _is_dead(item, now)}:
+                self.remove(line, dead)
+
+    def is_light(self, tenant: Tenant, share: float) -> bool:
+        """Whether a tenant wants no more than its share of a batch. share: in tokens, what is left of it."""
+        return self.tokens[tenant] <= share or (share > 0 and self.rows[tenant] == 1)
+
+    def overtaken(self, lead: Item) -> set[Line]:
+        """Queues whose oldest row was overtaken often enough. lead: the row whose turn it is, whoever was before it."""
+        return {line for line, queue in self._queues.items() if queue[0] is not lead and queue[0].passed >= _PASSED}
+
+    def _count(self, items: Sequence[Item], sign: int) -> None:
+        for item in items:
+            tenant = item.flow.tenant
+            self.rows[tenant] += sign
+            self.tokens[tenant] += sign * item.tokens
+            if not self.rows[tenant]:
+                del self.rows[tenant], self.tokens[tenant]
+
+
+def _is_dead(item: Item, now: float) -> bool:
+    """Whether a waiting row was cancelled or has passed its deadline; the latter gets an error."""
+    if item.future.cancelled():
+        item.future.set_running_or_notify_cancel()  # without it, `concurrent.futures.wait` would wait on
+        return True
+    if item.deadline is None or item.deadline > now:
+        return False
+    if item.future.set_running_or_notify_cancel():
+        item.future.set_exception(CancelledError("the deadline passed while the row was waiting"))
+    return True
 
 
 class Scheduler:
@@ -82,13 +166,9 @@ class Scheduler:
         with self._ready:
             if self._closed:
                 raise StoppingError
-            if len(items) > self._limits.queue_rows:
-                raise UsageError(
-                    "a request holds more rows than the queue",
-                    found=len(items),
-                    expected=f"at most {self._limits.queue_rows}",
-                    fix="send fewer rows a request",
-                )
+            if len(items) > (most := self._limits.queue_rows):
+                problem, fix = "a request holds more rows than the queue", "send fewer rows a request"
+                raise UsageError(problem, found=len(items), expected=f"at most {most}", fix=fix)
             now = time.monotonic()
             if self._refusal(items, now) is not None:
                 self._queues.drop_dead(now)
@@ -107,9 +187,9 @@ class Scheduler:
             while True:
                 self._queues.drop_dead(time.monotonic())
                 lanes = {line: lane for line in self._queues if (lane := lane_of(line[1])) is not None}
+                if lanes and (batch := self._take(self._lead(lanes), lanes)):
+                    return batch
                 if lanes:
-                    if batch := self._take(self._lead(lanes), lanes):
-                        return batch
                     continue  # every row of it was cancelled between the look and the take
                 left = None if end is None else end - time.monotonic()
                 if self._closed or (left is not None and left <= 0):
@@ -153,77 +233,28 @@ class Scheduler:
         """The row whose turn it is and those that go best with it, within the budget; by key, in order of arrival."""
         lane = lanes[lead.flow, lead.key]
         lines = sorted((line for line in lanes if lanes[line] == lane), key=lambda line: line[1] != lead.key)
-        every = [item for line in lines for item in self._queues[line] if item is not lead]
-        due = self._due(lead, every, left := self._shares_of_batch(lead, {line[0].tenant for line in lanes}))
-        rest = self._unhurried(lead, every, due)
-        candidates = []
-        if all(item.key == lead.key for item in due):
-            candidates += self._batches(lead, due, [item for item in rest if item.key == lead.key], left)
-        if any(line[1] != lead.key for line in lines):
-            candidates += self._batches(lead, due, rest, left)
-        if every:
-            candidates = self._joined(candidates, every)
+        others = [item for line in lines for item in self._queues[line] if item is not lead]
+        left = self._shares_of_batch(lead, {line[0].tenant for line in lanes})
+        light = {tenant for tenant in left if self._queues.is_light(tenant, left[tenant])}
+        budget = (self._limits.batch_rows, self._limits.batch_tokens)
+        choice = BatchChoice(lead, others, left, light, self._queues.overtaken(lead), *budget)
+        candidates = self._joined(choice.candidates(), others)
         chosen = {id(item) for item in min(candidates, key=self._costs.cost_per_token)}
         return [item for line in lines for item in self._run(line, chosen)]
 
     def _joined(self, candidates: list[list[Item]], every: Sequence[Item]) -> list[list[Item]]:
         """Batches that could be taken, each with the rows of its texts."""
         shares = {key: self._lanes.own_share(key) for key in {item.key for item in every}}
-        if min(shares.values()) >= 1.0:
+        if min(shares.values(), default=1.0) >= 1.0:
             return candidates
-        rows, tokens = self._limits.batch_rows, self._limits.batch_tokens
-        return [with_same_texts(batch, every, shares, rows, tokens) for batch in candidates]
+        budget = (self._limits.batch_rows, self._limits.batch_tokens)
+        return [with_same_texts(batch, every, shares, *budget) for batch in candidates]
 
     def _shares_of_batch(self, lead: Item, tenants: Collection[Tenant]) -> dict[Tenant, float]:
         """Tokens of the batch that belong to each tenant. tenants: of which a row can run."""
         whole = min(self._limits.batch_tokens, self._limits.batch_rows * lead.length)
         share = whole / sum(tenant.weight for tenant in tenants)
         return {tenant: max(0.0, share - self._shares.ahead(tenant)) * tenant.weight for tenant in tenants}
-
-    def _due(self, lead: Item, every: Sequence[Item], left: Mapping[Tenant, float]) -> list[Item]:
-        """The rows that go along because all that their tenant has waiting is within its share of this batch.
-
-        every: the other rows of the lane; left: of each tenant's share. With one tenant there is nothing to share.
-        """
-        if len(left) == 1:
-            return []
-        rows, tokens = self._queues.rows, self._queues.tokens
-        light = {tenant for tenant in left if tokens[tenant] <= left[tenant] or (left[tenant] and rows[tenant] == 1)}
-        alike = range(lead.length // _ALIKE, lead.length * _ALIKE + 1)
-        return [item for item in every if item.flow.tenant in light and item.length in alike]
-
-    def _unhurried(self, lead: Item, every: Sequence[Item], due: Sequence[Item]) -> list[Item]:
-        """The rows that may fill what is left of a batch. The oldest row of a queue is not overtaken for ever."""
-        passed = {line for line, queue in self._queues.items() if queue[0] is not lead and queue[0].passed >= _PASSED}
-        already = {id(item) for item in due}
-        return [item for item in every if id(item) not in already and (item.flow, item.key) not in passed]
-
-    def _batches(
-        self, lead: Item, due: Sequence[Item], more: Sequence[Item], left: Mapping[Tenant, float]
-    ) -> list[list[Item]]:
-        """Batches that could be taken: all that fit, half of them, and so on, but never without what is due."""
-        rows, owed = self._limits.batch_rows, dict(left)
-        least, nearest = self._fill([lead], _nearest(lead, due, rows)), _nearest(lead, more, rows)
-        for item in least:
-            owed[item.flow.tenant] -= item.tokens
-        first, then = list[Item](), list[Item]()
-        for item in nearest:  # those within their tenant's share, and after them what there is
-            (first if owed[item.flow.tenant] > 0 else then).append(item)
-            owed[item.flow.tenant] -= item.tokens
-        return _beginnings(self._fill(least, [*first, *then]), len(least))
-
-    def _fill(self, begun: Sequence[Item], more: Sequence[Item]) -> list[Item]:
-        """What a batch has begun with, and as much of `more` as goes into the budget."""
-        chosen = list(begun)
-        length, sequences = max(item.length for item in chosen), sum(item.sequences for item in chosen)
-        for item in more:
-            longest, total = max(length, item.length), sequences + item.sequences
-            if len(chosen) >= self._limits.batch_rows:
-                break
-            if longest * total <= self._limits.batch_tokens:
-                length, sequences = longest, total
-                chosen.append(item)
-        return chosen
 
     def _run(self, line: Line, chosen: Collection[int]) -> list[Item]:
         """Take chosen rows out of a queue, and charge for them; without those that were cancelled meanwhile."""
@@ -257,7 +288,7 @@ class Scheduler:
         weights = sum(other.weight for other in {*tokens, tenant})
         return min(tokens.total() + more, (tokens[tenant] + more) * weights / tenant.weight)
 
-    def _seconds(self, tokens: float, unknown: float = 2 * _FIRST_GUESS) -> float:
+    def _seconds(self, tokens: float, unknown: float = _FIRST_GUESS) -> float:
         """What they take. unknown: the answer before any batch has run."""
         return tokens / self._tokens_per_second if self._tokens_per_second else unknown
 
@@ -265,22 +296,3 @@ class Scheduler:
 def _full(problem: str, seconds: float) -> QueueFullError:
     wait = max(0.1, round(seconds, 1))
     return QueueFullError(problem, retry_after=wait, fix="send the request again after the given time")
-
-
-def _beginnings(rows: list[Item], least: int) -> list[list[Item]]:
-    """All rows, the first half of them, and so on: the last ones are least like the first, and make the padding."""
-    sizes = {max(len(rows) >> halvings, least): None for halvings in range(MOST_HALVINGS)}
-    return [rows[:size] for size in sizes]
-
-
-def _nearest(lead: Item, items: Sequence[Item], count: int) -> list[Item]:
-    """Of each tenant's items the `count` of most similar length, the nearest first; of equal ones those of the same
-    key, then the older."""
-
-    def distance(item: Item) -> tuple[int, bool, float]:
-        return abs(item.length - lead.length), item.key != lead.key, item.arrived
-
-    own: dict[str, list[Item]] = {}
-    for item in items:
-        own.setdefault(item.flow.tenant.name, []).append(item)
-    return sorted((item for each in own.values() for item in heapq.nsmallest(count, each, distance)), key=distance)

@@ -15,8 +15,7 @@ from sparsehub.engine.generation.admission_queue import OTHERS, AdmissionQueue
 from sparsehub.engine.generation.cache_limits import GenerationLimits
 from sparsehub.engine.generation.pace import Pace
 from sparsehub.engine.generation.request import Generation, Sampling
-from sparsehub.engine.scheduler import Limits, Scheduler
-from sparsehub.engine.waiting_rows import Item
+from sparsehub.engine.scheduler import Item, Limits, Scheduler
 from sparsehub.errors import QueueFullError
 from tests.support import SOAK
 
