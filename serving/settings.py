@@ -176,7 +176,8 @@ class Settings(Configuration):
 
     def __post_init__(self) -> None:
         if self.catalog is not None and self.tasks:
-            raise UsageError("the catalogue says which tasks are served", found=", ".join(self.tasks), fix="name none")
+            fix = f"leave out {shown('tasks')}, or {shown('catalog')}"
+            raise UsageError("the catalogue says which tasks are served", found=", ".join(self.tasks), fix=fix)
         for proxy in self.proxies:
             _check_proxy(proxy)
         if self.keys is not None and self.open:

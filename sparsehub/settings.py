@@ -140,9 +140,19 @@ class Configuration:
     @classmethod
     def _raise_usage_errors(cls, values: Any, build: Callable[[Any], Self]) -> Self:
         try:
-            return build(values)
+            built = build(values)
         except ValidationError as error:
             raise _usage_error(cls, error.errors(include_url=False)) from None
+        _refuse_empty(cls, built)
+        return built
+
+
+def _refuse_empty(kind: type[Configuration], built: Configuration) -> None:
+    """An empty text is a variable of a shell that was not set; it never means that nothing was said."""
+    for setting in settings_of(kind):
+        if setting.type is str and setting.default != "" and getattr(built, setting.name) == "":
+            fix = "give it a value" if setting.default is REQUIRED else "give it a value, or leave it out"
+            raise UsageError(f"{shown(setting.name)} is empty", fix=fix)
 
 
 C = TypeVar("C", bound=Configuration)

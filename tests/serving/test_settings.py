@@ -44,6 +44,13 @@ def test_a_time_limit_that_means_nothing_is_refused(text: str) -> None:
         read_settings({**ENOUGH, "SPARSEHUB_TIMEOUT": text})
 
 
+@pytest.mark.parametrize("name", ["BACKBONE", "REVISION", "HUB", "POLICY", "KEYS", "CATALOG", "DEVICE"])
+def test_a_setting_that_is_empty_is_refused_and_not_taken_as_absent(name: str) -> None:
+    """An endpoint whose policy or keys come from a variable that nobody set would be less guarded than it was meant."""
+    with pytest.raises(UsageError, match=f"{name} is empty; to do: give it a value"):
+        read_settings({**ENOUGH, f"SPARSEHUB_{name}": ""})
+
+
 def test_without_a_backbone_nothing_starts() -> None:
     with pytest.raises(UsageError, match="no backbone is set; to do: set SPARSEHUB_BACKBONE"):
         read_settings({"SPARSEHUB_HUB": "hub"})

@@ -136,7 +136,9 @@ def test_what_is_needed_is_named_where_it_lacks(name: str) -> None:
     [
         ({"kind": "classification"}, "unknown kind 'classification', did you mean"),
         ({"method": "sams"}, "did you mean 'sam'"),
-        ({"granularity": "row"}, "unknown granularity 'row'"),
+        ({"granularity": "column"}, "unknown granularity 'column'"),
+        ({"label": ""}, "label is empty; to do: give it a value, or leave it out"),
+        ({"backbone": ""}, "backbone is empty; to do: give it a value"),
         ({"precision": "bf16"}, "unknown precision 'bf16'"),
         ({"value_dtype": "float8"}, "unknown value dtype 'float8', did you mean 'float32'"),
         ({"text": "a,b,c"}, "one or two text fields; found: a, b, c"),
