@@ -125,7 +125,7 @@ def _with_probe(job: Job, heads: Sequence[HeadSpec]) -> Job:
     found = probe()  # read from the run's folder
     data = with_task(job.data, found.head)
     task_model = with_linear_head(job.task_model.backbone, data.task)
-    set_head(head_of(task_model), found.tensors)
+    set_head(head_of(task_model), found.start)
     for split, scores in found.metrics.items():
         job.report(f"probe on the frozen backbone, {split}: " + "  ".join(f"{n} {v:.4f}" for n, v in scores.items()))
     collator = dataclasses.replace(job.collator, task=data.task)

@@ -47,6 +47,7 @@ from sparsehub.training.data import Split
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute
 from sparsehub.training.multi_label import with_thresholds
 
+_RECORDED = ("metrics", "losses", "held_out", "modesty")
 PROBE_FILE, SCORES_FILE = "probe.safetensors", "probe.json"
 SMALL = 100  # validation rows below which they choose nothing by their scores
 ROWS = 64  # of one forward pass
@@ -54,6 +55,7 @@ FOLDS = 5
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # C of the logistic regression
 PENALTIES = (10_000.0, 3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)  # alpha of the ridge
 STEPS = 300  # of the solver
+LEAST = 0.1  # factor of the head at the start: through one of nothing no gradient reaches the backbone
 
 Numbers = NDArray[Any]
 Metrics = dict[str, float]
@@ -68,6 +70,13 @@ class Probe:
     metrics: Mapping[str, Metrics]  # by split
     losses: Mapping[str, float]  # by split
     held_out: float  # loss on rows that it was not fitted on, by which its strength was chosen
+    modesty: float  # factor of weight and bias, at most 1, with which training starts; see `_modesty`
+
+    @property
+    def start(self) -> dict[str, Tensor]:
+        """The head that training starts from: it gives the same labels, as surely as it would on rows that it has not
+        seen."""
+        return {name: tensor * self.modesty for name, tensor in self.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def best_probe(
     found = [fit_probe(task, frozen_features(backbone, task, tokenizer, splits)) for task in candidates]
     best = max(found, key=lambda probe: _rank(probe, candidates[0], metric, splits))
     write_file(kept, tensor_bytes(best.tensors))
-    record = {"head": vars(best.head), "metrics": best.metrics, "losses": best.losses, "held_out": best.held_out}
+    record = {"head": vars(best.head)} | {name: getattr(best, name) for name in _RECORDED}
     write_file(run / SCORES_FILE, json.dumps(record).encode())
     return best
 
@@ -173,6 +182,7 @@ def fit_probe(task: TaskSpec, frozen: Mapping[str, Frozen]) -> Probe:
         {name: compute(task, scores[name], split.targets) for name, split in judged.items()},
         {name: _loss(task, (weight, bias), split) for name, split in judged.items()},
         losses[place],
+        _modesty(task, (weight, bias), train, losses[place]),
     )
 
 
@@ -253,6 +263,22 @@ def _loss(task: TaskSpec, fit: Fit, rows: Frozen) -> float:
     if task.kind == MULTI_LABEL:
         return float(torch.nn.functional.binary_cross_entropy_with_logits(scores, targets))
     return float(torch.nn.functional.cross_entropy(scores, targets))
+
+
+def _modesty(task: TaskSpec, fit: Fit, rows: Frozen, held_out: float) -> float:
+    """The factor of the head at which the rows that it was fitted on are as hard for it as others are.
+
+    With few rows a fitted head knows its own by heart (topic: a loss of .03, and .88 on others), and has nothing left
+    to teach the backbone. A factor changes no label. A regression's scores are no logits, and stay.
+    """
+    low, high = LEAST, 1.0
+    if task.kind == REGRESSION or _loss(task, fit, rows) >= held_out:
+        return 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        harder = _loss(task, (fit[0] * middle, fit[1] * middle), rows) > held_out
+        low, high = (middle, high) if harder else (low, middle)
+    return high
 
 
 def _folds(rows: Frozen) -> list[tuple[Frozen, Frozen]]:

@@ -77,6 +77,33 @@ def test_the_strength_is_the_one_with_the_smallest_loss_on_validation() -> None:
     assert probe.tensors["weight"].abs().max() < 0.05  # labels by chance: the strongest regularisation
 
 
+def test_training_starts_as_sure_of_its_own_rows_as_of_others() -> None:
+    """Its labels are the probe's; its loss on the training rows is the one on rows that the probe has not seen."""
+    train_rows = made(30, 3, width=20)
+    train_rows = Frozen(train_rows.rows + 2 * np.random.default_rng(2).normal(size=(30, 20)), train_rows.targets)
+    probe = fit_probe(CLASSES, {"train": train_rows})
+    logits, start = (
+        train_rows.rows @ head["weight"].double().numpy().T + head["bias"].double().numpy()
+        for head in (probe.tensors, probe.start)
+    )
+    assert mean_loss(CLASSES, logits, train_rows.targets) < probe.held_out / 2
+    assert mean_loss(CLASSES, start, train_rows.targets) == pytest.approx(probe.held_out, rel=1e-3)
+    assert np.array_equal(logits.argmax(1), start.argmax(1)) and 0.1 < probe.modesty < 1
+
+
+def test_a_probe_that_knows_nothing_leaves_a_head_through_which_gradients_pass() -> None:
+    noise = np.random.default_rng(5)
+    train_rows = Frozen(noise.normal(size=(60, 40)), noise.integers(0, 3, 60))
+    assert fit_probe(CLASSES, {"train": train_rows}).modesty == pytest.approx(0.1, abs=1e-3)
+
+
+def test_the_head_of_a_regression_starts_as_it_was_fitted() -> None:
+    rows = made(40, 3)
+    task = spec("regression", (), ("pearson", "spearman", "mse"))
+    probe = fit_probe(task, {"train": Frozen(rows.rows, rows.targets.astype(float))})
+    assert probe.modesty == 1.0 and torch.equal(probe.start["weight"], probe.tensors["weight"])
+
+
 def test_few_validation_rows_leave_the_strength_to_cross_validation() -> None:
     train_rows, few = made(200, 3), made(10, 3, 1)
     with_few = fit_probe(CLASSES, {"train": train_rows, "validation": few})

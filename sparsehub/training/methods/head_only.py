@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsehub.training.job import Job, PreparedTraining
+from sparsehub.training.methods.phases import set_head
 from sparsehub.training.sparse_model import SparseModel
 
 defaults: Mapping[str, Any] = {"density": 0.0}
@@ -19,5 +20,8 @@ options: Mapping[str, Any] = {}
 
 def prepare(job: Job) -> PreparedTraining:
     """A model in which the head alone is trained."""
-    epochs = job.config.epochs if job.probe is None else 0.0  # the probe is fitted already
-    return PreparedTraining(SparseModel(job.task_model, {}), epochs, {})
+    model = SparseModel(job.task_model, {})
+    if job.probe is None:
+        return PreparedTraining(model, job.config.epochs, {})
+    set_head(model.head, job.probe.tensors)  # it is fitted already
+    return PreparedTraining(model, 0.0, {})
