@@ -41,6 +41,7 @@ from sparsehub.settings import (
 LIMITS, TEXTS, ACCESS = "Limits", "Text generation", "Who may ask"  # boxes of the command line's help
 DTYPES = ("float32", "float16", "bfloat16")
 BATCH_MODES = ("auto", "swap", "mixed", "trunk")
+WEIGHTS = ("float", "int8")
 COMPILE_MODES = ("auto", "on", "off")
 SERVER_GRACE = 30.0  # seconds that the server around the app waits longer than the app does
 STARTED_BY = "SPARSEHUB_STARTED_BY"  # the variable by which `sparsehub serve` says that the user typed flags
@@ -100,6 +101,12 @@ class Settings(Configuration):
     mode: Annotated[
         str, OneOf(BATCH_MODES), Field(description="How batches run; auto takes the cheapest way for each.")
     ] = "auto"
+    weights: Annotated[
+        str, OneOf(WEIGHTS), Field(description="What Linear maps multiply by; int8 is faster on a CPU, and rounds.")
+    ] = "float"
+    allow_quantised: Annotated[
+        bool, Field(description="Let tasks that were trained on float weights run on int8 ones.")
+    ] = False
     compile: Annotated[
         str,
         OneOf(COMPILE_MODES),

@@ -47,6 +47,8 @@ def start_engine(settings: Settings, observer: BatchObserver | None = None) -> E
         budgets=_budgets(settings),
         mode=settings.mode,
         compile_mode=settings.compile,
+        weights=settings.weights,
+        allow_quantised=settings.allow_quantised,
         generation=_texts(settings),
     )
     policy = _policy(settings)

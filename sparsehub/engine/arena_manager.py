@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone, reload
 from sparsehub.engine.fair_lock import FairLock
+from sparsehub.engine.int8_matrix import Int8Digests
 from sparsehub.engine.integrity import IntegrityChecker, TensorDigests, same_bits
 from sparsehub.engine.integrity_round import BACKBONE, Damage, IntegrityRound, WatchedTasks
 from sparsehub.engine.resident import BASE, POSITIONS, Resident
@@ -50,6 +51,8 @@ class ArenaManager:
         """Look at what mixed batches have copied of the arena, and at these tasks, too. Called once, by `Engine`."""
         self._targets, self._round.tasks = targets, tasks
         self._round.copies.append(TensorDigests(("a norm's copy", copy) for copy in targets.copies))
+        if targets.int8 is not None:
+            self._round.copies.append(Int8Digests(targets.int8))
 
     @property
     def bound_seconds(self) -> float:

@@ -47,6 +47,11 @@ class BatchPlanner:
         self.mode = AUTO  # the cheapest way, or `swap`, `mixed` or `trunk` wherever it is open; may change
         self._arena, self._backbone, self._targets, self._max_tokens = arena, backbone, targets, max_tokens
 
+    @property
+    def only_mixed(self) -> bool:
+        """Whether every batch runs mixed, whatever the mode: nothing writes the weights of an int8 base."""
+        return self._targets.int8 is not None
+
     @functools.cached_property
     def costs(self) -> CostModel:
         """What batches cost on this machine; measured at the first use, which must not be under the arena's lock."""
@@ -70,7 +75,7 @@ class BatchPlanner:
         sizes = [rows.group for rows in parts]
         there = self._is_active(parts[0])
         alone = SWAP if len(parts) == 1 else GROUPED
-        open_ways = [alone, *([MIXED] if _can_mix(parts) else [])]
+        open_ways = [alone, *([MIXED] if _can_mix(parts) else [])] if not self.only_mixed else [MIXED]
         trunk = trunk_batch(parts, self._targets) if self.mode in (AUTO, TRUNK) else None
         if trunk is not None:
             open_ways.append(TRUNK)
@@ -79,7 +84,7 @@ class BatchPlanner:
         if self.mode == AUTO:
             mode = min(predictions, key=lambda mode: predictions[mode])
         else:
-            wanted = {SWAP: [alone], MIXED: [MIXED, alone], TRUNK: [TRUNK, MIXED, alone]}[self.mode]
+            wanted = {SWAP: [alone, MIXED], MIXED: [MIXED, alone], TRUNK: [TRUNK, MIXED, alone]}[self.mode]
             mode = next(mode for mode in wanted if mode in predictions)
         return ExecutionPlan(mode, sizes, there, predictions, trunk)
 

@@ -20,9 +20,9 @@ from sparsehub.engine.generation.generator import Generator
 from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener
 from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.input_processor import InputProcessor, KnownRows
+from sparsehub.engine.int8 import FLOAT, prepared_targets
 from sparsehub.engine.lane_policy import LanePolicy
 from sparsehub.engine.many_tasks import ask_many
-from sparsehub.engine.mixing_check import checked_targets
 from sparsehub.engine.model_loop import ModelLoop
 from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
 from sparsehub.engine.residency import Residency
@@ -32,7 +32,6 @@ from sparsehub.engine.stats import BatchObserver
 from sparsehub.engine.task_handle import Budgets
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import TaskRegistry, find_task
-from sparsehub.engine.trunk_check import with_layers
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.outputs import Prediction
 from sparsehub.task_ref import Reference
@@ -47,7 +46,8 @@ class Engine(ServedTasks):
 
     limits: of queue and batch; observer: told of every batch; budgets: memory for tasks; mode: how batches run, `auto`,
     `swap`, `mixed` or `trunk` where possible; check_seconds: between two looks at the weights, 0 for none;
-    compile_mode: whether `start` has passes compiled, `auto`, `on` or `off` (`compiler.join` waits for them).
+    compile_mode: whether `start` has passes compiled, `auto`, `on` or `off` (`compiler.join` waits for them); weights:
+    `float`, or `int8`, on which tasks that were trained on float ones run where `allow_quantised` says so.
     """
 
     def __init__(
@@ -60,13 +60,15 @@ class Engine(ServedTasks):
         mode: str = AUTO,
         check_seconds: float = 1.0,
         compile_mode: str = OFF,
+        weights: str = FLOAT,
+        allow_quantised: bool = False,
         generation: GenerationLimits | None = None,
     ):
         self.backbone = backbone
         self.tokenizer = load_tokenizer(backbone.checkpoint)
         self.tasks = TaskRegistry()
         self.arena = ArenaManager(backbone, check_seconds)
-        self._targets = targets = with_layers(backbone, checked_targets(backbone))
+        self._targets = targets = prepared_targets(backbone, weights, allow_quantised)
         self._loader = TaskLoader(backbone, targets, self.arena, self.tokenizer.pad_token_id)
         self._residency = Residency(budgets or Budgets(), self._loader, self.arena)
         self.arena.watch(targets, self._residency)

@@ -24,6 +24,24 @@ class WatchedTasks(Protocol):
         """Read a task again from its package; its rows wait for that. The arena's lock is held."""
 
 
+class WatchedCopies(Protocol):
+    """What was made of the backbone at the start, piece by piece."""
+
+    whole_cost: int  # what it costs to look at all pieces, in bytes
+
+    def __len__(self) -> int:
+        """How many pieces there are."""
+
+    def cost(self, index: int) -> int:
+        """What it costs to look at a piece, in bytes."""
+
+    def damaged(self, index: int) -> str | None:
+        """What to call a piece that is not what it was; None where it is."""
+
+    def first_damaged(self) -> str | None:
+        """The same of the first piece that is damaged."""
+
+
 @dataclass(frozen=True)
 class Damage:
     """What an integrity check has found; `ArenaManager` mends it."""
@@ -40,7 +58,9 @@ class IntegrityRound:
     """
 
     def __init__(self, checker: IntegrityChecker, swap: Swap, buffers: TensorDigests):
-        self.copies = [buffers]  # of the backbone: modules' buffers, and what mixed batches read instead of the arena
+        self.copies: list[WatchedCopies] = [
+            buffers
+        ]  # of the backbone: modules' buffers, and what mixed batches read instead of the arena
         self.tasks: WatchedTasks | None = None
         self._checker, self._swap = checker, swap
         self._pieces = self._one_round()

@@ -42,7 +42,7 @@ class LanePolicy:
 
     def of_task(self, digest: str | None) -> Hashable | None:
         """The lane of a task or (None) of the plain backbone; None while the task is not on the device."""
-        mixes = self.mixes and self.planner.mode != SWAP
+        mixes = self.mixes and (self.planner.mode != SWAP or self.planner.only_mixed)
         if digest is None:
             return MIXED_LANE if mixes else BACKBONE_LANE
         handle = self.residency.handle(digest)

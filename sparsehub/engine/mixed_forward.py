@@ -18,6 +18,7 @@ from torch import Tensor
 from sparsehub import kernels
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.checksum import checksum
+from sparsehub.engine.int8_matrix import Int8Matrix
 from sparsehub.engine.target_modules import (
     CONV1D,
     EMBEDDING,
@@ -37,7 +38,8 @@ class MixedBatch:
     """One mixed pass: which rows are which task's, and what each task changes. `BatchRunner` makes one per batch,
     generation's `Packer` one per kind of step.
 
-    adapters: by slot, None for a task (or the plain backbone) that changes nothing, but not all None; bounds: (slot,
+    adapters: by slot, None for a task (or the plain backbone) that changes nothing, but not all None (on an int8
+    base they may be); bounds: (slot,
     first row, row after the last), in order, without gaps; packed: the rows are the tokens of one long sequence
     [1, rows, width], not sequences; outputs: as `bounds`, of the rows that reach the output layer where those are
     fewer.
@@ -84,6 +86,10 @@ class MixedBatch:
         address = self._address + target.index * self._stride
         return kernels.Changes(_Parts(self.adapters, target), self._tables, target.index, address)
 
+    def touches(self, target: TargetModule) -> bool:
+        """Whether any task changes a target."""
+        return target.index in self._touched
+
     def called_with(self, target: TargetModule) -> list[TargetModule]:
         """The changed targets that are called after this one with the same input."""
         return [
@@ -97,7 +103,8 @@ class MixedBatch:
         if checksum([self._tables]) != self._digest:
             raise EngineError("a mixed batch's address tables in memory are damaged", fix="send the request again")
         self._touched = set().union(*(adapter.parts for adapter in self.adapters if adapter is not None))
-        modules = {index: self.targets.targets[index].module for index in self._touched}
+        own = self._touched if self.targets.int8 is None else self._touched | self.targets.int8.matrices.keys()
+        modules = {index: self.targets.targets[index].module for index in own}
         try:
             for index, module in modules.items():
                 target = self.targets.targets[index]
@@ -136,6 +143,8 @@ class _Parts(Sequence[Any]):
 def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
     """Linear and Conv1D: the outputs of the target and of those that will be called with the same input, all at once;
     the latter are kept in `done` for their own calls."""
+    if batch.targets.int8 is not None and target.index in batch.targets.int8.matrices:
+        return _int8_linear(batch, target, batch.targets.int8.matrices[target.index], x)
     given, y = batch.done.pop(target.index, (None, None))
     if y is not None and given is x:
         return y
@@ -145,6 +154,14 @@ def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
     for other, its in zip(targets[1:], others, strict=True):
         batch.done[other.index] = (x, its)
     return first
+
+
+def _int8_linear(batch: MixedBatch, target: TargetModule, matrix: Int8Matrix, x: Tensor) -> Tensor:
+    """Linear on an int8 base: its product, and on top what the tasks change, in float32."""
+    y = matrix(x)
+    if batch.touches(target):
+        kernels.sparse_linear_(y, x.contiguous(), batch.segments(_tokens(x)), batch.changes(target))
+    return y
 
 
 def _embedding(batch: MixedBatch, target: TargetModule, ids: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone import Arena, Backbone, Slot
+from sparsehub.engine.int8_matrix import Int8Base
 from sparsehub.engine.layer_stack import BEFORE, LayerStack
 from sparsehub.kernels import ScaleShift
 from sparsehub.kernels.sparse import ADDRESSES, NOTHING
@@ -58,6 +59,7 @@ class TargetModules:
     # the layers through which rows of one text may run once for several tasks; None where that was not proved, and why
     layers: LayerStack | None = None
     why_no_trunk: str | None = None
+    int8: Int8Base | None = None  # weights of 8 bits that mixed batches multiply by; then no row runs in another way
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +84,8 @@ class TargetModules:
                 fresh = _scale_shift(target.module, target.neutral)
                 for mine, right in zip(target.base.tensors, fresh.tensors, strict=True):
                     mine.copy_(right)
+        for matrix in self.int8.matrices.values() if self.int8 is not None else ():
+            matrix.pack()
 
     def base_addresses(self) -> Tensor:
         """[targets, ADDRESSES] int64 in host memory: the address table of a task that changes nothing. A norm always

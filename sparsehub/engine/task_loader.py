@@ -14,7 +14,15 @@ from sparsehub.engine.layer_stack import BEFORE
 from sparsehub.engine.resident import HostTask, Resident, device_digests, host_digests
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.task_registry import Task, info_of
-from sparsehub.errors import DeltaError, EngineError, IntegrityError, RequestError, SparsehubError, UsageError
+from sparsehub.errors import (
+    BackboneMismatchError,
+    DeltaError,
+    EngineError,
+    IntegrityError,
+    RequestError,
+    SparsehubError,
+    UsageError,
+)
 from sparsehub.package import Package
 from sparsehub.package.heads import build_head
 from sparsehub.package.reader import check_backbone
@@ -56,6 +64,7 @@ class TaskLoader:
     def lay_out(self, package: Package) -> HostTask:
         """A package in host memory, laid out for this backbone; raises `BackboneMismatchError` or `DeltaError`."""
         check_backbone(package.manifest, self._backbone)
+        self._refuse_int8(package)
         layout = lay_out(self._backbone.arena, package.delta)
         slots = {self._backbone.arena.slots[name] for name in package.delta.parameters}
         info = info_of(package.manifest, package.digest, self._targets.shares_layers(slots))
@@ -65,6 +74,15 @@ class TaskLoader:
         head = {name: tensor.pin_memory() for name, tensor in package.head.items()}
         layout = PatchLayout(pinned, layout.value_kind)
         return HostTask(info, layout, head, host_digests(layout, head))
+
+    def _refuse_int8(self, package: Package) -> None:
+        """Raises `BackboneMismatchError` for an int8 base that tasks trained on its float weights may not run on."""
+        if self._targets.int8 is not None and not self._targets.int8.allowed:
+            raise BackboneMismatchError(
+                f"{package.manifest.name} was trained on the backbone's float weights",
+                found="int8 weights",
+                fix="measure what it loses, then allow it with --allow-quantised, or serve with --weights float",
+            )
 
     def place(self, host: HostTask) -> Resident:
         """Copy a task to the device and make it ready for swap and for mixed batches; raises `FormatError` for a head
@@ -78,6 +96,8 @@ class TaskLoader:
             self._arena.prove_copies()
             made = make_adapter_weights(self._targets, backbone.arena, patch)
             adapter, why_swap = (None, made) if isinstance(made, str) else (made, None)
+            if self._targets.int8 is not None and adapter is None:
+                raise BackboneMismatchError(f"{host.info.reference} cannot run on int8 weights", found=why_swap)
             why_unshared = _why_unshared(self._targets, adapter, why_swap)
             digests = device_digests(patch, adapter, head)
             return Resident(host.info, patch, adapter, why_swap, head, digests, why_unshared)

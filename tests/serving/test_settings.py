@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.settings import BATCH_MODES, COMPILE_MODES, DTYPES, Settings, read_settings
+from serving.settings import BATCH_MODES, COMPILE_MODES, DTYPES, WEIGHTS, Settings, read_settings
 from sparsehub.errors import UsageError
 from sparsehub.settings import settings_of
 
@@ -91,8 +91,10 @@ def test_what_makes_no_sense_is_named_by_its_variable(variables: dict[str, str],
 
 def test_the_names_of_modes_and_dtypes_are_the_engines_own() -> None:
     from sparsehub.backbone.backbone import _DTYPES
+    from sparsehub.engine import int8
     from sparsehub.engine.batch_planner import MODES
     from sparsehub.engine.compiled import background
 
+    assert set(WEIGHTS) == set(int8.WEIGHTS)
     assert set(COMPILE_MODES) == set(background.COMPILE_MODES)
     assert set(DTYPES) == set(_DTYPES) and set(BATCH_MODES) == set(MODES)

@@ -67,6 +67,8 @@ class BackgroundCompiler:
 
     def _why_not(self) -> str | None:
         backbone = self._backbone
+        if self._planner.only_mixed:
+            return "batches on int8 weights run mixed"
         if backbone.device.type != "cpu" or {b.dtype for b in backbone.arena.buffers.values()} != {torch.float32}:
             return "only those in float32 on a CPU are compiled"
         if unknown := set(self._inputs) - set(_INPUTS):

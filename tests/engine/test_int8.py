@@ -1,0 +1,107 @@
+"""An int8 base: every row runs mixed, near its float answer, whatever runs beside it; nothing runs on it unasked."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sparsehub import Engine
+from sparsehub.backbone import load_backbone
+from sparsehub.engine.int8_matrix import Int8Matrix
+from sparsehub.errors import BackboneMismatchError, UsageError
+from tests.support.tiny_tasks import TinyTasks
+
+TEXTS = ["one two three", "four", "five six seven eight nine ten", "two two"]
+
+
+def int8_engine(checkpoint: Any, **options: Any) -> Engine:
+    return Engine(load_backbone(str(checkpoint("bert"))), weights="int8", **options)
+
+
+def vectors(engine: Engine, task: str | None, texts: list[str]) -> torch.Tensor:
+    futures = engine.embed(task, texts).futures
+    while not all(future.done() for future in futures):
+        engine.step()
+    return torch.tensor([future.result() for future in futures])
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_is_the_float_one_rounded_and_each_row_is_alone(
+    monkeypatch: pytest.MonkeyPatch, vnni: bool, bias: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 40, bias=bias)
+    x = torch.randn(3, 5, 96) * torch.logspace(-3, 3, 5)[:, None]
+    x[1, 2] = 0
+    matrix = Int8Matrix(linear)
+    with torch.inference_mode():
+        found, exact = matrix(x), nn.functional.linear(x.double(), linear.weight.double()).float()
+        if linear.bias is not None:
+            exact = exact + linear.bias
+        assert found.shape == exact.shape
+        rough = (found - exact).norm(dim=-1) / exact.norm(dim=-1).clamp_min(1e-9)
+        assert float(rough.max()) < (0.03 if vnni else 0.05)
+        torch.testing.assert_close(matrix(x[2, 3]), found[2, 3])  # whatever the rows beside it are
+        x[0, 0, 0] = float("nan")
+        assert matrix(x)[0, 0].isnan().all() and matrix(x)[2].isfinite().all()
+
+
+def test_rows_of_several_tasks_are_near_their_float_answers_and_the_base_stays(
+    tiny_checkpoint: Any, tiny_tasks: TinyTasks
+) -> None:
+    packages = [tiny_tasks.read(name, seed=seed) for seed, name in enumerate(("one", "two"))]
+    base = load_backbone(str(tiny_checkpoint("bert")))
+    exact = Engine(base)
+    quantised = int8_engine(tiny_checkpoint, allow_quantised=True, mode="swap")
+    for engine in (exact, quantised):
+        for package in packages:
+            engine.add(package)
+    for name in (None, *(package.manifest.name for package in packages)):
+        near, right = vectors(quantised, name, TEXTS), vectors(exact, name, TEXTS)
+        assert float((near * right).sum(-1).min()) > 0.999
+        torch.testing.assert_close(vectors(quantised, name, TEXTS[:1]), near[:1], atol=1e-4, rtol=0)
+    assert quantised.arena.swap.moves == 0, "no row has written the weights"
+    assert quantised.backbone.arena.digest() == exact_digest(base)
+    assert all("every row runs mixed" in str(status.why_unshared) for status in quantised.status())
+    assert quantised.backbone.checkpoint.fingerprint == base.checkpoint.fingerprint
+
+
+def exact_digest(backbone: Any) -> str:
+    return load_backbone(str(backbone.checkpoint.folder)).arena.digest()
+
+
+def test_a_package_trained_on_float_weights_needs_leave(tiny_checkpoint: Any, tiny_tasks: TinyTasks) -> None:
+    engine = int8_engine(tiny_checkpoint)
+    with pytest.raises(BackboneMismatchError, match="allow it with --allow-quantised"):
+        engine.add(tiny_tasks.read("one"))
+    assert len(vectors(engine, None, TEXTS)) == len(TEXTS)
+
+
+def test_damage_of_the_int8_weights_is_found_and_mended(tiny_checkpoint: Any, caplog: Any) -> None:
+    engine = int8_engine(tiny_checkpoint)
+    before = vectors(engine, None, TEXTS)
+    int8 = engine._targets.int8
+    assert int8 is not None
+    matrix = next(iter(int8.matrices.values()))
+    other = torch.quantize_per_channel(
+        torch.randn_like(matrix._linear.weight), torch.ones(32).double(), torch.zeros(32).long(), 0, torch.qint8
+    )
+    matrix._packed = torch.ops.quantized.linear_prepack(other, None)
+    assert not torch.allclose(vectors(engine, None, TEXTS), before, atol=1e-3)
+    with caplog.at_level(logging.ERROR, "sparsehub"):
+        assert engine.arena.check_all()
+    assert "int8 weights in memory are not those" in caplog.text and engine.arena.repairs == 1
+    assert torch.equal(vectors(engine, None, TEXTS), before)
+
+
+def test_what_int8_is_not_for_is_refused(tiny_checkpoint: Any) -> None:
+    with pytest.raises(UsageError, match="int8 weights are for a CPU and dtype float32; found: bfloat16 on cpu"):
+        Engine(load_backbone(str(tiny_checkpoint("bert")), dtype="bfloat16"), weights="int8")
+    with pytest.raises(UsageError, match="unknown kind of weights"):
+        Engine(load_backbone(str(tiny_checkpoint("bert"))), weights="int4")
