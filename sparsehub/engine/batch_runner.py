@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.compiled.plain_pass import PlainPass
 from sparsehub.engine.cost_model import MIXED, TRUNK
 from sparsehub.engine.mixed_forward import MixedBatch
+from sparsehub.engine.one_token import OneToken
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.trunk_batch import TrunkBatch, pooled, taken
@@ -24,7 +26,8 @@ from sparsehub.errors import NotFiniteError
 from sparsehub.package.encoding import by_choice, pad
 from sparsehub.package.heads import run_heads
 from sparsehub.package.outputs import answers, finite_rows
-from sparsehub.package.pooling import pooling_of, unit_vectors
+from sparsehub.package.pooling import pooling_of, token_of, unit_vectors
+from sparsehub.package.task_spec import FIRST, LAST
 
 
 class Clock:
@@ -71,7 +74,9 @@ class BatchRunner:
         self._swap.to(rows.task.patch if rows.task is not None else None)
         clock.lap("switch")
         inputs = self._pad([rows])
-        outputs = self._plain(inputs)
+        reads = None if self._plain.takes(inputs) else self._one_token([rows], inputs["attention_mask"])
+        with reads.on_model() if reads is not None else nullcontext():
+            outputs = self._plain(inputs)
         clock.lap("forward")
         (results,) = self._answer([rows], inputs, outputs)
         clock.lap("head")
@@ -82,7 +87,10 @@ class BatchRunner:
         clock.lap("switch")
         inputs, bounds = self._pad(groups), _bounds(groups)
         adapters = [rows.task.adapter if rows.task is not None else None for rows in groups]
-        with MixedBatch(self._targets, adapters, bounds).on_model():
+        with ExitStack() as stack:
+            stack.enter_context(MixedBatch(self._targets, adapters, bounds).on_model())
+            if (reads := self._one_token(groups, inputs["attention_mask"])) is not None:
+                stack.enter_context(reads.on_model())
             outputs = self._backbone.module(**inputs)
         clock.lap("forward")
         results: list[list[Any]] = []
@@ -97,8 +105,7 @@ class BatchRunner:
         self._swap.to(None)
         clock.lap("switch")
         inputs = pad(trunk.sequences, self._tokenizer, self._backbone.device)
-        with TrunkPass(self._targets, trunk.plan, trunk.adapters(groups)).on_model():
-            outputs = self._backbone.module(**inputs)
+        outputs = self._trunk_outputs(groups, trunk, inputs)
         clock.lap("forward")
         results: list[list[Any]] = []
         for _, same in itertools.groupby(zip(groups, _bounds(groups), strict=True), lambda pair: pair[0].answered):
@@ -107,6 +114,24 @@ class BatchRunner:
             results += self._answer(run, *self._branches(run, inputs, outputs, trunk.plan, its))
         clock.lap("head")
         return results
+
+    def _trunk_outputs(self, groups: Sequence[BatchRows], trunk: TrunkBatch, inputs: dict[str, Tensor]) -> Any:
+        plan, adapters = trunk.plan, trunk.adapters(groups)
+        if not adapters and self._plain.takes(inputs):
+            return self._plain(inputs)
+        first = torch.tensor([plan.first_row[text] for text in plan.stages[-1].texts], device=self._backbone.device)
+        reads = self._one_token(groups, inputs["attention_mask"][first])
+        with TrunkPass(self._targets, plan, adapters, reads).on_model():
+            return self._backbone.module(**inputs)
+
+    def _one_token(self, groups: Sequence[BatchRows], mask: Tensor) -> OneToken | None:
+        """The cut of the last layer where all heads of a batch read the first token, or all the last. mask: [rows,
+        length], of the rows that leave the backbone."""
+        poolings = {self._pooling if rows.head is None else rows.head.pooling for rows in groups}
+        pooling, layers = poolings.pop(), self._targets.layers
+        if poolings or pooling not in (FIRST, LAST) or layers is None or layers.token_from is None:
+            return None
+        return OneToken(layers, token_of(pooling, mask)) if mask.shape[1] > 1 else None
 
     def _branches(
         self, run: Sequence[BatchRows], inputs: dict[str, Tensor], outputs: Any, plan: TrunkPlan[Any], its: slice

@@ -6,6 +6,7 @@ It is where rows of one text can part: what runs before a layer is the same for 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,14 @@ class LayerStack:
     # by a target module's index, the first layer whose input may not be shared by tasks that change it; `BEFORE`, or
     # at most the last layer
     first: Mapping[int, int]
+    # by layer, the target modules that read its input, as it is or behind one that does
+    readers: Sequence[Sequence[int]] = ()
+    # the module of the last layer from whose input on all is computed token by token; None where there is none
+    token_from: nn.Module | None = None
+
+    def cut_at(self, module: nn.Module | None) -> LayerStack:
+        """The same layers, with `token_from`."""
+        return dataclasses.replace(self, token_from=module)
 
     def first_changed(self, touched: Collection[int]) -> int:
         """The layer at whose input a task's rows leave those of other tasks; as many as there are layers for a task
@@ -47,7 +56,7 @@ class _Watched:
 
 
 def find_layers(module: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> LayerStack | str:
-    """The layer stack of a model, or why it has none; its `first` is empty (`first_layers`).
+    """The layer stack of a model, or why it has none, without what is known of targets (`with_targets`).
 
     batches: two that differ in their number of rows alone, with padding, so that masks are made.
     """
@@ -68,26 +77,51 @@ def find_layers(module: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> L
     return LayerStack(layers, path, by_row, {})
 
 
-def first_layers(
+def with_targets(
     module: nn.Module, stack: LayerStack, targets: Sequence[nn.Module], batch: Mapping[str, Tensor]
-) -> dict[int, int]:
-    """`LayerStack.first` for targets in order, by when each is first called in a pass."""
-    last = len(stack.modules) - 1
-    started, found = BEFORE, dict.fromkeys(targets, last)  # one that is not called changes no hidden state
-    seen: set[nn.Module] = set()
-    places = {layer: index for index, layer in enumerate(stack.modules)}
-
-    def note(module: nn.Module, _: Any) -> None:
-        nonlocal started
-        if module in places:
-            started = places[module]
-        if module in found and module not in seen:
-            seen.add(module)
-            found[module] = started
-
-    with _hooked([m.register_forward_pre_hook(note) for m in {*targets, *stack.modules}]), torch.inference_mode():
+) -> LayerStack:
+    """The same layers, with `first` and `readers`, by what a pass calls and when. targets: by index."""
+    seen = _TargetCalls(stack, targets)
+    hooks = [m.register_forward_pre_hook(seen.begin, with_kwargs=True) for m in {*targets, *stack.modules}]
+    hooks += [target.register_forward_hook(seen.end) for target in set(targets)]
+    with _hooked(hooks), torch.inference_mode():
         module(**batch)
-    return {index: found[target] for index, target in enumerate(targets)}
+    first = {index: seen.first[target] for index, target in enumerate(targets)}
+    return dataclasses.replace(stack, first=first, readers=[tuple(found) for found in seen.readers])
+
+
+class _TargetCalls:
+    """What one pass shows of the calls of target modules."""
+
+    def __init__(self, stack: LayerStack, targets: Sequence[nn.Module]):
+        self._stack, self._layer = stack, BEFORE  # that was begun last
+        self._places = {layer: index for index, layer in enumerate(stack.modules)}
+        self._targets = {target: index for index, target in reversed([*enumerate(targets)])}
+        last = len(stack.modules) - 1
+        self.first = dict.fromkeys(targets, last)  # one that is not called changes no hidden state
+        self.readers: list[list[int]] = [[] for _ in stack.modules]
+        self._called: set[nn.Module] = set()
+        self._inputs: list[Tensor] = []  # the layer's input, and what the targets that read it gave
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a call of a layer or a target."""
+        given = dict(tensors_of(args)) | dict(tensors_of(kwargs))
+        if module in self._places:
+            self._layer, self._inputs = self._places[module], [given[self._stack.hidden]]
+        if module in self._targets:
+            if module not in self._called:
+                self.first[module] = self._layer
+            self._called.add(module)
+            if self._reads(args):
+                self.readers[self._layer].append(self._targets[module])
+
+    def end(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After a call of a target."""
+        if self._reads(args) and isinstance(output, Tensor):
+            self._inputs.append(output)
+
+    def _reads(self, args: tuple[Any, ...]) -> bool:
+        return self._layer != BEFORE and bool(args) and any(args[0] is given for given in self._inputs)
 
 
 def tensors_of(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:

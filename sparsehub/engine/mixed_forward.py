@@ -8,7 +8,7 @@ backbone stay what they were.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ class MixedBatch:
     base they may be); bounds: (slot,
     first row, row after the last), in order, without gaps; packed: the rows are the tokens of one long sequence
     [1, rows, width], not sequences; outputs: as `bounds`, of the rows that reach the output layer where those are
-    fewer.
+    fewer; readers: further targets that have a forward here, since they may read what rows share.
     """
 
     def __init__(
@@ -53,12 +53,16 @@ class MixedBatch:
         *,
         packed: bool = False,
         outputs: Bounds | None = None,
+        readers: Collection[int] = (),
     ):
         self.targets, self.adapters, self.packed = targets, adapters, packed
         self.rows = bounds[-1][2]
         self._bounds = bounds
         self._segments: dict[int, kernels.Segments] = {}
         self._touched: set[int] = set()
+        self._readers = readers
+        # by id: an input, the rows that it was made of, and for each of its rows the one that it equals
+        self._shared: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
         if outputs and outputs[-1][2] < self.rows:
             self._segments[outputs[-1][2]] = kernels.segments_of(outputs)
@@ -71,6 +75,24 @@ class MixedBatch:
         self.rows, self._bounds = bounds[-1][2], bounds
         self._segments.clear()
         self.done.clear()
+
+    def share(self, grown: Tensor, source: Tensor, rows: Tensor) -> None:
+        """Note that an input is made of fewer rows, of which the base products are computed once: grown[i] =
+        source[rows[i]]."""
+        self._shared[id(grown)] = grown, source, rows
+
+    def end_sharing(self) -> None:
+        """Forget what `share` noted: its inputs are read no more."""
+        self._shared.clear()
+
+    def shared(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What an input is made of, and by which rows; None where it is made of nothing else."""
+        found = self._shared.get(id(x))
+        return None if found is None else found[1:]
+
+    def touches(self, target: TargetModule) -> bool:
+        """Whether any task of the batch changes a target."""
+        return target.index in self._touched
 
     def segments(self, tokens: int) -> kernels.Segments:
         """Which rows of an input are which task's; by the input's tokens in all."""
@@ -86,10 +108,6 @@ class MixedBatch:
         address = self._address + target.index * self._stride
         return kernels.Changes(_Parts(self.adapters, target), self._tables, target.index, address)
 
-    def touches(self, target: TargetModule) -> bool:
-        """Whether any task changes a target."""
-        return target.index in self._touched
-
     def called_with(self, target: TargetModule) -> list[TargetModule]:
         """The changed targets that are called after this one with the same input."""
         return [
@@ -103,7 +121,9 @@ class MixedBatch:
         if checksum([self._tables]) != self._digest:
             raise EngineError("a mixed batch's address tables in memory are damaged", fix="send the request again")
         self._touched = set().union(*(adapter.parts for adapter in self.adapters if adapter is not None))
-        own = self._touched if self.targets.int8 is None else self._touched | self.targets.int8.matrices.keys()
+        own = {*self._touched, *self._readers}
+        if self.targets.int8 is not None:
+            own |= self.targets.int8.matrices.keys()
         modules = {index: self.targets.targets[index].module for index in own}
         try:
             for index, module in modules.items():
@@ -115,6 +135,7 @@ class MixedBatch:
             for module in modules.values():
                 module.__dict__.pop("forward", None)
             self.done.clear()
+            self._shared.clear()
 
 
 def _tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
@@ -148,6 +169,8 @@ def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
     given, y = batch.done.pop(target.index, (None, None))
     if y is not None and given is x:
         return y
+    if (made := batch.shared(x)) is not None:
+        return _linear_of_shared(batch, target, x, *made)
     targets = [target, *batch.called_with(target)]
     maps = [kernels.Map(*s.matrix, batch.changes(s)) for s in targets]
     first, *others = kernels.linear(x.contiguous(), maps, batch.segments(_tokens(x)))
@@ -164,6 +187,27 @@ def _int8_linear(batch: MixedBatch, target: TargetModule, matrix: Int8Matrix, x:
     return y
 
 
+def _linear_of_shared(batch: MixedBatch, target: TargetModule, x: Tensor, source: Tensor, rows: Tensor) -> Tensor:
+    """The base product of the rows that the input is made of, handed out, and each task's own part."""
+    weight, bias = target.matrix
+    y = torch.nn.functional.linear(source, weight.t(), bias).index_select(0, rows)
+    if batch.touches(target):
+        kernels.sparse_linear_(y, x.contiguous(), batch.segments(_tokens(x)), batch.changes(target))
+    return y
+
+
+def _norm_of_shared(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor | None:
+    """The norm of the rows that the input is made of, handed out; None where tasks have norms of their own."""
+    made = batch.shared(x)
+    if made is None or batch.touches(target):
+        return None
+    source, rows = made
+    once: Tensor = type(target.module).forward(target.module, source)
+    y = once.index_select(0, rows)
+    batch.share(y, once, rows)
+    return y
+
+
 def _embedding(batch: MixedBatch, target: TargetModule, ids: Tensor) -> Tensor:
     """Embedding: the rows of the ids. Ids that all rows share are looked up for each row, since the changes differ."""
     if not batch.packed and len(ids) == 1:
@@ -176,17 +220,21 @@ def _embedding(batch: MixedBatch, target: TargetModule, ids: Tensor) -> Tensor:
 
 def _layer_norm(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
     """LayerNorm: normalise all rows, each with its own task's scale and shift."""
+    if (y := _norm_of_shared(batch, target, x)) is not None:
+        return y
     module: Any = target.module
     return kernels.layer_norm(x.contiguous(), batch.segments(_tokens(x)), batch.changes(target), module.eps)
 
 
 def _rms_norm(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
     """RMSNorm: normalise all rows, each with its own task's scale; by the module's own code where it is a variant."""
+    if (y := _norm_of_shared(batch, target, x)) is not None:
+        return y
     if target.epsilon is not None:
         return kernels.rms_norm(x.contiguous(), batch.segments(_tokens(x)), batch.changes(target), target.epsilon)
     assert target.neutral is not None  # every RMSNorm target has one
     with with_weight(target.module, target.neutral):
-        y: Tensor = type(target.module).forward(target.module, x).contiguous()
+        y = type(target.module).forward(target.module, x).contiguous()
     flat = y.view(-1, y.shape[-1])
     kernels.scale_shift_(flat, batch.segments(flat.shape[0]), batch.changes(target))
     return y

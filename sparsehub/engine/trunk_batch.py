@@ -15,7 +15,8 @@ from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.cost_model import RowGroup, TrunkSizes
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.trunk_plan import TrunkPlan, plan_trunk
-from sparsehub.package.pooling import pool
+from sparsehub.package.pooling import pool, token_of
+from sparsehub.package.task_spec import FIRST, LAST
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ def pooled(pooling: str, states: Tensor, mask: Tensor, rows: Sequence[int]) -> t
     first = {row: place for place, row in reversed([*enumerate(rows)])}
     places = {row: number for number, row in enumerate(first)}
     index = torch.tensor(list(first), device=states.device)
-    vectors = pool(pooling, states[index], mask[torch.tensor(list(first.values()), device=mask.device)])
+    its = mask[torch.tensor(list(first.values()), device=mask.device)]
+    if pooling in (FIRST, LAST):
+        vectors = states[index, token_of(pooling, its)].float()
+    else:
+        vectors = pool(pooling, states[index], its)
     chosen = vectors[torch.tensor([places[row] for row in rows], device=states.device)]
     return chosen.unsqueeze(1), mask.new_ones(len(rows), 1)

@@ -13,9 +13,10 @@ from torch import Tensor
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
-from sparsehub.engine.layer_stack import LayerStack, find_layers, first_layers
+from sparsehub.engine.layer_stack import LayerStack, find_layers, with_targets
 from sparsehub.engine.mixing_check import ALLOWED, loud_delta
-from sparsehub.engine.target_modules import TargetModules, sample_batch
+from sparsehub.engine.one_token import find_token_from
+from sparsehub.engine.target_modules import CONV1D, LINEAR, TargetModules, sample_batch
 from sparsehub.engine.trunk_forward import TrunkPass
 from sparsehub.engine.trunk_plan import plan_trunk
 from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
@@ -48,14 +49,17 @@ def _stack(backbone: Backbone, targets: TargetModules) -> LayerStack | str:
     stack = find_layers(backbone.module, batches)
     if isinstance(stack, str):
         return stack
-    first = first_layers(backbone.module, stack, [target.module for target in targets.targets], batches[0])
-    return dataclasses.replace(stack, first=first)
+    stack = with_targets(backbone.module, stack, [target.module for target in targets.targets], batches[0])
+    last = set(stack.modules[-1].modules())
+    candidates = [t.module for t in targets.targets if t.module in last and t.kind in (LINEAR, CONV1D)]
+    lengths = [_ragged(backbone, TEXTS, length) for length in (LENGTH, LENGTH + 1)]
+    return stack.cut_at(find_token_from(stack, candidates, backbone.module, lengths))
 
 
-def _ragged(backbone: Backbone, rows: int) -> dict[str, Tensor]:
+def _ragged(backbone: Backbone, rows: int, length: int = LENGTH) -> dict[str, Tensor]:
     """A batch with padding behind its last row, so that masks are made."""
-    batch = sample_batch(backbone, rows, LENGTH)
-    batch["attention_mask"][-1, LENGTH // 2 :] = 0
+    batch = sample_batch(backbone, rows, length)
+    batch["attention_mask"][-1, length // 2 :] = 0
     return batch
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.layer_stack import LayerStack, Path
 from sparsehub.engine.mixed_forward import MixedBatch
+from sparsehub.engine.one_token import OneToken
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.trunk_plan import Stage, TrunkPlan
 from sparsehub.errors import EngineError
@@ -27,15 +28,25 @@ class TrunkPass:
     """One pass of a trunk plan; `BatchRunner` makes one per batch. Its batch has the rows of the plan's first stage,
     its outputs those of the last.
 
-    adapters: of the plan's slots from 1 on, in order.
+    adapters: of the plan's slots from 1 on, in order; reads: which token of each of the last stage's rows is read,
+    where it is one.
     """
 
-    def __init__(self, targets: TargetModules, plan: TrunkPlan[Any], adapters: Sequence[AdapterWeights]):
+    def __init__(
+        self,
+        targets: TargetModules,
+        plan: TrunkPlan[Any],
+        adapters: Sequence[AdapterWeights],
+        reads: OneToken | None = None,
+    ):
         assert targets.layers is not None  # or no plan would have been made
         self._layers: LayerStack = targets.layers
         self._stages = {stage.first: stage for stage in plan.stages[1:]}
         self._device, self._rows, self._first_row = targets.device, len(plan.stages[0].rows), plan.first_row
-        self._mixed = MixedBatch(targets, [None, *adapters], plan.stages[0].bounds) if adapters else None
+        readers = {index for first in self._stages for index in self._layers.readers[first]}
+        bounds = plan.stages[0].bounds
+        self._mixed = MixedBatch(targets, [None, *adapters], bounds, readers=readers) if adapters else None
+        self._reads = reads
         self._of_text: Tensor | None = None  # by row of the stage, the first row of the batch with its text
         self._handed: dict[int, tuple[Tensor, Tensor]] = {}  # by id: what layers are called with, and its rows now
 
@@ -46,6 +57,8 @@ class TrunkPass:
         with ExitStack() as stack:
             if self._mixed is not None:
                 stack.enter_context(self._mixed.on_model())
+            if self._reads is not None and not branching:
+                stack.enter_context(self._reads.on_model())
             for index in branching:
                 module = self._layers.modules[index]
                 stack.callback(module.__dict__.pop, "forward", None)
@@ -59,6 +72,15 @@ class TrunkPass:
         if index in self._stages:
             sources = self._begin(self._stages[index])
         args, kwargs = self._with_rows(args, (), sources), self._with_rows(kwargs, (), sources)
+        try:
+            return self._run(index, args, kwargs)
+        finally:
+            if self._mixed is not None:
+                self._mixed.end_sharing()
+
+    def _run(self, index: int, args: Any, kwargs: Any) -> Any:
+        if self._reads is not None and index == len(self._layers.modules) - 1:
+            return self._reads.run(*args, **kwargs)
         module = self._layers.modules[index]
         return type(module).forward(module, *args, **kwargs)
 
@@ -69,6 +91,12 @@ class TrunkPass:
         if self._mixed is not None:
             self._mixed.regroup(stage.bounds)
         return self._indices(stage.sources)
+
+    def _grown(self, hidden: Tensor, sources: Tensor) -> Tensor:
+        grown = hidden.index_select(0, sources)
+        if self._mixed is not None and len(sources) > len(hidden):
+            self._mixed.share(grown, hidden, sources)
+        return grown
 
     def _indices(self, rows: Sequence[int]) -> Tensor:
         return torch.tensor(rows, device=self._device)
@@ -85,7 +113,7 @@ class TrunkPass:
 
     def _rows_of(self, tensor: Tensor, path: Path, sources: Tensor | None) -> Tensor:
         if path == self._layers.hidden:
-            return tensor if sources is None else tensor.index_select(0, sources)
+            return tensor if sources is None else self._grown(tensor, sources)
         by_row = self._layers.by_row.get(path)
         if by_row is None or (by_row and len(tensor) != self._rows):
             raise EngineError("a layer is called in another way than in the watched pass", found=str(path))

@@ -28,16 +28,20 @@ def pool(pooling: str, states: Tensor, mask: Tensor) -> Tensor:
 
     pooling: one of `POOLINGS`.
     """
+    if pooling in (FIRST, LAST):
+        return states[torch.arange(len(states)), token_of(pooling, mask)].float()
     states = states.float()
-    if pooling == FIRST:
-        return states[torch.arange(len(states)), mask.int().argmax(1)]
-    if pooling == LAST:
-        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-        return states[torch.arange(len(states)), last]
     if pooling == MAX:
         return states.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
     weights = mask.unsqueeze(-1).to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def token_of(pooling: str, mask: Tensor) -> Tensor:
+    """[rows], the place of the one token that is read. pooling: `FIRST` or `LAST`; mask: [rows, length]."""
+    if pooling == FIRST:
+        return mask.int().argmax(1)
+    return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
 
 
 def unit_vectors(pooling: str, states: Tensor, mask: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from sparsehub.engine import BatchReport, Engine
 from sparsehub.engine.cost_model import CalibrationPoints, CostModel
 from sparsehub.engine.many_tasks import tokens_once
 from sparsehub.engine.mixing_check import checked_targets
+from sparsehub.engine.one_token import OneToken
 from sparsehub.engine.target_modules import TargetModules, sample_batch
 from sparsehub.engine.trunk_check import with_layers
 from sparsehub.engine.trunk_forward import TrunkPass
@@ -86,12 +87,19 @@ def test_every_row_gives_what_its_tasks_weights_give(
     plan = plan_trunk([(t, t, k, adapters[k - 1].first if k else layers) for t, k in wanted], layers)
     used = [adapters[int(task) - 1] for task in plan.slots]
     index = torch.tensor([plan.texts[text] for text in plan.stages[0].texts])
-    with torch.inference_mode(), TrunkPass(targets, plan, used).on_model():
+    reads = None
+    if data.draw(st.booleans(), label="one token is read"):
+        own = batch["attention_mask"][[plan.texts[text] for text in plan.stages[-1].texts]].sum(1)
+        chosen = torch.tensor([data.draw(st.integers(0, int(most) - 1)) for most in own])
+        reads = OneToken(targets.layers, chosen)
+    with torch.inference_mode(), TrunkPass(targets, plan, used, reads).on_model():
         found = backbone.module(**{name: tensor[index] for name, tensor in batch.items()}).last_hidden_state
     right = {task: alone(backbone, patches[task], batch) for task in {task for _, task in wanted}}
     for place, (text, task) in zip(plan.places, wanted, strict=True):
         real = batch["attention_mask"][text].bool()
         expected = right[task][text][real]
+        if reads is not None:
+            expected = expected[chosen[place]].expand_as(expected)
         assert (found[place][real] - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
     assert len(found) == len({(text, task if task and firsts[task - 1] < layers else 0) for text, task in wanted})
 
@@ -218,3 +226,53 @@ def test_what_reads_alike_is_tokenised_once(engines: Any) -> None:
     assert tokens_once(prepared) == 2 * prepared[0].tokens + prepared[3].tokens
     for its in prepared:
         its.release()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_is_cut_behind_its_attention(load: Callable[[str], Loaded], family: str) -> None:
+    """Its projections of the states to queries, keys and values run for all tokens, what follows for one."""
+    backbone, targets = load(family)
+    assert targets.layers is not None and targets.layers.token_from is not None
+    last = set(targets.layers.modules[-1].modules())
+    lengths: dict[str, int] = {}
+    hooks = [
+        target.module.register_forward_hook(
+            lambda _, given, __, name=target.name: lengths.update({name: given[0].shape[1]})
+        )
+        for target in targets.targets
+        if target.module in last and target.kind in ("Linear", "Conv1D")
+    ]
+    batch = sample_batch(backbone, 2, 5)
+    with torch.inference_mode(), OneToken(targets.layers, torch.tensor([0, 3])).on_model():
+        backbone.module(**batch)
+    for hook in hooks:
+        hook.remove()
+    assert len([length for length in lengths.values() if length == 1]) >= 2
+    whole = {name for name, length in lengths.items() if length == 5}
+    assert whole and all(any(word in name.lower() for word in ("q", "k", "v", "attn")) for name in whole)
+    assert not any("forward" in module.__dict__ for module in backbone.module.modules())
+
+
+@pytest.mark.parametrize("mode", ["swap", "mixed", "trunk"])
+@pytest.mark.parametrize("pooling", ["first", "last"])
+def test_heads_of_one_token_answer_the_same_in_every_way(
+    tiny_tasks: Any, tiny_checkpoint: Callable[[str], Path], mode: str, pooling: str
+) -> None:
+    """Their batches are cut; those of the reference, which a mean-pooled head goes along with, are not."""
+    head = HeadSpec("linear", pooling, False, "joint")
+    engine = Engine(load_backbone(str(tiny_tasks.folder)), mode=mode)
+    for seed in range(3):
+        engine.add(tiny_tasks.read(f"cut-{pooling}{seed}", seed=40 + seed, head=head))
+    engine.add(tiny_tasks.read("cut-mean", seed=44, head=HeadSpec("linear", "mean", False, "joint")))
+    names = [f"cut-{pooling}{seed}" for seed in range(3)]
+    cut = [engine.classify(name, TEXTS) for name in names]
+    run_all(engine)
+    engine._targets = engine._loop._runner._targets = dataclasses.replace(
+        engine._targets, layers=engine._targets.layers.cut_at(None)
+    )
+    whole = [engine.classify(name, TEXTS) for name in [*names, "cut-mean"]]
+    run_all(engine)
+    for found, expected in zip(cut, whole, strict=False):
+        for a, b in zip(found.results(0), expected.results(0), strict=True):
+            assert numbers(a) == pytest.approx(numbers(b), abs=1e-5)
+    engine.stop()

@@ -39,10 +39,14 @@ class PlainPass:
         self._backbone = backbone
         self.compiled: CompiledPass | None = None  # until a program was proved; `BackgroundCompiler` sets it
 
+    def takes(self, inputs: dict[str, Tensor]) -> bool:
+        """Whether a compiled pass is used for these inputs."""
+        return self.compiled is not None and self.compiled.takes(inputs)
+
     def __call__(self, inputs: dict[str, Tensor]) -> Any:
         """What the base model returns for a batch."""
         compiled = self.compiled
-        if compiled is not None and compiled.takes(inputs):
+        if compiled is not None and self.takes(inputs):
             try:
                 return compiled.result(**compiled.program(inputs))
             except EngineError as error:

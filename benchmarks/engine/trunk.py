@@ -1,0 +1,291 @@
+"""Sixteen tasks on the same texts: trunk and branches beside one plain forward of these texts, mixed rows, and the ways
+in which others ask many questions about one text."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Case, Report, Row, interleaved, verdict, write_report
+from benchmarks.models import DENSITY, SHAPES, load_plain, lora_model, save_encoder
+from benchmarks.packages import manifest_of, save_tokenizer
+from sparsehub.backbone import Backbone, load_backbone
+from sparsehub.delta import Delta, ParameterDelta
+from sparsehub.engine import Engine
+from sparsehub.engine.batch_rows import BatchRows
+from sparsehub.engine.batch_runner import Clock
+from sparsehub.engine.cost_model import MIXED, TRUNK
+from sparsehub.engine.resident import Resident
+from sparsehub.engine.target_modules import sample_batch
+from sparsehub.engine.trunk_batch import trunk_batch
+from sparsehub.package import Package, TaskSpec
+from sparsehub.package.encoding import Encoded
+from sparsehub.package.outputs import Prediction
+from sparsehub.package.task_spec import FIRST, MEAN, HeadSpec
+
+TASKS, TEXTS, TOKENS = 16, 16, 32
+ROUNDS = 7
+PLAIN = "plain forward of the texts"
+LIMITS = {  # by encoder, changed layers and pooling: the largest multiple of the plain forward
+    ("6 x 384", 0, MEAN): 1.15,
+    ("6 x 384", 1, FIRST): 1.6,
+    ("6 x 384", 1, MEAN): 3.4,
+    ("6 x 384", 2, MEAN): 6.0,
+    ("12 x 768", 2, FIRST): 2.5,
+    ("12 x 768", 2, MEAN): 3.6,
+}
+OFF_LIMIT = 1.02  # of a batch that shares nothing, against the same engine with trunks off
+NOTES = (
+    f"{TASKS} tasks, each asked about the same {TEXTS} rows of {TOKENS} tokens; interleaved rounds, medians. "
+    "`times plain`: against one plain forward of these rows without any head; ours include the heads and the answers.",
+    "Every task changes 0.5% of all entries of the backbone, all of them in its last layers, and has a linear head.",
+    "`mixed`: what is done without trunks, a row for every task and text in one pass on the base weights.",
+    "`difference`: the largest between a task's scores and those of its weights in place.",
+    "`shares nothing`: as many rows as there are tasks, each another text; with trunks on and off.",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Tasks that change the last layers of one backbone, and the texts that they are asked about."""
+
+    engine: Engine
+    tasks: Sequence[Resident]
+    texts: Sequence[Encoded]
+    inputs: dict[str, Tensor]
+
+    @property
+    def parts(self) -> list[BatchRows]:
+        """All texts for each task."""
+        return [BatchRows(self.texts, task, False) for task in self.tasks]
+
+    @property
+    def unshared(self) -> list[BatchRows]:
+        """Another text for each task."""
+        return [BatchRows([text], task, False) for text, task in zip(self.texts, self.tasks, strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each table")
+    rounds = parser.parse_args().rounds
+    warnings.filterwarnings("ignore")
+    rows: list[Row] = []
+    checks: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        os.environ["SPARSEHUB_CACHE"] = folder
+        for size in ("6 x 384", "12 x 768"):
+            path = Path(folder) / size.replace(" ", "")
+            save_encoder(size, path)
+            save_tokenizer(path)
+            for encoder, layers, pooling in LIMITS:
+                if encoder == size:
+                    found = measure(size, path, layers, pooling, rounds)
+                    rows += found
+                    checks += checks_of(found, (encoder, layers, pooling))
+        rows += others(Path(folder) / "6x384", rounds)
+    print(
+        write_report(Report("trunk", "Many tasks on the same texts", rows, NOTES, checks), str(torch.get_num_threads()))
+    )
+
+
+def measure(size: str, folder: Path, layers: int, pooling: str, rounds: int) -> list[Row]:
+    """One table: tasks that change the last `layers` of a backbone."""
+    setting = made(size, folder, layers, pooling)
+    module, inputs = setting.engine.backbone.module, setting.inputs
+    calls: dict[str, Callable[[], Any]] = {
+        PLAIN: lambda: module(**inputs),
+        "trunk": lambda: run(setting, TRUNK, setting.parts),
+        "mixed": lambda: run(setting, MIXED, setting.parts),
+        "shares nothing, trunks on": lambda: planned(setting, "auto", setting.unshared),
+        "shares nothing, trunks off": lambda: planned(setting, "mixed", setting.unshared),
+    }
+    difference = largest_difference(setting)
+    timings = interleaved([Case(name, call) for name, call in calls.items()], rounds)
+    plain = timings[PLAIN]
+    setup = {
+        "encoder": size,
+        "changed": f"the last {layers} of {SHAPES[size][0]} layers" if layers else "the head alone",
+        "heads": f"{pooling} pooling",
+        "entries a task": setting.tasks[0].patch.nnz,
+    }
+    setting.engine.stop()
+    return [
+        Row(
+            name,
+            setup,
+            {
+                "median ms": timing.median,
+                "times plain": timing.median / plain.median,
+                "fastest, times plain's": timing.fastest / plain.fastest,
+                **({"difference": f"{difference:.1e}"} if name == "trunk" else {}),
+            },
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def checks_of(rows: Sequence[Row], key: tuple[str, int, str]) -> list[str]:
+    """Which limits held."""
+    by_case = {row.case: row.measured for row in rows}
+    what = f"{key[0]}, {rows[0].setup['changed']}, {key[2]} pooling"
+    on, off = by_case["shares nothing, trunks on"], by_case["shares nothing, trunks off"]
+    return [
+        verdict(what, by_case["trunk"]["times plain"], LIMITS[key]),
+        verdict(f"{what}: a batch that shares nothing", on["median ms"] / off["median ms"], OFF_LIMIT),
+    ]
+
+
+def made(size: str, folder: Path, layers: int, pooling: str) -> Setting:
+    backbone = load_backbone(str(folder))
+    engine = Engine(backbone)
+    spec = TaskSpec(
+        "text-classification", ("a", "b", "c"), "single_label_classification", ("text",), "label", 128, ("accuracy",)
+    )
+    spec = replace(spec, head=HeadSpec("linear", pooling, False, "joint"))
+    names = last_layers(backbone, layers)
+    tasks = []
+    for number in range(TASKS):
+        generator = torch.Generator().manual_seed(number)
+        head = {"weight": torch.randn(3, SHAPES[size][1], generator=generator) * 0.1, "bias": torch.zeros(3)}
+        delta = upper_delta(backbone, names, number)
+        manifest = replace(manifest_of(backbone, delta, number), task=spec)
+        engine.add(Package(manifest, delta, head, f"sha256:{number:064x}"))
+        handle = engine._residency.handle(f"sha256:{number:064x}")
+        assert handle is not None and handle.resident is not None  # it was added
+        tasks.append(handle.resident)
+    inputs = sample_batch(backbone, TEXTS, TOKENS)
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    texts = [Encoded(({name: tensor[row].tolist() for name, tensor in inputs.items()},)) for row in range(TEXTS)]
+    return Setting(engine, tasks, texts, inputs)
+
+
+def last_layers(backbone: Backbone, layers: int) -> list[str]:
+    """The parameters of the last layers."""
+    count = backbone.config.num_hidden_layers
+    prefixes = tuple(f"encoder.layer.{layer}." for layer in range(count - layers, count))
+    return [name for name in backbone.arena.slots if prefixes and name.startswith(prefixes)]
+
+
+def upper_delta(backbone: Backbone, names: Sequence[str], seed: int) -> Delta:
+    """As many random changes as `whole_delta` makes, all in these parameters, in proportion to their sizes."""
+    if not names:
+        return Delta({}, "add", "float32")
+    generator, parts = torch.Generator().manual_seed(seed), {}
+    slots = {name: backbone.arena.slots[name] for name in names}
+    share = DENSITY * backbone.arena.numel / sum(slot.numel for slot in slots.values())
+    for name, slot in slots.items():
+        places = torch.randperm(slot.numel, generator=generator)[: max(1, int(slot.numel * share))].sort().values
+        values = torch.randn(len(places), generator=generator) * 0.01
+        parts[name] = ParameterDelta(slot.shape, places, values)
+    return Delta(parts, "add", "float32")
+
+
+def run(setting: Setting, mode: str, parts: Sequence[BatchRows]) -> list[list[Any]]:
+    """A batch in one way, with its heads."""
+    trunk = trunk_batch(parts, setting.engine._loop._runner._targets) if mode == TRUNK else None
+    return setting.engine._loop._runner.run(mode, parts, Clock(), trunk)
+
+
+def planned(setting: Setting, mode: str, parts: Sequence[BatchRows]) -> list[list[Any]]:
+    """A batch that is planned and then runs mixed, so that only the planning differs."""
+    setting.engine.mode = mode
+    setting.engine._planner.plan(parts)
+    return run(setting, MIXED, parts)
+
+
+def largest_difference(setting: Setting) -> float:
+    """Between the scores of the trunk's rows and those of each task's weights in place."""
+    found = run(setting, TRUNK, setting.parts)
+    right = [run(setting, "swap", [part])[0] for part in setting.parts]
+    pairs = [(a, b) for its, expected in zip(found, right, strict=True) for a, b in zip(its, expected, strict=True)]
+    assert all(isinstance(a, Prediction) and isinstance(b, Prediction) for a, b in pairs)
+    worst = max(abs(x - y) for a, b in pairs for x, y in zip(a.scores, b.scores, strict=True))
+    if worst > 1e-5:
+        raise SystemExit(f"trunk and branches are off by {worst:.2g}")
+    return worst
+
+
+def others(folder: Path, rounds: int) -> list[Row]:
+    """What is done elsewhere about many questions and one text, on the smaller encoder."""
+    model = load_plain(folder).eval()
+    backbone = load_backbone(str(folder))
+    inputs = sample_batch(backbone, TEXTS, TOKENS)
+    heads = [torch.nn.Linear(SHAPES["6 x 384"][1], 3) for _ in range(TASKS)]
+    many = {name: tensor.repeat(TASKS, 1) for name, tensor in inputs.items()}
+    lora = lora_model(folder, TASKS)
+    names = [f"t{number}" for number in range(TASKS) for _ in range(TEXTS)]
+
+    def frozen() -> list[Tensor]:
+        pooled = model(**inputs).last_hidden_state.mean(1)
+        return [head(pooled) for head in heads]
+
+    calls: dict[str, Callable[[], Any]] = {
+        PLAIN: lambda: model(**inputs),
+        f"{TASKS} linear heads on one frozen pass, transformers": frozen,
+        f"PEFT LoRA r=8, adapter_names, {TASKS} rows a text": lambda: lora(**many, adapter_names=names),
+        **onnx_calls(model, folder, inputs),
+    }
+    timings = interleaved([Case(name, call) for name, call in calls.items()], max(2, rounds // 2), warmup=1)
+    setup = {"encoder": "6 x 384", "beside": f"what else answers {TASKS} questions about {TEXTS} texts"}
+    plain = timings[PLAIN].median
+    return [
+        Row(
+            name,
+            setup,
+            {
+                "median ms": timing.median,
+                "times plain": timing.median / plain,
+                "answers a second": "" if name == PLAIN else TASKS * TEXTS / timing.median * 1e3,
+            },
+        )
+        for name, timing in timings.items()
+    ]
+
+
+def onnx_calls(model: Any, folder: Path, inputs: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
+    """ONNX Runtime on the frozen encoder, float32 and dynamic int8: one pass, and a pass for each task; none where it
+    is not installed."""
+    try:
+        import onnxruntime
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError:
+        return {}
+    plain, small = str(folder / "model.onnx"), str(folder / "model.int8.onnx")
+    names = list(inputs)
+    torch.onnx.export(
+        model,
+        (),
+        plain,
+        kwargs={**inputs, "return_dict": False},
+        input_names=names,
+        output_names=["states", "pooled"],
+        dynamic_axes={name: {0: "rows", 1: "tokens"} for name in names},
+        dynamo=False,
+    )
+    quantize_dynamic(plain, small, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    fed = {name: tensor.numpy() for name, tensor in inputs.items()}
+    calls: dict[str, Callable[[], Any]] = {}
+    for kind, path in (("float32", plain), ("int8", small)):
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        calls[f"{TASKS} linear heads on one frozen pass, ONNX Runtime {kind}"] = lambda s=session: s.run(
+            ["states"], fed
+        )
+        if kind == "int8":
+            calls[f"{TASKS} models, ONNX Runtime int8"] = lambda s=session: [
+                s.run(["states"], fed) for _ in range(TASKS)
+            ]
+    return calls
+
+
+if __name__ == "__main__":
+    main()
