@@ -42,6 +42,7 @@ coverage: $(INSTALLED)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+# An endpoint under everything at once for SPARSEHUB_SOAK_SECONDS (120), and SPARSEHUB_FUZZ_REQUESTS (100,000) mutated requests.
 # The property tests of formats, selection, scheduler and references with fifty times as many examples; 50 publishers and
 # 50 readers killed on each home; ten minutes of atheris on packages, where there is a build of it for this Python.
 FUZZ_SECONDS ?= 600

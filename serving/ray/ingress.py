@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from serving.protocol.errors import error_body
 from serving.ray.aggregate import MERGED
 from serving.ray.routing import carried, may_repeat, task_in
-from serving.request.body import read_body
+from serving.request.body import SMALL, check_parts, read_body
 from serving.request.error_responses import failure
 from serving.settings import Settings
 from sparsehub.errors import CancelledError, EngineError, SparsehubError
@@ -50,6 +50,7 @@ class Ingress:
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_body(self._settings, dict(scope["headers"]), receive)
+            await check_parts(self._settings, body)
             scope = carried(scope)
             if scope["method"] == "GET" and scope["path"] in MERGED:
                 await (await self._from_all(scope))(scope, receive, send)
@@ -98,7 +99,7 @@ class Ingress:
 
     async def _task(self, path: str, body: bytes) -> str:
         """What a request is placed by: a task of the catalogue, or nothing; other names are not remembered."""
-        task = task_in(path, body)
+        task = task_in(path, body) if len(body) <= SMALL else await asyncio.to_thread(task_in, path, body)
         if task in ("", BACKBONE, self._settings.backbone):
             return ""
         if task not in self._known:

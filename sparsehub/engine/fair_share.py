@@ -11,6 +11,7 @@ and Cheng, "Start-time Fair Queuing", IEEE/ACM Transactions on Networking 5(5), 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -36,6 +37,9 @@ class Flow(NamedTuple):
 
 
 ANYBODYS = Flow()
+LATELY = 10.0  # seconds
+SHORT = 0.05  # seconds that a batch takes about, where several tenants ask
+WORTH = 128  # tokens of a batch, below which each costs more
 SOON = 1.0  # seconds: nothing is refused because it is predicted to wait for less
 _NOTHING: Mapping[Tenant, float] = {}
 
@@ -80,6 +84,16 @@ class FairShare:
     def __init__(self) -> None:
         self._tenants = VirtualTime()
         self._tasks: dict[str, VirtualTime] = {}  # by the tenant's name
+        self._seen: dict[str, float] = {}  # when something of a tenant last ran, on the monotonic clock
+
+    def tokens_of_batch(self, most: int, per_second: float) -> int:
+        """Tokens of the next batch. Where several tenants had something run lately it is a short one: whoever comes
+        next waits for it. most: that it may have; per_second: that run, 0 where that is not known."""
+        limit = time.monotonic() - LATELY
+        self._seen = {name: seen for name, seen in self._seen.items() if seen > limit}
+        if len(self._seen) < 2 or not per_second:
+            return most
+        return min(most, max(WORTH, int(per_second * SHORT)))
 
     def next(self, heads: Iterable[W], wanted: Mapping[Tenant, float] = _NOTHING) -> W:
         """Which of those that wait is next. heads: the oldest of each flow at least, and one in all; wanted: tokens
@@ -103,6 +117,7 @@ class FairShare:
     def charge(self, flow: Flow, tokens: int) -> None:
         """Tokens of this flow are run, at its turn or beside others."""
         self._tenants.charge(flow.tenant.name, tokens / flow.tenant.weight)
+        self._seen[flow.tenant.name] = time.monotonic()
         self._tasks.setdefault(flow.tenant.name, VirtualTime()).charge(flow.task, tokens)
 
     def forget(self, tenant: Tenant) -> None:

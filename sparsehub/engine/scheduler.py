@@ -234,25 +234,25 @@ class Scheduler:
         lane = lanes[lead.flow, lead.key]
         lines = sorted((line for line in lanes if lanes[line] == lane), key=lambda line: line[1] != lead.key)
         others = [item for line in lines for item in self._queues[line] if item is not lead]
-        left = self._shares_of_batch(lead, {line[0].tenant for line in lanes})
+        tokens = self._shares.tokens_of_batch(self._limits.batch_tokens, self._tokens_per_second)
+        left = self._shares_of_batch(lead, {line[0].tenant for line in lanes}, tokens)
         light = {tenant for tenant in left if self._queues.is_light(tenant, left[tenant])}
-        budget = (self._limits.batch_rows, self._limits.batch_tokens)
+        budget = (self._limits.batch_rows, tokens)
         choice = BatchChoice(lead, others, left, light, self._queues.overtaken(lead), *budget)
-        candidates = self._joined(choice.candidates(), others)
+        candidates = self._joined(choice.candidates(), others, budget)
         chosen = {id(item) for item in min(candidates, key=self._costs.cost_per_token)}
         return [item for line in lines for item in self._run(line, chosen)]
 
-    def _joined(self, candidates: list[list[Item]], every: Sequence[Item]) -> list[list[Item]]:
+    def _joined(self, candidates: list[list[Item]], every: Sequence[Item], budget: tuple[int, int]) -> list[list[Item]]:
         """Batches that could be taken, each with the rows of its texts."""
         shares = {key: self._lanes.own_share(key) for key in {item.key for item in every}}
         if min(shares.values(), default=1.0) >= 1.0:
             return candidates
-        budget = (self._limits.batch_rows, self._limits.batch_tokens)
         return [with_same_texts(batch, every, shares, *budget) for batch in candidates]
 
-    def _shares_of_batch(self, lead: Item, tenants: Collection[Tenant]) -> dict[Tenant, float]:
-        """Tokens of the batch that belong to each tenant. tenants: of which a row can run."""
-        whole = min(self._limits.batch_tokens, self._limits.batch_rows * lead.length)
+    def _shares_of_batch(self, lead: Item, tenants: Collection[Tenant], tokens: int) -> dict[Tenant, float]:
+        """Tokens of the batch that belong to each tenant. tenants: of which a row can run; tokens: of the batch."""
+        whole = min(tokens, self._limits.batch_rows * lead.length)
         share = whole / sum(tenant.weight for tenant in tenants)
         return {tenant: max(0.0, share - self._shares.ahead(tenant)) * tenant.weight for tenant in tenants}
 

@@ -128,6 +128,18 @@ def test_tasks_of_one_tenant_share_what_it_is_given():
     assert given_to == {"popular": 80, "other": 80}
 
 
+def test_batches_are_short_only_while_several_tenants_ask():
+    scheduled = scheduler(Limits(queue_rows=1000))
+    scheduled.note(4000, 1.0)
+    scheduled.submit(rows(Tenant("greedy"), "a", [16] * 400))
+    assert size(scheduled.next_batch(0)) == 64 * 16
+    scheduled.submit(rows(Tenant("light"), "a", [16]))
+    assert size(scheduled.next_batch(0)) == 64 * 16  # until then the greedy one was alone
+    assert size(scheduled.next_batch(0)) == 192  # in 50 ms go 200 tokens
+    scheduled.note(10**9, 1.0)
+    assert size(scheduled.next_batch(0)) == 64 * 16
+
+
 def test_a_tenant_may_fill_a_queue_only_as_far_as_there_is_room_for_others():
     scheduled = scheduler(Limits(queue_rows=100))
     greedy, second = Tenant("greedy"), Tenant("second", 2.0)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 PASS, HANG, GARBAGE, FLIPPED, CUT = "pass", "hang", "garbage", "flipped", "cut"
@@ -98,3 +100,18 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[Disk | None]:
         yield Disk(folder)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def flipped_bit(engine: Any, choices: random.Random) -> Iterator[Callable[[], bool]]:
+    """Inside, a bit of the backbone's weights is flipped; what is given says whether it is right again."""
+    import torch
+
+    (buffer,) = engine.backbone.arena.buffers.values()
+    words = buffer.detach().reshape(-1).view(torch.int32)
+    with engine.arena.lock:
+        engine.arena.swap.to(None)  # or a switch could write over it before it is seen
+        entry = choices.randrange(words.numel())
+        before = int(words[entry])
+        words[entry] ^= 1 << choices.choice((20, 23, 29))
+    yield lambda: int(words[entry]) == before
