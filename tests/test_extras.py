@@ -56,6 +56,7 @@ def test_every_extra_that_the_code_names_is_declared() -> None:
         "peft",
         "ray",
         "demo",
+        "bench",
         "deploy",
         "dev",
         "docs",
