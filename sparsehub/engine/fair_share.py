@@ -39,7 +39,7 @@ class Flow(NamedTuple):
 ANYBODYS = Flow()
 LATELY = 10.0  # seconds
 SHORT = 0.05  # seconds that a batch takes about, where several tenants ask
-WORTH = 128  # tokens of a batch, below which each costs more
+WORTH = 512  # tokens of a batch, below which each costs more on a CPU
 SOON = 1.0  # seconds: nothing is refused because it is predicted to wait for less
 _NOTHING: Mapping[Tenant, float] = {}
 
