@@ -13,12 +13,12 @@ from sparsehub.errors import RequestError
 
 MOST_FIELDS = 8
 NEW_TOKENS = 64  # of a text that is generated here
-SCORE, WORDS, LABEL, LABELS, TEXT = "score", "words", "label", "labels", "text"
+SCORE, WORDS, LABEL, LABELS, TEXT, VECTOR = "score", "words", "label", "labels", "text", "embedding"
 
 
 @dataclass(frozen=True)
 class TaskForm:
-    """What a task takes and gives. fields: names of its texts, in order; gives: one of the five above."""
+    """What a task takes and gives. fields: names of its texts, in order; gives: one of the six above."""
 
     reference: str
     fields: tuple[str, ...]
@@ -46,6 +46,8 @@ async def form_of(ask: EndpointClient, reference: str) -> TaskForm:
         raise RequestError("this task has more fields than the console shows", found=len(fields))
     if outputs.get("probs") == [-1, 0]:
         return TaskForm(reference, ("prompt",), TEXT)
+    if VECTOR in outputs:  # two vectors say more to a reader than one: their cosine
+        return TaskForm(reference, ("first text", "second text"), VECTOR)
     return TaskForm(reference, fields, next(kind for kind in (SCORE, WORDS, LABEL, LABELS) if kind in outputs))
 
 
@@ -56,6 +58,9 @@ async def answer_of(ask: EndpointClient, form: TaskForm, texts: Sequence[str]) -
         body = {"model": form.reference, "prompt": given[0], "max_tokens": NEW_TOKENS}
         raw = await ask.post("/v1/completions", body)
         return ShownAnswer(f"<pre>{escape(raw['choices'][0]['text'])}</pre>{_who(raw)}", raw)
+    if form.gives == VECTOR:
+        raw = await ask.post("/v1/score", {"model": form.reference, "text_1": given[0], "text_2": given[1]})
+        return _shown(raw, raw["data"][0])
     one = len(given) == 1 or form.gives == WORDS
     item: Any = given[0] if one else dict(zip(form.fields, given, strict=True))
     route = "score" if form.gives == SCORE else "classify"

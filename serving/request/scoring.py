@@ -1,7 +1,8 @@
-"""One number for each input: a regression's value, or on the plain backbone the cosine of two texts."""
+"""One number for each input: a regression's value, or the cosine of two texts, by an embedding or the backbone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,7 +14,7 @@ from serving.request.service import Service
 from sparsehub.engine import PendingRequest, TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.outputs import Prediction
-from sparsehub.package.task_spec import REGRESSION
+from sparsehub.package.task_spec import EMBEDDING, REGRESSION
 
 Score = float | SparsehubError
 
@@ -27,6 +28,8 @@ class RegressionInputs:
 
     def rows(self, task: TaskInfo) -> Sequence[Any]:
         """Raises `RequestError` for a task that gives labels."""
+        if task.spec.kind == EMBEDDING:
+            raise RequestError(f"{self.model} scores two texts by their vectors", fix="ask it alone, not among others")
         if task.spec.kind != REGRESSION:
             raise RequestError(f"{self.model} gives labels, not a number", fix="post to /v1/classify")
         return self.inputs
@@ -35,9 +38,11 @@ class RegressionInputs:
 async def scored(
     service: Service, request: Request, model: str, inputs: Sequence[Any], truncate: bool | int
 ) -> tuple[PendingRequest[Any], list[Score]]:
-    """Every input's number or its own error, in order; the backbone takes pairs of texts only."""
+    """Every input's number or its own error, in order; embeddings and the backbone take pairs of texts only."""
     if service.is_backbone(model):
-        return await _cosines(service, request, inputs, truncate)
+        return await _cosines(service, request, None, inputs, truncate)
+    if (await service.info(model)).spec.kind == EMBEDDING:
+        return await _cosines(service, request, model, inputs, truncate)
     pending = await service.classify(model, RegressionInputs(model, inputs), truncate)
     answers = await results(request, pending.futures)
     return pending, [value_of(answer) for answer in answers]
@@ -49,23 +54,25 @@ def value_of(answer: Prediction | SparsehubError) -> Score:
 
 
 async def _cosines(
-    service: Service, request: Request, pairs: Sequence[Any], truncate: bool | int
+    service: Service, request: Request, model: str | None, pairs: Sequence[Any], truncate: bool | int
 ) -> tuple[PendingRequest[Any], list[Score]]:
     if any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
-        raise RequestError("the backbone scores two texts", expected="text_1 and text_2")
+        problem = f"{model or 'the backbone'} scores two texts"
+        raise RequestError(problem, expected="text_1 and text_2")
     texts = [text for pair in pairs for text in pair]
     if not all(isinstance(text, str) for text in texts):
         raise RequestError("an input is no text", expected="two strings")
     distinct = list(dict.fromkeys(texts))  # a query beside all its documents is run once
-    pending = await service.embed(None, distinct, truncate)
+    pending = await service.embed(model, distinct, truncate)
     found = await results(request, pending.futures)
     vectors = dict(zip(distinct, found, strict=True))
-    return pending, [_dot(vectors[first], vectors[second]) for first, second in pairs]
+    return pending, [_cosine(vectors[first], vectors[second]) for first, second in pairs]
 
 
-def _dot(first: list[float] | SparsehubError, second: list[float] | SparsehubError) -> Score:
+def _cosine(first: list[float] | SparsehubError, second: list[float] | SparsehubError) -> Score:
     if isinstance(first, SparsehubError):
         return first
     if isinstance(second, SparsehubError):
         return second
-    return sum(a * b for a, b in zip(first, second, strict=True))
+    dot = sum(a * b for a, b in zip(first, second, strict=True))
+    return dot / (math.hypot(*first) * math.hypot(*second))

@@ -36,10 +36,10 @@ from serving.routes.classify import tagged_words
 from sparsehub import __version__
 from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
-from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION
+from sparsehub.package.task_spec import EMBEDDING, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION
 
 router = APIRouter(prefix="/v2", route_class=BodyRoute)
-TEXT = "input"  # the plain backbone's only field
+TEXT = "input"  # the only field of the plain backbone, and of an embedding
 UNREADY: dict[str, Any] = {"model": ServerReady, "description": "The engine takes no work"}
 
 
@@ -77,7 +77,7 @@ async def metadata(service: RunningService, task: str, version: str | None = Non
     """The task's tensors; -1 is the number of rows."""
     info = await service.info(_reference(task, version))
     inputs = [TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in _fields(info)]
-    outputs = _outputs(info)
+    outputs = _outputs(info, service.embedding_size)
     return ModelMetadata(name=info.name, versions=[info.version], platform="sparsehub", inputs=inputs, outputs=outputs)
 
 
@@ -90,10 +90,11 @@ async def infer(
 ) -> InferenceResponse:
     """One row of every output for each row of the inputs. Where one fails, the request fails: tensors have no gaps."""
     reference = _reference(task, version)
-    if service.is_backbone(reference):
-        embedded = await service.embed(None, _texts(body, (TEXT,))[TEXT], False)
+    plain = service.is_backbone(reference)
+    if plain or (await service.info(reference)).spec.kind == EMBEDDING:
+        embedded = await service.embed(None if plain else reference, _texts(body, (TEXT,))[TEXT], False)
         vectors = _all(await results(request, embedded.futures))
-        return _answer(body, reference, None, [floats("embedding", [len(vectors), len(vectors[0])], vectors)])
+        return _answer(body, reference, embedded.task, [floats("embedding", [len(vectors), len(vectors[0])], vectors)])
     inputs = _Inputs(body)
     ticket = await service.classify(reference, inputs, False)
     assert ticket.task is not None  # the plain backbone was answered above
@@ -118,6 +119,8 @@ def _reference(task: str, version: str | None) -> str:
 
 
 def _fields(info: TaskInfo) -> tuple[str, ...]:
+    if info.spec.kind == EMBEDDING:
+        return (TEXT,)
     return (*info.spec.text_fields, *info.spec.choice_fields)
 
 
@@ -149,7 +152,10 @@ def _all(answers: list[Any]) -> list[Any]:
     return answers
 
 
-def _outputs(info: TaskInfo) -> list[TensorMetadata]:
+def _outputs(info: TaskInfo, width: int) -> list[TensorMetadata]:
+    """width: numbers of a vector."""
+    if info.spec.kind == EMBEDDING:
+        return [TensorMetadata(name="embedding", datatype="FP32", shape=[-1, width])]
     if info.spec.kind == REGRESSION:
         return [TensorMetadata(name="score", datatype="FP32", shape=[-1])]
     if info.spec.kind == TOKEN_CLASSIFICATION:

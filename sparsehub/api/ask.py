@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sparsehub.errors import SparsehubError, UsageError
-from sparsehub.package.task_spec import TEXT_GENERATION
+from sparsehub.package.task_spec import EMBEDDING, TEXT_GENERATION
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -39,6 +39,9 @@ def ask(packages: Sequence[Package], inputs: Iterable[Any], backbone: Backbone) 
     from sparsehub.engine import Engine
 
     for package in packages:
+        if package.manifest.task.kind == EMBEDDING:
+            fix = "serve it (sparsehub serve) and post to /v1/embeddings or /v1/score"
+            raise UsageError(f"{package.manifest.name} gives vectors, it does not answer with labels", fix=fix)
         if package.manifest.task.kind == TEXT_GENERATION:
             fix = "serve it (sparsehub serve) and post to /v1/completions"
             raise UsageError(f"{package.manifest.name} writes text, it does not answer with labels", fix=fix)

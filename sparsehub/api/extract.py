@@ -39,6 +39,7 @@ def extract(
     value_dtype: str | None = None,
     drop: Sequence[str] = (),
     task: TaskSpec | None = None,
+    head: Mapping[str, Tensor] | None = None,
     kind: str | None = None,
     text: str | Sequence[str] = "text",
     label: str = "label",
@@ -57,7 +58,8 @@ def extract(
     source: a checkpoint's folder or hub id, or an adapter's folder. backbone: what it was fine-tuned from. Without
     density (a share of the backbone's entries) or nnz (their number) the package is lossless: every weight that
     differs, bit for bit; a LoRA needs a budget. value_dtype: of kept changes, float16 by default. drop: shell patterns
-    of tensors that may be left out. task: what the package does; otherwise the checkpoint's configuration says it, or
+    of tensors that may be left out. task: what the package does, head: the tensors of its linear head, where it
+    has one that is not beside an adapter; otherwise the checkpoint's configuration says it, or
     kind, text (field names), label (a field), labels (in the head's order), choices (fields) and max_length (tokens).
     test: a file of labelled rows; the tuned model and the package are both measured on it; quoting, delimiter and
     encoding say how it is read where that is not to be detected. check: run a probe batch
@@ -77,7 +79,7 @@ def extract(
         fields = (text,) if isinstance(text, str) else tuple(text)
         hints = TaskHints(kind, fields, label, tuple(labels), tuple(choices), max_length)
         task = task_of(hints, getattr(origin, "folder", None))
-    wanted = Extraction(base, task, Path(out), name, version, license, tuple(drop))
+    wanted = Extraction(base, task, Path(out), name, version, license, tuple(drop), head or {})
     extractor = _Extractor(origin, budget, value_dtype, report or (lambda _: None))
     extractor.report(f"comparing {source} with {backbone}")
     return extractor.write(wanted, rows, check)

@@ -10,6 +10,7 @@ from sparsehub.errors import UsageError
 from sparsehub.extras import require
 from sparsehub.files import TEMPORARY_PREFIX
 from sparsehub.package.task_spec import (
+    EMBEDDING,
     LINEAR,
     MULTI_LABEL,
     MULTIPLE_CHOICE,
@@ -60,8 +61,8 @@ def load(
     reference: a package folder, or a task in `hub` (`topic`, `topic@1.0.0`, `topic@sha256:...`). hub: a location such
     as `./hub` or `s3://bucket`, or an open hub. backbone: a folder or a hub id; by default the package's own.
     library: `transformers` for its `AutoModelFor...` class with the task's head (for a linear head a model that is
-    called alike), or `sentence-transformers` for a `SentenceTransformer` of the task's backbone without the head, whose
-    `encode` gives what `/v1/embeddings` gives.
+    called alike, of an embedding its `AutoModel`), or `sentence-transformers` for a `SentenceTransformer` of the task's
+    backbone without the head, whose `encode` gives what `/v1/embeddings` gives.
     dtype: of the weights; by default float32, or the package's own where its values replace weights of that dtype.
     policy: whose packages may be used; the user's own settings by default.
 
@@ -72,7 +73,8 @@ def load(
     package, checkpoint = _found(reference, hub, backbone, revision, policy)
     task_model = _task_model(package, checkpoint, dtype)
     if library == TRANSFORMERS:
-        return task_model.model.eval()
+        whole = task_model.backbone.module if package.manifest.task.kind == EMBEDDING else task_model.model
+        return whole.eval()
     return _sentence_transformer(package, task_model, checkpoint)
 
 
@@ -88,7 +90,7 @@ def pipeline(
     """A transformers pipeline on a package: a text in, a label (or a text) out. Arguments and errors as for `load`.
 
     Longer texts than the task was trained on are cut, as pipelines do. A regression's score is its number. A multiple
-    choice has no pipeline in transformers: `UsageError`.
+    choice and an embedding have no pipeline in transformers: `UsageError`.
     """
     from transformers import pipeline as transformers_pipeline
 
@@ -97,7 +99,8 @@ def pipeline(
     package, checkpoint = _found(reference, hub, backbone, revision, policy)
     task = package.manifest.task
     if task.kind not in _PIPELINES:
-        fix = "load the model with sparsehub.load, or serve it and post to /v1/classify"
+        route = "embeddings" if task.kind == EMBEDDING else "classify"
+        fix = f"load the model with sparsehub.load, or serve it and post to /v1/{route}"
         raise UsageError("transformers has no pipeline for this kind of task", found=task.kind, fix=fix)
     tokenizer = load_tokenizer(checkpoint)
     options: dict[str, Any] = {}
@@ -165,5 +168,5 @@ def _sentence_transformer(package: Package, task_model: TaskModel, checkpoint: C
     if task.kind == MULTIPLE_CHOICE or task_model.backbone.language_model is not None:
         raise UsageError(f"a task of kind {task.kind} gives no sentence embeddings", fix=f"library={TRANSFORMERS!r}")
     with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX) as folder:
-        write_embedder(Path(folder), task_model, checkpoint, task.max_length)
+        write_embedder(Path(folder), task_model, checkpoint, task)
         return sentence_transformers.SentenceTransformer(folder, device="cpu", local_files_only=True).eval()

@@ -95,9 +95,11 @@ def extract(
 ) -> None:
     """The verb; layout: settings of `Layout`, as they were given."""
     from sparsehub.api.extract import extract as write
-    from sparsehub.package import read_manifest
+    from sparsehub.package import read_package
+    from sparsehub.package.task_spec import LINEAR
     from sparsehub.settings import Naming, errors_named
 
+    described = read_package(task_of) if task_of else None
     with errors_named(Naming("extract", lambda setting: f"--{setting}")):
         found = write(
             source,
@@ -111,7 +113,8 @@ def extract(
             nnz=nnz,
             value_dtype=value_dtype,
             drop=drop or (),
-            task=read_manifest(task_of).task if task_of else None,
+            task=described.manifest.task if described else None,
+            head=described.head if described and described.manifest.task.head.type == LINEAR else None,
             kind=kind,
             text=split_list(text),
             label=label,

@@ -117,7 +117,7 @@ def shaded(text: str, value: float, highest: float) -> Text:
 
 def _changes(changes: ChangesSummary) -> str:
     if not changes.nnz:
-        return "nothing in the backbone: a head alone"
+        return "nothing in the backbone"
     return f"{changes.nnz:,} entries ({changes.density:.3%}), chosen by {changes.method}"
 
 

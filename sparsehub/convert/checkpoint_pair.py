@@ -95,9 +95,9 @@ def backbone_tensors(layout: CheckpointLayout, checkpoint: Checkpoint) -> Backbo
     """Find a layout's parameters in a backbone's checkpoint; raises `BackboneError` where there are none."""
     matched = match_layout(layout, checkpoint.digests, checkpoint.id)
     names = {name: place for name in layout.base if (place := _place(layout, matched, name))}
-    return BackboneTensors(
-        checkpoint, layout, names, tuple(layout.prefix + name for name in layout.base if name not in names)
-    )
+    lacking = tuple(layout.prefix + name for name in layout.base if name not in names)
+    # What a base model has and its checkpoint lacks, a pooler, is read by no head that stands on its states.
+    return BackboneTensors(checkpoint, layout, names, lacking if layout.prefix else ())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -17,14 +17,13 @@ from torch import Tensor
 from sparsehub import __version__
 from sparsehub.backbone import Checkpoint
 from sparsehub.backbone.layers import changed_layers, layers_named
-from sparsehub.convert.adapter_change import Change, change_of
+from sparsehub.convert.adapter_change import change_of
 from sparsehub.convert.adapters import WEIGHTS_FILE, Adapter
 from sparsehub.convert.checkpoint_pair import BackboneTensors, CheckpointPair, backbone_tensors, pair_up
 from sparsehub.convert.configuration_check import check_configuration
-from sparsehub.convert.lora_options import MERGE
 from sparsehub.convert.name_matching import layout_of
 from sparsehub.convert.output_comparison import Agreement
-from sparsehub.convert.tensor_reader import stored_tensors
+from sparsehub.convert.task_head import adapter_head, linear_head
 from sparsehub.convert.tokenizer_check import check_tokenizer, has_tokenizer
 from sparsehub.delta import DELTA_FILE, Delta
 from sparsehub.delta.algebra import with_value_dtype
@@ -42,11 +41,11 @@ from sparsehub.package.manifest import (
     TouchedParameter,
 )
 from sparsehub.package.manifest_builder import public_name
-from sparsehub.package.task_spec import TaskSpec
+from sparsehub.package.task_spec import LINEAR, TaskSpec
 from sparsehub.package.writer import finalize_package, write_package
 from sparsehub.selection.largest import cut
 from sparsehub.selection.layer_report import layer_of
-from sparsehub.tensorfile import load_tensors, tensor_bytes
+from sparsehub.tensorfile import tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Extraction:
     version: str = "0.1.0"
     license: str = ""
     drop: tuple[str, ...] = ()  # shell patterns of tensors that may be left out
+    head: Mapping[str, Tensor] = field(default_factory=dict)  # of a linear head, which no class of transformers has
 
 
 Budget = Callable[[int], int]
@@ -111,7 +111,7 @@ def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
                 writer.add(name, math.prod(both.shape), both.differing())
             writer.finish()
         record = _record("extracted", "set", pair.value_dtype, backbone, writer.nnz)
-        if head := _head(pair):
+        if head := _head(wanted, pair, backbone):
             (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
         manifest = finalize_package(folder, _draft(wanted, backbone, record, _lineage(tuned.id, tuned.fingerprint)))
     return _of_pair(wanted, manifest, pair, dict.fromkeys(pair.parameters, (1.0, 1.0)), notes)
@@ -131,7 +131,7 @@ def extract_largest(wanted: Extraction, tuned: Checkpoint, budget: Budget, value
         shapes, lambda name: pair.parameters[name].changes(), budget(backbone.reference.parameters), value_dtype
     )
     lineage = _lineage(tuned.id, tuned.fingerprint)
-    manifest = _write(wanted, "extracted, largest", found.delta, _head(pair), backbone, lineage)
+    manifest = _write(wanted, "extracted, largest", found.delta, _head(wanted, pair, backbone), backbone, lineage)
     return _of_pair(wanted, manifest, pair, found.norms, notes)
 
 
@@ -156,7 +156,7 @@ def extract_adapter(
         delta, norms = found.delta, dict(found.norms)
     else:
         raise UsageError("a LoRA changes every entry of its matrices", fix="say how many to keep: --density or --nnz")
-    head = adapter_head(change, backbone, adapter)
+    head = adapter_head(wanted.task, wanted.head, change, backbone, adapter)
     lineage = _lineage(str(adapter.folder), adapter.digest)
     manifest = _write(wanted, f"extracted, {adapter.kind.lower()}", delta, head, backbone, lineage)
     kept, whole = (sum(column) for column in zip(*norms.values(), strict=True))
@@ -177,41 +177,9 @@ def check_same_model(wanted: Extraction, tuned: Checkpoint) -> tuple[str, ...]:
     return (*notes, *check_tokenizer(wanted.base, tuned, wanted.task))
 
 
-def adapter_head(change: Change, backbone: BackboneTensors, adapter: Adapter) -> dict[str, Tensor]:
-    """The adapter's own head, or the one that `sparsehub train` has written beside it.
-
-    Raises `UsageError` where there is none, and where a weight of the backbone stored beside it is not the backbone's.
-    """
-    _refuse_moved(change, backbone, adapter)
-    beside = adapter.folder / HEAD_FILE
-    found = {**(load_tensors(beside) if beside.is_file() else {}), **change.whole}
-    missing = sorted(set(backbone.head) - set(found))
-    if missing:
-        raise UsageError(
-            f"{adapter.folder} lacks the task's head",
-            found=f"no {', '.join(missing)}",
-            fix="train it with modules_to_save naming the head, or put head.safetensors beside it",
-        )
-    return {name: found[name] for name in backbone.head}
-
-
-def _refuse_moved(change: Change, backbone: BackboneTensors, adapter: Adapter) -> None:
-    """PEFT stores an embedding beside its LoRA, a raw state dict the whole backbone: it must be the backbone's own."""
-    prefix, stored = backbone.layout.prefix, stored_tensors(backbone.checkpoint.folder)
-    for name, tensor in change.whole.items():
-        place = backbone.names.get(name.removeprefix(prefix))
-        if name in backbone.head or place is None:
-            continue
-        base = stored[place].read()
-        if base.shape != tensor.shape or not base.to(tensor.dtype).equal(tensor):
-            raise UsageError(
-                f"{adapter.folder} holds {name!r} with other values than the backbone's",
-                found="a weight that was trained whole, resized, or moved by the adapter's initialisation",
-                fix=MERGE,
-            )
-
-
-def _head(pair: CheckpointPair) -> dict[str, Tensor]:
+def _head(wanted: Extraction, pair: CheckpointPair, backbone: BackboneTensors) -> dict[str, Tensor]:
+    if wanted.task.head.type == LINEAR:
+        return linear_head(wanted.task, wanted.head, backbone)
     return {name: stored.read() for name, stored in pair.head.items()}
 
 

@@ -14,7 +14,7 @@ from sparsehub.backbone.backbone import spellings
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
 from sparsehub.package.task_model import auto_class, base_prefix, task_config
-from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
+from sparsehub.package.task_spec import EMBEDDING, LINEAR, TEXT_GENERATION, TaskSpec
 
 Shape = tuple[int, ...]
 SHOWN = 3  # names in a message
@@ -25,7 +25,7 @@ class CheckpointLayout:
     """The names and shapes of a task's model, without its weights."""
 
     architecture: str  # class name of the base model
-    prefix: str  # of the base model's parameters inside the task's model, such as `bert.`
+    prefix: str  # of the base model's parameters inside the task's model, such as `bert.`; empty where that is all
     base: Mapping[str, Shape]  # the base model's parameters, by name without the prefix, each tied group once
     aliases: Mapping[str, tuple[str, ...]]  # the other names of a tied parameter, by its name in `base`
     others: Mapping[str, Shape]  # the task's own parameters, by their names in the task's model
@@ -35,18 +35,25 @@ class CheckpointLayout:
     """Names in `base` that have no prefix: the output layer of a language model, which belongs to its backbone."""
 
 
+def on_base_model(task: TaskSpec) -> bool:
+    """Whether a task's head reads the states of transformers' base model, and is no part of a class of transformers: a
+    linear head, or an embedding's, which has no parameters."""
+    return task.head.type == LINEAR or task.kind == EMBEDDING
+
+
 def layout_of(checkpoint: Checkpoint, task: TaskSpec) -> CheckpointLayout:
     """The layout of a task's model on a backbone; no weight is read."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModel
     from transformers.pytorch_utils import Conv1D
 
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        model: Any = auto_class(task.kind).from_config(
+        model: Any = (AutoModel if on_base_model(task) else auto_class(task.kind)).from_config(
             task_config(config, task, load_tokenizer(checkpoint).pad_token_id), trust_remote_code=False
         )
-    prefix = base_prefix(model)
-    module = getattr(model, prefix[:-1])
+    alone = on_base_model(task)
+    prefix = "" if alone else base_prefix(model)
+    module = model if alone else getattr(model, prefix[:-1])
     groups: dict[int, list[str]] = {}
     shapes: dict[str, Shape] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

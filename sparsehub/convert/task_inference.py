@@ -9,16 +9,20 @@ from typing import Any
 from sparsehub.errors import UsageError
 from sparsehub.files import strict_json
 from sparsehub.package.manifest_builder import metric_names
+from sparsehub.package.pooling import module_kinds, normalizes, pooling_of
 from sparsehub.package.task_spec import (
+    EMBEDDING,
     EVEN,
     KINDS,
     MULTI_LABEL,
     MULTIPLE_CHOICE,
+    NONE,
     PROBLEM_TYPES,
     REGRESSION,
     TEXT_CLASSIFICATION,
     TEXT_GENERATION,
     TOKEN_CLASSIFICATION,
+    HeadSpec,
     TaskSpec,
 )
 from sparsehub.schema import unknown_name
@@ -51,28 +55,39 @@ def task_of(hints: TaskHints, folder: Path | None) -> TaskSpec:
     Labels come from the configuration (`id2label`) unless the hints have them.
     """
     config = _config(folder)
-    kind = hints.kind or _kind(config)
+    kind = hints.kind or (EMBEDDING if folder and module_kinds(folder) else _kind(config))
     if kind not in KINDS:
         raise UsageError(unknown_name("kind", kind, list(KINDS)))
     if (kind == MULTIPLE_CHOICE) != bool(hints.choices):
         raise UsageError(
             f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix="give --choices choice1,choice2"
         )
-    unlabelled = kind in (REGRESSION, TEXT_GENERATION)
+    unlabelled = kind in (REGRESSION, TEXT_GENERATION, EMBEDDING)
     labels = () if unlabelled else hints.choices or hints.labels or _labels(config)
     if not unlabelled and len(labels) < 2:
         raise UsageError("nothing says what the labels are", fix="give --labels, in the order of the head's outputs")
-    return TaskSpec(
+    label = "" if kind in (TEXT_GENERATION, EMBEDDING) and hints.label == TaskHints.label else hints.label
+    task = TaskSpec(
         kind=kind,
         labels=tuple(labels),
         problem_type=PROBLEM_TYPES[kind],
         text_fields=hints.text,
-        label_field="" if kind == TEXT_GENERATION and hints.label == TaskHints.label else hints.label,
+        label_field=label,
         max_length=hints.max_length,
-        metrics=metric_names(kind, len(labels)),
+        metrics=metric_names(kind, len(labels), bool(label)),
         choice_fields=hints.choices,
         thresholds=_thresholds(config, len(labels)) if kind == MULTI_LABEL else (),
     )
+    return dataclasses.replace(task, head=_pooled(folder)) if kind == EMBEDDING and folder is not None else task
+
+
+def _pooled(folder: Path) -> HeadSpec:
+    """How a checkpoint's folder makes vectors; raises `UsageError` for modules that no package holds."""
+    others = [kind for kind in module_kinds(folder) if kind not in ("Transformer", "Pooling", "Normalize")]
+    if others:
+        expected = "Transformer, Pooling, Normalize"
+        raise UsageError("a package holds no such module of an embedding", found=", ".join(others), expected=expected)
+    return HeadSpec(NONE, pooling_of(folder), normalize=normalizes(folder))
 
 
 def _config(folder: Path | None) -> dict[str, Any]:

@@ -21,13 +21,15 @@ from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.convert.adapter_change import Change, change_of
 from sparsehub.convert.adapters import INSIDE, Adapter
 from sparsehub.convert.checkpoint_pair import BackboneTensors, backbone_tensors, pair_up
-from sparsehub.convert.extract import Extraction, adapter_head
+from sparsehub.convert.extract import Extraction
 from sparsehub.convert.lora_options import MERGE
-from sparsehub.convert.name_matching import CheckpointLayout, layout_of
+from sparsehub.convert.name_matching import CheckpointLayout, layout_of, on_base_model
+from sparsehub.convert.task_head import adapter_head
 from sparsehub.convert.task_inference import CONFIG_FILE
 from sparsehub.convert.tensor_reader import stored_tensors
 from sparsehub.errors import UsageError
-from sparsehub.package.task_model import auto_class, load_task_model, task_config
+from sparsehub.package.task_model import auto_class, load_task_model, model_on, task_config
+from sparsehub.package.task_spec import EMBEDDING, TaskSpec
 
 WEIGHT_TOLERANCE = 1e-5  # between PEFT's merge and ours, of a weight, relative to the tensor's largest
 _MODULES = ("lora_A", "lora_B")  # matrices that are modules with a weight in PEFT; the others are parameters
@@ -50,11 +52,11 @@ def tuned_model(wanted: Extraction, origin: Checkpoint | Adapter, dtype: str) ->
     if not isinstance(origin, Adapter):
         return TunedModel(_model_of_checkpoint(wanted, origin, backbone, dtype), "the tuned checkpoint")
     change = change_of(origin, backbone.layout)
-    head = adapter_head(change, backbone, origin)
+    head = adapter_head(wanted.task, wanted.head, change, backbone, origin)
     if importlib.util.find_spec("peft") is None:
         return TunedModel(_with_change(wanted, change, head), "the adapter by its formula (PEFT is not installed)")
-    merged = _merged_by_peft(wanted, origin, change, head, backbone.layout)
-    _check_weights(origin, change, backbone, merged)
+    merged = _merged_by_peft(wanted, origin, change, head, backbone)
+    _check_weights(wanted, origin, change, backbone, merged)
     return TunedModel(merged, "the adapter as PEFT merges it")
 
 
@@ -64,14 +66,16 @@ def _model_of_checkpoint(wanted: Extraction, tuned: Checkpoint, backbone: Backbo
     pad = load_tokenizer(wanted.base).pad_token_id
     config = task_config(read_config(tuned if own else wanted.base), wanted.task, pad)
     config.pad_token_id = task_config(read_config(wanted.base), wanted.task, pad).pad_token_id  # what batches hold
-    model: nn.Module = auto_class(wanted.task.kind).from_config(
-        config, dtype=dtype_named(dtype), trust_remote_code=False
-    )
+    whole = auto_class(EMBEDDING if on_base_model(wanted.task) else wanted.task.kind)
+    model: nn.Module = whole.from_config(config, dtype=dtype_named(dtype), trust_remote_code=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     pair = pair_up(backbone, tuned, wanted.drop)
     readers = {_whole(backbone.layout, name): both.tuned for name, both in pair.parameters.items()}
     for name, reader in {**readers, **pair.head}.items():
         parameters[name].copy_(reader.read())
+    if on_base_model(wanted.task):
+        model = model_on(model, wanted.task)
+        _put(model, wanted.head)
     return model.eval()
 
 
@@ -85,12 +89,12 @@ def _with_change(wanted: Extraction, change: Change, head: Mapping[str, Tensor])
 
 
 def _merged_by_peft(
-    wanted: Extraction, adapter: Adapter, change: Change, head: Mapping[str, Tensor], layout: CheckpointLayout
+    wanted: Extraction, adapter: Adapter, change: Change, head: Mapping[str, Tensor], backbone: BackboneTensors
 ) -> nn.Module:
     """What PEFT makes of the adapter's matrices and settings; raises `UsageError` where it cannot load them."""
     import peft
 
-    modules = {name: _whole(layout, name).removesuffix(".weight") for name in change.parts}
+    modules = {name: _in_model(backbone.layout, wanted.task, name).removesuffix(".weight") for name in change.parts}
     state = {
         f"{INSIDE}{modules[name]}.{part}{'.weight' if part in _MODULES else ''}": tensor
         for name, parts in change.parts.items()
@@ -122,15 +126,18 @@ def _target(config: Any, modules: list[str]) -> None:
 
 
 @torch.no_grad()
-def _check_weights(adapter: Adapter, change: Change, backbone: BackboneTensors, merged: nn.Module) -> None:
+def _check_weights(
+    wanted: Extraction, adapter: Adapter, change: Change, backbone: BackboneTensors, merged: nn.Module
+) -> None:
     """Raises `UsageError` unless every weight of PEFT's merge is the backbone's with our change."""
     parameters = dict(merged.named_parameters(remove_duplicate=False))
+    task = wanted.task
     stored = stored_tensors(backbone.checkpoint.folder)
     for name, place in backbone.names.items():
         expected = stored[place].read().float()
         if name in change.shapes:
             expected = expected + change.change_of(name)
-        found = parameters[_whole(backbone.layout, name)].float()
+        found = parameters[_in_model(backbone.layout, task, name)].float()
         difference = float((found - expected).abs().max()) if expected.numel() else 0.0
         if not difference <= WEIGHT_TOLERANCE * max(1.0, float(expected.abs().max())):
             raise UsageError(
@@ -151,3 +158,8 @@ def _put(model: nn.Module, head: Mapping[str, Tensor]) -> None:
 def _whole(layout: CheckpointLayout, name: str) -> str:
     """A parameter's name in the task's model."""
     return name if name in layout.around else layout.prefix + name
+
+
+def _in_model(layout: CheckpointLayout, task: TaskSpec, name: str) -> str:
+    """A parameter's name in the model of `load_task_model`, which keeps a base model that stands alone in a field."""
+    return f"backbone.{name}" if on_base_model(task) else _whole(layout, name)

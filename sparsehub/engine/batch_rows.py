@@ -14,6 +14,7 @@ from sparsehub.engine.trunk_plan import NEVER
 from sparsehub.errors import CancelledError, EngineError, SparsehubError
 from sparsehub.package.encoding import Encoded
 from sparsehub.package.heads import Head
+from sparsehub.package.task_spec import EMBEDDING, MEAN, POOLINGS, HeadSpec
 
 RowKey = tuple[str | None, bool]  # of an `Item`: the task's digest (None: the plain backbone), and `QueuedRow.embed`
 
@@ -48,7 +49,16 @@ class BatchRows:
     @functools.cached_property
     def answered(self) -> tuple[int, ...]:
         """Equal for the rows of two tasks whose heads can run as one."""
-        return (*self.head.alike, len(self.rows[0].sequences)) if self.head is not None else ()
+        if self.head is not None:
+            return (*self.head.alike, len(self.rows[0].sequences))
+        own = self.pooled
+        return () if own is None else (-2, POOLINGS.index(own.pooling or MEAN), int(bool(own.normalize)))
+
+    @property
+    def pooled(self) -> HeadSpec | None:
+        """How the task makes vectors of its states; None where it does so as the backbone's checkpoint says."""
+        spec = self.task.info.spec if self.task is not None else None
+        return spec.head if spec is not None and spec.kind == EMBEDDING else None
 
     @property
     def first(self) -> int:

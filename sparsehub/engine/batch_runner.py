@@ -26,8 +26,8 @@ from sparsehub.errors import NotFiniteError
 from sparsehub.package.encoding import by_choice, pad
 from sparsehub.package.heads import run_heads
 from sparsehub.package.outputs import answers, finite_rows
-from sparsehub.package.pooling import pooling_of, token_of, unit_vectors
-from sparsehub.package.task_spec import FIRST, LAST
+from sparsehub.package.pooling import pooling_of, token_of, vectors_of
+from sparsehub.package.task_spec import FIRST, LAST, NONE, HeadSpec
 
 
 class Clock:
@@ -54,7 +54,8 @@ class BatchRunner:
 
     def __init__(self, backbone: Backbone, plain: PlainPass, targets: TargetModules, swap: Swap, tokenizer: Any):
         self._backbone, self._plain, self._targets, self._swap = backbone, plain, targets, swap
-        self._tokenizer, self._pooling = tokenizer, pooling_of(backbone.checkpoint.folder)
+        self._tokenizer = tokenizer
+        self._pooled = HeadSpec(NONE, pooling_of(backbone.checkpoint.folder), normalize=True)  # where no task says
 
     @torch.inference_mode()
     def run(
@@ -127,18 +128,22 @@ class BatchRunner:
     def _one_token(self, groups: Sequence[BatchRows], mask: Tensor) -> OneToken | None:
         """The cut of the last layer where all heads of a batch read the first token, or all the last. mask: [rows,
         length], of the rows that leave the backbone."""
-        poolings = {self._pooling if rows.head is None else rows.head.pooling for rows in groups}
+        poolings = {self._pooling_of(rows) for rows in groups}
         pooling, layers = poolings.pop(), self._targets.layers
         if poolings or pooling not in (FIRST, LAST) or layers is None or layers.token_from is None:
             return None
         return OneToken(layers, token_of(pooling, mask)) if mask.shape[1] > 1 else None
+
+    def _pooling_of(self, rows: BatchRows) -> str | None:
+        """How the answers of rows pool their states; None where a head of transformers does so itself."""
+        return (rows.pooled or self._pooled).pooling if rows.head is None else rows.head.pooling
 
     def _branches(
         self, run: Sequence[BatchRows], inputs: dict[str, Tensor], outputs: Any, plan: TrunkPlan[Any], its: slice
     ) -> tuple[dict[str, Tensor], Any]:
         """The inputs and outputs of sequences of a trunk's batch, as their heads read them."""
         own = taken(inputs, plan.origins[its])
-        pooling = self._pooling if run[0].head is None else run[0].head.pooling
+        pooling = self._pooling_of(run[0])
         if pooling is None:
             return own, type(outputs)(**taken(outputs, plan.places[its]))
         states, mask = pooled(pooling, outputs.last_hidden_state, own["attention_mask"], plan.places[its])
@@ -153,7 +158,7 @@ class BatchRunner:
         counts = [rows.sequences for rows in groups]
         heads = [head for rows in groups if (head := rows.head) is not None]
         if not heads:
-            vectors = unit_vectors(self._pooling, outputs.last_hidden_state, inputs["attention_mask"])
+            vectors = vectors_of(groups[0].pooled or self._pooled, outputs.last_hidden_state, inputs["attention_mask"])
             sound = vectors.isfinite().all(-1) & vectors.any(-1)  # where the length is infinite, the unit vector is 0
             parts = zip(sound.split(counts), vectors.split(counts), strict=True)
             return [_finite_or_error(finite.tolist(), part.tolist()) for finite, part in parts]

@@ -20,6 +20,7 @@ from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import DataError, RequestError, SparsehubError
 from sparsehub.package.encoding import Encoded, encode, encode_ids, is_blank, is_broken
 from sparsehub.package.task_spec import (
+    EMBEDDING,
     MULTIPLE_CHOICE,
     PROBLEM_TYPES,
     TEXT_CLASSIFICATION,
@@ -94,12 +95,15 @@ class InputProcessor:
         ]
 
     def _spec(self, acquired: AcquiredTask | None, embed: bool) -> TaskSpec:
-        """What the rows must look like; raises `RequestError` for a task that generates text."""
+        """What the rows must look like; raises `RequestError` for a task that generates text, or gives vectors
+        where none are wanted."""
         if acquired is None:
             return text_spec(self._max_tokens)
         info = acquired.info
         if info.spec.kind == TEXT_GENERATION and not embed:
             raise RequestError(f"{info.reference} generates text", fix="post to /v1/completions")
+        if info.spec.kind == EMBEDDING and not embed:
+            raise RequestError(f"{info.reference} gives vectors", fix="post to /v1/embeddings, /v1/score or /v1/rerank")
         return text_spec(info.spec.max_length) if embed else info.spec
 
     def _encode(self, task: TaskSpec, inputs: Sequence[Any], truncate: bool | int) -> list[Encoded]:

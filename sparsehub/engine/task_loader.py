@@ -26,7 +26,7 @@ from sparsehub.errors import (
 from sparsehub.package import Package
 from sparsehub.package.heads import build_head
 from sparsehub.package.reader import check_backbone
-from sparsehub.package.task_spec import TEXT_GENERATION
+from sparsehub.package.task_spec import NONE
 from sparsehub.patch import PatchLayout, bind, lay_out, refuse_overflow
 
 
@@ -89,8 +89,8 @@ class TaskLoader:
         that does not fit, and for weights that the backbone's dtype cannot hold."""
         backbone = self._backbone
         with _side_stream(backbone.device):
-            generates = host.info.spec.kind == TEXT_GENERATION
-            head = None if generates else build_head(backbone, host.info.spec, host.head, self._pad_token_id)
+            spec = host.info.spec
+            head = None if spec.head.type == NONE else build_head(backbone, spec, host.head, self._pad_token_id)
             patch = bind(host.layout, backbone.arena, self._arena.read)
             refuse_overflow(backbone.arena, patch)
             self._arena.prove_copies()

@@ -11,6 +11,7 @@ from typing import Any
 from sparsehub.package.manifest import CONFIGURATION, Manifest
 from sparsehub.package.task_spec import (
     COSINE,
+    EMBEDDING,
     FIRST,
     JOINT,
     LAST,
@@ -45,6 +46,8 @@ def metrics_note(manifest: Manifest) -> str:
         baseline = "`majority` answers the commonest training label (or the mean)."
     if manifest.task.kind == MULTI_LABEL:
         baseline += " F1 is that of the labels over their thresholds, the average precision that of the scores."
+    if manifest.task.kind == EMBEDDING:
+        baseline = "`backbone` is the backbone without it."
     if manifest.task.head.type == LINEAR:
         baseline += " `probe` is a linear head fitted on the backbone as it is."
     return f"Of the package as written, rounding included. {baseline}"
@@ -71,6 +74,9 @@ def depth_text(manifest: Manifest) -> str:
 def head_text(task: TaskSpec) -> str:
     """What turns the backbone's states into the task's answers, in a few words."""
     head = task.head
+    if task.kind == EMBEDDING:
+        unit = ", scaled to unit length" if head.normalize else ""
+        return f"none: {POOLED[head.pooling or MEAN]} of a text's states{unit}"
     if head.type == NONE:
         return "none: the backbone's own output layer"
     if head.type == TRANSFORMERS:

@@ -14,6 +14,7 @@ from sparsehub.delta_format import DELTA_FILE, STORED_DTYPES, VALUE_KINDS
 from sparsehub.errors import FormatError, ManifestError, UsageError
 from sparsehub.files import MAX_PACKAGE_JSON_BYTES, canonical_json, sha256_bytes, strict_json
 from sparsehub.package.task_spec import (
+    EMBEDDING,
     FORMAT_2_KINDS,
     TaskSpec,
     check_task,
@@ -233,7 +234,8 @@ def check_manifest(manifest: Manifest) -> None:
     require_that(len(manifest.files) <= MAX_PICTURES + 3, "the manifest names too many files")
     if manifest.delta is None:
         require_that(DELTA_FILE not in manifest.files, f"the manifest has no delta and names {DELTA_FILE}")
-        require_that(HEAD_FILE in manifest.files, "a package without a delta needs a head")
+        alone = HEAD_FILE in manifest.files or manifest.task.kind == EMBEDDING
+        require_that(alone, "a package without a delta needs a head")
     else:
         require_that(DELTA_FILE in manifest.files, f"the manifest does not name {DELTA_FILE}")
 

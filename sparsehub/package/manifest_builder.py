@@ -9,7 +9,14 @@ from sparsehub.backbone import Backbone
 from sparsehub.backbone.layers import LayerList, changed_layers
 from sparsehub.delta import Delta
 from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
-from sparsehub.package.task_spec import MULTI_LABEL, MULTIPLE_CHOICE, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION
+from sparsehub.package.task_spec import (
+    EMBEDDING,
+    MULTI_LABEL,
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+)
 
 
 def backbone_ref(backbone: Backbone) -> BackboneRef:
@@ -46,8 +53,13 @@ def delta_record(
     return DeltaRecord(method, delta.nnz / total, delta.nnz, delta.value_kind, delta.value_dtype, parameters, changed)
 
 
-def metric_names(kind: str, labels: int) -> tuple[str, ...]:
-    """The names of a task kind's metrics; the first one decides which checkpoint is best."""
+def metric_names(kind: str, labels: int, scored: bool = False) -> tuple[str, ...]:
+    """The names of a task kind's metrics; the first one decides which checkpoint is best.
+
+    scored: of an embedding, whether its pairs have a score.
+    """
+    if kind == EMBEDDING:
+        return ("spearman", "pearson") if scored else ("ndcg_at_10", "recall_at_1", "recall_at_10")
     if kind == REGRESSION:
         return ("pearson", "spearman", "mse")
     if kind == MULTI_LABEL:

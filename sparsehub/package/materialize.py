@@ -1,5 +1,5 @@
 """Turns a package and its backbone into a plain checkpoint, which loads without sparsehub: of transformers, or of
-sentence-transformers where the head is linear."""
+sentence-transformers where the head is linear or there is none on pooled states."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from sparsehub.errors import FormatError
 from sparsehub.files import new_folder
 from sparsehub.package.manifest import Manifest
 from sparsehub.package.reader import Package, check_backbone
-from sparsehub.package.sentence_transformers import write_linear_model
+from sparsehub.package.sentence_transformers import write_embedder, write_linear_model
 from sparsehub.package.task_model import TaskModel, load_task_model, save_checkpoint
-from sparsehub.package.task_spec import LINEAR
+from sparsehub.package.task_spec import EMBEDDING, LINEAR
 from sparsehub.patch import apply_patch, make_patch, refuse_overflow
 
 
@@ -58,7 +58,9 @@ def materialize(package: Package, checkpoint: Checkpoint, out: Path, *, dtype: s
     """
     task_model = task_model_of(package, checkpoint, dtype=dtype or native_dtype(package))
     with new_folder(out) as folder:
-        if package.manifest.task.head.type == LINEAR:
+        if package.manifest.task.kind == EMBEDDING:
+            write_embedder(folder, task_model, checkpoint, package.manifest.task)
+        elif package.manifest.task.head.type == LINEAR:
             write_linear_model(folder, task_model, checkpoint, package.manifest.task)
         else:
             save_checkpoint(task_model, checkpoint, package.manifest.task.max_length, folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sparsehub.package.summary import MetricsSummary, PackageSummary, SplitScores
-from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION
+from sparsehub.package.task_spec import EMBEDDING, MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -17,6 +17,7 @@ EVAL_RESULTS = ".eval_results/sparsehub.yaml"
 _PIPELINES = {
     REGRESSION: "text-classification",
     MULTI_LABEL: "text-classification",
+    EMBEDDING: "sentence-similarity",
 }  # kinds for which the Hub has another name
 # Names of metrics at huggingface.co/metrics, where they are others than ours.
 _METRICS = {

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sparsehub.errors import BackboneError
 from sparsehub.files import strict_json
-from sparsehub.package.task_spec import FIRST, LAST, MAX, MEAN
+from sparsehub.package.task_spec import FIRST, LAST, MAX, MEAN, HeadSpec
 
+MODULES_FILE = "modules.json"
 POOLING_FILE = Path("1_Pooling") / "config.json"  # of sentence-transformers
 # How sentence-transformers calls them: by a switch each, and from its version 6 on by one word.
 SWITCHES = {
@@ -49,6 +50,12 @@ def unit_vectors(pooling: str, states: Tensor, mask: Tensor) -> Tensor:
     return torch.nn.functional.normalize(pool(pooling, states, mask), dim=-1)
 
 
+def vectors_of(head: HeadSpec, states: Tensor, mask: Tensor) -> Tensor:
+    """The vectors of a task whose pooled states are its answer."""
+    assert head.pooling is not None  # such a task's head has one
+    return (unit_vectors if head.normalize else pool)(head.pooling, states, mask)
+
+
 def pooling_of(folder: Path) -> str:
     """The pooling of a checkpoint folder, the mean where it does not say; raises `BackboneError` for one that is not
     supported."""
@@ -61,6 +68,20 @@ def default_pooling(folder: Path, config: Any) -> str:
     config: the backbone's, of transformers. Raises like `pooling_of`.
     """
     return _stated(folder) or (LAST if _is_decoder(config) else MEAN)
+
+
+def normalizes(folder: Path) -> bool:
+    """Whether a checkpoint's vectors have unit length: as its modules say, and where it does not say, they do."""
+    kinds = module_kinds(folder)
+    return not kinds or "Normalize" in kinds
+
+
+def module_kinds(folder: Path) -> list[str]:
+    """The classes of a sentence-transformers folder's modules, without their packages; none for another folder."""
+    path = folder / MODULES_FILE
+    table = strict_json(path.read_bytes(), path.name) if path.is_file() else []
+    rows = table if isinstance(table, list) else []
+    return [str(row.get("type", "")).rpartition(".")[2] for row in rows if isinstance(row, dict)]
 
 
 def _stated(folder: Path) -> str | None:

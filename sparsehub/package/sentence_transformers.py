@@ -9,9 +9,9 @@ from typing import Any
 from sparsehub.backbone import Checkpoint
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.package.linear_head import BIAS, WEIGHT
-from sparsehub.package.pooling import POOLING_FILE, SWITCHES
+from sparsehub.package.pooling import MODULES_FILE, POOLING_FILE, SWITCHES, pooling_of
 from sparsehub.package.task_model import TaskModel
-from sparsehub.package.task_spec import JOINT, HeadSpec, TaskSpec
+from sparsehub.package.task_spec import EMBEDDING, JOINT, HeadSpec, TaskSpec
 from sparsehub.tensorfile import tensor_bytes
 
 PAIR_FILE, PAIR_PAGE = "pair_head.safetensors", "README.md"
@@ -22,14 +22,15 @@ _ALONE = {
 }
 
 
-def write_embedder(folder: Path, task_model: TaskModel, checkpoint: Checkpoint, max_length: int) -> None:
-    """Write a backbone for embeddings: pooled as its checkpoint says, else by the mean; unit vectors.
-
-    max_length: tokens of a text, after which it is cut.
+def write_embedder(folder: Path, task_model: TaskModel, checkpoint: Checkpoint, task: TaskSpec) -> None:
+    """Write the backbone of a task for embeddings: those of an embedding as its head says; of any other task pooled as
+    the checkpoint says, else by the mean, unit vectors. Texts are cut at the task's limit.
     """
-    pooling, stated = _pooling_config("mean", task_model), checkpoint.folder / POOLING_FILE
-    _write(folder, task_model, checkpoint, max_length, stated.read_bytes() if stated.is_file() else pooling)
-    _write_modules(folder, [_TRANSFORMER, _POOLING, _NORMALIZE])
+    pooling, normalize = pooling_of(checkpoint.folder), True
+    if task.kind == EMBEDDING:
+        pooling, normalize = task.head.pooling or pooling, bool(task.head.normalize)
+    _write(folder, task_model, checkpoint, task.max_length, _pooling_config(pooling, task_model))
+    _write_modules(folder, [_TRANSFORMER, _POOLING, *([_NORMALIZE] if normalize else [])])
 
 
 def write_linear_model(folder: Path, task_model: TaskModel, checkpoint: Checkpoint, task: TaskSpec) -> None:
@@ -94,7 +95,7 @@ def _write_modules(folder: Path, kinds: list[str]) -> None:
         }
         for index, kind in enumerate(kinds)
     ]
-    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / MODULES_FILE).write_text(json.dumps(modules))
 
 
 def _pair_page(head: HeadSpec, task: TaskSpec) -> str:

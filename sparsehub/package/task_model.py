@@ -15,6 +15,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
 from sparsehub.package.linear_head import BIAS, WEIGHT
 from sparsehub.package.task_spec import (
+    EMBEDDING,
     LINEAR,
     MULTI_LABEL,
     MULTIPLE_CHOICE,
@@ -32,6 +33,7 @@ _AUTO = {
     MULTIPLE_CHOICE: "AutoModelForMultipleChoice",
     TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
     TEXT_GENERATION: "AutoModelForCausalLM",
+    EMBEDDING: "AutoModel",
 }
 
 
@@ -39,7 +41,7 @@ _AUTO = {
 class TaskModel:
     """A whole task model, whose base model lies in an arena."""
 
-    model: nn.Module  # transformers' AutoModelFor..., or a `LinearHeadModel`
+    model: nn.Module  # transformers' AutoModelFor..., a `LinearHeadModel` or an `EmbeddingModel`
     backbone: Backbone  # its base model
     head: tuple[str, ...]  # names, in `model`, of every parameter that the backbone's checkpoint lacks
 
@@ -54,7 +56,7 @@ def auto_class(kind: str) -> Any:
 def task_config(config: Any, task: TaskSpec, pad_token_id: int | None) -> Any:
     """A copy of the backbone's transformers configuration, with the task's labels and problem type."""
     config = copy.deepcopy(config)
-    if task.kind == TEXT_GENERATION:
+    if task.kind in (TEXT_GENERATION, EMBEDDING):
         return config  # nothing in it depends on the task
     labels = task.labels if task.kind in (TEXT_CLASSIFICATION, MULTI_LABEL, TOKEN_CLASSIFICATION) else ("score",)
     config.num_labels = len(labels)
@@ -79,9 +81,9 @@ def load_task_model(
     config = task_config(
         AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False), task, pad
     )
-    if task.head.type == LINEAR:
+    if task.head.type == LINEAR or task.kind == EMBEDDING:
         module, missing = load_module(AutoModel, checkpoint, dtype=dtype, device=device, config=config)
-        return with_linear_head(adopt(module, checkpoint, missing), task)
+        return on_pooled_states(adopt(module, checkpoint, missing), task)
     model, missing = load_module(auto_class(task.kind), checkpoint, dtype=dtype, device=device, config=config)
     if task.kind == TEXT_GENERATION:
         return TaskModel(model, adopt_language_model(model, checkpoint, missing), ())
@@ -92,11 +94,17 @@ def load_task_model(
     return TaskModel(model, backbone, head)
 
 
-def with_linear_head(backbone: Backbone, task: TaskSpec) -> TaskModel:
-    """The task's model on a backbone, with a new linear head drawn from torch's random state."""
+def on_pooled_states(backbone: Backbone, task: TaskSpec) -> TaskModel:
+    """The task's model on a backbone: its pooled states, or a new linear head on them, drawn at random."""
+    return TaskModel(model_on(backbone.module, task).eval(), backbone, () if task.kind == EMBEDDING else (WEIGHT, BIAS))
+
+
+def model_on(module: nn.Module, task: TaskSpec) -> nn.Module:
+    """The whole model of a task on pooled states, around transformers' base model."""
+    from sparsehub.package.embedding_model import EmbeddingModel
     from sparsehub.package.linear_model import LinearHeadModel  # imports transformers' models
 
-    return TaskModel(LinearHeadModel(backbone.module, task).eval(), backbone, (WEIGHT, BIAS))
+    return (EmbeddingModel if task.kind == EMBEDDING else LinearHeadModel)(module, task)
 
 
 def base_prefix(model: nn.Module) -> str:

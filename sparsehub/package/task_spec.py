@@ -14,9 +14,10 @@ REGRESSION = "regression"
 MULTIPLE_CHOICE = "multiple-choice"
 TOKEN_CLASSIFICATION = "token-classification"
 TEXT_GENERATION = "text-generation"
+EMBEDDING = "embedding"
 HEADED_KINDS = (TEXT_CLASSIFICATION, MULTI_LABEL, REGRESSION, MULTIPLE_CHOICE, TOKEN_CLASSIFICATION)
-KINDS = (*HEADED_KINDS, TEXT_GENERATION)
-FORMAT_2_KINDS = (MULTI_LABEL,)  # that format 1 did not have
+KINDS = (*HEADED_KINDS, TEXT_GENERATION, EMBEDDING)
+FORMAT_2_KINDS = (MULTI_LABEL, EMBEDDING)  # that format 1 did not have
 PROBLEM_TYPES = {
     TEXT_CLASSIFICATION: "single_label_classification",
     MULTI_LABEL: "multi_label_classification",
@@ -24,8 +25,9 @@ PROBLEM_TYPES = {
     MULTIPLE_CHOICE: "single_label_classification",
     TOKEN_CLASSIFICATION: "single_label_classification",
     TEXT_GENERATION: "next_token",
+    EMBEDDING: "similarity",
 }
-_UNLABELLED = (REGRESSION, TEXT_GENERATION)
+_UNLABELLED = (REGRESSION, TEXT_GENERATION, EMBEDDING)
 EVEN = 0.5  # the probability from which on a label of several is given, where nothing chose another
 
 TRANSFORMERS, LINEAR, NONE = "transformers", "linear", "none"  # types of heads
@@ -36,10 +38,11 @@ JOINT, SEPARATE, COSINE = PAIRS = ("joint", "separate", "cosine")
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What turns the backbone's states into scores; `TaskSpec.head`. All but `type` belong to a linear head alone."""
+    """What turns the backbone's states into scores; `TaskSpec.head`. Pooling and `normalize` belong to linear heads and
+    to embeddings, `pair` to linear heads alone."""
 
     # `transformers`: the class that transformers has for the kind; `linear`: one Linear on pooled states; `none`: the
-    # backbone's own output layer, as text generation has it
+    # backbone's own output layer, as text generation has it, or its pooled states, as an embedding
     type: str
     pooling: str | None = None  # of `POOLINGS`: how one vector is made of a sequence's states
     normalize: bool | None = None  # whether that vector is scaled to unit length
@@ -49,6 +52,7 @@ class HeadSpec:
 
 
 TRANSFORMERS_HEAD, NO_HEAD, _BY_KIND = HeadSpec(TRANSFORMERS), HeadSpec(NONE), HeadSpec("")
+_HEADS = {TEXT_GENERATION: NO_HEAD, EMBEDDING: HeadSpec(NONE, MEAN, normalize=True)}  # of kinds with no other choice
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class TaskSpec:
     labels: tuple[str, ...]  # in the order of the head's outputs; the choice fields for multiple choice; else empty
     problem_type: str  # as transformers' configurations name it; `PROBLEM_TYPES` has the one of each kind
     # One or two fields of a row. Multiple choice: they are joined into the context of every choice. Text generation:
-    # one, a text, a prompt or a list of messages.
+    # one, a text, a prompt or a list of messages. Embedding: of a training row two, or three of a triplet; a request's
+    # rows are single texts.
     text_fields: tuple[str, ...]
     # Of training rows; for text generation the completion, empty where the whole text is learned; several between
     # commas where each label of a multi-label classification has one (`label_columns`).
@@ -68,11 +73,11 @@ class TaskSpec:
     metrics: tuple[str, ...]  # by name; the first one decides which checkpoint is best
     choice_fields: tuple[str, ...] = ()  # for multiple choice, the fields of a row with its choices
     thresholds: tuple[float, ...] = ()  # multi-label: by label, the probability from which on it is given; else empty
-    head: HeadSpec = _BY_KIND  # by default that of transformers; none for a text generation, in format 1 always so
+    head: HeadSpec = _BY_KIND  # by default that of transformers, none for text generation and embeddings
 
     def __post_init__(self) -> None:
         if self.head is _BY_KIND:
-            object.__setattr__(self, "head", NO_HEAD if self.kind == TEXT_GENERATION else TRANSFORMERS_HEAD)
+            object.__setattr__(self, "head", _HEADS.get(self.kind, TRANSFORMERS_HEAD))
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -86,8 +91,8 @@ class TaskSpec:
 
     @functools.cached_property
     def reads_alone(self) -> bool:
-        """Whether each text of a pair is a sequence of its own."""
-        return self.head.pair in (SEPARATE, COSINE)
+        """Whether each text of a row is a sequence of its own."""
+        return self.kind == EMBEDDING or self.head.pair in (SEPARATE, COSINE)
 
 
 def check_task(task: TaskSpec) -> None:
@@ -100,7 +105,7 @@ def check_task(task: TaskSpec) -> None:
     unlabelled = task.kind in _UNLABELLED
     require_that(unlabelled or len(task.labels) >= 2, f"a {task.kind} task needs at least 2 labels")
     require_that(not (unlabelled and task.labels), f"a {task.kind} task has no labels")
-    most = 1 if task.kind == TEXT_GENERATION else 2
+    most = {TEXT_GENERATION: 1, EMBEDDING: 3}.get(task.kind, 2)
     require_that(1 <= len(task.text_fields) <= most, f"a {task.kind} task has 1 to {most} text fields")
     require_that(1 <= task.max_length <= 1 << 20, f"max_length {task.max_length} is out of range")
     expected_choices = task.labels if task.kind == MULTIPLE_CHOICE else ()
@@ -123,16 +128,20 @@ def _check_thresholds(task: TaskSpec) -> None:
 
 def _check_head(task: TaskSpec) -> None:
     head = task.head
-    types = [NONE] if task.kind == TEXT_GENERATION else [TRANSFORMERS, *([LINEAR] if task.kind in LINEAR_KINDS else [])]
+    types = [NONE] if task.kind in _HEADS else [TRANSFORMERS, *([LINEAR] if task.kind in LINEAR_KINDS else [])]
     require_that(
         head.type in types, f"a {task.kind} task has no head of type {head.type!r}, expected {' or '.join(types)}"
     )
     stated = [name for name in ("pooling", "normalize", "pair") if getattr(head, name) is not None]
-    if head.type != LINEAR:
+    if task.kind == EMBEDDING:
+        require_that(head.pair is None, "an embedding's texts are read alone, and no head has a pair")
+    elif head.type != LINEAR:
         require_that(not stated, f"{', '.join(stated)} belong to a linear head")
         return
     require_that(head.pooling in POOLINGS, f"unknown pooling {head.pooling!r}, expected one of {', '.join(POOLINGS)}")
-    require_that(head.normalize is not None, "a linear head says whether its vectors are normalised")
+    require_that(head.normalize is not None, "a head says whether its vectors are normalised")
+    if task.kind == EMBEDDING:
+        return
     require_that(head.pair in PAIRS, f"unknown pair {head.pair!r}, expected one of {', '.join(PAIRS)}")
     two = len(task.text_fields) == 2 and task.kind != MULTIPLE_CHOICE
     require_that(two or head.pair == JOINT, f"pair {head.pair!r} needs two text fields that are not choices")

@@ -7,7 +7,14 @@ import shlex
 from dataclasses import dataclass
 
 from sparsehub.package.manifest import Manifest
-from sparsehub.package.task_spec import MULTIPLE_CHOICE, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import (
+    EMBEDDING,
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    TaskSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,9 @@ def _python(manifest: Manifest) -> tuple[str, ...]:
     """Public names of sparsehub only. transformers has no pipeline for multiple choice."""
     task, reference = manifest.task, f'"{manifest.name}@{manifest.version}"'
     opened = ("import sparsehub", "", 'hub = sparsehub.open_hub("HUB")')
+    if task.kind == EMBEDDING:
+        loaded = f'model = sparsehub.load({reference}, hub=hub, library="sentence-transformers")'
+        return (*opened, loaded, 'vectors = model.encode(["...", "..."])')
     if task.kind == MULTIPLE_CHOICE:
         return (*opened, f"model = sparsehub.load({reference}, hub=hub)  # an ordinary transformers model")
     text = '{"text": "...", "text_pair": "..."}' if len(task.text_fields) == 2 else '"..."'
@@ -52,6 +62,8 @@ def example_request(model: str, task: TaskSpec) -> tuple[str, str]:
     """The route below /v1 that answers rows of a task, and a JSON body for it. model: what the task is called there."""
     if task.kind == TEXT_GENERATION:
         return "completions", json.dumps({"model": model, "prompt": "...", "max_tokens": 64})
+    if task.kind == EMBEDDING:
+        return "embeddings", json.dumps({"model": model, "input": ["..."]})
     route = "score" if task.kind == REGRESSION else "classify"
     return route, f'{{"model": "{model}", "input": {_rows(task)}}}'
 

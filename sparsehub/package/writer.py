@@ -41,7 +41,8 @@ def write_tensors(folder: Path, draft: Manifest, delta: Delta, head: Mapping[str
     if draft.delta is None:
         if delta.nnz:
             raise ManifestError("the manifest states no delta", found=f"a delta of {delta.nnz} entries")
-        (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
+        if head:
+            (folder / HEAD_FILE).write_bytes(tensor_bytes(head))
         return
     found, stated = (delta.value_kind, delta.value_dtype), (draft.delta.value_kind, draft.delta.value_dtype)
     if found != stated:

@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sparsehub.package.encoding import Encoded, collate, encode
-from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import (
+    EMBEDDING,
+    MULTI_LABEL,
+    REGRESSION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    TaskSpec,
+)
 from sparsehub.training.data import Split
 from sparsehub.training.language_modeling import TOKENS, collate_tokens
 from sparsehub.training.metrics import IGNORED
@@ -57,7 +64,8 @@ class Collator:
         if self.task.kind == TOKEN_CLASSIFICATION:
             batch["labels"] = _token_labels(rows, targets, batch["input_ids"].shape[1])
         else:
-            dtype = torch.float32 if self.task.kind in (REGRESSION, MULTI_LABEL) else torch.long
+            scored = self.task.kind == EMBEDDING and bool(self.task.label_field)
+            dtype = torch.float32 if scored or self.task.kind in (REGRESSION, MULTI_LABEL) else torch.long
             batch["labels"] = torch.tensor(targets, dtype=dtype)
         return batch
 
@@ -71,7 +79,7 @@ class TokenTable(Dataset["TableRow"]):
     def __init__(self, split: Split, collator: Collator, device: torch.device):
         whole = collator.batch(list(zip(split.rows, split.targets, strict=True)))
         self._columns = {name: tensor.to(device) for name, tensor in whole.items()}
-        self._labels_whole = collator.task.kind == MULTI_LABEL
+        self._labels_whole = collator.task.kind in (MULTI_LABEL, EMBEDDING)
         self._left = collator.tokenizer.padding_side == "left" and collator.task.kind != TEXT_GENERATION
         seen = whole.get("attention_mask", torch.ones_like(whole["input_ids"]))  # packed rows are full, or nearly
         self._length = seen.shape[-1]

@@ -58,13 +58,16 @@ class TrainConfig(Configuration):
     text: Annotated[
         Names,
         Flag(panel=DATA, metavar="FIELD[,FIELD]"),
-        Field(description="The field of the text, or two for pairs: text_a,text_b."),
+        Field(description="The field of the text, or two for pairs: text_a,text_b; three for an embedding's triplets."),
     ]
     out: Annotated[PathText, Field(description="The package folder to write; it must not exist.")]
     label: Annotated[
         str,
         Flag(panel=DATA, metavar="FIELD"),
-        Field(description="The field of the label; of the completion, where text is generated."),
+        Field(
+            description="The field of the label, or a field for each of several: one,two; of the completion, "
+            "where text is generated."
+        ),
     ] = "label"
     validation: Annotated[
         Source | None, Flag(panel=DATA, metavar="SOURCE"), Field(description="Rows that choose the best epoch.")

@@ -8,6 +8,7 @@ from sparsehub.errors import UsageError
 from sparsehub.package.manifest import HEAD_METHOD
 from sparsehub.package.task_spec import (
     COSINE,
+    EMBEDDING,
     JOINT,
     LINEAR,
     LINEAR_KINDS,
@@ -23,8 +24,9 @@ from sparsehub.settings import shown
 
 def check_settings(config: Any) -> None:
     """Raises `UsageError` for settings of a `TrainConfig` that do not go together."""
-    if not 1 <= len(config.text) <= 2:
-        raise UsageError("give one or two text fields", found=", ".join(config.text) or "none")
+    least, most, wanted = (2, 3, "two or three") if config.kind == EMBEDDING else (1, 2, "one or two")
+    if not least <= len(config.text) <= most:
+        raise UsageError(f"give {wanted} text fields", found=", ".join(config.text) or "none")
     if (config.kind == MULTIPLE_CHOICE) != bool(config.choices):
         fix = f"for example {shown('choices')} choice1,choice2"
         raise UsageError(f"choices belong to {MULTIPLE_CHOICE}, and it needs them", fix=fix)
@@ -39,6 +41,7 @@ def check_settings(config: Any) -> None:
         both = f"{shown('label')} names a field for each label, so these are the labels"
         raise UsageError(both, found=f"{shown('labels')} {','.join(config.labels)}", fix="leave it out")
     _check_generation(config)
+    _check_embedding(config)
     _check_head(config)
 
 
@@ -52,12 +55,26 @@ def _check_generation(config: Any) -> None:
         raise UsageError(f"{shown('packing')} belongs to {TEXT_GENERATION}", found=config.kind, fix="leave it out")
 
 
+def _check_embedding(config: Any) -> None:
+    """Raises `UsageError` for settings that do not go with an embedding."""
+    if config.kind != EMBEDDING:
+        return
+    for name in ("labels", "head", "pair"):
+        if getattr(config, name):
+            raise UsageError(f"an embedding has no {shown(name)}", fix="leave it out")
+    if len(config.text) > 2 and config.label != "label":
+        raise UsageError(f"triplets have no score, and {shown('label')} names one", found=config.label)
+    if config.method == HEAD_METHOD:
+        raise UsageError("an embedding has no head of its own", fix="choose another method")
+
+
 def _check_head(config: Any) -> None:
     """Raises `UsageError` for settings that do not fit the task's head."""
     if config.head == LINEAR and config.kind not in LINEAR_KINDS:
         raise UsageError(f"a {config.kind} has no linear head", fix=f"leave {shown('head')} out")
     for name in ("pooling", "normalize", "pair"):
-        if getattr(config, name) and not config.has_linear_head:
+        pooled = config.has_linear_head or config.kind == EMBEDDING
+        if getattr(config, name) and not pooled:
             raise UsageError(f"{shown(name)} belongs to a linear head", found=f"a {config.kind} without one")
     if config.pair and config.pair != JOINT and (len(config.text) < 2 or config.kind == MULTIPLE_CHOICE):
         raise UsageError(f"{shown('pair')} {config.pair} needs two text fields that are not choices")

@@ -11,6 +11,7 @@ from sparsehub.errors import DataError, UsageError
 from sparsehub.package.encoding import is_blank, is_broken, text_of, words_of
 from sparsehub.package.manifest_builder import metric_names
 from sparsehub.package.task_spec import (
+    EMBEDDING,
     EVEN,
     MULTI_LABEL,
     PROBLEM_TYPES,
@@ -23,19 +24,21 @@ from sparsehub.package.task_spec import (
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.labels import alike, found_labels, kind_that_fits, label_index, number
 from sparsehub.training.multi_label import HOW, column_target, listed_target
+from sparsehub.training.similarity import text_ids
 from sparsehub.training.sources import AS_DETECTED, read_table, source_name
 from sparsehub.training.tables.files import FILES
 from sparsehub.training.tables.layout_settings import Layout
 from sparsehub.training.tables.table import Part, Row, Table, place_of
 
 SPLITS = ("train", "validation", "test")
+_UNLABELLED = (REGRESSION, TEXT_GENERATION, EMBEDDING)
 MANY_LABELS = 50  # so many, and more than every second row another one, are rarely labels
 
 
 @dataclass(frozen=True)
 class Split:
     """Rows of one split and their labels as the model wants them: an index, a number, an index per word, or 0 and 1 for
-    each label of several."""
+    each label of several; of an embedding the pair's score, or an id per text."""
 
     source: str
     rows: Sequence[Row]
@@ -56,6 +59,11 @@ class TaskData:
     validation: Split | None
     test: Split | None
 
+    @property
+    def judged(self) -> dict[str, Split]:
+        """The splits that are not trained on, by name."""
+        return {name: split for name in ("validation", "test") if (split := getattr(self, name)) is not None}
+
 
 def load_data(config: TrainConfig, report: Callable[[str], None] = lambda _: None) -> TaskData:
     """Read the splits and make the task; raises `DataError`, which names the split, the row and its line.
@@ -74,7 +82,7 @@ def load_data(config: TrainConfig, report: Callable[[str], None] = lambda _: Non
         report(_described(name, sources[name], table))
         _check_fields(sources[name], table, fields, label_columns(config.kind, label))
     labels = config.choices or _labels_named(config) or _find_labels(config, tables["train"], sources["train"])
-    if config.kind not in (REGRESSION, TEXT_GENERATION) and not 2 <= len(labels) == len(set(labels)):
+    if config.kind not in _UNLABELLED and not 2 <= len(labels) == len(set(labels)):
         raise DataError("a task needs at least two labels, each of them once", found=", ".join(labels)[:300] or "none")
     for warning in _doubtful(config, labels, tables["train"]):
         report(warning)
@@ -85,7 +93,7 @@ def load_data(config: TrainConfig, report: Callable[[str], None] = lambda _: Non
         text_fields=tuple(config.text),
         label_field=label,
         max_length=config.max_length,
-        metrics=metric_names(config.kind, len(labels)),
+        metrics=metric_names(config.kind, len(labels), bool(label)),
         choice_fields=tuple(config.choices),
         thresholds=(EVEN,) * len(labels) if config.kind == MULTI_LABEL else (),
     )
@@ -117,8 +125,10 @@ def _check_layout(layout: Layout, tables: Sequence[Table] | Any) -> None:
 
 
 def _label_field(config: TrainConfig, table: Table) -> str:
-    """The field of the labels; none for a text generation whose rows have no completions."""
-    whole = config.kind == TEXT_GENERATION and config.label == TrainConfig.label
+    """The field of the labels; none for a text generation without completions, and an embedding without scores."""
+    if config.kind == EMBEDDING and len(config.text) > 2:
+        return ""
+    whole = config.kind in (TEXT_GENERATION, EMBEDDING) and config.label == TrainConfig.label
     return "" if whole and config.label not in table.fields else config.label
 
 
@@ -155,7 +165,7 @@ def _labels_named(config: TrainConfig) -> Sequence[str]:
 
 def _find_labels(config: TrainConfig, table: Table, source: str) -> Sequence[str]:
     """The labels of the training rows: as declared by the data set, or sorted."""
-    if config.kind in (REGRESSION, TEXT_GENERATION):
+    if config.kind in _UNLABELLED:
         return ()
     if config.label in table.declared:
         return table.declared[config.label]
@@ -204,13 +214,15 @@ def _split(task: TaskSpec, source: str, table: Table) -> Split:
     names = table.declared.get(task.label_field, ())
     if not set(names) & set(task.labels):
         names = ()  # other names were given: the numbers then count along those
-    targets, known = [], dict[tuple[type, Any], int]()
+    targets, known = list[Any](), dict[tuple[type, Any], int]()
     for index, row in enumerate(table.rows):
         try:
             _check_text(task, row)
-            targets.append(_target(task, row, names, known))
+            targets.append(_target(task, row, names, known) if task.label_field else None)
         except DataError as error:
             raise DataError(f"{table.place(index)}: {error}") from error
+    if task.kind == EMBEDDING and not task.label_field:
+        targets = list[Any](text_ids(table.rows, task.text_fields))
     return Split(source, table.rows, targets, table.parts)
 
 
@@ -262,7 +274,7 @@ def _target(task: TaskSpec, row: Row, names: Sequence[str], known: dict[tuple[ty
     value = _named(names, row[task.label_field])
     if task.kind == MULTI_LABEL:
         return listed_target(task, value)
-    if task.kind == REGRESSION:
+    if task.kind in (REGRESSION, EMBEDDING):
         return number(value)
     if task.kind != TOKEN_CLASSIFICATION:
         return _index(task, value, known)

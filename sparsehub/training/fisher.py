@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from sparsehub.errors import UsageError
+from sparsehub.package.embedding_model import EmbeddingModel
 from sparsehub.package.task_model import TaskModel
 from sparsehub.training.gradients import (
     Batch,
@@ -26,6 +28,9 @@ def row_squares(
     task_model: TaskModel, batches: Iterable[Batch], names: Iterable[str], on_batch: OnBatch
 ) -> dict[str, Tensor]:
     """By parameter name, the squared gradient of each row's own loss, summed over the rows. Dropout is off."""
+    if isinstance(task_model.model, EmbeddingModel):
+        problem = "this rule looks at single rows, and an embedding's loss is that of a batch"
+        raise UsageError(problem, fix="choose another --method, such as sam or child-tuning")
     wanted = candidates_named(task_model, names)
     sums = {name: torch.zeros_like(parameter) for name, parameter in wanted.items()}
     task_model.model.eval()

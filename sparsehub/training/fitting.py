@@ -21,11 +21,12 @@ from sparsehub.errors import UsageError
 from sparsehub.files import write_file
 from sparsehub.memory import return_freed_memory
 from sparsehub.package.manifest import HEAD_METHOD
-from sparsehub.package.task_model import TaskModel, load_task_model, with_linear_head
-from sparsehub.package.task_spec import TEXT_GENERATION, HeadSpec
+from sparsehub.package.task_model import TaskModel, load_task_model, on_pooled_states
+from sparsehub.package.task_spec import EMBEDDING, TEXT_GENERATION, HeadSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.selection import by_layer
 from sparsehub.selection.depth import ALL
+from sparsehub.training.baselines import PROBE, baselines, report_baseline, with_frozen_scores
 from sparsehub.training.batches import Collator
 from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
@@ -34,7 +35,7 @@ from sparsehub.training.gradients import head_of
 from sparsehub.training.job import Job, PreparedTraining, Report, prepare
 from sparsehub.training.language_modeling import tokenised
 from sparsehub.training.methods.phases import set_head
-from sparsehub.training.metrics import best_metric, majority
+from sparsehub.training.metrics import best_metric
 from sparsehub.training.probe import Probe, best_probe, head_candidates
 from sparsehub.training.processes import join_processes, speaks, wait_for_all
 from sparsehub.training.sources import Source
@@ -97,8 +98,11 @@ def open_job(config: TrainConfig, data: TaskData, run: Path, report: Report) -> 
     task_model = load_task_model(checkpoint, data.task, device=device)
     tokenizer = load_tokenizer(checkpoint)
     data = _within(data, max_tokens(tokenizer, task_model.backbone.config), report)
+    job = Job(config, data, task_model, Collator(data.task, tokenizer), run, processes, report)
     if config.has_linear_head:
-        return _with_probe(Job(config, data, task_model, Collator(data.task, tokenizer), run, processes, report), heads)
+        return _with_probe(job, heads)
+    if data.task.kind == EMBEDDING:
+        return with_frozen_scores(job)
     if data.task.kind == TEXT_GENERATION:
         keep_no_cache(task_model.model)
         data = _as_tokens(data, tokenizer, config.packing)
@@ -113,7 +117,7 @@ def with_task(data: TaskData, head: HeadSpec) -> TaskData:
 def _with_probe(job: Job, heads: Sequence[HeadSpec]) -> Job:
     """The job with the better probe's head, which training starts from; each process has that of the first."""
     tasks = [dataclasses.replace(job.data.task, head=head) for head in heads]
-    splits = {"train": job.data.train, **_judged(job.data)}
+    splits = {"train": job.data.train, **job.data.judged}
 
     def probe() -> Probe:
         tokenizer = job.collator.tokenizer
@@ -124,10 +128,9 @@ def _with_probe(job: Job, heads: Sequence[HeadSpec]) -> Job:
     wait_for_all()
     found = probe()  # read from the run's folder
     data = with_task(job.data, found.head)
-    task_model = with_linear_head(job.task_model.backbone, data.task)
+    task_model = on_pooled_states(job.task_model.backbone, data.task)
     set_head(head_of(task_model), found.start)
-    for split, scores in found.metrics.items():
-        job.report(f"probe on the frozen backbone, {split}: " + "  ".join(f"{n} {v:.4f}" for n, v in scores.items()))
+    report_baseline(job, "probe on the frozen backbone", found)
     collator = dataclasses.replace(job.collator, task=data.task)
     return dataclasses.replace(job, data=data, task_model=task_model, collator=collator, probe=found)
 
@@ -139,7 +142,7 @@ def keep_no_cache(model: Any) -> None:
 
 def _as_tokens(data: TaskData, tokenizer: Any, packing: bool) -> TaskData:
     """The same data tokenised. Only training rows are packed: the others are judged one by one."""
-    judged = {name: tokenised(split, data.task, tokenizer) for name, split in _judged(data).items()}
+    judged = {name: tokenised(split, data.task, tokenizer) for name, split in data.judged.items()}
     train = tokenised(data.train, data.task, tokenizer, packed=packing)
     return TaskData(data.task, train, judged.get("validation"), judged.get("test"))
 
@@ -187,17 +190,20 @@ def _what_is_trained(model: Trainable) -> str:
 
 
 def _finish(job: Job, prepared: PreparedTraining, trainer: Any, seconds: dict[str, float]) -> Fitted:
-    model, generates = prepared.model, job.data.task.kind == TEXT_GENERATION
+    model, kind = prepared.model, job.data.task.kind
+    generates, embeds = kind == TEXT_GENERATION, kind == EMBEDDING
     back = prepared.epochs > 0 and model.packages and not improved(job, trainer)
     delta = model.delta(job.config.value_dtype) if job.budget and model.packages and not back else None
     aside = job.run / ASIDE if model.save_aside(job.run / ASIDE, writes=job.processes.first) else None
-    uncut = evaluate(trainer, job, _judged(job.data)) if model.kept < 1 else None
+    uncut = evaluate(trainer, job, job.data.judged) if model.kept < 1 else None
     if delta is not None or back:
         model.clear()
     if back and job.probe is not None:
         set_head(model.head, job.probe.tensors)
-        job.report("no epoch is better than the probe: the package has its head and no delta")
-    untouched = evaluate(trainer, job, _judged(job.data)).metrics if generates and delta is not None else {}
+        which = "frozen backbone" if embeds else "probe"
+        kept = "no delta" if embeds else "its head and no delta"
+        job.report(f"no epoch is better than the {which}: the package has {kept}")
+    untouched = evaluate(trainer, job, job.data.judged).metrics if generates and delta is not None else {}
     found = _judge_stored(job, trainer, delta)
     head = {name: parameter.detach().cpu().clone() for name, parameter in model.head.items()}
     record = _record(job, prepared.steps + trainer.state.global_step, seconds)
@@ -208,36 +214,22 @@ def _finish(job: Job, prepared: PreparedTraining, trainer: Any, seconds: dict[st
         record["before_packaging"] = {"metrics": uncut.metrics, "share_of_squared_norm_kept": round(model.kept, 6)}
     if back:
         record["chosen"] = "before the first step"
-    name = "backbone" if generates else "majority"
-    first = untouched if generates else {n: _majority(job.data, split) for n, split in _judged(job.data).items()}
-    record["baselines"] = {n: {name: row, **_probed(job, n)} for n, row in first.items()}
-    baseline = {f"{n} ({name})": row for n, row in first.items()}
+    record["baselines"] = baselines(job, untouched)
+    beside = {(split, name): row for split, its in record["baselines"].items() for name, row in its.items()}
+    baseline = {f"{split} ({name})": row for (split, name), row in beside.items() if name != PROBE}
     metrics, data = {**found.metrics, **baseline}, dataclasses.replace(job.data, task=found.task)
     uncut_losses = dict(uncut.losses) if uncut is not None else {}
     return Fitted(job.task_model, data, delta, head, metrics, record, dict(found.losses), uncut_losses, aside)
 
 
-def _probed(job: Job, split: str) -> Metrics:
-    """The probe's scores on a split, as a baseline."""
-    return {"probe": dict(job.probe.metrics[split])} if job.probe is not None else {}
-
-
-def _majority(data: TaskData, split: Split) -> dict[str, float]:
-    return majority(data.task, data.train.targets, split.targets)
-
-
-def _judged(data: TaskData) -> dict[str, Split]:
-    return {name: split for name in ("validation", "test") if (split := getattr(data, name)) is not None}
-
-
 def _judge_stored(job: Job, trainer: Any, delta: Delta | None) -> Judgement:
     """Judge what will be stored: the delta goes through its file format before."""
     if delta is None or not delta.nnz:
-        return evaluate(trainer, job, _judged(job.data))
+        return evaluate(trainer, job, job.data.judged)
     patch = make_patch(job.task_model.backbone, _through_file(delta, job.run / f"{job.processes.rank}-{DELTA_FILE}"))
     apply_patch(job.task_model.backbone.arena, patch)
     try:
-        return evaluate(trainer, job, _judged(job.data))
+        return evaluate(trainer, job, job.data.judged)
     finally:
         restore_patch(job.task_model.backbone.arena, patch)
 
@@ -253,7 +245,7 @@ def _record(job: Job, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
     import transformers
 
     config, data = job.config, job.data
-    splits = {"train": data.train, **_judged(data)}
+    splits = {"train": data.train, **data.judged}
     return {
         "data": {n: {**_origin(getattr(config, n), s), "rows": len(s.rows)} for n, s in splits.items()},
         "steps": steps,

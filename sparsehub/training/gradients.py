@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sparsehub.package.embedding_model import EmbeddingModel
 from sparsehub.package.task_model import TaskModel
 from sparsehub.training.activation_checkpointing import checkpointed_activations
 from sparsehub.training.metrics import IGNORED
@@ -32,7 +33,7 @@ def summed_gradients(
     task_model.model.eval()
     with requires_grad(wanted.values(), True), requires_grad(head_of(task_model).values(), False):
         for batch in batches:
-            for part, share in passes(on_device(batch, task_model), PASS_TOKENS[task_model.backbone.device.type]):
+            for part, share in passes(on_device(batch, task_model), pass_tokens(task_model, PASS_TOKENS)):
                 (task_model.model(**part).loss * share).backward()
             on_batch()
     gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in wanted.items()}
@@ -139,6 +140,13 @@ def head_of(task_model: TaskModel) -> dict[str, nn.Parameter]:
 
 def on_device(batch: Batch, task_model: TaskModel) -> dict[str, Tensor]:
     return {name: tensor.to(task_model.backbone.device) for name, tensor in batch.items()}
+
+
+def pass_tokens(task_model: TaskModel, by_device: Mapping[str, int]) -> int:
+    """Tokens of one pass; all of a batch where a row's loss depends on the others, as that of an embedding."""
+    if isinstance(task_model.model, EmbeddingModel):
+        return 1 << 62
+    return by_device[task_model.backbone.device.type]
 
 
 def passes(batch: Batch, tokens: int) -> Iterator[tuple[dict[str, Tensor], float]]:

@@ -15,6 +15,7 @@ from sparsehub.training.gradients import (
     candidates_named,
     head_of,
     on_device,
+    pass_tokens,
     passes,
     requires_grad,
 )
@@ -72,7 +73,7 @@ def _probe(
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in batches:
         inputs = on_device(batch, task_model)
-        for part, share in passes(inputs, PASS_TOKENS[task_model.backbone.device.type]):
+        for part, share in passes(inputs, pass_tokens(task_model, PASS_TOKENS)):
             loss = task_model.model(**part).loss * share
             if not loss.requires_grad:
                 break  # it reaches no parameter of this group: a pooler that the head does not read, for instance

@@ -14,9 +14,17 @@ from numpy.typing import NDArray
 
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
-from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TEXT_GENERATION, TOKEN_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import (
+    EMBEDDING,
+    MULTI_LABEL,
+    REGRESSION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+    TaskSpec,
+)
 from sparsehub.schema import unknown_name
 from sparsehub.training.multi_label import commonest, several_metrics
+from sparsehub.training.similarity import similarity_mean_loss, similarity_metrics
 
 IGNORED = -100
 LOWER_IS_BETTER = ("mse", "perplexity")
@@ -30,10 +38,13 @@ def best_metric(task: TaskSpec, wanted: str | None) -> str:
 
 
 def compute(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
-    """logits: as the model gives them, of a text generation `language.row_scores`; targets: indices or numbers,
-    of multi-label [rows, labels] of 0 and 1; `IGNORED` where a token has no label."""
+    """logits: as the model gives them, of a text generation `language.row_scores`; targets: indices or numbers, of
+    multi-label [rows, labels] of 0 and 1, of an embedding as for `similarity_metrics`; `IGNORED` where a token has no
+    label."""
     if task.kind == TEXT_GENERATION:
         return _generation(logits)
+    if task.kind == EMBEDDING:
+        return _rounded(similarity_metrics(logits, targets))
     if task.kind == REGRESSION:
         return _regression(logits.reshape(-1), targets.reshape(-1))
     if task.kind == MULTI_LABEL:
@@ -48,6 +59,8 @@ def mean_loss(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> fl
     if task.kind == TEXT_GENERATION:
         loss, tokens, _, _ = logits.sum(0)
         return float(loss / tokens)
+    if task.kind == EMBEDDING:
+        return similarity_mean_loss(logits, targets)
     if task.kind == REGRESSION:
         return _squared_error(logits.reshape(-1), targets.reshape(-1))
     if task.kind == MULTI_LABEL:

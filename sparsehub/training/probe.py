@@ -28,13 +28,15 @@ from sparsehub.backbone.backbone import read_config
 from sparsehub.extras import require
 from sparsehub.files import write_file
 from sparsehub.package.linear_head import BIAS, WEIGHT, features
-from sparsehub.package.pooling import default_pooling
+from sparsehub.package.pooling import default_pooling, normalizes
 from sparsehub.package.task_spec import (
     COSINE,
+    EMBEDDING,
     JOINT,
     LINEAR,
     MULTI_LABEL,
     MULTIPLE_CHOICE,
+    NONE,
     REGRESSION,
     SEPARATE,
     HeadSpec,
@@ -63,7 +65,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted linear head, and how good it is on the splits that a run is judged by."""
+    """A fitted linear head, or of an embedding the frozen backbone alone, and how good it is on a run's splits."""
 
     head: HeadSpec
     tensors: Mapping[str, Tensor]  # `weight` and `bias`, on the CPU
@@ -89,6 +91,9 @@ class Frozen:
 
 def head_candidates(config: TrainConfig, task: TaskSpec, checkpoint: Checkpoint) -> list[HeadSpec]:
     """The heads that a run may have: one, or one for each way to read a pair, of which the probe takes the best."""
+    if task.kind == EMBEDDING:
+        pooling = config.pooling or default_pooling(checkpoint.folder, read_config(checkpoint))
+        return [HeadSpec(NONE, pooling, normalize=config.normalize or normalizes(checkpoint.folder))]
     if not config.has_linear_head:
         return [task.head]
     pooling = config.pooling or default_pooling(checkpoint.folder, read_config(checkpoint))

@@ -17,6 +17,7 @@ from sparsehub.files import canonical_json, sha256_bytes, strict_json, write_fil
 from sparsehub.package import Manifest, read_manifest, write_package
 from sparsehub.package.manifest import CONFIGURATION, FORMAT_VERSION, HEAD_METHOD
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
+from sparsehub.package.task_spec import EMBEDDING
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import SPLITS
 from sparsehub.training.fitting import Fitted, Metrics, device_named, fit
@@ -70,7 +71,8 @@ def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda
     with _run_of(config, restart, report) as (run, processes):
         fitted = fit(config, run, report=report)
         changed = fitted.delta is not None and fitted.delta.nnz > 0
-        if not changed and not config.has_linear_head and config.method != HEAD_METHOD:
+        alone = config.has_linear_head or config.kind == EMBEDDING or config.method == HEAD_METHOD
+        if not changed and not alone:
             raise DataError(
                 "no weight changed, so there is nothing to package",
                 fix="raise --density, --learning-rate or --epochs, or give --method head",

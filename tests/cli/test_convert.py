@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sparsehub.package import read_package
+from sparsehub.package.task_spec import HeadSpec
 
 LABELS = ("bad", "fair", "good")
 
@@ -36,6 +37,18 @@ def tuned(tiny_tasks: Any, tmp_path: Path) -> Path:
             parameter.add_(torch.randn_like(parameter) * 0.3)
     model.save_pretrained(tmp_path / "tuned")
     return tmp_path / "tuned"
+
+
+def test_a_linear_head_comes_from_the_package_that_describes_the_task(
+    run: Any, tiny_tasks: Any, tuned: Path, tmp_path: Path
+) -> None:
+    described = tiny_tasks.write("described", seed=3, head=HeadSpec("linear", "mean", False, "joint"))
+    common = (tuned, "--backbone", tiny_tasks.folder, "--name", "mood", "--drop", "classifier.*")
+    done = run("extract", *common, "--task-of", described, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    found, expected = read_package(tmp_path / "out"), read_package(described)
+    assert found.manifest.task == expected.manifest.task
+    assert {name: t.tolist() for name, t in found.head.items()} == {n: t.tolist() for n, t in expected.head.items()}
 
 
 def test_extract_tells_what_it_kept_and_what_that_cost(

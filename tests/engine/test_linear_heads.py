@@ -1,4 +1,4 @@
-"""Linear heads: what is served is what the materialised folder says under sentence-transformers, without sparsehub."""
+"""Linear heads and embeddings: what is served is what the materialised folder says, without sparsehub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 import sparsehub
 from sparsehub.backbone import load_backbone, open_checkpoint
 from sparsehub.engine import BatchReport, Engine, Task
-from sparsehub.errors import DataError, FormatError
+from sparsehub.errors import DataError, FormatError, RequestError, UsageError
 from sparsehub.package import read_package
 from sparsehub.package.linear_head import LinearHead
 from sparsehub.package.materialize import materialize
@@ -106,6 +106,53 @@ def test_served_scores_are_those_of_the_materialised_folder(tiny_tasks: Any, clo
         assert {report.mode for report in reports} <= ({"mixed"} if mode == "mixed" else {"swap", "grouped-swap"})
         engine.stop()
         assert engine.backbone.arena.digest() == before
+
+
+@pytest.mark.slow
+def test_served_vectors_are_those_of_the_materialised_folder(tiny_tasks: Any) -> None:
+    """Every pooling and both scales, with and without a delta, beside tasks with heads, by swap and mixed."""
+    from sentence_transformers import SentenceTransformer
+
+    expected, packages = {}, []
+    for number, (pooling, normalize) in enumerate(itertools.product(POOLINGS, (False, True))):
+        for delta in (True, False):
+            name = f"vectors{number}-{'delta' if delta else 'none'}"
+            head = HeadSpec("none", pooling, normalize)
+            folder = tiny_tasks.write(name, "embedding", fields=("a", "b"), seed=number, head=head, delta=delta)
+            packages.append(read_package(folder))
+            model = SentenceTransformer(str(tiny_tasks.materialised(folder)), device="cpu", local_files_only=True)
+            expected[name] = model.encode(list(PAIR))
+    classes = read_package(tiny_tasks.write("beside", seed=30, head=HeadSpec("linear", "max", False, "joint")))
+    for mode in ("swap", "mixed"):
+        engine = Engine(load_backbone(str(tiny_tasks.folder)), mode=mode)
+        before = engine.backbone.arena.digest()
+        for package in (*packages, classes):
+            engine.register(Task(package.manifest.name, "1.0.0", package.digest, lambda package=package: package))
+            engine.load(package.manifest.name)
+        tickets = {name: engine.embed(name, list(PAIR)) for name in expected}
+        beside = (
+            engine.embed("beside", list(PAIR)),
+            engine.embed(None, list(PAIR)),
+            engine.classify("beside", ["a fox"]),
+        )
+        run_all(engine)
+        for name, ticket in tickets.items():
+            found = np.array([future.result(0) for future in ticket.futures])
+            assert np.abs(found - expected[name]).max() < 1e-4, (mode, name)
+        assert all(future.result(0) for ticket in beside for future in ticket.futures)
+        with pytest.raises(RequestError, match="gives vectors"):
+            engine.classify("vectors0-delta", ["the fox"])
+        engine.stop()
+        assert engine.backbone.arena.digest() == before
+
+
+def test_an_embedding_loads_as_what_each_library_has(tiny_tasks: Any) -> None:
+    folder = tiny_tasks.write("loaded", "embedding", fields=("a", "b"), seed=31)
+    model = sparsehub.load(folder, backbone=tiny_tasks.folder, library="sentence-transformers")
+    assert np.allclose(np.linalg.norm(model.encode(list(PAIR)), axis=1), 1)
+    assert type(sparsehub.load(folder, backbone=tiny_tasks.folder)).__name__ == "BertModel"
+    with pytest.raises(UsageError, match=r"no pipeline.*embeddings"):
+        sparsehub.pipeline(folder, backbone=tiny_tasks.folder)
 
 
 def run_all(engine: Engine) -> None:

@@ -259,7 +259,15 @@ def test_a_head_or_layers_that_make_no_sense_are_refused(change: dict[str, dict[
         check_manifest(dataclasses.replace(draft, files=record, **parts))
 
 
-@pytest.mark.parametrize("key", ["thresholds", "activation"])
+@pytest.mark.parametrize(("stated", "problem"), [([], "not in canonical form"), ([0.5, 0.5], "thresholds")])
+def test_thresholds_stand_where_a_row_has_several_labels_and_nowhere_else(stated: list[float], problem: str) -> None:
+    table = json.loads((GOLDEN / "package-2" / "sparsehub.json").read_bytes())
+    table["task"]["thresholds"] = stated
+    with pytest.raises(ManifestError, match=problem):
+        parse_manifest(canonical_json(table))
+
+
+@pytest.mark.parametrize("key", ["activation"])
 def test_fields_of_features_that_are_not_there_are_refused(key: str) -> None:
     table = json.loads((GOLDEN / "package-2" / "sparsehub.json").read_bytes())
     table["task"][key] = None

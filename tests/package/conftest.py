@@ -23,6 +23,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "regression": {"labels": (), "text_fields": ("text",)},
     "token-classification": {"labels": ("O", "B-NAME", "I-NAME"), "text_fields": ("words",)},
+    "embedding": {"labels": (), "text_fields": ("first", "second"), "label_field": ""},
     "text-generation": {"labels": (), "text_fields": ("text",), "label_field": ""},
     "multiple-choice": {"labels": ("first", "second"), "choice_fields": ("first", "second"), "text_fields": ("ask",)},
 }

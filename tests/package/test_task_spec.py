@@ -7,7 +7,7 @@ import pytest
 
 from sparsehub.errors import ManifestError
 from sparsehub.package.manifest import Manifest, check_manifest, check_name, check_version, parse_manifest
-from sparsehub.package.task_spec import HEADED_KINDS, KINDS, TaskSpec
+from sparsehub.package.task_spec import HEADED_KINDS, KINDS, HeadSpec, TaskSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "package" / "sparsehub.json"
 
@@ -74,10 +74,30 @@ def test_a_multi_label_task_has_a_threshold_for_each_label(manifest: Manifest) -
         check_manifest(dataclasses.replace(manifest, task=sound))
 
 
+def test_an_embedding_has_pooling_and_nothing_else(manifest: Manifest) -> None:
+    newer = dataclasses.replace(manifest, format_version=2)
+    task = TaskSpec("embedding", (), "similarity", ("a", "b", "c"), "", 128, ("ndcg_at_10",))
+    assert task.head == HeadSpec("none", "mean", normalize=True) and task.reads_alone
+    written = dataclasses.replace(newer, task=task)
+    assert parse_manifest(written.to_bytes()).task == task
+    for wrong in (
+        {"head": HeadSpec("none")},
+        {"head": HeadSpec("none", "mean")},
+        {"head": HeadSpec("none", "mean", normalize=True, pair="joint")},
+        {"head": HeadSpec("linear", "mean", normalize=True, pair="joint")},
+        {"labels": ("a", "b")},
+        {"text_fields": ("a", "b", "c", "d")},
+    ):
+        with pytest.raises(ManifestError):
+            check_manifest(dataclasses.replace(newer, task=dataclasses.replace(task, **wrong)))
+    with pytest.raises(ManifestError, match="format 1 has no embedding"):
+        check_manifest(dataclasses.replace(manifest, task=task))
+
+
 def test_every_kind_is_tried_above() -> None:
     headed = {"text-classification", "regression", "multiple-choice", "token-classification"}
     headed.add("multi-label-classification")
-    assert set(HEADED_KINDS) == headed and set(KINDS) == {*headed, "text-generation"}
+    assert set(HEADED_KINDS) == headed and set(KINDS) == {*headed, "text-generation", "embedding"}
 
 
 def test_a_text_generation_has_one_text_and_no_labels(manifest: Manifest) -> None:

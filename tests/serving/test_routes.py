@@ -9,8 +9,12 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from sparsehub.package import read_package
+from sparsehub.package.task_spec import HeadSpec
 
 TEXTS = ["the fox", "who wrote the book", "a bad ending"]
 ENVELOPE = {"id", "object", "created", "model", "data", "usage"}
@@ -35,6 +39,38 @@ def test_classify_answers_in_vllms_shape_with_the_digest(server: Any, reference_
         assert entry["label"] == f"label{scores.index(max(scores))}"
     tokens = sum(len(server.engine.tokenizer(text)["input_ids"]) for text in TEXTS)
     assert body["usage"] == {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
+
+
+def test_an_embedding_answers_with_its_own_vectors_and_their_cosines(
+    new_server: Callable[..., Any], tiny_tasks: Any
+) -> None:
+    """Pooled by the first token and not scaled, as its head says; the plain backbone's are means of unit length."""
+    from sentence_transformers import SentenceTransformer
+
+    head = HeadSpec("none", "first", normalize=False)
+    folder = tiny_tasks.write("vectors", "embedding", fields=("a", "b"), seed=12, head=head)
+    model = SentenceTransformer(str(tiny_tasks.materialised(folder)), device="cpu", local_files_only=True)
+    vectors = model.encode(TEXTS)
+    cosines = (vectors @ vectors.T) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vectors, axis=1)[:, None]
+    with new_server(start=True) as server:
+        server.engine.add(read_package(folder))
+        found = server.post("/v1/embeddings", model="vectors", input=TEXTS).json()
+        assert found["digest"] == digest_of(server, "vectors")
+        assert np.abs(np.array([entry["embedding"] for entry in found["data"]]) - vectors).max() < 1e-4
+        scores = server.post("/v1/score", model="vectors", text_1=TEXTS[0], text_2=TEXTS).json()
+        assert scores["digest"] == found["digest"]
+        assert [entry["score"] for entry in scores["data"]] == pytest.approx(cosines[0].tolist(), abs=1e-4)
+        ranked = server.post("/v1/rerank", model="vectors", query=TEXTS[0], documents=TEXTS).json()["results"]
+        assert [entry["index"] for entry in ranked] == np.argsort(-cosines[0], kind="stable").tolist()
+        assert server.client.get("/v2/models/vectors").json()["outputs"][0]["shape"] == [-1, 32]
+        tensor = {"name": "input", "datatype": "BYTES", "shape": [3], "data": TEXTS}
+        tensors = server.client.post("/v2/models/vectors/infer", json={"inputs": [tensor]}).json()
+        assert np.abs(np.array(tensors["outputs"][0]["data"]).reshape(3, -1) - vectors).max() < 1e-4
+        assert tensors["parameters"]["digest"] == found["digest"]
+        refused = server.post("/v1/classify", model="vectors", input=TEXTS)
+        assert refused.status_code == 400 and "gives vectors" in refused.json()["error"]["message"]
+        alone = server.post("/v1/score", model="vectors", input=TEXTS)
+        assert alone.status_code == 400 and "vectors scores two texts" in alone.json()["error"]["message"]
 
 
 def test_a_text_gets_every_label_that_reaches_its_threshold(server: Any, reference_of: Any) -> None:

@@ -118,7 +118,7 @@ def _spec(kind: str, labels: int, fields: tuple[str, ...], max_length: int) -> A
     from sparsehub.package import TaskSpec
     from sparsehub.package.task_spec import PROBLEM_TYPES
 
-    names = {"regression": (), "text-generation": (), "multiple-choice": ("choice1", "choice2")}.get(
+    names = {"regression": (), "text-generation": (), "embedding": (), "multiple-choice": ("choice1", "choice2")}.get(
         kind, tuple(f"label{i}" for i in range(labels))
     )
     return TaskSpec(
@@ -137,6 +137,7 @@ def _spec(kind: str, labels: int, fields: tuple[str, ...], max_length: int) -> A
 def _draft(name: str, version: str, task: Any, backbone: Any, delta: Any) -> Any:
     from sparsehub.package import Manifest
     from sparsehub.package.manifest import BackboneRef, DeltaRecord, TouchedParameter
+    from sparsehub.package.task_spec import FORMAT_2_KINDS
 
     checkpoint, total = backbone.checkpoint, backbone.arena.numel
     touched = {
@@ -146,7 +147,7 @@ def _draft(name: str, version: str, task: Any, backbone: Any, delta: Any) -> Any
     ref = BackboneRef("tiny/bert", "", backbone.architecture, checkpoint.dtype, checkpoint.fingerprint, total)
     record = DeltaRecord("random", delta.nnz / total, delta.nnz, delta.value_kind, delta.value_dtype, touched)
     return Manifest(
-        1 if task.head.type != "linear" and not task.thresholds else 2,
+        1 if task.head.type != "linear" and task.kind not in FORMAT_2_KINDS else 2,
         name,
         version,
         task,

@@ -72,6 +72,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "regression": {"text": ("text",)},
     # After its first step nothing has changed yet, and a few words' F1 may be no better after the second.
     "token-classification": {"text": ("words",), "label": "tags", "metric": "accuracy"},
+    "embedding": {},
     "multiple-choice": {"text": ("question",), "choices": ("first", "second"), "label": "right"},
 }
 

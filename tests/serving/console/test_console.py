@@ -207,14 +207,16 @@ class Asker:
         return self.client.post(path, json=body).raise_for_status().json()
 
 
-def test_every_kind_has_a_form_and_an_answer(new_server: Callable[..., Any]) -> None:
-    texts = {"choice": ("the fox", "a dog", "a film"), "pair": ("the fox", "a dog")}
+def test_every_kind_has_a_form_and_an_answer(new_server: Callable[..., Any], tiny_tasks: Any) -> None:
+    texts = {"choice": ("the fox", "a dog", "a film"), "pair": ("the fox", "a dog"), "vectors": ("the fox",) * 2}
     with new_server(start=True) as server:
+        server.engine.add(tiny_tasks.read("vectors", "embedding", fields=("a", "b")))
         ask, shown = Asker(server.client), {}
         for task in server.engine.tasks.all():
             form = asyncio.run(form_of(ask, task.name))  # type: ignore[arg-type]
             shown[task.name] = asyncio.run(answer_of(ask, form, texts.get(task.name, ("the fox",))))  # type: ignore[arg-type]
         assert all(f"answered by <b>{name}@1.0.0</b>" in answer.text for name, answer in shown.items())
+        assert '<p class="number">1</p>' in shown["vectors"].text
         labels = server.post("/v1/classify", model="several", input="the fox").json()["data"][0]["labels"]
         assert list(shown["several"].probabilities or ()) == [f"label{i}" for i in range(4)]
         assert ", ".join(labels) in shown["several"].text
