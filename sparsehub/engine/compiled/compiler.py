@@ -7,8 +7,10 @@ The weights are no part of the program: whoever loads it says where they are.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
 import zipfile
@@ -24,6 +26,7 @@ from sparsehub.backbone import load_backbone
 from sparsehub.engine.compiled.program_files import LIBRARY, write_description
 
 LOWEST_PRIORITY = 19
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 _ROWS, _LENGTH = 3, 24  # of the example; both are free in the program
 
 
@@ -94,6 +97,8 @@ def _extract_library(package: Path, library: Path) -> None:
 def main() -> None:
     """Run the job of the command line. Its output is for whoever started it, who shows the last line of it."""
     os.nice(LOWEST_PRIORITY)  # answers go before
+    if sys.platform == "linux":  # an engine that is killed leaves no compiler behind
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
     job = CompilerJob(**json.loads(sys.argv[1]))
     with contextlib.redirect_stdout(sys.stderr):
         compile_program(job)
