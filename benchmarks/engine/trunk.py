@@ -33,7 +33,7 @@ from sparsehub.package.outputs import Prediction
 from sparsehub.package.task_spec import FIRST, MEAN, HeadSpec
 
 TASKS, TEXTS, TOKENS = 16, 16, 32
-ROUNDS = 7
+ROUNDS = 5
 PLAIN = "plain forward of the texts"
 LIMITS = {  # by encoder, changed layers and pooling: the largest multiple of the plain forward
     ("6 x 384", 0, MEAN): 1.15,
@@ -110,7 +110,7 @@ def measure(size: str, folder: Path, layers: int, pooling: str, rounds: int) -> 
         "shares nothing, trunks off": lambda: planned(setting, "mixed", setting.unshared),
     }
     difference = largest_difference(setting)
-    timings = interleaved([Case(name, call) for name, call in calls.items()], rounds)
+    timings = interleaved([Case(name, call) for name, call in calls.items()], rounds, warmup=1)
     plain = timings[PLAIN]
     setup = {
         "encoder": size,

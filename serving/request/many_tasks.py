@@ -21,7 +21,7 @@ from serving.request.results import envelope, results, usage_of
 from serving.request.service import Service, TaskInputs, discreet
 from sparsehub.engine import AcquiredTask, PendingRequest, PreparedRequest, TaskInfo
 from sparsehub.engine.input_processor import KnownRows
-from sparsehub.engine.many_tasks import submitted, tokens_once
+from sparsehub.engine.many_tasks import submitted, tokens_once, unreadable
 from sparsehub.errors import SparsehubError, UnknownTaskError
 from sparsehub.task_ref import BACKBONE, parse_model
 
@@ -147,7 +147,8 @@ class _Batch:
     ) -> list[PendingRequest[Any] | SparsehubError]:
         """What each task has pending, or why it fails alone. All rows are queued, or none."""
         with ExitStack() as held:
-            acquired = [self._acquire(reference, held) for reference in references]  # all begin to load
+            routed = [self._route(reference) for reference in references]
+            acquired = [self._acquire(route, held) for route in routed]
             parts = [self._prepare(task, its, held) for task, its in zip(acquired, inputs, strict=True)]
             ready = [part for part in parts if isinstance(part, _Ready)]
             check_items(self._service.settings, sum(part.prepared.items for part in ready))
@@ -158,14 +159,30 @@ class _Batch:
         self._count(acquired, pending)
         return pending
 
-    def _acquire(self, reference: str | None, held: ExitStack) -> tuple[Routed, AcquiredTask | None] | SparsehubError:
-        """What a task means for this request, referenced; of the plain backbone there is nothing to hold."""
+    def _route(self, reference: str | None) -> Routed | SparsehubError:
+        """What a task means for this request, its package read; of the plain backbone there is none."""
         engine, timeout = self._service.engine, self._service.settings.timeout
         try:
             with discreet(self._call, reference or BACKBONE):
                 routed = self._service.resolve(self._call, reference)
-                model = routed.model
-                return routed, None if model is None else held.enter_context(engine.acquire(model, timeout))
+                error = None if routed.model is None else unreadable(engine, routed.model, timeout)
+                if error is not None:
+                    raise error
+        except SparsehubError as failed:
+            return failed
+        return routed
+
+    def _acquire(
+        self, routed: Routed | SparsehubError, held: ExitStack
+    ) -> tuple[Routed, AcquiredTask | None] | SparsehubError:
+        """A task, referenced; of the plain backbone there is nothing to hold."""
+        if isinstance(routed, SparsehubError):
+            return routed
+        engine, timeout, model = self._service.engine, self._service.settings.timeout, routed.model
+        try:
+            return routed, None if model is None else held.enter_context(engine.acquire(model, timeout))
+        except UnknownTaskError:  # it was removed a moment ago
+            return UnknownTaskError(f"unknown task {str(model)[:200]!r}")
         except SparsehubError as error:
             return error
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from sparsehub.engine.input_processor import KnownRows
 from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
+from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import SparsehubError
 from sparsehub.package.outputs import Prediction
 from sparsehub.task_ref import Reference
@@ -15,6 +16,9 @@ from sparsehub.task_ref import Reference
 
 class Asked(Protocol):
     """What is asked here of an `Engine`."""
+
+    def info(self, reference: Reference, timeout: float | None = None) -> TaskInfo:
+        """What a task is; its package is read where that was not done before."""
 
     def acquire(self, reference: Reference, timeout: float | None = None) -> AcquiredTask:
         """Reference a task, and begin to load it."""
@@ -40,27 +44,29 @@ def ask_many(
 ) -> list[PendingRequest[Prediction] | SparsehubError]:
     """The work of `Engine.classify_many`."""
     known: KnownRows = {}
+    errors = [unreadable(engine, reference, timeout) for reference in references]
     with ExitStack() as held:
-        acquired = [_acquired(engine, reference, timeout, held) for reference in references]  # all begin to load
         outcomes: list[PreparedRequest | SparsehubError] = []
-        for task in acquired:
+        for reference, error in zip(references, errors, strict=True):
             try:
-                if isinstance(task, SparsehubError):
-                    raise task
+                if error is not None:
+                    raise error
+                task = held.enter_context(engine.acquire(reference, timeout))
                 prepared = engine.prepare(task, inputs, truncate=truncate, timeout=timeout, known=known)
                 outcomes.append(held.enter_context(prepared))
-            except SparsehubError as error:
-                outcomes.append(error)
+            except SparsehubError as failed:
+                outcomes.append(failed)
         return submitted(engine, outcomes)
 
 
-def _acquired(
-    engine: Asked, reference: Reference, timeout: float | None, held: ExitStack
-) -> AcquiredTask | SparsehubError:
+def unreadable(engine: Asked, reference: Reference, timeout: float | None) -> SparsehubError | None:
+    """Why a task cannot be read; None where it was. Asked of all tasks of a request before it holds any: requests that
+    hold some tasks and wait for others wait for each other where memory has no room for all of them."""
     try:
-        return held.enter_context(engine.acquire(reference, timeout))
+        engine.info(reference, timeout)
     except SparsehubError as error:
         return error
+    return None
 
 
 def submitted(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 
 from sparsehub.backbone import load_backbone
 from sparsehub.delta import Delta
-from sparsehub.engine import BatchReport, Engine
+from sparsehub.engine import BatchReport, Budgets, Engine, Task
 from sparsehub.engine.cost_model import CalibrationPoints, CostModel
 from sparsehub.engine.many_tasks import tokens_once
 from sparsehub.engine.mixing_check import checked_targets
@@ -276,3 +279,41 @@ def test_heads_of_one_token_answer_the_same_in_every_way(
         for a, b in zip(found.results(0), expected.results(0), strict=True):
             assert numbers(a) == pytest.approx(numbers(b), abs=1e-5)
     engine.stop()
+
+
+def test_many_threads_ask_many_tasks_while_tasks_come_and_go(tiny_tasks: Any) -> None:
+    """Loads, evictions and cancellations: every answer is of its digest, nothing is lost, the arena is exact."""
+    packages = tasks_for_trunks(tiny_tasks)
+    engine = Engine(load_backbone(str(tiny_tasks.folder)), mode="trunk", budgets=Budgets(device_bytes=60_000))
+    for package in packages.values():
+        manifest = package.manifest
+        engine.register(Task(manifest.name, manifest.version, package.digest, lambda package=package: package))
+    before, right, lock = engine.backbone.arena.digest(), dict[tuple[str, str], list[float]](), threading.Lock()
+    wrong: list[Any] = []
+
+    def ask(seed: int) -> None:
+        pick = random.Random(seed)
+        for _ in range(12):
+            names = pick.sample(list(packages), pick.randint(1, 6))
+            texts = pick.sample(TEXTS, pick.randint(1, 2))
+            found = engine.classify_many(names, texts, timeout=60)
+            for name, its in zip(names, found, strict=True):
+                assert not isinstance(its, SparsehubError) and its.task is not None
+                if pick.random() < 0.1:
+                    its.futures[0].cancel()
+                if its.task.digest != packages[name].digest:
+                    wrong.append((name, its.task.digest))
+                for text, future in zip(texts, its.futures, strict=True):
+                    if future.cancelled():
+                        continue
+                    answer = numbers(future.result(60))
+                    with lock:
+                        expected = right.setdefault((name, text), answer)
+                    if answer != pytest.approx(expected, abs=1e-5):
+                        wrong.append((name, text))
+
+    with engine, ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(ask, seed) for seed in range(8)]:
+            done.result(120)
+        assert engine.usage.evictions > 0 and engine.waiting == 0
+    assert not wrong and engine.backbone.arena.digest() == before
