@@ -114,4 +114,10 @@ def flipped_bit(engine: Any, choices: random.Random) -> Iterator[Callable[[], bo
         entry = choices.randrange(words.numel())
         before = int(words[entry])
         words[entry] ^= 1 << choices.choice((20, 23, 29))
-    yield lambda: int(words[entry]) == before
+
+    def right() -> bool:
+        with engine.arena.lock:
+            engine.arena.swap.to(None)  # a task may change this very entry, and have restored it with its own
+            return int(words[entry]) == before
+
+    yield right
