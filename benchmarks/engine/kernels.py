@@ -24,8 +24,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.engine.mixed import Tasks, run_mixed, tasks_of
-from benchmarks.harness import Report, Row, in_turn, write_report
+from benchmarks.engine.mixed import LIMITS, Tasks, run_mixed, tasks_of
+from benchmarks.harness import KEY, Report, Row, in_turn, verdict, write_report
 from benchmarks.models import DENSITY, SIZES
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import sample_batch
@@ -33,6 +33,7 @@ from sparsehub.kernels import Segments, SparseChange, changes_of, native, segmen
 
 LAYERS = ((384, 384, 3), (384, 384, 1), (384, 1536, 1), (1536, 384, 1), (768, 768, 3), (768, 3072, 1), (3072, 768, 1))
 BATCHES = ((16, 16, 16), (16, 32, 1))  # rows, tokens of each, tasks
+PASSES = (*BATCHES, (16, 32, 4), (16, 32, 16))
 ROUNDS = 41
 PASS_ROUNDS = 9
 PARTS: Mapping[str, tuple[tuple[Any, str], ...]] = {  # kind of work -> the functions that do it
@@ -74,8 +75,19 @@ def main() -> None:
             os.environ["SPARSEHUB_CACHE"] = folder
             for size in SIZES:
                 tasks = tasks_of(size, Path(folder) / size.replace(" ", ""))
-                rows += [row for batch in BATCHES for row in measure_pass(size, tasks, batch)]
-    print(write_report(Report("kernels", "What a mixed pass spends where, on a CPU", rows, NOTES), "1"))
+                rows += [row for batch in PASSES for row in measure_pass(size, tasks, batch)]
+    report = Report("kernels", "What a mixed pass spends where, on a CPU", rows, NOTES, checks_of(rows))
+    print(write_report(report, "1"))
+
+
+def checks_of(rows: Sequence[Row]) -> list[str]:
+    """Whether the limits of `benchmarks.engine.mixed` held."""
+    limits = [(row, LIMITS.get(row.setup.get(KEY))) for row in rows if row.case == "mixed"]
+    return [
+        verdict(row.setup["passes of"], row.measured["times plain"], limit)
+        for row, limit in limits
+        if limit is not None
+    ]
 
 
 def measure_layer(batch: tuple[int, int, int], inside: int, out: int, maps: int) -> Row:
@@ -168,7 +180,10 @@ def measure_pass(size: str, tasks: Tasks, batch: tuple[int, int, int]) -> list[R
             calls[name]()
             spent["all"] += time.thread_time() - start
         took[name].append(spent)
-    setup = {"passes of": f"{size}, {rows} rows of {length} tokens, {count} task{'s' if count > 1 else ''}"}
+    setup = {
+        "passes of": f"{size}, {rows} rows of {length} tokens, {count} task{'s' if count > 1 else ''}",
+        KEY: (size, batch),
+    }
     plain = statistics.median(spent["all"] for spent in took["plain"][2:])
     return [Row(name, setup, shown(took[name][2:], plain)) for name in calls]
 
