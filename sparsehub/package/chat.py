@@ -14,6 +14,7 @@ from sparsehub.package.time_limit import time_limit
 ROLES = ("system", "user", "assistant")
 NAMED_ROLES = ("developer", "tool", "function")  # for chat templates that name them
 _RENDERED = ("name", "tool_call_id")  # beside role and content, for templates that use them
+TEMPLATE = "<template>"  # the file name of what Jinja compiles
 RENDER_SECONDS = 2.0  # that a template may compute; a long conversation takes some milliseconds
 _PRIVATE = 0xF0000  # the first of 65,000 characters that stand for nothing
 
@@ -42,7 +43,7 @@ class Conversation:
         assistant's next message. Raises `DataError` where the template leaves a message out, or
         does not come to an end."""
         messages = self._messages[:count]
-        with time_limit(RENDER_SECONDS, "the chat template"):
+        with time_limit(RENDER_SECONDS, "the chat template", TEMPLATE):
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
         assert isinstance(text, str)  # it was asked for text
         for number, message in enumerate(messages):

@@ -116,7 +116,7 @@ def test_a_template_that_does_not_end_is_ended(templated: Any, endless: str, mon
 
 
 def test_what_ends_in_time_is_let_run() -> None:
-    with time_limit(10.0, "it"):
+    with time_limit(10.0, "it", __file__):
         assert sum(range(1000)) == 499500
-    with pytest.raises(ZeroDivisionError), time_limit(10.0, "it"):
+    with pytest.raises(ZeroDivisionError), time_limit(10.0, "it", __file__):
         _ = 1 / 0
