@@ -4,18 +4,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.demo-installed
 
 .PHONY: demo test lint coverage soak clean
 
 # torch comes first and pinned: a range would pull a build with gigabytes of CUDA onto a machine without a GPU.
-$(INSTALLED): pyproject.toml constraints.txt
+# The demo needs no test tools; what is installed for the tests is enough for it.
+$(INSTALLED) $(DEMO_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), a few minutes"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(if $(filter $@,$(INSTALLED)),dev,demo)]'
+	touch $@
 
-demo: $(INSTALLED)
+demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
 	$(BIN)/sparsehub demo
 
 # A worker for each core: a test file stays with one worker, which has its fixtures.

@@ -1,286 +1,253 @@
-"""sparsehub demo: the main job in front of the reader, from three small data sets to served answers."""
+"""sparsehub demo: one endpoint that answers for three tasks, and learns a fourth while it runs."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import statistics
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsehub.cli.output import console, errors, progress, show_table
-from sparsehub.errors import UsageError
+from sparsehub.cli.demo_tasks import BACKBONE, CARRIED, LIVE, TASKS, TEAMS, DemoTask
+from sparsehub.cli.output import console, progress, show_table
+from sparsehub.errors import FormatError, UsageError
 from sparsehub.extras import require
 from sparsehub.files import write_file
 from sparsehub.package.units import size_text
-from sparsehub.task_ref import parse_model
 
-PACKAGES, HUB = "packages", "hub"  # in the demo's folder
-BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
-SHOWN_ROWS = 4  # answers printed per task
-START_SECONDS = 120
-SWITCHES = 60
+if TYPE_CHECKING:
+    from sparsehub.cli.demo_endpoint import Endpoint
+    from sparsehub.package import Manifest, Package
 
-
-@dataclass(frozen=True)
-class DemoTask:
-    """One of the demo's tasks: a folder of data, and the settings that `sparsehub train` gets."""
-
-    name: str
-    kind: str
-    text: tuple[str, ...]
-    epochs: float
-
-
-TASKS = (
-    DemoTask("topic", "text-classification", ("text",), 6),
-    DemoTask("reply", "text-classification", ("text_a", "text_b"), 10),
-    DemoTask("urgency", "regression", ("text",), 6),
-)
+TRAINED, HUB, CATALOG = "packages", "hub", "demo"  # in the demo's own folder; the catalogue's name in the hub
+TICKET = "My parcel is a week late and nobody answers. I want my money back."
+REPLY = "I am sorry. I have refunded you in full, and the courier is looking for the parcel."
+SHOWN_ROWS = 4  # of each task
+CLIENTS = 16
 
 
 def demo(
     data: Annotated[Path, typer.Option(help="The folder with the demo's data sets.")] = Path("examples/support"),
     out: Annotated[
-        Path, typer.Option(help="The folder for packages and hub; what an earlier demo trained there is kept.")
+        Path, typer.Option(help="The folder for hub and packages; what an earlier demo trained there is kept.")
     ] = Path("demo-run"),
-    backbone: Annotated[str, typer.Option(help="A folder or an id of the Hugging Face Hub.")] = BACKBONE,
     port: Annotated[int, typer.Option(help="The port of the endpoint, on 127.0.0.1.")] = 3000,
 ) -> None:
-    """Train three tasks, publish them, serve them from one backbone and ask them things."""
+    """Serve three small tasks from one backbone, ask them things, and add a fourth while the endpoint runs."""
     require("bentoml", "demo")
-    require("datasets", "demo")
+    require("accelerate", "demo")
     from serving.preflight import check_address
+    from sparsehub.cli.demo_endpoint import running_endpoint
 
-    if not (data / TASKS[0].name).is_dir():
+    if not (data / CARRIED).is_dir():
         raise UsageError(f"there is no demo data in {data}", fix="run it in a clone of sparsehub, or give --data")
-    if out.exists() and any(out.iterdir()) and not (out / PACKAGES).is_dir():
+    if out.exists() and any(out.iterdir()) and not (out / HUB).is_dir():
         raise UsageError(f"{out} is not the folder of a demo", fix="remove it, or give another --out")
-    check_address("127.0.0.1", port)  # now, and not minutes later
-    began = time.monotonic()
-    _heading(1, f"train three tasks on one backbone, {backbone}")
-    packages = [_train(task, data, out, backbone) for task in TASKS]
-    _heading(2, f"publish them to a hub, the folder {out / HUB}")
-    _publish(packages, out / HUB)
-    _heading(3, f"serve all three from one copy of the backbone, on 127.0.0.1:{port}")
-    with _endpoint(backbone, out / HUB, port) as url:
-        answers = _ask(url, data)
-    _show_answers(answers)
-    _heading(4, "what it costs")
-    _show_costs(packages, backbone)
-    _show_next(packages, out, backbone, port, time.monotonic() - began)
+    check_address("127.0.0.1", port)  # now, and not after the work
+    began, hub = time.monotonic(), out / HUB
+    _heading(1, f"Three small tasks, published to a hub: {hub}")
+    packages = _publish_carried(data / CARRIED, hub)
+    _heading(2, f"One endpoint serves all three from one copy of {BACKBONE}")
+    names = {task.name for task in TASKS}
+    with running_endpoint(BACKBONE, f"{hub}#{CATALOG}", port, out / "endpoint.log", names) as endpoint:
+        _ask_one_ticket(endpoint, packages)
+        progress(f"answered {time.monotonic() - began:.0f} s after the start")
+        _ask_test_rows(endpoint, data)
+        _heading(3, "What that costs")
+        _show_costs(data / CARRIED, packages, data)
+        _heading(4, "A fourth task, trained now, while the endpoint runs: which team gets the ticket?")
+        _add_live(endpoint, data, out)
+    _show_next(hub, port, time.monotonic() - began)
 
 
 def _heading(number: int, text: str) -> None:
-    console.print(f"\n[bold cyan]{number}.[/] [bold]{text}[/]", highlight=False)
+    console.print(f"\n[bold cyan]{number}.[/] [bold]{text}[/]\n", highlight=False)
 
 
-def _train(task: DemoTask, data: Path, out: Path, backbone: str) -> Path:
-    from sparsehub.package import read_manifest
-    from sparsehub.training import TrainConfig, train
-    from sparsehub.training.run import run_identity
-
-    folder = out / PACKAGES / task.name
-    fields = ",".join(task.text)
-    console.print(
-        f"\n[dim]$[/] sparsehub train --backbone {backbone} --kind {task.kind} --name {task.name} "
-        f"--text {fields} --train {data / task.name}/train.jsonl ... --out {folder}",
-        highlight=False,
-    )
-    config = TrainConfig(
-        backbone=backbone,
-        kind=task.kind,
-        name=task.name,
-        text=task.text,
-        out=str(folder),
-        version="1.0.0",
-        epochs=task.epochs,
-        license="apache-2.0",
-        train=str(data / task.name / "train.jsonl"),
-        validation=str(data / task.name / "validation.jsonl"),
-        test=str(data / task.name / "test.jsonl"),
-    )
-    record, identity = folder.with_name(f"{task.name}.identity"), run_identity(config)
-    if folder.exists() and record.is_file() and record.read_text() == identity:
-        progress("trained by an earlier demo with these settings and this data: kept")
-    else:
-        _forget(folder, out / HUB)
-        train(config, report=progress)
-        write_file(record, identity.encode())
-    manifest = read_manifest(folder)
-    metric = manifest.task.metrics[0]
-    reached, baseline = manifest.metrics["test"][metric], manifest.metrics["test (majority)"][metric]
-    probe = manifest.training["baselines"]["test"]["probe"][metric]
-    console.print(
-        f"[green]test {metric} {reached:.3f}[/] [dim](a linear head on the frozen backbone: {probe:.3f}; "
-        f"always the commonest answer: {baseline:.3f})[/]"
-    )
-    return folder
+# the tasks that a clone brings
 
 
-def _forget(folder: Path, hub: Path) -> None:
-    """Drop a package of an earlier demo, and the hub, in which its version is taken."""
-    for place in (folder, hub):
-        if place.exists():
-            shutil.rmtree(place)
+def _publish_carried(carried: Path, hub: Path) -> list[Package]:
+    """Publish them in a new hub, and have its catalogue serve them."""
+    from sparsehub.package import read_package
+
+    if hub.exists():
+        shutil.rmtree(hub)
+    pinned = json.loads((carried / "digests.json").read_text())
+    packages = [read_package(carried / task.name) for task in TASKS]
+    for package in packages:
+        name = package.manifest.name
+        if package.digest != pinned[name]:
+            raise FormatError(
+                f"{carried / name} is not the package that this clone pins",
+                found=package.digest,
+                expected=pinned[name],
+                fix="git checkout it, or make them again: python examples/support/make_packages.py",
+            )
+        _publish(carried / name, hub)
+    return packages
 
 
-def _publish(packages: list[Path], hub: Path) -> None:
+def _publish(folder: Path, hub: Path) -> None:
+    """`sparsehub push` and `sparsehub catalog add`."""
+    from serving.catalog import CatalogEntry, change_catalog, changes, open_catalog
+    from serving.catalog.storage import target_of
     from sparsehub.hub import open_hub
 
-    for package in packages:
-        resolved = open_hub(hub).publish(package)
-        console.print(f"{resolved.name}@{resolved.version}  [dim]{resolved.digest}[/]", highlight=False)
+    opened = open_hub(hub)
+    resolved = opened.publish(folder)
+    name, target = target_of(f"{resolved.name}@{resolved.version}", opened)
+    change_catalog(open_catalog(f"{hub}#{CATALOG}"), lambda found: changes.add(found, name, CatalogEntry(target)))
+    console.print(f"   {name}@{resolved.version}  [dim]{resolved.digest}[/]", highlight=False)
 
 
-@contextmanager
-def _endpoint(backbone: str, hub: Path, port: int) -> Iterator[str]:
-    """A served hub, ended with the block. Its log is kept beside the hub."""
-    command = [
-        sys.executable,
-        "-m",
-        "sparsehub",
-        "serve",
-        "--backbone",
-        backbone,
-        "--hub",
-        str(hub),
-        "--port",
-        str(port),
-    ]
-    log = hub.parent / "endpoint.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_ready(process, url, log)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+# answers
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            names = {parse_model(entry["id"]).task.name for entry in _call(f"{url}/v1/models")["data"]}
-            if names.issuperset(task.name for task in TASKS):
-                return
-        except (OSError, ValueError, KeyError):
-            time.sleep(0.3)
-    raise UsageError(f"the endpoint did not start, see {log}", fix="give another --port if this one is taken")
+def _ask_one_ticket(endpoint: Endpoint, packages: Sequence[Package]) -> None:
+    """One ticket (and the reply to it) through all tasks, each beside what it scored on its test rows."""
+    console.print(f"   ticket: {TICKET}\n   reply:  {REPLY}\n", highlight=False)
+    fields = {"text": TICKET, "text_a": TICKET, "text_b": REPLY}
+    rows = []
+    for task, package in zip(TASKS, packages, strict=True):
+        answer = _answer(endpoint, task, fields)
+        rows.append([task.name, _shown(answer), *_scores(package.manifest)])
+    show_table(["task", "answer", "test score", "frozen probe", "commonest answer"], rows)
 
 
-def _call(url: str, body: dict[str, Any] | None = None) -> Any:
-    data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.load(response)
+def _answer(endpoint: Endpoint, task: DemoTask, row: dict[str, Any]) -> dict[str, Any]:
+    entry = {field: row[field] for field in task.text}
+    answer: dict[str, Any] = endpoint.ask(task.route, {"model": task.name, "input": [entry]})["data"][0]
+    return answer
 
 
-def _ask(url: str, data: Path) -> list[tuple[DemoTask, dict[str, Any], Any]]:
-    """Every test row of every task as its own request, the tasks mixed, sixteen clients at once."""
+def _shown(answer: dict[str, Any]) -> str:
+    if "score" in answer:
+        return f"{answer['score']:.1f}"
+    return f"{answer['label']} ({max(answer['probs']):.2f})"
+
+
+def _scores(manifest: Manifest) -> list[str]:
+    """The package's test score, the linear head's on the frozen backbone, and that of the commonest answer."""
+    metric = manifest.task.metrics[0]
+    probe = manifest.training["baselines"]["test"]["probe"][metric]
+    majority = manifest.metrics["test (majority)"][metric]
+    return [f"{metric} {manifest.metrics['test'][metric]:.3f}", f"{probe:.3f}", f"{majority:.3f}"]
+
+
+def _ask_test_rows(endpoint: Endpoint, data: Path) -> None:
+    """Every test row of every task as a request of its own, the tasks mixed, many clients at once."""
     rows = {task: _rows(data / task.name / "test.jsonl") for task in TASKS}
     longest = max(map(len, rows.values()))
     mixed = [(task, rows[task][i]) for i in range(longest) for task in TASKS if i < len(rows[task])]
-
-    def ask(item: tuple[DemoTask, dict[str, Any]]) -> Any:
-        task, row = item
-        route = "score" if task.kind == "regression" else "classify"
-        entry = {field: row[field] for field in task.text}
-        return _call(f"{url}/v1/{route}", {"model": task.name, "input": [entry]})["data"][0]
-
     start = time.monotonic()
-    with ThreadPoolExecutor(16) as clients:
-        answers = list(clients.map(ask, mixed))
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        answers = list(clients.map(lambda item: _answer(endpoint, *item), mixed))
     seconds = time.monotonic() - start
     console.print(
-        f"{len(mixed)} requests, three tasks mixed, 16 clients: {seconds:.1f} s, {len(mixed) / seconds:.0f} a second\n"
+        f"\n   test rows of all three, mixed, {CLIENTS} clients: {len(mixed) / seconds:.0f} requests a second\n"
     )
-    return [(task, row, answer) for (task, row), answer in zip(mixed, answers, strict=True)]
+    table, shown = [], dict.fromkeys(TASKS, 0)
+    for (task, row), answer in zip(mixed, answers, strict=True):
+        shown[task] += 1
+        if shown[task] <= SHOWN_ROWS:
+            table.append([task.name, _shown(answer), row["label"], _short(" | ".join(row[f] for f in task.text))])
+    show_table(["task", "answer", "label", "text"], sorted(table, key=lambda line: line[0]))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _show_answers(answers: list[tuple[DemoTask, dict[str, Any], Any]]) -> None:
-    shown = answers[: SHOWN_ROWS * len(TASKS)]
-    table = []
-    for task in TASKS:
-        for owner, row, answer in shown:
-            if owner is task:
-                text = " | ".join(row[field] for field in task.text)
-                table.append([task.name, text if len(text) < 64 else text[:61] + "...", _answer(answer), row["label"]])
-    show_table(["task", "text", "answer", "label"], table)
-    right = {t: [_is_right(row, a) for owner, row, a in answers if owner is t] for t in TASKS if t.kind != "regression"}
-    for task, hits in right.items():
-        console.print(f"[dim]{task.name}: {sum(hits)} of {len(hits)} answers are the label[/]")
+def _short(text: str) -> str:
+    return text if len(text) < 44 else text[:41] + "..."
 
 
-def _answer(answer: dict[str, Any]) -> str:
-    if "score" in answer:
-        return f"{answer['score']:.1f}"
-    return f"{answer['label']} ({max(answer['probs']):.2f})"
+# costs
 
 
-def _is_right(row: dict[str, Any], answer: dict[str, Any]) -> bool:
-    return bool(answer["label"] == row["label"])
-
-
-def _show_costs(packages: list[Path], backbone: str) -> None:
+def _show_costs(carried: Path, packages: Sequence[Package], data: Path) -> None:
     from sparsehub.backbone import load_backbone
     from sparsehub.backbone.checkpoint import weight_files
-    from sparsehub.engine.swap import Swap
-    from sparsehub.package import read_package
-    from sparsehub.patch import make_patch
+    from sparsehub.cli.demo_costs import folder_bytes, measure_speed, measure_switches
 
-    loaded = load_backbone(backbone)
-    stored = sum(file.stat().st_size for file in weight_files(loaded.checkpoint.folder))
-    sizes = {package.name: _folder_bytes(package) for package in packages}
-    table = [[name, size_text(count), f"1/{stored / count:.0f} of the backbone"] for name, count in sizes.items()]
-    show_table(["package", "size", ""], [*table, ["backbone", size_text(stored), ""]])
-    patches = [make_patch(loaded, read_package(package).delta) for package in packages]
-    swap, times, before = Swap(loaded.arena), [], loaded.arena.digest()
-    for i in range(SWITCHES):
-        start = time.perf_counter()
-        swap.to(patches[i % len(patches)])
-        times.append(time.perf_counter() - start)
-    swap.to(None)
-    same = "bit for bit the original" if loaded.arena.digest() == before else "NOT the original"
+    backbone = load_backbone(BACKBONE)
+    model = sum(file.stat().st_size for file in weight_files(backbone.checkpoint.folder))
+    tasks, count = sum(folder_bytes(carried / task.name) for task in TASKS), len(TASKS)
+    console.print(f"   {count} tasks: {size_text(tasks)} beside one backbone, against {count} x {size_text(model)}")
+    switches = measure_switches(backbone, packages)
+    exact = "bit for bit the original" if switches.exact else "NOT the original"
+    console.print(f"   a switch between tasks: {switches.median_ms:.2f} ms; afterwards the base weights are {exact}")
+    alone = [package for package in packages if len(package.manifest.task.text_fields) == 1]
+    texts = [row["text"] for row in _rows(data / "topic" / "test.jsonl")]
+    ours, plain = measure_speed(backbone, backbone.checkpoint, alone, texts)
     console.print(
-        f"a switch from one task to another: [green]{statistics.median(times) * 1000:.2f} ms[/] "
-        f"(median of {SWITCHES}); afterwards the base weights are {same}"
+        f"   {len(alone)} tasks mixed in the engine: {ours:.0f} texts a second; one plain transformers model, which "
+        f"does nothing else: {plain:.0f}"
     )
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+# a task that is added
 
 
-def _show_next(packages: list[Path], out: Path, backbone: str, port: int, seconds: float) -> None:
-    console.print(f"\n[bold green]done[/] in {seconds / 60:.1f} minutes. Go on with:\n", highlight=False)
+def _add_live(endpoint: Endpoint, data: Path, out: Path) -> None:
+    from sparsehub.package import read_manifest
+
+    folder = _train_live(data, out)
+    manifest, began = read_manifest(folder), time.monotonic()
+    _publish(folder, out / HUB)
+    seconds = endpoint.wait_for({LIVE.name}, 60.0)
+    console.print(f"   the running endpoint serves it {seconds + time.monotonic() - began:.1f} s later\n")
+    answer = _answer(endpoint, LIVE, {"text": TICKET})
+    show_table(
+        ["task", "answer", "test score", "frozen probe", "commonest answer"],
+        [[LIVE.name, _shown(answer), *_scores(manifest)]],
+    )
+
+
+def _train_live(data: Path, out: Path) -> Path:
+    """The package of the live task; that of an earlier demo where settings and data are the same."""
+    from sparsehub.training import train
+    from sparsehub.training.run import run_identity
+
+    rows, folder = out / "data" / LIVE.name, out / TRAINED / LIVE.name
+    teams = {topic: team for team, topics in TEAMS.items() for topic in topics}
+    for split in ("train", "validation", "test"):
+        lines = [json.dumps({**row, "label": teams[row["label"]]}) for row in _rows(data / "topic" / f"{split}.jsonl")]
+        rows.mkdir(parents=True, exist_ok=True)
+        write_file(rows / f"{split}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+    config = LIVE.config(rows, folder, BACKBONE)
+    console.print(
+        f"   [dim]$[/] sparsehub train --backbone {BACKBONE} --kind {LIVE.kind} --name {LIVE.name} "
+        f"--text text --epochs {LIVE.epochs:g} --train {rows}/train.jsonl ... --out {folder}",
+        highlight=False,
+    )
+    record, identity = folder.with_name(f"{LIVE.name}.identity"), run_identity(config)
+    if folder.exists() and record.is_file() and record.read_text() == identity:
+        progress("trained by an earlier demo with these settings and this data: kept")
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    train(config, report=progress)
+    write_file(record, identity.encode())
+    return folder
+
+
+def _show_next(hub: Path, port: int, seconds: float) -> None:
+    console.print(f"\n[bold green]done[/] in {seconds:.0f} s. Go on with:\n", highlight=False)
     activate = "" if os.environ.get("VIRTUAL_ENV") else ". .venv/bin/activate\n"
     commands = (
-        f"{activate}sparsehub inspect {packages[0]}\n"
-        f"sparsehub ls {out}/hub\n"
-        f"sparsehub serve --backbone {backbone} --hub {out}/hub --port {port}\n"
-        f"curl localhost:{port}/v1/classify -H 'content-type: application/json' "
-        '-d \'{"model": "topic", "input": ["My parcel is a week late"]}\'\n'
-        f"sparsehub materialize topic@1.0.0 --hub {out}/hub --backbone {backbone} --out {out}/full/topic\n"
-        "sparsehub train --help"
+        f"{activate}sparsehub ask topic,urgency 'The lamp arrived broken' --hub {hub}\n"
+        f"sparsehub evaluate topic --hub {hub} --test examples/support/topic/test.jsonl\n"
+        f"sparsehub serve --backbone {BACKBONE} --catalog '{hub}#{CATALOG}' --port {port}\n"
     )
     console.print(commands, highlight=False, markup=False)
-    errors.print("[dim]README.md explains each of them.[/]")
+    console.print(
+        "[dim]With pip install -e '.[console]' and --console it has a page for browsers at "
+        f"http://127.0.0.1:{port}/console/[/]",
+        highlight=False,
+    )
