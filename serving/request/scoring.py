@@ -35,16 +35,26 @@ class RegressionInputs:
         return self.inputs
 
 
+@dataclass(frozen=True)
+class _ScoredInputs(RegressionInputs):
+    """Inputs of a task that gives numbers by itself, or by the vectors of two texts."""
+
+    def rows(self, task: TaskInfo) -> Sequence[Any]:
+        """The texts of the pairs, each once, where vectors answer: a query beside all its documents is run once."""
+        return _distinct(self.model, self.inputs) if task.spec.kind == EMBEDDING else super().rows(task)
+
+
 async def scored(
     service: Service, request: Request, model: str, inputs: Sequence[Any], truncate: bool | int
 ) -> tuple[PendingRequest[Any], list[Score]]:
     """Every input's number or its own error, in order; embeddings and the backbone take pairs of texts only."""
     if service.is_backbone(model):
-        return await _cosines(service, request, None, inputs, truncate)
-    if (await service.info(model)).spec.kind == EMBEDDING:
-        return await _cosines(service, request, model, inputs, truncate)
-    pending = await service.classify(model, RegressionInputs(model, inputs), truncate)
+        pending: PendingRequest[Any] = await service.embed(None, _distinct("the backbone", inputs), truncate)
+    else:
+        pending = await service.classify(model, _ScoredInputs(model, inputs), truncate, vectors=True)
     answers = await results(request, pending.futures)
+    if pending.task is None or pending.task.spec.kind == EMBEDDING:
+        return pending, _cosines(inputs, answers)
     return pending, [value_of(answer) for answer in answers]
 
 
@@ -53,20 +63,20 @@ def value_of(answer: Prediction | SparsehubError) -> Score:
     return answer if isinstance(answer, SparsehubError) else cast(float, answer.value)
 
 
-async def _cosines(
-    service: Service, request: Request, model: str | None, pairs: Sequence[Any], truncate: bool | int
-) -> tuple[PendingRequest[Any], list[Score]]:
+def _distinct(who: str, pairs: Sequence[Any]) -> list[str]:
+    """The texts of pairs, each once; raises `RequestError` for anything else."""
     if any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
-        problem = f"{model or 'the backbone'} scores two texts"
-        raise RequestError(problem, expected="text_1 and text_2")
+        raise RequestError(f"{who} scores two texts", expected="text_1 and text_2")
     texts = [text for pair in pairs for text in pair]
     if not all(isinstance(text, str) for text in texts):
         raise RequestError("an input is no text", expected="two strings")
-    distinct = list(dict.fromkeys(texts))  # a query beside all its documents is run once
-    pending = await service.embed(model, distinct, truncate)
-    found = await results(request, pending.futures)
-    vectors = dict(zip(distinct, found, strict=True))
-    return pending, [_cosine(vectors[first], vectors[second]) for first, second in pairs]
+    return list(dict.fromkeys(texts))
+
+
+def _cosines(pairs: Sequence[list[str]], found: Sequence[list[float] | SparsehubError]) -> list[Score]:
+    """found: the vectors of the pairs' distinct texts, in order."""
+    vectors = dict(zip(dict.fromkeys(text for pair in pairs for text in pair), found, strict=True))
+    return [_cosine(vectors[first], vectors[second]) for first, second in pairs]
 
 
 def _cosine(first: list[float] | SparsehubError, second: list[float] | SparsehubError) -> Score:

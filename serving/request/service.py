@@ -26,7 +26,7 @@ from sparsehub.engine import Engine, Generation, PendingRequest, PreparedRequest
 from sparsehub.engine.generation.entrypoint import Prompt
 from sparsehub.engine.generation.request import TextListener
 from sparsehub.errors import UnknownTaskError
-from sparsehub.package.outputs import Prediction
+from sparsehub.package.task_spec import EMBEDDING
 from sparsehub.task_ref import BACKBONE, parse_model
 
 
@@ -69,13 +69,15 @@ class Service:
         call.served = info
         return info
 
-    async def classify(self, model: str, inputs: TaskInputs, truncate: bool | int) -> PendingRequest[Prediction]:
+    async def classify(
+        self, model: str, inputs: TaskInputs, truncate: bool | int, *, vectors: bool = False
+    ) -> PendingRequest[Any]:
         """Submit what a route asks of a task's head; raises what `info` and `Engine.classify` raise, and
-        `RateLimitError`."""
+        `RateLimitError`. vectors: whether an embedding, which has no answers but vectors, may give those."""
         call = current_request()
         routed = self.resolve(call, model)
         with discreet(call, model):
-            return await run_sync(self._classify, call, routed, inputs, truncate)
+            return await run_sync(self._classify, call, routed, inputs, truncate, vectors)
 
     async def embed(self, model: str | None, texts: Sequence[Any], truncate: bool | int) -> PendingRequest[list[float]]:
         """Submit texts of which vectors are wanted. model: None for the plain backbone. Raises as `classify` does."""
@@ -118,8 +120,8 @@ class Service:
     # in a worker thread: tokenising takes a while for many rows
 
     def _classify(
-        self, call: RequestContext, routed: Routed, inputs: TaskInputs, truncate: bool | int
-    ) -> PendingRequest[Prediction]:
+        self, call: RequestContext, routed: Routed, inputs: TaskInputs, truncate: bool | int, vectors: bool
+    ) -> PendingRequest[Any]:
         assert routed.model is not None  # only the plain backbone has none
         with self.engine.acquire(routed.model, self.settings.timeout) as acquired:
             call.served = acquired.info
@@ -127,7 +129,8 @@ class Service:
             check_items(self.settings, len(rows))
             take_items(routed, len(rows))
             sent = check_size(self.settings, rows)
-            with self.engine.prepare(acquired, rows, truncate=truncate, timeout=self.settings.timeout) as prepared:
+            embed, timeout = vectors and acquired.info.spec.kind == EMBEDDING, self.settings.timeout
+            with self.engine.prepare(acquired, rows, embed=embed, truncate=truncate, timeout=timeout) as prepared:
                 return self._submit(call, routed, prepared, sent)
 
     def _embed(

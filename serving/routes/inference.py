@@ -34,7 +34,7 @@ from serving.request.results import results
 from serving.request.service import RunningService
 from serving.routes.classify import tagged_words
 from sparsehub import __version__
-from sparsehub.engine import TaskInfo
+from sparsehub.engine import PendingRequest, TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.task_spec import EMBEDDING, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION
 
@@ -90,15 +90,14 @@ async def infer(
 ) -> InferenceResponse:
     """One row of every output for each row of the inputs. Where one fails, the request fails: tensors have no gaps."""
     reference = _reference(task, version)
-    plain = service.is_backbone(reference)
-    if plain or (await service.info(reference)).spec.kind == EMBEDDING:
-        embedded = await service.embed(None if plain else reference, _texts(body, (TEXT,))[TEXT], False)
-        vectors = _all(await results(request, embedded.futures))
-        return _answer(body, reference, embedded.task, [floats("embedding", [len(vectors), len(vectors[0])], vectors)])
     inputs = _Inputs(body)
-    ticket = await service.classify(reference, inputs, False)
-    assert ticket.task is not None  # the plain backbone was answered above
+    if service.is_backbone(reference):
+        ticket: PendingRequest[Any] = await service.embed(None, _texts(body, (TEXT,))[TEXT], False)
+    else:
+        ticket = await service.classify(reference, inputs, False, vectors=True)
     answers = _all(await results(request, ticket.futures))
+    if ticket.task is None or ticket.task.spec.kind == EMBEDDING:
+        return _answer(body, reference, ticket.task, [floats("embedding", [len(answers), len(answers[0])], answers)])
     return _answer(body, reference, ticket.task, _tensors(ticket.task, inputs.rows(ticket.task), answers))
 
 
@@ -108,9 +107,11 @@ class _Inputs:
 
     body: InferenceRequest
 
-    def rows(self, task: TaskInfo) -> list[dict[str, str]]:
+    def rows(self, task: TaskInfo) -> list[Any]:
         """Raises `RequestError` where the tensors are not this task's."""
         columns = _texts(self.body, _fields(task))
+        if task.spec.kind == EMBEDDING:
+            return columns[TEXT]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
