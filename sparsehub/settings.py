@@ -150,7 +150,8 @@ class Configuration:
 def _refuse_empty(kind: type[Configuration], built: Configuration) -> None:
     """An empty text is a variable of a shell that was not set; it never means that nothing was said."""
     for setting in settings_of(kind):
-        if setting.type is str and setting.default != "" and getattr(built, setting.name) == "":
+        value = getattr(built, setting.name)
+        if setting.type is str and setting.default != "" and isinstance(value, str) and not value:
             fix = "give it a value" if setting.default is REQUIRED else "give it a value, or leave it out"
             raise UsageError(f"{shown(setting.name)} is empty", fix=fix)
 

@@ -50,6 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("SPARSEHUB_CACHE", str(folder))
         patch.setenv("XDG_CONFIG_HOME", str(folder / "no-settings"))
         patch.setenv("HF_DATASETS_CACHE", str(folder / "datasets"))
+        patch.setenv("SPARSEHUB_COMPILE", "off")  # a compiler would take a core for minutes
         yield folder
 
 

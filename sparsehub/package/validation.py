@@ -54,7 +54,7 @@ def read_bounded(folder: Path, name: str, limit: int, error: type[SparsehubError
             raise OSError(f"{name} is no plain file")
         if status.st_size > limit:
             raise error(f"{name} is too large", found=f"{status.st_size} bytes", expected=f"at most {limit}")
-        return file.read(limit)
+        return file.read(status.st_size + 1)[:limit]  # a buffer as large as the file, not as the limit
 
 
 def validate_package(folder: Path) -> Manifest:

@@ -67,7 +67,13 @@ def listening(
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = uvicorn.Server(
-        uvicorn.Config(behind_middleware(app), log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            behind_middleware(app),
+            http="httptools",  # not what `serving.service` makes the default where another test has imported it
+            log_level="critical",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
     )
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparsehub.errors import DataError
+from sparsehub.errors import DataError, UsageError
 from sparsehub.training.data import TaskData
 
 Load = Callable[..., TaskData]
@@ -158,7 +158,12 @@ def test_a_file_of_another_kind_is_refused(load: Load, tmp_path: Path) -> None:
         load(str(tmp_path / "rows.xlsx"))
 
 
-@pytest.mark.parametrize("source", ["nothing", "nothing:", ":train", ""])
+def test_an_empty_source_is_a_setting_without_a_value(load: Load) -> None:
+    with pytest.raises(UsageError, match="train is empty; to do: give it a value"):
+        load("")
+
+
+@pytest.mark.parametrize("source", ["nothing", "nothing:", ":train"])
 def test_what_names_no_source_is_refused(load: Load, source: str) -> None:
     with pytest.raises(DataError, match="is no data source"):
         load(source)

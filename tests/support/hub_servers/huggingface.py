@@ -372,7 +372,9 @@ def bytes_of(call: Call, digest: str, headers: dict[str, str]) -> Response:
 @contextmanager
 def served(state: State) -> Iterator[str]:
     """The server in a thread of this process; gives its address."""
-    config = uvicorn.Config(application(state), host="127.0.0.1", port=0, log_level="error", lifespan="off")
+    config = uvicorn.Config(
+        application(state), host="127.0.0.1", port=0, http="httptools", log_level="error", lifespan="off"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
