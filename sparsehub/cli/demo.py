@@ -198,7 +198,7 @@ def _show_costs(carried: Path, packages: Sequence[Package], data: Path) -> None:
 def _add_live(endpoint: Endpoint, data: Path, out: Path) -> None:
     from sparsehub.package import read_manifest
 
-    folder = _train_live(data, out)
+    folder = train_live(data, out)
     manifest, began = read_manifest(folder), time.monotonic()
     _publish(folder, out / HUB)
     seconds = endpoint.wait_for({LIVE.name}, 60.0)
@@ -210,7 +210,7 @@ def _add_live(endpoint: Endpoint, data: Path, out: Path) -> None:
     )
 
 
-def _train_live(data: Path, out: Path) -> Path:
+def train_live(data: Path, out: Path) -> Path:
     """The package of the live task; that of an earlier demo where settings and data are the same."""
     from sparsehub.training import train
     from sparsehub.training.run import run_identity
