@@ -14,7 +14,8 @@ import mmap
 import os
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ def check_support() -> None:
         raise OSError("this system cannot hand sockets to another process")
 
 
+@contextmanager
+def socket_path(folder: Path) -> Iterator[str]:
+    """The path of the guardian's socket, by an open folder: an address has room for 107 bytes, a folder may need more."""
+    descriptor = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET_FILE}"
+    finally:
+        os.close(descriptor)
+
+
 class ConnectionGuard:
     """The worker's part: what tells the manager's guardian which connections there are and how far they are."""
 
@@ -44,7 +55,8 @@ class ConnectionGuard:
         check_support()
         self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._manager.settimeout(_PATIENCE)
-        self._manager.connect(str(folder / SOCKET_FILE))
+        with socket_path(folder) as path:
+            self._manager.connect(path)
         memory = os.memfd_create("sparsehub-connections")
         os.ftruncate(memory, connections * PROGRESS.size)
         self._memory = mmap.mmap(memory, connections * PROGRESS.size)

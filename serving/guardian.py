@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from serving.connection_guard import BEGUN, IDLE, PROGRESS, SLOT, SOCKET_FILE, STREAMING, WAITING, check_support
+from serving.connection_guard import BEGUN, IDLE, PROGRESS, SLOT, STREAMING, WAITING, check_support, socket_path
 from serving.protocol.errors import error_body
 from serving.request.error_responses import AGAIN
 
@@ -44,7 +44,8 @@ class Guardian:
         if soft != resource.RLIM_INFINITY and soft < allowed:
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(str(folder / SOCKET_FILE))
+        with socket_path(folder) as path:
+            self._listener.bind(path)
         self._listener.listen()
         threading.Thread(target=self._run, name="guardian", daemon=True).start()
 

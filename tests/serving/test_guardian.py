@@ -192,3 +192,14 @@ def test_a_manager_that_is_gone_is_given_up(tmp_path: Path, caplog: pytest.LogCa
         assert worker.guard.guarded(SocketTransport(socket.socket())) is None
     assert len(caplog.records) == 1
     worker.die()
+
+
+def test_the_folder_may_have_a_longer_name_than_an_address_has_room_for(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    Guardian(folder)
+    worker = Worker(folder)
+    client, guarded, _ = worker.connection()
+    guarded.request_begins()
+    worker.die()
+    assert client.recv(4096).startswith(REFUSED)
