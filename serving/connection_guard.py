@@ -39,7 +39,7 @@ def check_support() -> None:
 
 @contextmanager
 def socket_path(folder: Path) -> Iterator[str]:
-    """The path of the guardian's socket, by an open folder: an address has room for 107 bytes, a folder may need more."""
+    """The path of the guardian's socket, by an open folder: an address holds 107 bytes, a folder may need more."""
     descriptor = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}/{SOCKET_FILE}"
