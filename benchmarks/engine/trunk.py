@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.engine.base_pass_peers import onnx_float, onnx_int8
 from benchmarks.harness import Case, Report, Row, interleaved, verdict, write_report
 from benchmarks.models import DENSITY, SHAPES, load_plain, lora_model, save_encoder
 from benchmarks.packages import manifest_of, save_tokenizer
@@ -225,15 +226,15 @@ def others(folder: Path, rounds: int) -> list[Row]:
     lora = lora_model(folder, TASKS)
     names = [f"t{number}" for number in range(TASKS) for _ in range(TEXTS)]
 
-    def frozen() -> list[Tensor]:
-        pooled = model(**inputs).last_hidden_state.mean(1)
+    def answers(states: Tensor) -> list[Tensor]:
+        pooled = states.mean(1)
         return [head(pooled) for head in heads]
 
     calls: dict[str, Callable[[], Any]] = {
         PLAIN: lambda: model(**inputs),
-        f"{TASKS} linear heads on one frozen pass, transformers": frozen,
+        f"{TASKS} linear heads on one frozen pass, transformers": lambda: answers(model(**inputs).last_hidden_state),
         f"PEFT LoRA r=8, adapter_names, {TASKS} rows a text": lambda: lora(**many, adapter_names=names),
-        **onnx_calls(model, folder, inputs),
+        **onnx_calls(model, folder, inputs, answers),
     }
     timings = interleaved([Case(name, call) for name, call in calls.items()], max(2, rounds // 2), warmup=1)
     setup = {"encoder": "6 x 384", "beside": f"what else answers {TASKS} questions about {TEXTS} texts"}
@@ -252,39 +253,21 @@ def others(folder: Path, rounds: int) -> list[Row]:
     ]
 
 
-def onnx_calls(model: Any, folder: Path, inputs: dict[str, Tensor]) -> dict[str, Callable[[], Any]]:
+def onnx_calls(
+    model: Any, folder: Path, inputs: dict[str, Tensor], answers: Callable[[Tensor], list[Tensor]]
+) -> dict[str, Callable[[], Any]]:
     """ONNX Runtime on the frozen encoder, float32 and dynamic int8: one pass, and a pass for each task; none where it
-    is not installed."""
+    is not installed. answers: those of the heads, from a pass's states."""
     try:
-        import onnxruntime
-        from onnxruntime.quantization import QuantType, quantize_dynamic
+        exact, small = onnx_float(model, folder), onnx_int8(model, folder)
     except ImportError:
         return {}
-    plain, small = str(folder / "model.onnx"), str(folder / "model.int8.onnx")
-    names = list(inputs)
-    torch.onnx.export(
-        model,
-        (),
-        plain,
-        kwargs={**inputs, "return_dict": False},
-        input_names=names,
-        output_names=["states", "pooled"],
-        dynamic_axes={name: {0: "rows", 1: "tokens"} for name in names},
-        dynamo=False,
-    )
-    quantize_dynamic(plain, small, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
-    fed = {name: tensor.numpy() for name, tensor in inputs.items()}
-    calls: dict[str, Callable[[], Any]] = {}
-    for kind, path in (("float32", plain), ("int8", small)):
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        calls[f"{TASKS} linear heads on one frozen pass, ONNX Runtime {kind}"] = lambda s=session: s.run(
-            ["states"], fed
-        )
-        if kind == "int8":
-            calls[f"{TASKS} models, ONNX Runtime int8"] = lambda s=session: [
-                s.run(["states"], fed) for _ in range(TASKS)
-            ]
-    return calls
+    batch = {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}
+    return {
+        f"{TASKS} linear heads on one frozen pass, ONNX Runtime float32": lambda: answers(exact(batch)),
+        f"{TASKS} linear heads on one frozen pass, ONNX Runtime int8": lambda: answers(small(batch)),
+        f"{TASKS} models, ONNX Runtime int8": lambda: [small(batch) for _ in range(TASKS)],
+    }
 
 
 if __name__ == "__main__":
