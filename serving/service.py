@@ -12,7 +12,7 @@ from serving.app import create_app
 from serving.banner import show_banner
 from serving.preflight import check_settings
 from serving.request.middleware import RequestMiddleware
-from serving.runtime import start_service
+from serving.runtime import freeze_heap, start_service
 from serving.settings import STARTED_BY, VARIABLES, naming_of, read_settings, server_timeout
 from serving.supervision import connection_guard, one_line_errors, starting_worker, supervise
 from sparsehub.extras import require
@@ -54,6 +54,7 @@ class SparsehubService:
                 from serving.console.mount import add_console  # lazy: Gradio
 
                 add_console(app, self._service)
+            freeze_heap()
             show_banner(self._service, os.environ)
 
     @bentoml.on_deployment

@@ -142,7 +142,7 @@ def serve_all(data: Path, out: Path, port: int) -> None:
 
 
 def rows_of(task: RealTask, data: Path) -> list[dict[str, Any]]:
-    lines = (data / task.folder / "test.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]
+    lines = (data / task.folder / "test.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")[:ROWS]
     fields = (*task.text, *task.choices)
     return [{field: json.loads(line)[field] for field in fields} for line in lines]
 

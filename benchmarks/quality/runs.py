@@ -89,7 +89,7 @@ def key_of(line: Mapping[str, Any]) -> Key:
 def lines(results: Path) -> Iterator[dict[str, Any]]:
     """The lines of the results file; a last line that a killed process left half is no line."""
     if results.is_file():
-        for text in results.read_text(encoding="utf-8").splitlines():
+        for text in results.read_text(encoding="utf-8").rstrip("\n").split("\n"):
             try:
                 yield json.loads(text)
             except json.JSONDecodeError:
@@ -177,7 +177,7 @@ def training_rows(cell: Cell, folder: Path) -> Path:
     whole, limit = cell.data / cell.task.name / "train.jsonl", cell.plan.rows.get(cell.task.name, 0)
     if not limit:
         return whole
-    rows = whole.read_text(encoding="utf-8").splitlines()
+    rows = whole.read_text(encoding="utf-8").rstrip("\n").split("\n")
     random.Random(0).shuffle(rows)
     (folder / "train.jsonl").write_text("\n".join(rows[:limit]) + "\n", encoding="utf-8")
     return folder / "train.jsonl"

@@ -119,8 +119,9 @@ def splits_of(name: str, data: Path) -> dict[str, Path]:
 
 
 def first_rows(path: Path, most: int | None, other: Path) -> Path:
-    """The file, or `other`, a new one with the first rows of a seeded shuffle: the same rows for every run."""
-    rows = path.read_text(encoding="utf-8").splitlines()
+    """The file, or `other`, a new one with the first rows of a seeded shuffle: the same rows for every run. A text may
+    hold what `str.splitlines` takes for the end of a line."""
+    rows = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     if most is None or len(rows) <= most:
         return path
     random.Random(0).shuffle(rows)

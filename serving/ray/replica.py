@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from serving.app import behind_middleware, create_app
 from serving.request.body import replay
-from serving.runtime import start_service
+from serving.runtime import freeze_heap, start_service
 from serving.settings import VARIABLES, Settings
 from sparsehub.errors import UnhealthyError, UnknownTaskError
 from sparsehub.extras import require
@@ -32,6 +32,7 @@ class Replica:
         self._app, self._ready = behind_middleware(app), _ready(tasks)
         self._id = serve.get_replica_context().replica_id.unique_id
         self._answering: set[asyncio.Task[None]] = set()
+        freeze_heap()
 
     async def serves(self, task: str) -> bool:
         """Whether the catalogue has the task, as far as this replica knows."""

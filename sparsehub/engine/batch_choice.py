@@ -65,6 +65,15 @@ class BatchChoice(Generic[R]):
             found += self._batches(due, more)
         return found
 
+    @property
+    def may_be_hasty(self) -> bool:
+        """Whether the lead is of a tenant that wants no more than its share, and others want something too."""
+        return len(self.left) > 1 and self.lead.flow.tenant in self.light
+
+    def hasty(self) -> list[R]:
+        """The lead and what goes along with it in any case: nothing else fills the batch."""
+        return self._fill([self.lead], self._nearest(self._due()))
+
     def _due(self) -> list[R]:
         """The rows that go along because all that their tenant has waiting is within its share of this batch. With one
         tenant there is nothing to share."""

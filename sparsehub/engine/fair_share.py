@@ -40,6 +40,7 @@ ANYBODYS = Flow()
 LATELY = 10.0  # seconds
 SHORT = 0.05  # seconds that a batch takes about, where several tenants ask
 WORTH = 512  # tokens of a batch, below which each costs more on a CPU
+HASTE = 0.05  # of the machine's time that may be lost to batches without others' rows, for those that want little
 SOON = 1.0  # seconds: nothing is refused because it is predicted to wait for less
 _NOTHING: Mapping[Tenant, float] = {}
 
@@ -76,6 +77,24 @@ class VirtualTime:
     def charge(self, sharer: Hashable, amount: float) -> None:
         """Move it ahead by what it was given, over its weight."""
         self._times[sharer] = self._now + self.ahead(sharer) + amount
+
+
+class HasteBudget:
+    """Seconds that may be lost: a row that runs without others to fill its batch is answered early, and costs more."""
+
+    def __init__(self) -> None:
+        self._left = 0.0
+
+    def earn(self, seconds: float) -> None:
+        """A batch took so long."""
+        self._left = min(SHORT, self._left + HASTE * seconds)
+
+    def spend(self, seconds: float) -> bool:
+        """Whether so much may be lost now; it is then."""
+        if seconds > self._left:
+            return False
+        self._left -= max(0.0, seconds)
+        return True
 
 
 class FairShare:

@@ -2,9 +2,9 @@
 
 Every batch is led by the row whose turn it is (`fair_share.py`): of the tenant that was given least, of that tenant's
 task that was given least, the oldest. With it go the rows of all who want less than their share, so that a lone row
-waits for the batch that runs and no other, however much others have queued. The rest of the batch are rows of the same
-key, or all that may share its lane, those of most similar length first, as many as make a row cheapest; and the rows of
-the same texts, which share their layers.
+waits for the batch that runs and no other, however much others have queued; nothing else goes with them, as long as
+that loses little. The rest of a batch are rows of the same key, or all that may share its lane, those of most similar
+length first, as many as make a row cheapest; and the rows of the same texts, which share their layers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from sparsehub.engine.batch_choice import BatchChoice, Lanes
-from sparsehub.engine.fair_share import ANYBODYS, SOON, FairShare, Flow, Tenant, most_of
+from sparsehub.engine.fair_share import ANYBODYS, SOON, FairShare, Flow, HasteBudget, Tenant, most_of
 from sparsehub.engine.shared_texts import with_same_texts
 from sparsehub.errors import CancelledError, QueueFullError, StoppingError, UsageError
 
@@ -99,9 +100,7 @@ class WaitingRows(Mapping[Line, Sequence[Item]]):
         """Take rows out of a queue, in its order. gone: their `id`s, and perhaps those of others."""
         queue = self._queues[line]
         taken = [item for item in queue if id(item) in gone]
-        if not taken:
-            return []
-        if taken[0] is not queue[0]:
+        if taken and taken[0] is not queue[0]:
             queue[0].passed += 1
         self._count(taken, -1)
         self._queues[line] = left = [item for item in queue if id(item) not in gone]
@@ -151,7 +150,7 @@ class Scheduler:
     def __init__(self, limits: Limits, lanes: Lanes, costs: BatchCosts):
         self._limits, self._lanes, self._costs = limits, lanes, costs
         self._ready = threading.Condition()
-        self._queues, self._shares = WaitingRows(), FairShare()
+        self._queues, self._shares, self._haste = WaitingRows(), FairShare(), HasteBudget()
         self._closed = False
         self._tokens_per_second = 0.0
 
@@ -198,6 +197,7 @@ class Scheduler:
 
     def note(self, tokens: int, seconds: float) -> None:
         """Learn how fast batches run; how long rows will wait is predicted from it."""
+        self._haste.earn(seconds)
         speed = tokens / max(seconds, 1e-6)
         known = self._tokens_per_second
         self._tokens_per_second = speed if not known else known + _SMOOTHING * (speed - known)
@@ -237,18 +237,20 @@ class Scheduler:
         tokens = self._shares.tokens_of_batch(self._limits.batch_tokens, self._tokens_per_second)
         left = self._shares_of_batch(lead, {line[0].tenant for line in lanes}, tokens)
         light = {tenant for tenant in left if self._queues.is_light(tenant, left[tenant])}
-        budget = (self._limits.batch_rows, tokens)
-        choice = BatchChoice(lead, others, left, light, self._queues.overtaken(lead), *budget)
-        candidates = self._joined(choice.candidates(), others, budget)
-        chosen = {id(item) for item in min(candidates, key=self._costs.cost_per_token)}
+        overtaken = self._queues.overtaken(lead)
+        chosen = self._chosen(BatchChoice(lead, others, left, light, overtaken, self._limits.batch_rows, tokens))
         return [item for line in lines for item in self._run(line, chosen)]
 
-    def _joined(self, candidates: list[list[Item]], every: Sequence[Item], budget: tuple[int, int]) -> list[list[Item]]:
-        """Batches that could be taken, each with the rows of its texts."""
-        shares = {key: self._lanes.own_share(key) for key in {item.key for item in every}}
-        if min(shares.values(), default=1.0) >= 1.0:
-            return candidates
-        return [with_same_texts(batch, every, shares, *budget) for batch in candidates]
+    def _chosen(self, choice: BatchChoice[Item]) -> set[int]:
+        """The `id`s of the batch that makes a row cheapest, or of little more than the row whose turn it is, early."""
+        shares = {key: self._lanes.own_share(key) for key in {item.key for item in choice.others}}
+        joined = partial(with_same_texts, waiting=choice.others, shares=shares, rows=choice.rows, tokens=choice.tokens)
+        best = min(map(joined, choice.candidates()), key=(cost := self._costs.cost_per_token))
+        if choice.may_be_hasty:
+            hasty = joined(choice.hasty())
+            if self._haste.spend((cost(hasty) - cost(best)) * sum(item.tokens for item in hasty)):
+                best = hasty
+        return set(map(id, best))
 
     def _shares_of_batch(self, lead: Item, tenants: Collection[Tenant], tokens: int) -> dict[Tenant, float]:
         """Tokens of the batch that belong to each tenant. tenants: of which a row can run; tokens: of the batch."""

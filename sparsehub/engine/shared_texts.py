@@ -30,6 +30,8 @@ def with_same_texts(
     waiting: rows that may go along; shares: by key, which part of a row runs for it alone where its text is in the
     batch, rows of other keys stay where they are; rows, tokens: budgets, of which the batch may have used all.
     """
+    if min(shares.values(), default=1.0) >= 1.0:
+        return list(batch)
     longest, texts = max(row.length for row in batch), set[Hashable]()
     used = 0.0  # sequences, by what runs
     for row in batch:

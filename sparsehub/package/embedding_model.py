@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from sparsehub.package.pooled_model import PooledModel
 from sparsehub.package.pooling import vectors_of
-from sparsehub.package.task_spec import TaskSpec
 
 SCALE = 20.0  # of cosines in both losses, as sentence-transformers has it
 
 
-class EmbeddingModel(PreTrainedModel):
-    """transformers' base model with pooling and no parameters of its own: what `load_task_model` gives for embeddings.
-
-    It is written by `materialize`, in sentence-transformers' format, not by `save_pretrained`.
-    """
-
-    base_model_prefix = "backbone"
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-
-    def __init__(self, module: nn.Module, task: TaskSpec):
-        base: Any = module
-        super().__init__(copy.deepcopy(base.config))
-        self.task, self.backbone = task, module
-        self.supports_gradient_checkpointing = getattr(base, "supports_gradient_checkpointing", False)
+class EmbeddingModel(PooledModel):
+    """A backbone with pooling and no parameters of its own: what `load_task_model` gives for embeddings."""
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None, **inputs: Tensor) -> SequenceClassifierOutput:
         """`logits` are the vectors: [rows, texts, width], or [rows, width] of single texts; and the loss of the batch.
@@ -38,11 +22,7 @@ class EmbeddingModel(PreTrainedModel):
         input_ids: [rows, texts, length], or [rows, length]. labels: [rows] scores of two texts each, or [rows, texts]
         an id for each text, equal for equal texts: an anchor, what fits it and, of triplets, what does not.
         """
-        batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **inputs}
-        flat = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in batch.items()}
-        states = self.backbone(**flat).last_hidden_state
-        vectors = vectors_of(self.task.head, states, flat["attention_mask"])
-        vectors = vectors.view(*input_ids.shape[:-1], -1)
+        vectors = vectors_of(self.task.head, *self.states(input_ids, **inputs)).view(*input_ids.shape[:-1], -1)
         loss = None if labels is None else similarity_loss(vectors, labels)
         return SequenceClassifierOutput(loss=loss, logits=vectors)
 

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sparsehub.errors import DataError
 from sparsehub.package.linear_head import BIAS, WEIGHT, features, linear_shapes
+from sparsehub.package.pooled_model import PooledModel
 from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TaskSpec
 
 START = 0.02  # standard deviation of a fresh head's weights
 
 
-class LinearHeadModel(PreTrainedModel):
-    """transformers' base model and one Linear on its pooled states: what `load_task_model` gives for a linear head.
-
-    It is written by `materialize`, in sentence-transformers' format, not by `save_pretrained`: transformers has no
-    class of this shape.
-    """
-
-    base_model_prefix = "backbone"
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+class LinearHeadModel(PooledModel):
+    """A backbone and one Linear on its pooled states: what `load_task_model` gives for a linear head."""
 
     def __init__(self, module: nn.Module, task: TaskSpec):
-        base: Any = module
-        super().__init__(copy.deepcopy(base.config))
-        self.task, self.backbone = task, module
-        self.supports_gradient_checkpointing = getattr(base, "supports_gradient_checkpointing", False)
-        shapes = linear_shapes(task, base.config.hidden_size)
+        super().__init__(module, task)
+        shapes = linear_shapes(task, self.config.hidden_size)
         device = next(module.parameters()).device
         self.register_parameter(WEIGHT, nn.Parameter(torch.randn(shapes[WEIGHT]).mul(START).to(device)))
         self.register_parameter(BIAS, nn.Parameter(torch.zeros(shapes[BIAS], device=device)))
@@ -48,10 +35,7 @@ class LinearHeadModel(PreTrainedModel):
             raise DataError(
                 "this task reads each text of a pair alone", found=tuple(input_ids.shape), expected="[rows, 2, length]"
             )
-        batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **inputs}
-        flat = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in batch.items()}
-        states = self.backbone(**flat).last_hidden_state
-        found = features(self.task.head, states, flat["attention_mask"])
+        found = features(self.task.head, *self.states(input_ids, **inputs))
         logits = functional.linear(found, self.weight, self.bias).float().view(len(input_ids), -1)
         return SequenceClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
 

@@ -179,7 +179,7 @@ def theorem_1(rho: float, density: float, rows: int) -> float | None:
 
 def _lines(folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / RUNS_FILE
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         try:
             yield json.loads(text)
         except json.JSONDecodeError:

@@ -128,6 +128,31 @@ def test_tasks_of_one_tenant_share_what_it_is_given():
     assert given_to == {"popular": 80, "other": 80}
 
 
+def test_a_light_row_runs_without_others_as_long_as_that_loses_little():
+    """A batch costs 10 ms and as much again for every 512 tokens: a row of 16 alone loses 9.4 ms of the machine."""
+    scheduled = scheduler()
+    scheduled._costs = SimpleNamespace(cost_per_token=lambda rows: 0.01 / sum(r.tokens for r in rows) + 0.01 / 512)
+    scheduled.submit(rows(Tenant("greedy"), "a", [16] * 500))
+
+    def light_batch() -> list[Item]:
+        (lone,) = light = rows(Tenant("light"), "b", [16])
+        scheduled.submit(light)
+        batch = scheduled.next_batch(0)
+        assert lone in batch
+        return batch
+
+    assert len(light_batch()) == LIMITS.batch_rows  # nothing was earned yet
+    scheduled.note(512, 0.15)
+    assert len(light_batch()) == LIMITS.batch_rows  # 7.5 ms are not enough
+    scheduled.note(512, 0.15)
+    assert len(light_batch()) == 1
+    assert len(light_batch()) == LIMITS.batch_rows
+    scheduled.note(512, 1000.0)  # not more than a short batch takes is kept
+    assert [len(light_batch()) for _ in range(7)] == [1] * 5 + [LIMITS.batch_rows] * 2
+    scheduled.note(512, 1000.0)
+    assert len(scheduled.next_batch(0)) == LIMITS.batch_rows  # the greedy one's own rows are in no haste
+
+
 def test_batches_are_short_only_while_several_tenants_ask():
     scheduled = scheduler(Limits(queue_rows=1000))
     scheduled.note(4000, 1.0)

@@ -22,8 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.settings import STARTS
 from serving.supervision import RESTARTS, WINDOW_SECONDS, _note_start, starting_worker
+from sparsehub.backbone import load_backbone
+from sparsehub.engine.swap import Swap
 from sparsehub.errors import EngineError
+from sparsehub.package import read_package
+from sparsehub.patch import make_patch
 from tests.support.endpoint_processes import environment_in, free_port, running
+from tests.support.process_memory import copies_in_memory
 
 pytestmark = pytest.mark.slow
 SERVE = [sys.executable, "-m", "sparsehub", "serve"]
@@ -157,11 +162,21 @@ def checks_of_the_arena(client: httpx.Client) -> dict[str, float]:
     return {sample.labels["outcome"]: sample.value for sample in families["sparsehub_arena_checks"].samples}
 
 
+def arenas_of(backbone: Path, package: Path) -> list[bytes]:
+    """The bytes of an arena, of the backbone's own weights and with those of a task in their place."""
+    loaded = load_backbone(backbone)
+    (buffer,) = loaded.arena.buffers.values()
+    own, patch = buffer.numpy().tobytes(), make_patch(loaded, read_package(package).delta)
+    Swap(loaded.arena).to(patch)
+    return [own, buffer.numpy().tobytes()]
+
+
 def test_a_killed_worker_comes_back_with_exact_weights(
     tmp_path: Path, speakers: Any, says: Callable[..., list[int]]
 ) -> None:
     """Killed while texts are generated, in its next start, and while a batch runs: whoever waits for an answer gets an
-    error, the next request is answered, and as plain transformers answers it, so the weights are exact."""
+    error, the next request is answered, and as plain transformers answers it. The weights are exact: the arena of the
+    last worker is byte for byte what is loaded here."""
     from transformers import AutoTokenizer
 
     package = speakers.write("talk", "text-generation", seed=5)
@@ -188,6 +203,7 @@ def test_a_killed_worker_comes_back_with_exact_weights(
         wait_until(lambda: checks_of_the_arena(client)["made"] > 0)
         assert checks_of_the_arena(client)["failed"] == 0
         worker = worker_of(manager)
+        assert sum(copies_in_memory(worker.pid, arena) for arena in arenas_of(speakers.folder, package)) == 1
         manager.kill()
         worker.wait(60)  # it ends with its manager
     log = (tmp_path / "server.log").read_text()
