@@ -122,6 +122,11 @@ class Settings(Configuration):
         Flag(panel=LIMITS, metavar="MIB"),
         Field(ge=0, description="Host memory for tasks beside a GPU; 0 for none."),
     ] = 0
+    state_cache_mib: Annotated[
+        int,
+        Flag(panel=LIMITS, metavar="MIB"),
+        Field(ge=0, description="Memory for the states of texts that come again for other tasks; 0 for none."),
+    ] = 0
     cache_tokens: Annotated[
         int, Flag(panel=TEXTS), Field(ge=1, description="Tokens whose keys and values the cache holds.")
     ] = 8192

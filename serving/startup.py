@@ -125,7 +125,8 @@ def _texts(settings: Settings) -> GenerationLimits:
 def _budgets(settings: Settings) -> Budgets:
     mebibyte = 1 << 20
     device = settings.device_mib * mebibyte if settings.device_mib else UNLIMITED
-    return Budgets(device, settings.host_mib * mebibyte, loaders=LOADERS)
+    states = settings.state_cache_mib * mebibyte
+    return Budgets(device, settings.host_mib * mebibyte, loaders=LOADERS, state_bytes=states)
 
 
 def _references(settings: Settings, hub: PackageHub | None) -> Sequence[str]:

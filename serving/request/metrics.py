@@ -180,6 +180,10 @@ class Metrics:
         self._lookups = _gauge("lookups", "Requests, by whether their task was ready", "livesum", registry, ["was"])
         self._loads = _gauge("task_loads", "Tasks loaded since the start", "livesum", registry)
         self._evictions = _gauge("task_evictions", "Tasks dropped for others since the start", "livesum", registry)
+        self._texts_kept = _gauge(
+            "state_cache_texts", "Texts of batches, by whether their states were kept", "livesum", registry, ["was"]
+        )
+        self._states = _gauge("state_cache_bytes", "Memory of the kept states of texts", "livesum", registry)
         self._checks = _gauge("arena_checks", "Looks at the base weights, by outcome", "livesum", registry, ["outcome"])
         self._texts = _gauge("texts", "Texts that are generated, by state", "livesum", registry, ["state"])
         self._said = _gauge("generated_tokens", "Tokens generated since the start", "livesum", registry)
@@ -253,7 +257,10 @@ class Metrics:
         self._evictions.set(usage.evictions)
         for outcome, count in (("made", arena.checks), ("failed", arena.failures), ("repaired", arena.repairs)):
             self._checks.labels(outcome).set(count)
-
+        states = engine.states.usage
+        self._states.set(states.nbytes)
+        for was, count in (("kept", states.hits), ("run", states.misses), ("damaged", states.damaged)):
+            self._texts_kept.labels(was).set(count)
         if engine.generator is not None:
             self._sample_texts(engine.generator.usage())
 

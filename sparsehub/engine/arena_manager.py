@@ -16,6 +16,7 @@ from sparsehub.engine.int8_matrix import Int8Digests
 from sparsehub.engine.integrity import IntegrityChecker, TensorDigests, same_bits
 from sparsehub.engine.integrity_round import BACKBONE, Damage, IntegrityRound, WatchedTasks
 from sparsehub.engine.resident import BASE, POSITIONS, Resident
+from sparsehub.engine.state_cache import StateCache
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.task_handle import TaskHandle
@@ -40,6 +41,7 @@ class ArenaManager:
         self.checks = self.failures = self.repairs = 0  # integrity checks, for metrics
         self._backbone = backbone
         self._targets: TargetModules | None = None
+        self._states: StateCache | None = None
         self._checker = IntegrityChecker(backbone.arena)
         buffers = TensorDigests(("a module's buffer", buffer) for buffer in backbone.whole.buffers())
         self._round = IntegrityRound(self._checker, self.swap, buffers)
@@ -47,9 +49,10 @@ class ArenaManager:
         self._all_checked = self._checked
         self._active: TaskHandle | None = None  # whose patch is applied; referenced, so that it is not evicted
 
-    def watch(self, targets: TargetModules, tasks: WatchedTasks) -> None:
-        """Look at what mixed batches have copied of the arena, and at these tasks, too. Called once, by `Engine`."""
-        self._targets, self._round.tasks = targets, tasks
+    def watch(self, targets: TargetModules, tasks: WatchedTasks, states: StateCache) -> None:
+        """Look at what mixed batches have copied of the arena, and at these tasks, too; forget kept states where the
+        weights that they were computed with are damaged. Called once, by `Engine`."""
+        self._targets, self._round.tasks, self._states = targets, tasks, states
         self._round.copies.append(TensorDigests(("a norm's copy", copy) for copy in targets.copies))
         if targets.int8 is not None:
             self._round.copies.append(Int8Digests(targets.int8))
@@ -186,6 +189,8 @@ class ArenaManager:
     def _mend_backbone(self) -> None:
         """Read the checkpoint again, and every task that was made of weights which it does not have."""
         copies_were_right, mended = self._copies_are_right(), False
+        if self._states is not None:
+            self._states.clear()  # it is not known since when the weights are damaged
         try:
             reload(self._backbone)
             if self._targets is not None:

@@ -13,6 +13,7 @@ from sparsehub.engine.batch_rows import BatchRows, by_task
 from sparsehub.engine.calibrate import measure_points
 from sparsehub.engine.cost_model import GROUPED, MIXED, SWAP, TRUNK, CostModel, RowGroup, TrunkSizes
 from sparsehub.engine.scheduler import Item
+from sparsehub.engine.state_cache import StateCache
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.trunk_batch import TrunkBatch, trunk_batch
 from sparsehub.errors import UsageError
@@ -40,12 +41,15 @@ class ExecutionPlan:
 class BatchPlanner:
     """Says what a batch costs, for the scheduler, and how it is to run, for the model loop.
 
-    max_tokens: of one sequence of the backbone.
+    max_tokens: of one sequence of the backbone; states: kept ones, with which a batch begins in the middle.
     """
 
-    def __init__(self, arena: ArenaManager, backbone: Backbone, targets: TargetModules, max_tokens: int):
+    def __init__(
+        self, arena: ArenaManager, backbone: Backbone, targets: TargetModules, max_tokens: int, states: StateCache
+    ):
         self.mode = AUTO  # the cheapest way, or `swap`, `mixed` or `trunk` wherever it is open; may change
         self._arena, self._backbone, self._targets, self._max_tokens = arena, backbone, targets, max_tokens
+        self._states = states
 
     @property
     def only_mixed(self) -> bool:
@@ -76,12 +80,14 @@ class BatchPlanner:
         there = self._is_active(parts[0])
         alone = SWAP if len(parts) == 1 else GROUPED
         open_ways = [alone, *([MIXED] if _can_mix(parts) else [])] if not self.only_mixed else [MIXED]
-        trunk = trunk_batch(parts, self._targets) if self.mode in (AUTO, TRUNK) else None
+        trunk = trunk_batch(parts, self._targets, self._states) if self.mode in (AUTO, TRUNK) else None
         if trunk is not None:
             open_ways.append(TRUNK)
         shared = None if trunk is None else trunk.sizes
         predictions = {mode: costs.predict(mode, sizes, there=there, trunk=shared) for mode in open_ways}
-        if self.mode == AUTO:
+        if self.mode == AUTO and trunk is not None and trunk.resumes:
+            mode = TRUNK  # what is not kept now is kept by it; whoever has states kept expects their texts again
+        elif self.mode == AUTO:
             mode = min(predictions, key=lambda mode: predictions[mode])
         else:
             wanted = {SWAP: [alone, MIXED], MIXED: [MIXED, alone], TRUNK: [TRUNK, MIXED, alone]}[self.mode]

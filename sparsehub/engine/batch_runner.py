@@ -17,6 +17,7 @@ from sparsehub.engine.compiled.plain_pass import PlainPass
 from sparsehub.engine.cost_model import MIXED, TRUNK
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.one_token import OneToken
+from sparsehub.engine.state_cache import StateCache, TextStates
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.trunk_batch import TrunkBatch, pooled, taken
@@ -52,9 +53,17 @@ class Clock:
 class BatchRunner:
     """Runs the backbone and the heads for `ModelLoop`. Not thread-safe: the arena's lock is held around every call."""
 
-    def __init__(self, backbone: Backbone, plain: PlainPass, targets: TargetModules, swap: Swap, tokenizer: Any):
+    def __init__(
+        self,
+        backbone: Backbone,
+        plain: PlainPass,
+        targets: TargetModules,
+        swap: Swap,
+        tokenizer: Any,
+        states: StateCache,
+    ):
         self._backbone, self._plain, self._targets, self._swap = backbone, plain, targets, swap
-        self._tokenizer = tokenizer
+        self._tokenizer, self._states = tokenizer, states
         self._pooled = HeadSpec(NONE, pooling_of(backbone.checkpoint.folder), normalize=True)  # where no task says
 
     @torch.inference_mode()
@@ -122,8 +131,12 @@ class BatchRunner:
             return self._plain(inputs)
         first = torch.tensor([plan.first_row[text] for text in plan.stages[-1].texts], device=self._backbone.device)
         reads = self._one_token(groups, inputs["attention_mask"][first])
-        with TrunkPass(self._targets, plan, adapters, reads).on_model():
-            return self._backbone.module(**inputs)
+        kept = TextStates(self._states, plan) if trunk.resumes else None
+        with TrunkPass(self._targets, plan, adapters, reads, kept).on_model():
+            outputs = self._backbone.module(**inputs)
+        if kept is not None:
+            kept.keep()
+        return outputs
 
     def _one_token(self, groups: Sequence[BatchRows], mask: Tensor) -> OneToken | None:
         """The cut of the last layer where all heads of a batch read the first token, or all the last. mask: [rows,

@@ -28,10 +28,12 @@ from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, Prepa
 from sparsehub.engine.residency import Residency
 from sparsehub.engine.scheduler import Limits, Scheduler
 from sparsehub.engine.served_tasks import ServedTasks
+from sparsehub.engine.state_cache import StateCache
 from sparsehub.engine.stats import BatchObserver
 from sparsehub.engine.task_handle import Budgets
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import TaskRegistry, find_task
+from sparsehub.engine.trunk_check import with_resuming
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.outputs import Prediction
 from sparsehub.task_ref import Reference
@@ -68,16 +70,20 @@ class Engine(ServedTasks):
         self.tokenizer = load_tokenizer(backbone.checkpoint)
         self.tasks = TaskRegistry()
         self.arena = ArenaManager(backbone, check_seconds)
-        self._targets = targets = prepared_targets(backbone, weights, allow_quantised)
+        budgets = budgets or Budgets()
+        targets = prepared_targets(backbone, weights, allow_quantised)
+        self._targets = targets = with_resuming(backbone, targets) if budgets.state_bytes else targets
+        self.states = StateCache(backbone, budgets.state_bytes, left=self.tokenizer.padding_side == "left")
         self._loader = TaskLoader(backbone, targets, self.arena, self.tokenizer.pad_token_id)
-        self._residency = Residency(budgets or Budgets(), self._loader, self.arena)
-        self.arena.watch(targets, self._residency)
-        self._planner = BatchPlanner(self.arena, backbone, targets, self.max_tokens)
+        self._residency = Residency(budgets, self._loader, self.arena)
+        self.arena.watch(targets, self._residency, self.states)
+        self._planner = BatchPlanner(self.arena, backbone, targets, self.max_tokens, self.states)
         self.mode = mode
         lanes = LanePolicy(self._residency, self._planner, bool(targets.uses), targets.layers)
         self._scheduler = Scheduler(limits or Limits(), lanes, self._planner)
         self.compiler = BackgroundCompiler(backbone, self.arena, self._planner, self.tokenizer, compile_mode)
-        runner = BatchRunner(backbone, self.compiler.plain, targets, self.arena.swap, self.tokenizer)
+        plain = self.compiler.plain
+        runner = BatchRunner(backbone, plain, targets, self.arena.swap, self.tokenizer, self.states)
         self._loop = ModelLoop(self.arena, self._scheduler, self._planner, runner, observer)
         self._residency.add_listener(self._loop)
         texts = generation or GenerationLimits()

@@ -36,10 +36,26 @@ class LayerStack:
     readers: Sequence[Sequence[int]] = ()
     # the module of the last layer from whose input on all is computed token by token; None where there is none
     token_from: nn.Module | None = None
+    # the module of the last layer, called before that one, whose output is read at the one token alone: that of queries
+    asked_by: nn.Module | None = None
+    nones: int | None = None  # beside the states, in the tuple that a layer gives; None where it gives them alone
+    resumes: bool = False  # whether it was proved that layers can be left out for rows whose states are known
 
-    def cut_at(self, module: nn.Module | None) -> LayerStack:
-        """The same layers, with `token_from`."""
-        return dataclasses.replace(self, token_from=module)
+    def cut_at(self, token_from: nn.Module | None, asked_by: nn.Module | None = None) -> LayerStack:
+        """The same layers, with another `token_from` and `asked_by`."""
+        return dataclasses.replace(self, token_from=token_from, asked_by=asked_by)
+
+    def given(self, hidden: Tensor) -> Any:
+        """What a layer gives that leaves the hidden states as they are."""
+        return hidden if self.nones is None else (hidden, *[None] * self.nones)
+
+    def hidden_of(self, args: Any, kwargs: Any) -> Tensor:
+        """The hidden states that a layer is called with."""
+        found = kwargs if isinstance(self.hidden[0], str) else args
+        for step in self.hidden:
+            found = found[step]
+        states: Tensor = found
+        return states
 
     def first_changed(self, touched: Collection[int]) -> int:
         """The layer at whose input a task's rows leave those of other tasks; as many as there are layers for a task
@@ -74,7 +90,8 @@ def find_layers(module: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> L
     path = hidden.pop()
     assert path is not None
     by_row = {place: shapes[0][place] != shapes[1][place] for place in shapes[0] if place != path}
-    return LayerStack(layers, path, by_row, {})
+    output = watched[0].outputs[id(layers[0])]
+    return LayerStack(layers, path, by_row, {}, nones=len(output) - 1 if isinstance(output, tuple | list) else None)
 
 
 def with_targets(

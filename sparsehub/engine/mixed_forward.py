@@ -34,6 +34,26 @@ from sparsehub.errors import EngineError
 Bounds = Sequence[tuple[int, int, int]]
 
 
+class RowGroups:
+    """Which rows of a pass are which task's, as kernels are told it; `MixedBatch` has those of the rows that run now.
+
+    bounds: (slot, first row, row after the last), in order, without gaps.
+    """
+
+    def __init__(self, bounds: Bounds):
+        self.bounds, self.rows = bounds, bounds[-1][2]
+        self._segments: dict[int, kernels.Segments] = {}
+
+    def segments(self, tokens: int) -> kernels.Segments:
+        """Which rows of an input are which task's; by the input's tokens in all."""
+        known = self._segments.get(tokens)
+        if known is None:
+            a_row, rest = divmod(tokens, self.rows)
+            assert rest == 0, (tokens, self.rows)
+            known = self._segments[tokens] = kernels.segments_of(self.bounds, a_row)
+        return known
+
+
 class MixedBatch:
     """One mixed pass: which rows are which task's, and what each task changes. `BatchRunner` makes one per batch,
     generation's `Packer` one per kind of step.
@@ -56,34 +76,46 @@ class MixedBatch:
         readers: Collection[int] = (),
     ):
         self.targets, self.adapters, self.packed = targets, adapters, packed
-        self.rows = bounds[-1][2]
-        self._bounds = bounds
-        self._segments: dict[int, kernels.Segments] = {}
+        self._groups = RowGroups(bounds)
+        self._outputs = RowGroups(outputs) if outputs else self._groups
         self._touched: set[int] = set()
         self._readers = readers
         # by id: an input, the rows that it was made of, and for each of its rows the one that it equals
         self._shared: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        # by target: what inputs are made of, and what the target gives for that by base weights
+        self._once: dict[int, tuple[Tensor, Tensor]] = {}
         self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
-        if outputs and outputs[-1][2] < self.rows:
-            self._segments[outputs[-1][2]] = kernels.segments_of(outputs)
         self._tables = _tables(targets, adapters)
         self._digest = checksum([self._tables])
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(targets.targets) else 0
 
-    def regroup(self, bounds: Bounds) -> None:
-        """From here on in the pass there are other rows; `TrunkPass` says so at a branch point. bounds: of these."""
-        self.rows, self._bounds = bounds[-1][2], bounds
-        self._segments.clear()
+    @property
+    def rows(self) -> int:
+        """Of the pass, as it runs now."""
+        return self._groups.rows
+
+    def regroup(self, groups: RowGroups) -> None:
+        """From here on in the pass there are other rows; `TrunkPass` says so."""
+        self._groups = self._outputs = groups
         self.done.clear()
 
     def share(self, grown: Tensor, source: Tensor, rows: Tensor) -> None:
-        """Note that an input is made of fewer rows, of which the base products are computed once: grown[i] =
+        """Note that an input is made of other rows, of which the base products are computed once: grown[i] =
         source[rows[i]]."""
         self._shared[id(grown)] = grown, source, rows
 
     def end_sharing(self) -> None:
         """Forget what `share` noted: its inputs are read no more."""
         self._shared.clear()
+        self._once.clear()
+
+    def of_shared(self, target: TargetModule, source: Tensor) -> Tensor:
+        """What a target gives by base weights for the rows that inputs are made of, however many inputs those are."""
+        known, y = self._once.get(target.index, (None, None))
+        if y is None or known is not source:
+            y = type(target.module).forward(target.module, source)
+            self._once[target.index] = source, y
+        return y
 
     def shared(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """What an input is made of, and by which rows; None where it is made of nothing else."""
@@ -96,12 +128,7 @@ class MixedBatch:
 
     def segments(self, tokens: int) -> kernels.Segments:
         """Which rows of an input are which task's; by the input's tokens in all."""
-        known = self._segments.get(tokens)
-        if known is None:
-            a_row, rest = divmod(tokens, self.rows)
-            assert rest == 0, (tokens, self.rows)
-            known = self._segments[tokens] = kernels.segments_of(self._bounds, a_row)
-        return known
+        return (self._outputs if tokens == self._outputs.rows else self._groups).segments(tokens)
 
     def changes(self, target: TargetModule) -> kernels.Changes[Any]:
         """What every task changes in a target, for a kernel."""
@@ -111,7 +138,7 @@ class MixedBatch:
     def called_with(self, target: TargetModule) -> list[TargetModule]:
         """The changed targets that are called after this one with the same input."""
         return [
-            self.targets.targets[index] for index in self.targets.shared.get(target.index, ()) if index in self._touched
+            self.targets.targets[index] for index in self.targets.after.get(target.index, ()) if index in self._touched
         ]
 
     @contextmanager
@@ -135,7 +162,7 @@ class MixedBatch:
             for module in modules.values():
                 module.__dict__.pop("forward", None)
             self.done.clear()
-            self._shared.clear()
+            self.end_sharing()
 
 
 def _tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
@@ -169,28 +196,29 @@ def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
     given, y = batch.done.pop(target.index, (None, None))
     if y is not None and given is x:
         return y
-    if (made := batch.shared(x)) is not None:
-        return _linear_of_shared(batch, target, x, *made)
     targets = [target, *batch.called_with(target)]
-    maps = [kernels.Map(*s.matrix, batch.changes(s)) for s in targets]
-    first, *others = kernels.linear(x.contiguous(), maps, batch.segments(_tokens(x)))
-    for other, its in zip(targets[1:], others, strict=True):
+    ys = _outputs_of(batch, targets, x)
+    for other, its in zip(targets[1:], ys[1:], strict=True):
         batch.done[other.index] = (x, its)
-    return first
+    return ys[0]
+
+
+def _outputs_of(batch: MixedBatch, targets: Sequence[TargetModule], x: Tensor) -> list[Tensor]:
+    """The outputs of linear targets that read one input. Where it is made of other rows, their base products are
+    handed out, and only each task's own part is computed for all rows."""
+    products: list[Tensor] = []
+    if (made := batch.shared(x)) is not None:
+        source, rows = made
+        products = [batch.of_shared(target, source).index_select(0, rows) for target in targets]
+        if not any(map(batch.touches, targets)):
+            return products
+    maps = [kernels.Map(*target.matrix, batch.changes(target)) for target in targets]
+    return kernels.linear(x.contiguous(), maps, batch.segments(_tokens(x)), products)
 
 
 def _int8_linear(batch: MixedBatch, target: TargetModule, matrix: Int8Matrix, x: Tensor) -> Tensor:
     """Linear on an int8 base: its product, and on top what the tasks change, in float32."""
     y = matrix(x)
-    if batch.touches(target):
-        kernels.sparse_linear_(y, x.contiguous(), batch.segments(_tokens(x)), batch.changes(target))
-    return y
-
-
-def _linear_of_shared(batch: MixedBatch, target: TargetModule, x: Tensor, source: Tensor, rows: Tensor) -> Tensor:
-    """The base product of the rows that the input is made of, handed out, and each task's own part."""
-    weight, bias = target.matrix
-    y = torch.nn.functional.linear(source, weight.t(), bias).index_select(0, rows)
     if batch.touches(target):
         kernels.sparse_linear_(y, x.contiguous(), batch.segments(_tokens(x)), batch.changes(target))
     return y
@@ -202,7 +230,7 @@ def _norm_of_shared(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tenso
     if made is None or batch.touches(target):
         return None
     source, rows = made
-    once: Tensor = type(target.module).forward(target.module, source)
+    once = batch.of_shared(target, source)
     y = once.index_select(0, rows)
     batch.share(y, once, rows)
     return y

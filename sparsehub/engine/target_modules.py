@@ -68,6 +68,12 @@ class TargetModules:
         device: torch.device = module.weight.device
         return device
 
+    @cached_property
+    def after(self) -> Mapping[int, tuple[int, ...]]:
+        """By every linear target that shares its input, the first of them or not, those that are called after it."""
+        groups = [(first, *others) for first, others in self.shared.items()]
+        return {index: group[place:] for group in groups for place, index in enumerate(group[:-1], 1)}
+
     @property
     def copies(self) -> list[Tensor]:
         """What was copied of the arena, for norms; `ArenaManager` looks at them."""

@@ -17,15 +17,17 @@ LOAD_SECONDS = 60.0  # how long a request waits for a task that was never in mem
 
 @dataclass(frozen=True)
 class Budgets:
-    """How much memory `Residency` may use for tasks; given to `Engine`."""
+    """How much memory `Residency` may use for tasks, and `StateCache` for states; given to `Engine`."""
 
     device_bytes: int = UNLIMITED  # of tasks that are ready to run
     host_bytes: int = 0  # of tasks kept in host memory after their eviction, 0 for none; on a CPU it is the same memory
     loaders: int = 1  # threads that load tasks
+    state_bytes: int = 0  # of texts' hidden states at branch points (`StateCache`), 0 for none
     composed: int = 64  # compositions (`a+b*0.5`) that are kept for the next request once no row references them
 
     def __post_init__(self) -> None:
-        if self.device_bytes < 1 or self.host_bytes < 0 or self.loaders < 1 or self.composed < 0:
+        rest = (self.host_bytes, self.state_bytes, self.composed)
+        if self.device_bytes < 1 or self.loaders < 1 or min(rest) < 0:
             raise UsageError("budgets are bytes above 0, and at least one loader", found=str(self))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.cost_model import RowGroup, TrunkSizes
+from sparsehub.engine.state_cache import StateCache, Text, trunk_rows
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.trunk_plan import TrunkPlan, plan_trunk
 from sparsehub.package.pooling import pool, token_of
@@ -24,11 +25,12 @@ class TrunkBatch:
     """A batch that can run as trunk and branches, and runs fewer rows so. The plan's tasks are digests, its texts
     token ids by the tokenizer's names."""
 
-    plan: TrunkPlan[Mapping[str, list[int]]]
+    plan: TrunkPlan[Text]
     sizes: TrunkSizes  # for the cost model
+    resumes: bool  # whether states of its texts may be kept, and taken where they were
 
     @property
-    def sequences(self) -> list[Mapping[str, list[int]]]:
+    def sequences(self) -> list[Text]:
         """What the backbone gets, row by row of the first stage."""
         return [self.plan.texts[text] for text in self.plan.stages[0].texts]
 
@@ -38,11 +40,14 @@ class TrunkBatch:
         return [adapter for digest in self.plan.slots if (adapter := known[str(digest)]) is not None]
 
 
-def trunk_batch(parts: Sequence[BatchRows], targets: TargetModules) -> TrunkBatch | None:
+def trunk_batch(
+    parts: Sequence[BatchRows], targets: TargetModules, states: StateCache | None = None
+) -> TrunkBatch | None:
     """The parts of a batch as trunk and branches; None where that is not proved on this backbone, where a task cannot
-    be mixed, and where no row runs less often so."""
+    be mixed, and where no row runs less often so. states: kept ones, for which a row may run less often next time."""
+    keeps = states is not None and states.on and targets.layers is not None and targets.layers.resumes
     keys = [key for rows in parts for row in rows.rows for key in row.keys]
-    if targets.layers is None or len(set(keys)) == len(keys):
+    if targets.layers is None or (len(set(keys)) == len(keys) and not keeps):
         return None
     if any(rows.task is not None and rows.task.adapter is None for rows in parts):
         return None
@@ -52,10 +57,13 @@ def trunk_batch(parts: Sequence[BatchRows], targets: TargetModules) -> TrunkBatc
         (rows.task and rows.task.info.digest, rows.first) for rows in parts for _ in range(rows.sequences)
     )  # by sequence
     plan = plan_trunk(((key, text, *task) for key, text, task in zip(keys, sequences, tasks, strict=True)), layers)
-    return TrunkBatch(plan, _sizes(plan, parts, layers)) if plan.saves else None
+    resumes = keeps and plan.entry is not None
+    if not plan.saves and not resumes:
+        return None
+    return TrunkBatch(plan, _sizes(plan, parts, layers, states if resumes else None), resumes)
 
 
-def _sizes(plan: TrunkPlan[Mapping[str, list[int]]], parts: Sequence[BatchRows], layers: int) -> TrunkSizes:
+def _sizes(plan: TrunkPlan[Text], parts: Sequence[BatchRows], layers: int, states: StateCache | None) -> TrunkSizes:
     longest = max(len(text["input_ids"]) for text in plan.texts)
     entries = {rows.task.info.digest: rows.task.patch.nnz for rows in parts if rows.task is not None}
     rows_of = Counter(slot for slot, _ in plan.stages[-1].rows)
@@ -63,7 +71,12 @@ def _sizes(plan: TrunkPlan[Mapping[str, list[int]]], parts: Sequence[BatchRows],
         RowGroup(rows_of[slot] * longest, entries[str(digest)], rows_of[slot], longest)
         for digest, slot in plan.slots.items()
     ]
-    return TrunkSizes([(stage.layers / layers, len(stage.rows) * longest) for stage in plan.stages], branches)
+    runs = [len(stage.rows) for stage in plan.stages]
+    if states is not None and plan.entry is not None:
+        texts = (text for _, text in trunk_rows(plan.stages[0].rows))
+        runs[0] -= sum(states.has(states.key(plan, text, plan.entry)) for text in texts)
+    stages = [(stage.layers / layers, rows * longest) for stage, rows in zip(plan.stages, runs, strict=True) if rows]
+    return TrunkSizes(stages, branches)
 
 
 def taken(tensors: Any, rows: Sequence[int]) -> dict[str, Tensor]:

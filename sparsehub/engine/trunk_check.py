@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from sparsehub.delta import Delta
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.layer_stack import LayerStack, find_layers, with_targets
 from sparsehub.engine.mixing_check import ALLOWED, loud_delta
-from sparsehub.engine.one_token import find_token_from
+from sparsehub.engine.one_token import find_cuts, gives_the_same
+from sparsehub.engine.state_cache import StateCache, Text, TextStates
 from sparsehub.engine.target_modules import CONV1D, LINEAR, TargetModules, sample_batch
 from sparsehub.engine.trunk_forward import TrunkPass
 from sparsehub.engine.trunk_plan import plan_trunk
@@ -44,6 +46,23 @@ def with_layers(backbone: Backbone, targets: TargetModules) -> TargetModules:
     return dataclasses.replace(targets, layers=None, why_no_trunk=problem)
 
 
+def with_resuming(backbone: Backbone, targets: TargetModules) -> TargetModules:
+    """The target modules, with `LayerStack.resumes` where it is proved that rows whose states at a branch point are
+    known need no layer before it; else the reason is logged. `Engine` asks once, where states are to be kept; the arena
+    must hold the base weights."""
+    if targets.layers is None:
+        problem = targets.why_no_trunk
+    else:
+        try:
+            problem = _problem_of_resuming(backbone, targets, targets.layers)
+        except Exception as error:  # a model that is called in a way of its own
+            problem = f"its layers cannot be left out: {type(error).__name__}: {error}"[:300]
+        if problem is None:
+            return dataclasses.replace(targets, layers=dataclasses.replace(targets.layers, resumes=True))
+    log.warning("no states of texts are kept on %s: %s", backbone.checkpoint.id, problem)
+    return targets
+
+
 def _stack(backbone: Backbone, targets: TargetModules) -> LayerStack | str:
     batches = [_ragged(backbone, rows) for rows in (TEXTS, TEXTS + 1)]
     stack = find_layers(backbone.module, batches)
@@ -53,7 +72,12 @@ def _stack(backbone: Backbone, targets: TargetModules) -> LayerStack | str:
     last = set(stack.modules[-1].modules())
     candidates = [t.module for t in targets.targets if t.module in last and t.kind in (LINEAR, CONV1D)]
     lengths = [_ragged(backbone, TEXTS, length) for length in (LENGTH, LENGTH + 1)]
-    return stack.cut_at(find_token_from(stack, candidates, backbone.module, lengths))
+    found = find_cuts(stack, candidates, backbone.module, lengths)
+    if found.token_from is None:
+        return found
+    patch = make_patch(backbone, loud_delta(backbone, targets))  # what base weights hardly use, a task may use
+    with _applied(backbone, patch):
+        return found if gives_the_same(found, backbone.module, lengths) else stack
 
 
 def _ragged(backbone: Backbone, rows: int, length: int = LENGTH) -> dict[str, Tensor]:
@@ -80,7 +104,8 @@ def _problem(backbone: Backbone, targets: TargetModules, stack: LayerStack) -> s
     wanted = [(text, task) for task in range(-1, len(sound)) for text in range(TEXTS) if text or task < 2]
     plan = plan_trunk([(t, t, k, sound[k].first if k >= 0 else count) for t, k in wanted], count)
     rows = torch.tensor(plan.stages[0].texts, device=backbone.device)
-    with TrunkPass(targets, plan, [sound[task] for task in _tasks(plan.slots)]).on_model():
+    adapters_of_slots = [sound[task] for task in _tasks(plan.slots)]
+    with TrunkPass(targets, plan, adapters_of_slots, together=2 * LENGTH).on_model():  # two rows at a time
         states = backbone.module(**{name: tensor[rows] for name, tensor in batch.items()}).last_hidden_state.float()
     plain = backbone.module(**batch).last_hidden_state.float()
     alone = [plain, *(_in_place(backbone, patch, batch) for patch in patches)]
@@ -91,6 +116,32 @@ def _problem(backbone: Backbone, targets: TargetModules, stack: LayerStack) -> s
         moved = float((alone[-1] - plain)[real].abs().max())
         if not wrong <= ALLOWED[backbone.dtype] * moved:
             return f"a shared row is off by {wrong:.2g} where a change moves outputs by {moved:.2g}"
+    return None
+
+
+@torch.inference_mode()
+def _problem_of_resuming(backbone: Backbone, targets: TargetModules, stack: LayerStack) -> str | None:
+    """What is wrong with passes in which no states are known, then those of one text, then all; None where they are
+    right."""
+    count = len(stack.modules)
+    patch = _patch_from(backbone, targets, max(1, count // 2))
+    adapter = make_adapter_weights(targets, backbone.arena, patch)
+    if not isinstance(adapter, AdapterWeights) or adapter.first >= count:
+        return "no task would branch behind a layer"
+    batch, states = _ragged(backbone, TEXTS), StateCache(backbone, 1 << 40, left=False)
+    real = batch["attention_mask"].bool()
+    texts: list[Text] = [{"input_ids": ids[own].tolist()} for ids, own in zip(batch["input_ids"], real, strict=True)]
+    right, plain = _in_place(backbone, patch, batch), backbone.module(**batch).last_hidden_state.float()
+    moved = float((right - plain)[real].abs().max())
+    for rows in ([0], range(TEXTS), range(TEXTS)):
+        plan = plan_trunk([(bytes([row]), texts[row], patch, adapter.first) for row in rows], count)
+        kept = TextStates(states, plan)
+        with TrunkPass(targets, plan, [adapter], kept=kept, together=2 * LENGTH).on_model():
+            found = backbone.module(**{name: tensor[list(rows)] for name, tensor in batch.items()}).last_hidden_state
+        kept.keep()
+        wrong = max(float((found[row] - right[row])[real[row]].abs().max()) for row in rows)
+        if not wrong <= ALLOWED[backbone.dtype] * moved:
+            return f"a row that began in the middle is off by {wrong:.2g} where a change moves outputs by {moved:.2g}"
     return None
 
 
@@ -111,9 +162,16 @@ def _patch_from(backbone: Backbone, targets: TargetModules, first: int) -> Patch
 
 
 def _in_place(backbone: Backbone, patch: Patch, batch: dict[str, Tensor]) -> Tensor:
-    apply_patch(backbone.arena, patch)
-    try:
+    with _applied(backbone, patch):
         states: Tensor = backbone.module(**batch).last_hidden_state
         return states.float()
+
+
+@contextmanager
+def _applied(backbone: Backbone, patch: Patch) -> Iterator[None]:
+    """Inside, the arena has a patch; afterwards the base weights again."""
+    apply_patch(backbone.arena, patch)
+    try:
+        yield
     finally:
         restore_patch(backbone.arena, patch)

@@ -35,12 +35,18 @@ class Stage:
         ends = [*edges[1:], len(self.rows)]
         return [(self.rows[start][0], start, stop) for start, stop in zip(edges, ends, strict=True)]
 
+    def bounds_of(self, rows: range) -> list[tuple[int, int, int]]:
+        """`bounds` of some of the rows, counted from the first of them."""
+        cut = ((slot, max(start, rows.start), min(stop, rows.stop)) for slot, start, stop in self.bounds)
+        return [(slot, start - rows.start, stop - rows.start) for slot, start, stop in cut if start < stop]
+
 
 @dataclass(frozen=True)
 class TrunkPlan(Generic[T]):
     """How a batch runs as trunk and branches. `BatchPlanner` weighs it, `BatchRunner` runs it."""
 
     texts: Sequence[T]  # each once
+    keys: Sequence[Hashable]  # by text, what is equal for sequences of it and for no others
     slots: Mapping[Hashable, int]  # by task that changes something: its slot, from 1 on
     stages: Sequence[Stage]
     places: Sequence[int]  # by sequence of the batch, its row of the last stage
@@ -55,6 +61,11 @@ class TrunkPlan(Generic[T]):
     def first_row(self) -> dict[int, int]:
         """By text, the first row of the first stage that has it."""
         return {text: row for row, text in reversed([*enumerate(self.stages[0].texts)])}
+
+    @property
+    def entry(self) -> int | None:
+        """The first branch point, where states of the trunk may be kept; None where there is none behind a layer."""
+        return self.stages[1].first if len(self.stages) > 1 and self.stages[1].first > 0 else None
 
     @property
     def saves(self) -> bool:
@@ -82,7 +93,7 @@ def plan_trunk(sequences: Iterable[tuple[Hashable, T, Hashable, int]], layers: i
         wanted.append((slot, number))
     stages = _stages(sorted(set(wanted)), firsts, layers)
     row_of = {row: place for place, row in enumerate(stages[-1].rows)}
-    return TrunkPlan(kept, slots, stages, [row_of[row] for row in wanted], [text for _, text in wanted])
+    return TrunkPlan(kept, list(texts), slots, stages, [row_of[row] for row in wanted], [text for _, text in wanted])
 
 
 def _stages(wanted: Sequence[tuple[int, int]], firsts: Mapping[int, int], layers: int) -> list[Stage]:

@@ -91,13 +91,14 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
     _kernels(y, sparse=True).sparse_linear_(y, x, segments, changes)
 
 
-def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequence[Tensor] = ()) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map and token i, t its slot; in float32, rounded twice at most.
 
     x: [..., in] float32, float16 or bfloat16; y: [..., out]. Every token is in a segment; if its task changes nothing,
-    y is what the plain product gives, bit for bit. Maps together cost less than one by one.
+    y is what the plain product gives, bit for bit. Maps together cost less than one by one. products: x W + b of every
+    map, [..., out] of the input's dtype, where there are such already; they are written over, and returned.
     """
-    result: list[Tensor] = _kernels(x, sparse=True).linear(x, maps, segments)
+    result: list[Tensor] = _kernels(x, sparse=True).linear(x, maps, segments, products)
     return result
 
 

@@ -166,16 +166,20 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
     _sparse_linear(x, (y.shape[-1], 0, y.data_ptr(), changes.address), segments, fresh=False)
 
 
-def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequence[Tensor] = ()) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map."""
     # torch, too, copies b to every row of y and adds the product to that. Writing b + dW x + db there in its place
     # leaves only the sums of the changes as extra cost. For 16-bit types torch is fastest when it adds b itself.
-    fresh = x.dtype == torch.float32
+    fresh = not products and x.dtype == torch.float32
     ys: list[Tensor] = []
     table: list[int] = []
-    for weight, bias, changes in maps:
+    for number, (weight, bias, changes) in enumerate(maps):
         out = weight.shape[1]
-        y = x.new_empty((*x.shape[:-1], out)) if fresh else torch.nn.functional.linear(x, weight.t(), bias)
+        if products:
+            y = products[number]
+            assert y.is_contiguous() and y.dtype == x.dtype and y.shape == (*x.shape[:-1], out)
+        else:
+            y = x.new_empty((*x.shape[:-1], out)) if fresh else torch.nn.functional.linear(x, weight.t(), bias)
         assert bias is None or (len(bias) == out and bias.is_contiguous() and bias.dtype == x.dtype)
         table += out, 0 if bias is None else bias.data_ptr(), y.data_ptr(), changes.address
         ys.append(y)

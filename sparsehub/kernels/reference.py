@@ -59,13 +59,16 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
             y[i] = (y[i].double() + change + bias).to(y.dtype)
 
 
-def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
-    """y[i] = round(x[i] (W + dW_t') + b + db_t), in float64 up to the one rounding."""
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequence[Tensor] = ()) -> list[Tensor]:
+    """y[i] = round(x[i] (W + dW_t') + b + db_t), in float64 up to the one rounding; with `products`, products[i] in
+    place of x[i] W + b."""
     ys = []
-    for m in maps:
+    for number, m in enumerate(maps):
         y = x.double() @ m.weight.double()
         if m.bias is not None:
             y = y + m.bias.double()
+        if products:
+            y = products[number].double()
         sparse_linear_(y, x, segments, m.changes)
         ys.append(y.to(x.dtype))
     return ys

@@ -86,12 +86,18 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
         y[rows] = total.to(y.dtype)
 
 
-def linear(x: Tensor, maps: Sequence[Map], segments: Segments, add: SparseLinear = sparse_linear_) -> list[Tensor]:
+def linear(
+    x: Tensor,
+    maps: Sequence[Map],
+    segments: Segments,
+    products: Sequence[Tensor] = (),
+    add: SparseLinear = sparse_linear_,
+) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map. add: the kernel for what the changes add."""
-    ys = [torch.nn.functional.linear(x, m.weight.t(), m.bias).contiguous() for m in maps]
+    ys = products or [torch.nn.functional.linear(x, m.weight.t(), m.bias).contiguous() for m in maps]
     for m, y in zip(maps, ys, strict=True):
         add(y, x, segments, m.changes)
-    return ys
+    return list(ys)
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

@@ -19,6 +19,7 @@ from sparsehub.engine.batch_runner import BatchRunner, Clock
 from sparsehub.engine.compiled.plain_pass import PlainPass
 from sparsehub.engine.cost_model import MIXED, SWAP, TRUNK
 from sparsehub.engine.resident import Resident
+from sparsehub.engine.state_cache import StateCache
 from sparsehub.engine.target_modules import TargetModules, find_target_modules
 from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.trunk_batch import trunk_batch
@@ -63,7 +64,8 @@ def there(tiny_tasks: TinyTasks, monkeypatch: pytest.MonkeyPatch) -> Iterator[On
         backbone = dataclasses.replace(real, arena=build_arena(dict(real.module.named_parameters())))
         targets, arena = dataclasses.replace(find_target_modules(backbone), layers=layers), ArenaManager(backbone, 0)
         loader = TaskLoader(backbone, targets, arena, tokenizer.pad_token_id)
-        runner = BatchRunner(backbone, PlainPass(backbone), targets, arena.swap, tokenizer)
+        states = StateCache(backbone, 0, left=False)
+        runner = BatchRunner(backbone, PlainPass(backbone), targets, arena.swap, tokenizer, states)
         yield OnGpu(backbone, targets, arena, loader, runner, tokenizer, launched)
 
 

@@ -95,7 +95,8 @@ def test_every_row_gives_what_its_tasks_weights_give(
         own = batch["attention_mask"][[plan.texts[text] for text in plan.stages[-1].texts]].sum(1)
         chosen = torch.tensor([data.draw(st.integers(0, int(most) - 1)) for most in own])
         reads = OneToken(targets.layers, chosen)
-    with torch.inference_mode(), TrunkPass(targets, plan, used, reads).on_model():
+    together = data.draw(st.sampled_from([1, 2 * length, 1 << 20]), label="tokens that go through a layer together")
+    with torch.inference_mode(), TrunkPass(targets, plan, used, reads, together=together).on_model():
         found = backbone.module(**{name: tensor[index] for name, tensor in batch.items()}).last_hidden_state
     right = {task: alone(backbone, patches[task], batch) for task in {task for _, task in wanted}}
     for place, (text, task) in zip(plan.places, wanted, strict=True):

@@ -325,5 +325,11 @@ def test_any_batch_of_any_tasks(
         compare(found, expected)
         weight, bias = torch.randn(width, inside), torch.randn(width)
         maps.append(Map(weight.t(), bias if width == out else None, changes_of(parts)))
-    for whole, definition in zip(kernels.linear(x, maps, segments), reference.linear(x, maps, segments), strict=True):
+    definitions = reference.linear(x, maps, segments)
+    for whole, definition in zip(kernels.linear(x, maps, segments), definitions, strict=True):
+        compare(whole, definition)
+    products = [torch.nn.functional.linear(x, m.weight.t(), m.bias) for m in maps]  # that were computed elsewhere
+    again = kernels.linear(x, maps, segments, products)
+    for product, whole, definition in zip(products, again, definitions, strict=True):
+        assert whole is product
         compare(whole, definition)
