@@ -35,6 +35,7 @@ from sparsehub.engine.task_loader import TaskLoader
 from sparsehub.engine.task_registry import TaskRegistry, find_task
 from sparsehub.engine.trunk_check import with_resuming
 from sparsehub.errors import RequestError, SparsehubError
+from sparsehub.kernels.openmp import release_threads
 from sparsehub.package.outputs import Prediction
 from sparsehub.task_ref import Reference
 
@@ -244,6 +245,7 @@ class Engine(ServedTasks):
     def start(self) -> None:
         """Measure what batches cost here, then run `step` in a thread of its own until `stop`; generate in another."""
         self._loop.start()
+        release_threads()
         if self.generator is not None:
             self.generator.start()
         self.compiler.start()

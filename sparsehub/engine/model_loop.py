@@ -17,6 +17,7 @@ from sparsehub.engine.scheduler import Item, Scheduler
 from sparsehub.engine.stats import BatchObserver, BatchReport, BatchShare, TenantShare
 from sparsehub.engine.task_handle import TaskHandle
 from sparsehub.errors import NotFiniteError, RequestError, SparsehubError, StoppingError, UnhealthyError
+from sparsehub.kernels.openmp import release_threads
 from sparsehub.package.encoding import Encoded
 
 IDLE_SECONDS = 0.5  # how often an idle model thread looks whether it should end
@@ -87,6 +88,8 @@ class ModelLoop:
         `timeout` seconds."""
         self._arena.check_if_due()
         taken = self._scheduler.next_batch(timeout)
+        if not taken:
+            release_threads()
         start = time.monotonic()
         if (done := self._run(taken)) is None:
             return bool(taken)

@@ -23,6 +23,7 @@ from sparsehub.errors import (
     SparsehubError,
     UsageError,
 )
+from sparsehub.kernels.openmp import release_threads
 from sparsehub.package import Package
 from sparsehub.package.heads import build_head
 from sparsehub.package.reader import check_backbone
@@ -88,7 +89,7 @@ class TaskLoader:
         """Copy a task to the device and make it ready for swap and for mixed batches; raises `FormatError` for a head
         that does not fit, and for weights that the backbone's dtype cannot hold."""
         backbone = self._backbone
-        with _side_stream(backbone.device):
+        with _beside_batches(backbone.device):
             spec = host.info.spec
             head = None if spec.head.type == NONE else build_head(backbone, spec, host.head, self._pad_token_id)
             patch = bind(host.layout, backbone.arena, self._arena.read)
@@ -110,10 +111,14 @@ def _why_unshared(targets: TargetModules, adapter: AdapterWeights | None, why_sw
 
 
 @contextmanager
-def _side_stream(device: torch.device) -> Iterator[None]:
-    """Inside, a GPU works on a stream of its own, beside the running batch; all of it is done when the block ends."""
+def _beside_batches(device: torch.device) -> Iterator[None]:
+    """For work beside the running batch: a GPU does it on a stream of its own, and is done when the block ends; of a
+    CPU the threads are given back then, of which the batch has its own."""
     if device.type != "cuda":
-        yield
+        try:
+            yield
+        finally:
+            release_threads()
         return
     stream = torch.cuda.Stream(device)
     with torch.cuda.stream(stream):

@@ -122,7 +122,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setitem(op_implementations_dict, torch.ops.aten._pin_memory.default, _pinned)
     monkeypatch.setattr(torch, "tensor", _without_values(torch.tensor))
     monkeypatch.setattr(heads, "_template", _real(heads._template))
-    monkeypatch.setattr(task_loader, "_side_stream", lambda device: nullcontext())
+    monkeypatch.setattr(task_loader, "_beside_batches", lambda device: nullcontext())
     with device_guard(), FakeTensorMode(allow_non_fake_inputs=True):
         yield launched
 

@@ -27,6 +27,7 @@ from sparsehub.errors import (
     StoppingError,
     UnhealthyError,
 )
+from sparsehub.kernels.openmp import release_threads
 
 log = logging.getLogger("sparsehub")
 IDLE_SECONDS = 0.5  # how often an idle generator looks whether it should end
@@ -190,6 +191,7 @@ class Generator:
         if not self._batcher.running:
             self._note_usage()
             self._runner.rest()
+            release_threads()
             self._waiting.wait(timeout)
             return False
         self._run_step()
