@@ -23,8 +23,8 @@ def parallel() -> Iterator[Callable[[], None]]:
     """parallel(): a kernel that runs on three threads, of which the test's own is one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    release_threads()
     numbers = torch.ones(1 << 20)
+    release_threads()
     yield lambda: numbers.add_(1)  # type: ignore[misc]
     release_threads()
     torch.set_num_threads(threads)
