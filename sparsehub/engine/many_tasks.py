@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
 from sparsehub.engine.input_processor import KnownRows
 from sparsehub.engine.pending_request import AcquiredTask, PendingRequest, PreparedRequest
+from sparsehub.engine.task_handle import LOAD_SECONDS
 from sparsehub.engine.task_registry import TaskInfo
 from sparsehub.errors import SparsehubError
 from sparsehub.package.outputs import Prediction
@@ -47,16 +49,62 @@ def ask_many(
     errors = [unreadable(engine, reference, timeout) for reference in references]
     with ExitStack() as held:
         outcomes: list[PreparedRequest | SparsehubError] = []
-        for reference, error in zip(references, errors, strict=True):
+        wanted = [error or reference for error, reference in zip(errors, references, strict=True)]
+        for task in acquire_all(engine, wanted, timeout, held):
             try:
-                if error is not None:
-                    raise error
-                task = held.enter_context(engine.acquire(reference, timeout))
+                if isinstance(task, SparsehubError):
+                    raise task
                 prepared = engine.prepare(task, inputs, truncate=truncate, timeout=timeout, known=known)
                 outcomes.append(held.enter_context(prepared))
             except SparsehubError as failed:
                 outcomes.append(failed)
         return submitted(engine, outcomes)
+
+
+def acquire_all(
+    engine: Asked, references: Sequence[Reference | SparsehubError | None], timeout: float | None, held: ExitStack
+) -> list[AcquiredTask | SparsehubError | None]:
+    """Reference tasks whose packages were read. Where one is another by now, or was forgotten, all are given back while
+    it is read: a request that held the others meanwhile could wait for one that does the same, for ever.
+
+    references: an error in the place of a task that cannot be asked, None of the plain backbone, which nobody holds;
+    timeout: seconds for all that is read, None for a minute; held: gets the references.
+    """
+    wanted, end, known = list(references), time.monotonic() + (timeout or LOAD_SECONDS), dict[str, TaskInfo]()
+    while True:
+        with ExitStack() as stack:
+            found = [_acquired(engine, reference, timeout, known, stack) for reference in wanted]
+            unread = [i for i, task in enumerate(found) if isinstance(task, AcquiredTask) and not task.is_known]
+            if not unread:
+                held.enter_context(stack.pop_all())
+                return found
+        for i in unread:
+            reference = wanted[i]
+            assert reference is not None and not isinstance(reference, SparsehubError)  # it was acquired
+            try:
+                info = engine.info(reference, max(end - time.monotonic(), 0.001))
+                known[info.digest] = info
+            except SparsehubError as error:
+                wanted[i] = error
+
+
+def _acquired(
+    engine: Asked,
+    reference: Reference | SparsehubError | None,
+    timeout: float | None,
+    known: Mapping[str, TaskInfo],
+    held: ExitStack,
+) -> AcquiredTask | SparsehubError | None:
+    """known: by digest, what was read."""
+    if reference is None or isinstance(reference, SparsehubError):
+        return reference
+    try:
+        task = held.enter_context(engine.acquire(reference, timeout))
+    except SparsehubError as error:
+        return error
+    if (info := known.get(task.handle.task.digest)) is not None:
+        task.info = info
+    return task
 
 
 def unreadable(engine: Asked, reference: Reference, timeout: float | None) -> SparsehubError | None:

@@ -58,6 +58,13 @@ class AcquiredTask(Holder):
         known = self._residency.info(self.handle.task.digest)
         return known or self.handle.wait(self._timeout or LOAD_SECONDS).info
 
+    @property
+    def is_known(self) -> bool:
+        """Whether `info` says it at once, from now on: the package was read."""
+        if "info" not in self.__dict__ and (known := self._residency.info(self.handle.task.digest)) is not None:
+            self.info = known
+        return "info" in self.__dict__
+
     def share(self) -> AcquiredTask:
         """A further reference to the task, to be released on its own; raises what `info` raises."""
         shared = AcquiredTask(self._residency, self.handle, self._timeout)
