@@ -1,7 +1,7 @@
 """The endpoint on Ray Serve: `serve run serving.ray.app:app replicas=3`, with the settings of any endpoint.
 
-A replica is one engine with all routes, the same as in one process. The ingress reads which task a request asks, and
-Ray's model multiplexing sends it to a replica that has the task ready; where those are busy, one more takes the task.
+A replica is one engine with all routes, the same as in one process. The ingress reads which tasks a request asks, and
+Ray's model multiplexing sends it to a replica that has them ready, or most of them; where those are busy, to one more.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.ray.ingress import Ingress
+from serving.ray.placement import MostTasksRouter
 from serving.ray.replica import Replica
 from serving.settings import Settings, absolute, read_settings
 from sparsehub.errors import UsageError
@@ -19,6 +20,7 @@ from sparsehub.extras import require
 from sparsehub.schema import build
 
 serve = require("ray.serve", "ray")
+config = require("ray.serve.config", "ray")
 FRONT_REQUESTS = 256  # that one front holds, bodies and all
 
 
@@ -49,7 +51,9 @@ def app(args: Mapping[str, Any]) -> Any:
     settings = absolute(read_settings(os.environ))
     check(settings, scale)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that this process starts sends no usage statistics
-    replicas = serve.deployment(Replica).options(**replica_options(settings, scale)).bind(settings, scale.tasks)
+    placement = config.RequestRouterConfig(request_router_class=MostTasksRouter)
+    options = {**replica_options(settings, scale), "request_router_config": placement}
+    replicas = serve.deployment(Replica).options(**options).bind(settings, scale.tasks)
     front = serve.deployment(Ingress).options(
         num_replicas=scale.fronts,
         max_ongoing_requests=FRONT_REQUESTS,

@@ -1,4 +1,4 @@
-"""The ingress of the endpoint on Ray Serve: it sends a request to a replica that has the task ready, and again if that
+"""The ingress of the endpoint on Ray Serve: it sends a request to a replica that has its tasks ready, and again if that
 replica is lost. It holds no model and checks no key: each replica's middleware does.
 """
 
@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serving.protocol.errors import error_body
 from serving.ray.aggregate import MERGED
-from serving.ray.routing import carried, may_repeat, task_in
+from serving.ray.routing import MOST_PLACED, carried, may_repeat, place_of, tasks_in
 from serving.request.body import SMALL, check_parts, read_body
 from serving.request.error_responses import failure
 from serving.settings import Settings
@@ -84,8 +84,9 @@ class Ingress:
         """One try. Raises what Ray raises for a lost replica, and `CancelledError` where none answers in time."""
         try:
             async with asyncio.timeout(self._settings.answer_timeout + PATIENCE) as limit:
-                task = await self._task(scope["path"], body)
-                answer = self._replicas.options(stream=True, multiplexed_model_id=task).answer.remote(scope, body, task)
+                tasks = await self._tasks(scope["path"], body)
+                placed = self._replicas.options(stream=True, multiplexed_model_id=place_of(tasks))
+                answer = placed.answer.remote(scope, body, tasks)
                 try:
                     async for messages in answer:
                         limit.reschedule(None)  # what streams may take its time
@@ -97,16 +98,15 @@ class Ingress:
         except TimeoutError as error:
             raise CancelledError("no replica answered in time", fix="ask again, or add replicas") from error
 
-    async def _task(self, path: str, body: bytes) -> str:
-        """What a request is placed by: a task of the catalogue, or nothing; other names are not remembered."""
-        task = task_in(path, body) if len(body) <= SMALL else await asyncio.to_thread(task_in, path, body)
-        if task in ("", BACKBONE, self._settings.backbone):
-            return ""
-        if task not in self._known:
-            if not await self._replicas.serves.remote(task):
-                return ""
-            self._known.add(task)
-        return task
+    async def _tasks(self, path: str, body: bytes) -> list[str]:
+        """What a request is placed by: tasks of the catalogue, or nothing; other names are not remembered."""
+        asked = tasks_in(path, body) if len(body) <= SMALL else await asyncio.to_thread(tasks_in, path, body)
+        asked = [task for task in asked if task not in (BACKBONE, self._settings.backbone)]
+        if new := [task for task in asked if task not in self._known]:
+            found = await self._replicas.serves.remote(new)
+            self._known.update(found)
+            asked = [*(task for task in asked if task in self._known and task not in found), *found]
+        return asked[:MOST_PLACED]
 
     async def _from_all(self, scope: Scope) -> Response:
         """What all replicas say, as one answer; the first refusal where one refuses."""

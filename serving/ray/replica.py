@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 from starlette.types import Message
 
 from serving.app import behind_middleware, create_app
+from serving.ray.routing import MOST_PLACED
 from serving.request.body import replay
 from serving.runtime import freeze_heap, start_service
 from serving.settings import VARIABLES, Settings
-from sparsehub.errors import UnhealthyError, UnknownTaskError
+from sparsehub.errors import UnhealthyError
 from sparsehub.extras import require
 from sparsehub.settings import errors_named
-from sparsehub.task_ref import parse_model
+from sparsehub.task_ref import is_pattern, parse_model
 
 serve = require("ray.serve", "ray")
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -34,21 +36,20 @@ class Replica:
         self._answering: set[asyncio.Task[None]] = set()
         freeze_heap()
 
-    async def serves(self, task: str) -> bool:
-        """Whether the catalogue has the task, as far as this replica knows."""
+    async def serves(self, tasks: list[str]) -> list[str]:
+        """Those that the catalogue has, as far as this replica knows; of a pattern, which stands alone, those that it
+        fits."""
         router = self._running.service.router
-        try:
-            router.release(router.hold(parse_model(task), ""))
-        except UnknownTaskError:
-            return False
-        return True
+        if len(tasks) == 1 and is_pattern(tasks[0]):
+            return sorted(name for name in router.names or () if fnmatchcase(name, tasks[0]))[:MOST_PLACED]
+        return [task for task in tasks if router.knows(parse_model(task))]
 
-    async def answer(self, scope: dict[str, Any], body: bytes, task: str) -> AsyncIterator[list[Message]]:
+    async def answer(self, scope: dict[str, Any], body: bytes, tasks: list[str]) -> AsyncIterator[list[Message]]:
         """The ASGI messages that answer a request, together what comes together: all of an answer that does not stream.
 
-        task: by which the request was sent here; empty where by none.
+        tasks: by which the request was sent here; empty where by none.
         """
-        if task:
+        for task in tasks:
             await self._ready(task)
         sent: asyncio.Queue[Message | None] = asyncio.Queue()
         left = asyncio.Event()
@@ -63,7 +64,7 @@ class Replica:
 
     async def whole(self, scope: dict[str, Any]) -> tuple[str, Answer]:
         """This replica's name, and its answer to a request without a body."""
-        messages = [message async for part in self.answer(scope, b"", "") for message in part]
+        messages = [message async for part in self.answer(scope, b"", []) for message in part]
         start, *rest = messages
         return self._id, (start["status"], start["headers"], b"".join(message.get("body", b"") for message in rest))
 

@@ -25,7 +25,7 @@ from sparsehub.files import canonical_json, sha256_bytes
 ROOT = Path(__file__).parents[3]
 NETWORK_NAMESPACE = ROOT / "tests" / "support" / "network_namespace.py"
 START_SECONDS, STOP_SECONDS = 150, 40
-REPLICAS, TASKS = 2, ("three", "seven", "pair", "rating", "east", "west")
+REPLICAS, TASKS = 2, ("three", "seven", "pair", "rating", "east", "west", "north", "south", "middle")
 
 
 def until(condition: Callable[[], object], seconds: float) -> None:
@@ -99,7 +99,7 @@ def endpoint(
     why_not()
     folder = tmp_path_factory.mktemp("ray")
     keys = write_keys(folder / "keys.json")
-    fresh = {name: tiny_tasks.write(name, seed=seed) for seed, name in enumerate(("east", "west"), start=11)}
+    fresh = {name: tiny_tasks.write(name, seed=seed) for seed, name in enumerate(TASKS[4:], start=11)}
     catalog = write_catalog(folder / "hub", {**suite, **fresh})
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SPARSEHUB_", "RAY_"))},

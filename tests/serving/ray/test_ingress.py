@@ -21,10 +21,11 @@ LOST = ray.exceptions.ActorDiedError
 
 
 class Handle:
-    """Stands for Ray's handle. play: what the replica of each try does."""
+    """Stands for Ray's handle. play: what the replica of each try does; of the tasks it has one, and a pattern fits
+    two."""
 
     def __init__(self, play: Play):
-        self._play, self.placed, self.cancelled, self.questions = play, [], 0, 0
+        self._play, self.placed, self.cancelled, self.questions, self.tasks = play, [], 0, 0, []
         self.answer = self.serves = self
 
     def options(self, *, stream: bool, multiplexed_model_id: str) -> Handle:
@@ -34,7 +35,9 @@ class Handle:
     def remote(self, *asked: Any) -> Any:
         if len(asked) == 1:
             self.questions += 1
-            return asyncio.sleep(0, asked[0] == "topic")
+            fitting = ["support-a", "support-b"] if asked[0] == ["support-*"] else []
+            return asyncio.sleep(0, [task for task in asked[0] if task in ("topic", "tone")] + fitting)
+        self.tasks.append(asked[2])
         return Response(self, self._play(len(self.placed)))
 
 
@@ -49,7 +52,7 @@ class Response:
         self._handle.cancelled += 1
 
 
-def ask(handle: Handle, path: str = "/v1/classify", model: str = "topic", timeout: float = 5.0) -> list[Any]:
+def ask(handle: Handle, path: str = "/v1/classify", model: Any = "topic", timeout: float = 5.0) -> list[Any]:
     """The messages that a client gets."""
     asked = ingress.Ingress(Settings("tiny", catalog="hub#it", answer_timeout=timeout), handle)
     body = json.dumps({"model": model}).encode()
@@ -134,3 +137,17 @@ def test_what_is_no_task_is_placed_by_nothing(model: str, questions: int) -> Non
     handle = Handle(lost_until(0))
     assert ask(handle, model=model) == WHOLE
     assert handle.placed == [""] and handle.questions == questions
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks"),
+    [
+        (["tone@1.0.0", "topic", "tone"], ["tone", "topic"]),
+        (["what-a-stranger-invents", "tone", "backbone"], ["tone"]),
+        ("support-*", ["support-a", "support-b"]),
+    ],
+)
+def test_a_request_for_several_tasks_is_placed_by_all_that_there_are(model: Any, tasks: list[str]) -> None:
+    handle = Handle(lost_until(2))
+    assert ask(handle, model=model) == WHOLE
+    assert handle.placed == [",".join(tasks)] * 2 and handle.tasks == [tasks] * 2

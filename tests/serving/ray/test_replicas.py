@@ -18,7 +18,8 @@ from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.slow
-REPLICAS, TASKS = 2, ("three", "seven", "pair", "rating", "east", "west")  # as the endpoint is started
+REPLICAS = 2  # as the endpoint is started
+TASKS = ("three", "seven", "pair", "rating", "east", "west", "north", "south", "middle")
 TEXTS = ("the fox", "a dog", "who wrote the book")
 
 
@@ -68,6 +69,35 @@ def test_a_task_is_asked_where_it_is_ready(endpoint: Any) -> None:
             ]
             assert [a.status_code for a in answers] == [200] * len(answers)
             assert {a.headers["x-sparsehub-replica"] for a in answers} == {place}
+
+
+def test_several_tasks_are_asked_where_most_of_them_are_ready(
+    endpoint: Any, reference_of: Callable[[str], Callable[[Any], list[float]]]
+) -> None:
+    """Five tasks on two replicas, so one has more of them: it gets the list, whichever is named first."""
+    tasks, places = TASKS[4:], {}
+    with endpoint.client() as client:
+        for task in tasks:
+            places[task] = classify(client, task, TEXTS[0]).headers["x-sparsehub-replica"]
+            time.sleep(0.7)  # until Ray has told the front
+        (most, _), *_ = Counter(places.values()).most_common()
+        listed = sorted(tasks, key=lambda task: places[task] == most)
+        inputs = [{"name": "input", "shape": [1], "datatype": "BYTES", "data": [TEXTS[1]]}]
+        answers = [
+            client.post("/v1/classify", json={"model": listed, "input": TEXTS[1]}),
+            client.post("/v1/embeddings", json={"model": [f"{task}@1.0.0" for task in listed], "input": TEXTS[1]}),
+            client.post(f"/v2/models/{','.join(listed)}/infer", json={"inputs": inputs}),
+        ]
+        assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]
+        assert {answer.headers["x-sparsehub-replica"] for answer in answers} == {most}
+        for task, part in zip(listed, answers[0].json()["data"], strict=True):
+            assert part["task"] == f"{task}@1.0.0" and part["digest"] and len(part["data"]) == 1
+        third = client.post("/v1/classify", json={"model": ["three", "seven"], "input": TEXTS[1]}).json()["data"]
+        for task, part in zip(("three", "seven"), third, strict=True):
+            assert part["data"][0]["probs"] == pytest.approx(reference_of(task)(TEXTS[1]), abs=1e-4)
+        fits = client.post("/v1/classify", json={"model": "*st", "input": TEXTS[1]})
+        assert [part["model"] for part in fits.json()["data"]] == ["east", "west"]
+        assert fits.headers["x-sparsehub-replica"] == most
 
 
 def test_the_gate_of_a_replica_guards_it_behind_the_front_too(endpoint: Any) -> None:
