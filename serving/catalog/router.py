@@ -66,6 +66,13 @@ class Router:
             self._held.update(routed.digests)
             return routed
 
+    def knows(self, model: ModelRef) -> bool:
+        """Whether `hold` would find what it means."""
+        routes = self._routes
+        if routes is None or _one(routes, model.task, "") is not None:
+            return True
+        return bool(model.terms) and all(_one(routes, term.task, "") is not None for term in model.terms)
+
     def release(self, routed: Routed) -> None:
         """Let the packages of a finished request go."""
         with self._lock:

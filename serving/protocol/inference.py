@@ -94,6 +94,20 @@ class ModelMetadata(ApiModel):
     outputs: list[TensorMetadata]
 
 
+class TensorParameters(ApiModel):
+    """Whose output it is, where several tasks are asked."""
+
+    model: str
+    """The task, as the path said it; with a pattern its name."""
+    version: str | None = None
+    """Absent, like the digest, where the plain backbone answers or the task failed."""
+    digest: str | None = None
+    status: int | None = None
+    """Of HTTP, as if the task had been asked alone; absent, like the code, where it has answered."""
+    code: str | None = None
+    """The class of the error."""
+
+
 class OutputTensor(ApiModel):
     """One output, for all rows."""
 
@@ -103,6 +117,12 @@ class OutputTensor(ApiModel):
     # Not validated: it is the engine's own, and as many numbers as the vectors of all rows.
     data: SerializeAsAny[SkipValidation[list[str] | list[float]]]
     """Flat, row by row."""
+    parameters: TensorParameters | None = None
+    """Absent where one task is asked."""
+
+    def renamed(self, name: str, parameters: TensorParameters) -> OutputTensor:
+        """The same data as the output of one task among several."""
+        return OutputTensor(name=name, datatype=self.datatype, shape=self.shape, data=self.data, parameters=parameters)
 
 
 class InferenceParameters(ApiModel):
@@ -112,15 +132,17 @@ class InferenceParameters(ApiModel):
 
 
 class InferenceResponse(ApiModel):
-    """One row of every output for each row of the inputs."""
+    """One row of every output for each row of the inputs. Where several tasks are asked, the outputs of each, its name
+    before theirs (`topic/label`); of a task that failed there is one, `topic/error`, with the reason."""
 
     model_name: str
+    """Of the task; where several are asked, as the path said it."""
     model_version: str | None = None
-    """Absent where the plain backbone answers."""
+    """Absent where the plain backbone answers, and where several tasks do."""
     parameters: InferenceParameters | None = None
-    """Absent where the plain backbone answers."""
-    id: str | None
-    """As the request said it."""
+    """As of `model_version`."""
+    id: str | None = None
+    """As the request said it; absent where several tasks are asked and it said none."""
     outputs: list[OutputTensor]
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
-from serving.protocol.request_model import FieldError, ListOf, RequestModel, Values
+from serving.protocol.request_model import FieldError, ListOf, OneTask, RequestModel, Values
 from sparsehub.engine import Sampling
 
 MOST_TEXTS = 128  # of one request: prompts times n
@@ -31,7 +31,7 @@ class GenerationRequest(RequestModel):
     """What both kinds of request have. What is not here is refused: a setting that nothing reads would be a lie."""
 
     neutral: ClassVar[Mapping[str, Values]] = neutral_fields.GENERATION
-    model: str = Field(min_length=1, max_length=300)
+    model: OneTask
     """A task, or the backbone."""
     temperature: float = 1.0
     top_p: float = 1.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import FailFast, GetJsonSchemaHandler, model_validator
+from pydantic import BeforeValidator, FailFast, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from serving.protocol.base import ApiModel
 from sparsehub.errors import RequestError
+from sparsehub.package.encoding import is_broken
+from sparsehub.task_ref import is_pattern
 
 Values = tuple[Any, ...] | None
 """The values of a field that ask for nothing; None for a field that changes no answer, whatever it says."""
@@ -33,8 +35,10 @@ MOST_FIELDS = 100
 class FieldError(RequestError):
     """One field of a request is at fault. param: its name, which the error's body repeats."""
 
-    def __init__(self, param: str, problem: str, *, found: object = None, expected: object = None):
-        super().__init__(problem, found=found, expected=expected)
+    def __init__(
+        self, param: str, problem: str, *, found: object = None, expected: object = None, fix: str | None = None
+    ):
+        super().__init__(problem, found=found, expected=expected, fix=fix)
         self.param = param
 
 
@@ -76,6 +80,41 @@ class RequestModel(ApiModel):
             properties[name] = _nullable(properties[name])
         properties.update({name: _described(values) for name, values in cls.neutral.items()})
         return schema
+
+
+def _one_task(model: Any) -> Any:
+    """Raise `FieldError` for a list or a pattern of tasks."""
+    listed = isinstance(model, list)
+    if listed or (isinstance(model, str) and is_pattern(model)):
+        found = f"a list of {len(model)}" if listed else f"the pattern {model[:200]!r}"
+        fix = "ask one by one; /v1/classify, /v1/score, /v1/embeddings and /v2/models/.../infer take several"
+        raise FieldError("model", "this route asks one task", found=found, expected="one task", fix=fix)
+    return model
+
+
+def _tasks(model: Any) -> Any:
+    """Raise `FieldError` for a list that holds no names. pydantic would say that it is no string."""
+    if not isinstance(model, list):
+        return model
+    if not 0 < len(model) <= MOST_TASKS:
+        problem, expected = "`model` is no list of tasks", f"1 to {MOST_TASKS} names"
+        raise FieldError("model", problem, found=f"{len(model)} names", expected=expected)
+    for place, name in enumerate(model):
+        if not isinstance(name, str) or not 0 < len(name) <= MOST_CHARACTERS or is_broken(name):
+            found, expected = repr(name)[:100], f"a text of 1 to {MOST_CHARACTERS} characters"
+            raise FieldError("model", f"name {place} of the list is no task's", found=found, expected=expected)
+    return model
+
+
+MOST_TASKS = 1000  # of one request
+MOST_CHARACTERS = 300  # of a name
+Name = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
+OneTask = Annotated[Name, BeforeValidator(_one_task)]
+"""What `model` is where several tasks would make no sense: documents have one order, a text one author."""
+SomeTasks = Annotated[
+    Name | Annotated[ListOf[Name], Field(min_length=1, max_length=MOST_TASKS)], BeforeValidator(_tasks)
+]
+"""What `model` is where a list or a pattern may stand in it."""
 
 
 def check_fields(data: Any) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from serving.protocol import neutral_fields
 from serving.protocol.base import ApiModel, UsageInfo
 from serving.protocol.errors import ErrorDetail, FailedItem
-from serving.protocol.request_model import ListOf, RequestModel, Values
+from serving.protocol.request_model import ListOf, OneTask, RequestModel, SomeTasks, Values
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _TEXTS: dict[str, Any] = {"type": "array", "items": _TEXT}
@@ -28,10 +28,6 @@ TokenId = Annotated[int, Strict()]
 # requests
 
 
-Name = Annotated[str, Field(min_length=1, max_length=300)]
-MOST_TASKS = 1000  # of one request
-
-
 class _InputsRequest(RequestModel):
     """What every request has beside its model."""
 
@@ -43,14 +39,14 @@ class _InputsRequest(RequestModel):
 class TaskRequest(_InputsRequest):
     """A request for one task."""
 
-    model: Name
+    model: OneTask
     """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`."""
 
 
 class TasksRequest(_InputsRequest):
     """A request for one task or several."""
 
-    model: Name | Annotated[ListOf[Name], Field(min_length=1, max_length=MOST_TASKS)]
+    model: SomeTasks
     """The task: `name`, `name@version`, `name@sha256:...`, or tasks added up as in `one+two*0.5`. A list of such asks
     each of them, a pattern such as `support-*` those of the caller's tasks that it fits."""
 

@@ -12,7 +12,7 @@ from sparsehub.engine import TaskInfo
 from sparsehub.engine.fair_share import ANYONE, Tenant
 
 
-@dataclass(frozen=True)
+@dataclass
 class AnsweredTask:
     """One task's part of a request."""
 

@@ -20,6 +20,13 @@ def check_items(settings: Settings, items: int) -> None:
         raise RequestError("too many inputs in one request", found=items, expected=limit, fix="send fewer")
 
 
+def check_fan_out(settings: Settings, tasks: int, items: int) -> None:
+    """`check_items` for all rows of several tasks, before anything is done for one of them. items: of each."""
+    if tasks * items > settings.max_items:
+        found, limit = f"{items} for each of {tasks} tasks", f"at most {settings.max_items} in all"
+        raise RequestError("too many inputs in one request", found=found, expected=limit, fix="send fewer")
+
+
 def take_items(routed: Routed, items: int) -> None:
     """Charge the quotas of items of the tasks; raises `RateLimitError`."""
     for route in routed.routes:

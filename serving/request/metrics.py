@@ -39,23 +39,26 @@ class KeyMetrics:
         )
         self._rows = Counter("sparsehub_key_rows", "Rows run, by key", ["key"], registry=registry)
         self._tokens = Counter(
-            "sparsehub_key_tokens", "Tokens run, without padding, by key", ["key"], registry=registry
+            "sparsehub_key_tokens",
+            "Tokens of requests' inputs, without padding, by key: once for all tasks that share them",
+            ["key"],
+            registry=registry,
         )
         self._queued = Counter(
             "sparsehub_key_queue_seconds", "What rows waited, all rows together, by key", ["key"], registry=registry
         )
 
-    def request(self, key: str, status: int, seconds: float) -> None:
-        """Count one HTTP request."""
+    def request(self, key: str, status: int, seconds: float, tokens: int) -> None:
+        """Count one HTTP request. tokens: of what it queued, as its `usage` and the key's rate count them."""
         self._requests.labels(key, str(status)).inc()
         self._seconds.labels(key).observe(seconds)
+        self._tokens.labels(key).inc(tokens)
 
     def observe(self, report: BatchReport) -> None:
         """Count one batch."""
         for share in report.tenants:
             key = share.name or ANONYMOUS.name
             self._rows.labels(key).inc(share.rows)
-            self._tokens.labels(key).inc(share.tokens)
             self._queued.labels(key).inc(max(0.0, share.queued))
 
 
@@ -149,7 +152,7 @@ class Metrics:
             registry=registry,
         )
         self._task_tokens = Counter(
-            "sparsehub_task_tokens", "Tokens run, without padding, by task", ["task"], registry=registry
+            "sparsehub_task_tokens", "Tokens of rows run, without padding, by task", ["task"], registry=registry
         )
         self._task_phase = Counter(
             "sparsehub_task_row_seconds",
@@ -225,7 +228,7 @@ class Metrics:
         """Count one HTTP request."""
         self._requests.labels(route, str(status)).inc()
         self._route_seconds.labels(route).observe(seconds)
-        self._keys.request(call.caller.name, status, seconds)
+        self._keys.request(call.caller.name, status, seconds, call.tokens)
         for part in call.answered:
             served, its = part.info, part.status or status
             task = _label(served.name)

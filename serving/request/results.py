@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from fastapi import Request
 
 from serving.protocol.base import UsageInfo
 from sparsehub.engine import TaskInfo
-from sparsehub.errors import CancelledError, SparsehubError
+from sparsehub.errors import CancelledError, RequestError, SparsehubError
 
 T = TypeVar("T")
 CLIENT_LEFT = 499  # nginx's status for it; only the log and the metrics see it
@@ -66,6 +67,14 @@ async def results(request: Request, futures: list[Future[T]]) -> list[T | Sparse
     if isinstance(outcome[0], SparsehubError) and all(isinstance(result, SparsehubError) for result in outcome):
         raise outcome[0]
     return outcome
+
+
+def first_failure(answers: Sequence[Any]) -> RequestError | None:
+    """Why answers that may have no gap are none; None where they have none."""
+    for index, answer in enumerate(answers):
+        if isinstance(answer, SparsehubError):
+            return RequestError(f"row {index} failed", found=str(answer))
+    return None
 
 
 def _retrieve_exception(waiting: asyncio.Future[Any]) -> None:

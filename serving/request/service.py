@@ -25,9 +25,9 @@ from serving.settings import Settings
 from sparsehub.engine import Engine, Generation, PendingRequest, PreparedRequest, Sampling, TaskInfo
 from sparsehub.engine.generation.entrypoint import Prompt
 from sparsehub.engine.generation.request import TextListener
-from sparsehub.errors import UnknownTaskError
+from sparsehub.errors import RequestError, UnknownTaskError
 from sparsehub.package.task_spec import EMBEDDING
-from sparsehub.task_ref import BACKBONE, parse_model
+from sparsehub.task_ref import BACKBONE, NAME, parse_model
 
 
 class TaskInputs(Protocol):
@@ -75,6 +75,7 @@ class Service:
         """Submit what a route asks of a task's head; raises what `info` and `Engine.classify` raise, and
         `RateLimitError`. vectors: whether an embedding, which has no answers but vectors, may give those."""
         call = current_request()
+        self.check_head(call, model)
         routed = self.resolve(call, model)
         with discreet(call, model):
             return await run_sync(self._classify, call, routed, inputs, truncate, vectors)
@@ -103,6 +104,14 @@ class Service:
         """The answer is sent, or will never be: nothing is held for it any more."""
         for routed in call.routed.values():
             self.router.release(routed)
+
+    def check_head(self, call: RequestContext, model: str) -> None:
+        """Raises `RequestError` where the plain backbone is asked for what only a task's head gives. A backbone of a
+        name that a task may have too, as that of a folder, means the task here."""
+        if model == BACKBONE or (self.is_backbone(model) and not NAME.fullmatch(model)):
+            call.caller.check_task(BACKBONE)
+            fix = "name a task; of the backbone itself /v1/embeddings gives vectors"
+            raise RequestError("the plain backbone has no head", found=model, expected="a task", fix=fix)
 
     def resolve(self, call: RequestContext, model: str | None) -> Routed:
         """What `model` means for all of this request; None is the plain backbone. Raises as `info` does."""

@@ -22,9 +22,11 @@ from serving.protocol.tasks import (
     TaggedWord,
 )
 from serving.request.body import BodyRoute
-from serving.request.many_tasks import ManyOutcomes, answers_of, ask_several, failed_task, several
+from serving.request.many_tasks import ask_several
+from serving.request.outcomes import ManyOutcomes, answers_of, failed_task
 from serving.request.results import envelope, results
 from serving.request.service import RunningService
+from serving.request.task_lists import several
 from sparsehub.engine import TaskInfo
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.package.outputs import Prediction
@@ -56,7 +58,7 @@ async def classify(body: ClassifyRequest, request: Request, service: RunningServ
     inputs, truncate = as_list(body.input), truncation(body.truncate_prompt_tokens)
     if isinstance(body.model, list) or is_pattern(body.model):
         asked = [(model, _LabelledInputs(model, inputs)) for model in several(service, body.model)]
-        return _many(inputs, await ask_several(service, request, body.model, asked, truncate))
+        return _many(inputs, await ask_several(service, request, body.model, asked, len(inputs), truncate))
     ticket = await service.classify(body.model, _LabelledInputs(body.model, inputs), truncate)
     assert ticket.task is not None  # the plain backbone has no labels
     answers = await results(request, ticket.futures)

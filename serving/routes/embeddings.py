@@ -13,9 +13,11 @@ from serving.protocol.errors import failed_item
 from serving.protocol.request_model import UnsupportedFieldError, truncation
 from serving.protocol.tasks import EmbeddingItem, EmbeddingsRequest, EmbeddingsResponse
 from serving.request.body import BodyRoute
-from serving.request.many_tasks import ManyOutcomes, Texts, answers_of, ask_several, failed_task, several
+from serving.request.many_tasks import Texts, ask_several
+from serving.request.outcomes import ManyOutcomes, answers_of, failed_task
 from serving.request.results import envelope, results
 from serving.request.service import RunningService
+from serving.request.task_lists import several
 from sparsehub.errors import SparsehubError
 from sparsehub.task_ref import is_pattern
 
@@ -31,7 +33,7 @@ async def embeddings(body: EmbeddingsRequest, request: Request, service: Running
     texts, truncate = _inputs(body), truncation(body.truncate_prompt_tokens)
     if isinstance(body.model, list) or is_pattern(body.model):
         asked = [(model, Texts(texts)) for model in several(service, body.model)]
-        return _many(body, await ask_several(service, request, body.model, asked, truncate))
+        return _many(body, await ask_several(service, request, body.model, asked, len(texts), truncate))
     ticket = await service.embed(None if service.is_backbone(body.model) else body.model, texts, truncate)
     vectors = await results(request, ticket.futures)
     common = envelope("embd", body.model, ticket.task, ticket.tokens)

@@ -1,23 +1,21 @@
-"""The Open Inference Protocol, version 2 (KServe, Triton): tensors in, tensors out.
+"""The Open Inference Protocol, version 2 (KServe, Triton): tensors in, tensors out, of one task or of several.
 
-A task's inputs are its text fields, each a BYTES tensor of as many strings as there are rows. Errors have OpenAI's
-shape, here too.
+A task's inputs are its text fields, each a BYTES tensor of as many strings as there are rows. Several tasks stand in
+the path in the place of one: `/v2/models/topic,urgency/infer`, or a pattern. Errors have OpenAI's shape, here too.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from serving.protocol.errors import error_detail, status_of
 from serving.protocol.inference import (
     InferenceParameters,
     InferenceRequest,
     InferenceResponse,
-    InputTensor,
     ModelMetadata,
     ModelReady,
     OutputTensor,
@@ -25,21 +23,33 @@ from serving.protocol.inference import (
     ServerMetadata,
     ServerReady,
     TensorMetadata,
-    floats,
-    json_strings,
+    TensorParameters,
     strings,
 )
 from serving.request.body import BodyRoute
-from serving.request.results import results
-from serving.request.service import RunningService
-from serving.routes.classify import tagged_words
+from serving.request.many_tasks import ask_several
+from serving.request.outcomes import Outcome
+from serving.request.results import first_failure, results
+from serving.request.service import RunningService, Service
+from serving.request.task_lists import infos, listed_in_path
+from serving.routes.tensors import (
+    TEXT,
+    SharedTensors,
+    TensorInputs,
+    chosen,
+    columns_of,
+    fields_of,
+    inputs_metadata,
+    outputs_metadata,
+    outputs_of,
+)
 from sparsehub import __version__
 from sparsehub.engine import PendingRequest, TaskInfo
-from sparsehub.errors import RequestError, SparsehubError
-from sparsehub.package.task_spec import EMBEDDING, MULTI_LABEL, REGRESSION, TOKEN_CLASSIFICATION
+from sparsehub.errors import RequestError
+from sparsehub.task_ref import is_pattern
 
 router = APIRouter(prefix="/v2", route_class=BodyRoute)
-TEXT = "input"  # the only field of the plain backbone, and of an embedding
+ERROR = "error"  # the output of a task that failed among others
 UNREADY: dict[str, Any] = {"model": ServerReady, "description": "The engine takes no work"}
 
 
@@ -66,7 +76,10 @@ async def ready(service: RunningService, response: Response) -> ServerReady:
 @router.get("/models/{task}/ready", response_model=ModelReady)
 @router.get("/models/{task}/versions/{version}/ready", response_model=ModelReady)
 async def model_ready(service: RunningService, task: str, version: str | None = None) -> ModelReady:
-    """200 once the task's package was read and proved, which asking for it does."""
+    """200 once the task's package was read and proved, which asking for it does; of several, once all were."""
+    if _names_several(task):
+        await infos(service, listed_in_path(service, task, version))
+        return ModelReady(name=task, ready=True)
     info = await service.info(_reference(task, version))
     return ModelReady(name=info.name, ready=True)
 
@@ -74,11 +87,18 @@ async def model_ready(service: RunningService, task: str, version: str | None = 
 @router.get("/models/{task}", response_model=ModelMetadata)
 @router.get("/models/{task}/versions/{version}", response_model=ModelMetadata)
 async def metadata(service: RunningService, task: str, version: str | None = None) -> ModelMetadata:
-    """The task's tensors; -1 is the number of rows."""
+    """The tensors of a task, or of several; -1 is the number of rows."""
+    if _names_several(task):
+        return await _metadata_of_several(service, task, listed_in_path(service, task, version))
     info = await service.info(_reference(task, version))
-    inputs = [TensorMetadata(name=field, datatype="BYTES", shape=[-1]) for field in _fields(info)]
-    outputs = _outputs(info, service.embedding_size)
-    return ModelMetadata(name=info.name, versions=[info.version], platform="sparsehub", inputs=inputs, outputs=outputs)
+    outputs = outputs_metadata(info, service.embedding_size)
+    return ModelMetadata(
+        name=info.name,
+        versions=[info.version],
+        platform="sparsehub",
+        inputs=inputs_metadata(fields_of(info)),
+        outputs=outputs,
+    )
 
 
 @router.post("/models/{task}/infer", response_model=InferenceResponse, response_model_exclude_unset=True)
@@ -88,111 +108,93 @@ async def metadata(service: RunningService, task: str, version: str | None = Non
 async def infer(
     body: InferenceRequest, request: Request, service: RunningService, task: str, version: str | None = None
 ) -> InferenceResponse:
-    """One row of every output for each row of the inputs. Where one fails, the request fails: tensors have no gaps."""
-    reference = _reference(task, version)
-    inputs = _Inputs(body)
+    """One row of every output for each row of the inputs. Where one fails, its task fails: tensors have no gaps."""
+    if _names_several(task):
+        return await _infer_several(body, request, service, task, listed_in_path(service, task, version))
+    reference, inputs = _reference(task, version), TensorInputs(body)
     if service.is_backbone(reference):
-        ticket: PendingRequest[Any] = await service.embed(None, _texts(body, (TEXT,))[TEXT], False)
+        ticket: PendingRequest[Any] = await service.embed(None, columns_of(body, (TEXT,))[TEXT], False)
     else:
         ticket = await service.classify(reference, inputs, False, vectors=True)
-    answers = _all(await results(request, ticket.futures))
-    if ticket.task is None or ticket.task.spec.kind == EMBEDDING:
-        return _answer(body, reference, ticket.task, [floats("embedding", [len(answers), len(answers[0])], answers)])
-    return _answer(body, reference, ticket.task, _tensors(ticket.task, inputs.rows(ticket.task), answers))
+    answers = await results(request, ticket.futures)
+    if (failure := first_failure(answers)) is not None:
+        raise failure
+    rows = [] if ticket.task is None else inputs.rows(ticket.task)
+    outputs = chosen(_wanted(body), outputs_of(ticket.task, rows, answers))
+    if ticket.task is None:
+        return InferenceResponse(model_name=reference, id=body.id, outputs=outputs)
+    return _answer(body, ticket.task, outputs)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Tensors, one for each field of the task."""
+async def _infer_several(
+    body: InferenceRequest, request: Request, service: Service, path: str, listed: Sequence[str]
+) -> InferenceResponse:
+    """The outputs of each task, with its name before theirs; of one that failed, why."""
+    inputs = SharedTensors(body)
+    asked = [(name, inputs) for name in listed]
+    found = await ask_several(service, request, path, asked, inputs.most_rows, False, whole=True)
+    outputs = [output for outcome in found.tasks for output in _outputs(outcome, inputs)]
+    failed = [output for output in outputs if output.name.endswith(f"/{ERROR}")]
+    wanted = [name for name in _wanted(body) if not any(name.startswith(_prefix(output)) for output in failed)]
+    if _wanted(body):  # what failed is never left out, whether anybody named it or not
+        outputs = [*(chosen(wanted, outputs) if wanted else ()), *failed]
+    given: dict[str, Any] = {} if body.id is None else {"id": body.id}
+    return InferenceResponse(model_name=path, **given, outputs=outputs)
 
-    body: InferenceRequest
 
-    def rows(self, task: TaskInfo) -> list[Any]:
-        """Raises `RequestError` where the tensors are not this task's."""
-        columns = _texts(self.body, _fields(task))
-        if task.spec.kind == EMBEDDING:
-            return columns[TEXT]
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _outputs(outcome: Outcome, inputs: SharedTensors) -> list[OutputTensor]:
+    """One task's outputs in a response of several."""
+    if (error := outcome.error) is not None:
+        found = [strings(ERROR, [error_detail(error).message])]
+        about = TensorParameters(model=outcome.model, status=status_of(error), code=type(error).__name__)
+    else:
+        assert outcome.pending is not None  # it has answers
+        task = outcome.pending.task
+        found = outputs_of(task, inputs.rows(task), outcome.answers)
+        served: dict[str, Any] = {} if task is None else {"version": task.version, "digest": task.digest}
+        about = TensorParameters(model=outcome.model, **served)
+    return [output.renamed(f"{outcome.model}/{output.name}", about) for output in found]
+
+
+def _prefix(output: OutputTensor) -> str:
+    return output.name.removesuffix(ERROR)
+
+
+async def _metadata_of_several(service: Service, path: str, listed: Sequence[str]) -> ModelMetadata:
+    """Raises `RequestError` for tasks that no request can ask together: they read other fields."""
+    found = await infos(service, listed)
+    read = {fields_of(info) for info in found}
+    if len(read) > 1 and any(len(fields) > 1 for fields in read):
+        shown = "; ".join(sorted(", ".join(fields) for fields in read))[:300]
+        raise RequestError("the tasks read other fields", found=shown, fix="ask those that read the same together")
+    outputs = [
+        TensorMetadata(name=f"{name}/{output.name}", datatype=output.datatype, shape=output.shape)
+        for name, info in zip(listed, found, strict=True)
+        for output in outputs_metadata(info, service.embedding_size)
+    ]
+    inputs = inputs_metadata(next(iter(read)) if len(read) == 1 else (TEXT,))
+    return ModelMetadata(name=path, versions=[], platform="sparsehub", inputs=inputs, outputs=outputs)
+
+
+def _names_several(task: str) -> bool:
+    """Whether a path names several tasks in the place of one."""
+    return "," in task or is_pattern(task)
 
 
 def _reference(task: str, version: str | None) -> str:
     return task if version is None else f"{task}@{version}"
 
 
-def _fields(info: TaskInfo) -> tuple[str, ...]:
-    if info.spec.kind == EMBEDDING:
-        return (TEXT,)
-    return (*info.spec.text_fields, *info.spec.choice_fields)
+def _wanted(body: InferenceRequest) -> list[str]:
+    return [output.name for output in body.outputs or ()]
 
 
-def _texts(body: InferenceRequest, fields: tuple[str, ...]) -> dict[str, list[str]]:
-    """Every field's strings; raises `RequestError` where a field is missing or they are not equally many."""
-    given = {tensor.name: _strings(tensor) for tensor in body.inputs}
-    if set(given) != set(fields) or len(given) != len(body.inputs):
-        found = ", ".join(tensor.name for tensor in body.inputs)[:300]
-        raise RequestError("the inputs are not this task's", found=found, expected=", ".join(fields))
-    if len({len(column) for column in given.values()}) > 1:
-        raise RequestError(
-            "the inputs differ in length", found=str({name: len(column) for name, column in given.items()})
-        )
-    return {field: given[field] for field in fields}
-
-
-def _strings(tensor: InputTensor) -> list[str]:
-    data = [text for part in tensor.data for text in (part if isinstance(part, list) else [part])]
-    if len(data) != math.prod(tensor.shape):
-        found = f"{len(data)} strings in the shape {tensor.shape}"
-        raise RequestError(f"the tensor {tensor.name[:100]} has another size than its shape", found=found)
-    return data
-
-
-def _all(answers: list[Any]) -> list[Any]:
-    for index, answer in enumerate(answers):
-        if isinstance(answer, SparsehubError):
-            raise RequestError(f"row {index} failed", found=str(answer))
-    return answers
-
-
-def _outputs(info: TaskInfo, width: int) -> list[TensorMetadata]:
-    """width: numbers of a vector."""
-    if info.spec.kind == EMBEDDING:
-        return [TensorMetadata(name="embedding", datatype="FP32", shape=[-1, width])]
-    if info.spec.kind == REGRESSION:
-        return [TensorMetadata(name="score", datatype="FP32", shape=[-1])]
-    if info.spec.kind == TOKEN_CLASSIFICATION:
-        return [TensorMetadata(name="words", datatype="BYTES", shape=[-1])]
-    probabilities = TensorMetadata(name="probs", datatype="FP32", shape=[-1, len(info.spec.labels)])
-    if info.spec.kind == MULTI_LABEL:
-        return [TensorMetadata(name="labels", datatype="BYTES", shape=[-1]), probabilities]
-    return [TensorMetadata(name="label", datatype="BYTES", shape=[-1]), probabilities]
-
-
-def _tensors(info: TaskInfo, rows: list[dict[str, str]], answers: list[Any]) -> list[OutputTensor]:
-    """Rows of words or of several labels differ in length, so each is one string of JSON."""
-    if info.spec.kind == REGRESSION:
-        return [floats("score", [len(answers)], [[answer.value] for answer in answers])]
-    if info.spec.kind == TOKEN_CLASSIFICATION:
-        return [json_strings("words", [tagged_words(row, answer) for row, answer in zip(rows, answers, strict=True)])]
-    shape = [len(answers), len(answers[0].scores)]
-    if info.spec.kind == MULTI_LABEL:
-        given = json_strings("labels", [a.labels for a in answers])
-    else:
-        given = strings("label", [a.label for a in answers])
-    return [given, floats("probs", shape, [a.scores for a in answers])]
-
-
-def _answer(
-    body: InferenceRequest, reference: str, info: TaskInfo | None, outputs: Sequence[OutputTensor]
-) -> InferenceResponse:
-    """What was asked for by name, or all; `parameters` says which package gave it."""
-    wanted = [output.name for output in body.outputs or ()]
-    known = {output.name: output for output in outputs}
-    if missing := [name for name in wanted if name not in known]:
-        raise RequestError("there is no such output", found=missing[0][:100], expected=", ".join(known))
-    chosen = [known[name] for name in wanted] or list(outputs)
-    if info is None:
-        return InferenceResponse(model_name=reference, id=body.id, outputs=chosen)
-    parameters = InferenceParameters(digest=info.digest)
+def _answer(body: InferenceRequest, info: TaskInfo, outputs: Sequence[OutputTensor]) -> InferenceResponse:
+    """`parameters` says which package gave it."""
     return InferenceResponse(
-        model_name=info.name, model_version=info.version, parameters=parameters, id=body.id, outputs=chosen
+        model_name=info.name,
+        model_version=info.version,
+        parameters=InferenceParameters(digest=info.digest),
+        id=body.id,
+        outputs=list(outputs),
     )

@@ -11,10 +11,12 @@ from serving.protocol.errors import failed_item
 from serving.protocol.request_model import as_list, truncation
 from serving.protocol.tasks import ScoreItem, ScoreRequest, ScoreResponse
 from serving.request.body import BodyRoute
-from serving.request.many_tasks import ManyOutcomes, answers_of, ask_several, failed_task, several
+from serving.request.many_tasks import ask_several
+from serving.request.outcomes import ManyOutcomes, answers_of, failed_task
 from serving.request.results import envelope
 from serving.request.scoring import RegressionInputs, Score, scored, value_of
 from serving.request.service import RunningService
+from serving.request.task_lists import several
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.task_ref import is_pattern
 
@@ -29,7 +31,7 @@ async def score(body: ScoreRequest, request: Request, service: RunningService) -
     inputs, truncate = _inputs(body), truncation(body.truncate_prompt_tokens)
     if isinstance(body.model, list) or is_pattern(body.model):
         asked = [(model, RegressionInputs(model, inputs)) for model in several(service, body.model)]
-        return _many(await ask_several(service, request, body.model, asked, truncate))
+        return _many(await ask_several(service, request, body.model, asked, len(inputs), truncate))
     ticket, scores = await scored(service, request, body.model, inputs, truncate)
     common = envelope("score", body.model, ticket.task, ticket.tokens)
     return ScoreResponse(**common, object="list", data=_items(scores))

@@ -31,11 +31,16 @@ def key(name: str) -> dict[str, str]:
 def served(new_server: Callable[..., Any], tiny_tasks: Any) -> Iterator[Any]:
     """The tasks of the suite, two that change the last layer only, one that changes nothing but its head."""
     with new_server(start=True, access=Authenticator(RING)) as server:
-        for seed, (name, kept) in enumerate((("upper-a", ".layer.1."), ("upper-b", ".layer.1."), ("upper-none", "-"))):
-            package = tiny_tasks.read(name, labels=2 + seed, seed=30 + seed)
-            parts = {key: part for key, part in package.delta.parameters.items() if kept in key}
-            server.engine.add(dataclasses.replace(package, delta=Delta(parts, "add", "float32")))
-        yield server
+        yield with_upper_tasks(server, tiny_tasks)
+
+
+def with_upper_tasks(server: Any, tiny_tasks: Any) -> Any:
+    """The server, which serves two tasks more that change the last layer only, and one that changes its head only."""
+    for seed, (name, kept) in enumerate((("upper-a", ".layer.1."), ("upper-b", ".layer.1."), ("upper-none", "-"))):
+        package = tiny_tasks.read(name, labels=2 + seed, seed=30 + seed)
+        parts = {key: part for key, part in package.delta.parameters.items() if kept in key}
+        server.engine.add(dataclasses.replace(package, delta=Delta(parts, "add", "float32")))
+    return server
 
 
 def ask(server: Any, path: str, who: str = "all", **body: Any) -> Any:

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.soak]
 # What a guess would never hit, so that some requests get past the first look.
 KNOWN = """
 [parameters]
-"path.task" = ["three", "rating", "nobody"]
+"path.task" = ["three", "rating", "nobody", "three,rating,nobody", "t*"]
 "path.version" = ["1.0.0", "2"]
 "path.model" = ["three@1.0.0", "nobody"]
 "body.model" = ["three", "rating", "backbone", "nobody"]

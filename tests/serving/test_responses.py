@@ -74,6 +74,8 @@ ASKED: dict[str, tuple[str, str, Any]] = {
     "infer, regression": ("POST", "/v2/models/rating/infer", {"inputs": [TENSOR]}),
     "metadata, several labels": ("GET", "/v2/models/several", None),
     "infer, several labels": ("POST", "/v2/models/several/infer", {"inputs": [TENSOR]}),
+    "infer, several tasks": ("POST", "/v2/models/seven,nobody/infer", {"inputs": [TENSOR], "id": "42"}),
+    "metadata, several tasks": ("GET", "/v2/models/seven,rating", None),
     "infer, backbone": ("POST", "/v2/models/backbone/infer", {"inputs": [{**TENSOR, "name": "input"}]}),
     "malformed": ("POST", "/v1/classify", {"model": 5, "input": "a"}),
     "no catalogue": ("GET", "/v1/admin/catalog", None),
