@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from sparsehub.backbone import Checkpoint
     from sparsehub.package import Package
     from sparsehub.training.data import Split
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,19 @@ def evaluate(
     *,
     worst: int = 5,
     against: Package | None = None,
-    progress: Progress | None = None,
 ) -> tuple[Evaluation, Evaluation | None, Difference | None]:
     """The evaluation of a package, that of `against`, and how they differ on the same rows.
 
-    split: rows as `load_split` reads them for the package's task. worst: rows to show. progress: told how many rows of
-    how many a model has read. Raises `BackboneMismatchError`, and `UsageError` where the two tasks differ.
+    split: rows as `load_split` reads them for the package's task. worst: rows to show.
+    Raises `BackboneMismatchError`, and `UsageError` where the two tasks differ.
     """
     if against is not None:
         _check_same_task(package, against)
-    first = _outputs(package, split, checkpoint, progress)
+    first = _outputs(package, split, checkpoint)
     found = _evaluation(package, first, worst)
     if against is None:
         return found, None, None
-    second = _outputs(against, split, checkpoint, progress)
+    second = _outputs(against, split, checkpoint)
     return found, _evaluation(against, second, worst), difference(package.manifest.task, first, second)
 
 
@@ -67,12 +64,12 @@ def _check_same_task(package: Package, other: Package) -> None:
             )
 
 
-def _outputs(package: Package, split: Split, checkpoint: Checkpoint, progress: Progress | None) -> Outputs:
+def _outputs(package: Package, split: Split, checkpoint: Checkpoint) -> Outputs:
     from sparsehub.backbone.tokenizer import load_tokenizer
     from sparsehub.package.materialize import native_dtype, task_model_of
 
     task_model = task_model_of(package, checkpoint, dtype=native_dtype(package))
-    return outputs_of(task_model.model, package.manifest.task, load_tokenizer(checkpoint), split, progress)
+    return outputs_of(task_model.model, package.manifest.task, load_tokenizer(checkpoint), split)
 
 
 def _evaluation(package: Package, outputs: Outputs, worst: int) -> Evaluation:

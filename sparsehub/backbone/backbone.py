@@ -15,6 +15,7 @@ from sparsehub.backbone.arena import Arena, build_arena
 from sparsehub.backbone.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint
 from sparsehub.backbone.configuration import computed_with
 from sparsehub.errors import BackboneError
+from sparsehub.progress import work
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # How transformers calls the classes of causal language models.
@@ -143,15 +144,16 @@ def load_module(
         config = config or read_config(checkpoint)
         refuse_quantised(config, checkpoint.id)
         refuse_unindexed(checkpoint)
-        model, info = auto.from_pretrained(
-            checkpoint.folder,
-            config=config,
-            dtype=dtype_named(dtype),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        with work(f"loading {checkpoint.id}"):
+            model, info = auto.from_pretrained(
+                checkpoint.folder,
+                config=config,
+                dtype=dtype_named(dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"transformers cannot load {checkpoint.id}", found=str(error)) from error
     finally:

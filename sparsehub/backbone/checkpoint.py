@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sparsehub.errors import BackboneError, FormatError
 from sparsehub.files import LFS_FIX, LFS_POINTER, cache_root, canonical_json, sha256_bytes, strict_json, write_file
+from sparsehub.progress import BYTES, work
 from sparsehub.tensorfile import TensorEntry, read_header
 
 # Backbones that come as a package of the Python registry, for machines that reach nothing else.
@@ -204,10 +205,22 @@ def _file_digests(path: Path, entries: Mapping[str, TensorEntry]) -> Mapping[str
             return table
     except (OSError, FormatError):
         pass  # absent or damaged: hash again
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = dict(zip(entries, pool.map(lambda entry: tensor_digest(path, entry), entries.values()), strict=True))
+    digests = _hashed(path, entries)
     _try_write(cached, canonical_json(digests))
     return digests
+
+
+def _hashed(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, str]:
+    total = sum(entry.stop - entry.start for entry in entries.values())
+    with work(f"hashing {path.name}", total, BYTES) as advance:
+
+        def digest(entry: TensorEntry) -> str:
+            found = tensor_digest(path, entry)
+            advance(entry.stop - entry.start)
+            return found
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return dict(zip(entries, pool.map(digest, entries.values()), strict=True))
 
 
 def tensor_digest(path: Path, entry: TensorEntry) -> str:

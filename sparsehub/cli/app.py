@@ -38,6 +38,7 @@ from sparsehub.cli import (
 )
 from sparsehub.cli.lazy_command import LazyCommand
 from sparsehub.cli.output import errors
+from sparsehub.cli.progress_display import showing_progress
 from sparsehub.cli.usage_errors import usage_error
 from sparsehub.errors import SparsehubError
 from sparsehub.files import at_home
@@ -116,7 +117,8 @@ def _at_home(argument: str) -> str:
 def _run(arguments: list[str], debug: bool) -> int:
     command = typer.main.get_command(app)
     try:
-        result: Any = command.main(args=arguments, prog_name="sparsehub", standalone_mode=False)
+        with showing_progress(arguments):
+            result: Any = command.main(args=arguments, prog_name="sparsehub", standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             raise typer.Abort
         return result if isinstance(result, int) else 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsehub.cli.output import console, progress, show_json, show_table
+from sparsehub.cli.output import console, fits, progress, show_json, show_table
 from sparsehub.cli.packages import HUB, load_reference
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ def _evaluate(
     """The verb; layout: settings of `Layout`, as they were given."""
     from sparsehub.api.evaluate import evaluate as measure
     from sparsehub.backbone import open_checkpoint
-    from sparsehub.cli.transfers import counting
     from sparsehub.settings import Naming, errors_named
     from sparsehub.training.data import load_split
     from sparsehub.training.tables import Layout
@@ -58,8 +56,7 @@ def _evaluate(
         split = load_split(package.manifest.task, test, Layout(**layout), progress)
     record = package.manifest.backbone
     checkpoint = open_checkpoint(backbone or record.id, revision or (None if backbone else record.revision or None))
-    with counting(f"reading {len(split.rows):,} rows") as report:
-        found, second, gap = measure(package, split, checkpoint, worst=worst, against=other, progress=report)
+    found, second, gap = measure(package, split, checkpoint, worst=worst, against=other)
     if as_json:
         show_json({**_as_json(found), "against": None if second is None else _as_json(second), "difference": _gap(gap)})
         return
@@ -104,7 +101,7 @@ def _show_scores(found: Evaluation, second: Evaluation | None) -> None:
         lines[name] = row
     columns = list(found.metrics)
     rows = [[name, *(f"{row[c]:.4f}" if c in row else "" for c in columns)] for name, row in lines.items()]
-    show_table([f"{found.rows:,} rows", *columns], rows)
+    show_table([f"{found.rows:,} rows", *columns], rows, drop=columns[:0:-1])
 
 
 def _stated(metrics: Mapping[str, Any], baselines: Any) -> dict[str, Mapping[str, float]]:
@@ -125,9 +122,10 @@ def _show_confusion(found: Evaluation) -> None:
     labels, matrix = found.package.manifest.task.labels, found.confusion
     if matrix is None:
         return
-    if len(labels) <= SHOWN_LABELS:
-        rows = [[label, *map(int, matrix[i])] for i, label in enumerate(labels)]
-        show_table(["is / taken for", *labels], rows, "\nconfusion matrix")
+    columns = ["is / taken for", *labels]
+    rows = [[label, *map(int, matrix[i])] for i, label in enumerate(labels)]
+    if len(labels) <= SHOWN_LABELS and fits(columns, rows):
+        show_table(columns, rows, "\nconfusion matrix")
         return
     pairs = most_confused(matrix, labels, SHOWN_PAIRS)
     show_table(["is", "taken for", "rows"], [list(pair) for pair in pairs], "\nmixed up most often")
@@ -140,6 +138,7 @@ def _show_worst(found: Evaluation) -> None:
 
 
 def _short(found: Evaluation, row: Mapping[str, Any]) -> str:
-    fields = [row.get(name) for name in found.package.manifest.task.text_fields]
-    text = " | ".join(field if isinstance(field, str) else json.dumps(field) for field in fields)
+    from sparsehub.training.split_results import row_text
+
+    text = row_text(found.package.manifest.task, row)
     return text if len(text) <= SHOWN_TEXT else text[: SHOWN_TEXT - 3] + "..."

@@ -45,7 +45,9 @@ def load_reference(reference: str, hub: str | None) -> Package:
     from sparsehub.hub.package_loader import load_package
 
     where = open_location(hub) if hub is not None else None
-    return load_package(str(Path(reference).expanduser()) if "/" in reference else reference, where)
+    name = str(Path(reference).expanduser()) if "/" in reference else reference
+    with transfer(f"fetching {reference}") as report:
+        return load_package(name, where, progress=report)
 
 
 def open_location(location: str) -> PackageHub:

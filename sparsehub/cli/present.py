@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sparsehub.cli.heat_map_names import heat_map_names
 from sparsehub.cli.output import console, show_fields, show_table
+from sparsehub.package.card import shown_scores
 from sparsehub.package.describe import head_text, thresholds_text
 from sparsehub.package.units import size_text
 
@@ -59,8 +61,21 @@ def show_metrics(package: PackageSummary) -> None:
         for split in metrics.splits
     ]
     if rows:
-        show_table(["split", "data", *map(_visible, metrics.measured)], rows, "\nhow good it is")
+        columns = ["split", "data", *map(_visible, metrics.measured)]
+        show_table(columns, rows, "\nhow good it is", drop=("data", *columns[:2:-1]))
         console.print(f"[dim]{metrics.note.replace('`', '')}[/]", highlight=False)
+
+
+def show_scores(package: PackageSummary) -> None:
+    """Precision, recall and F1 of every label, or of the worst of many; nothing where the package does not say."""
+    rows = [
+        [_visible(its.label), f"{its.precision:.3f}", f"{its.recall:.3f}", f"{its.f1:.3f}", its.support]
+        for its in shown_scores(package.results)
+    ]
+    if rows and package.results is not None:
+        few = f", the {len(rows)} with the lowest F1" if len(rows) < len(package.results.labels) else ""
+        title = f"\nlabel by label: {_visible(package.results.split)}{few}"
+        show_table(["label", "precision", "recall", "F1", "rows"], rows, title)
 
 
 def show_training(package: PackageSummary) -> None:
@@ -76,17 +91,20 @@ def show_heat_map(found: HeatMap) -> None:
     from sparsehub.package.units import percent
 
     highest = max((cell.density for cell in found.cells.values()), default=0.0)
+    names = heat_map_names(found, console.width)
     title = "\nwhat changes, by layer and kind (share of the entries of touched parameters)"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True)
-    for kind in found.kinds:
-        table.add_column(escape(_visible(kind)), justify="center", no_wrap=True)
+    for lines in names.kinds.values():
+        table.add_column("\n".join(escape(_visible(line)) for line in lines), justify="center", no_wrap=True)
     for layer in found.layers:
-        cells = [found.cells.get((layer, kind)) for kind in found.kinds]
+        cells = [found.cells.get((layer, kind)) for kind in names.kinds]
         shown = [Text("") if cell is None else shaded(percent(cell.density), cell.density, highest) for cell in cells]
-        table.add_row(escape(_visible(layer)), *shown)
+        table.add_row(escape(_visible(names.layers[layer])), *shown)
     if found.layers:
         console.print(table)
+    if gone := [_visible(kind) for kind in found.kinds if kind not in names.kinds]:
+        console.print(f"[dim]no room for: {escape(', '.join(gone))}[/]", highlight=False)
     if found.outside:
         rows = [[_visible(name), cell.nnz, percent(cell.density)] for name, cell in found.outside.items()]
         console.print()

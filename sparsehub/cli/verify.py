@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparsehub.cli.output import console, progress, show_json
+from sparsehub.cli.output import console, show_json
 from sparsehub.cli.packages import HUB, POLICY
 
 
@@ -52,5 +52,4 @@ def _check_backbone(folder: Path, backbone: str, revision: str | None) -> None:
     from sparsehub.package import read_manifest
     from sparsehub.package.reader import check_backbone
 
-    progress(f"loading {backbone}")
     check_backbone(read_manifest(folder), load_backbone(backbone, revision=revision))

@@ -43,6 +43,7 @@ from sparsehub.package.manifest import (
 from sparsehub.package.manifest_builder import public_name
 from sparsehub.package.task_spec import LINEAR, TaskSpec
 from sparsehub.package.writer import finalize_package, write_package
+from sparsehub.progress import work
 from sparsehub.selection.largest import cut
 from sparsehub.selection.layer_report import layer_of
 from sparsehub.tensorfile import tensor_bytes
@@ -106,9 +107,14 @@ def extract_lossless(wanted: Extraction, tuned: Checkpoint) -> Extracted:
     notes = check_same_model(wanted, tuned)
     pair = pair_up(backbone, tuned, wanted.drop)
     with new_folder(wanted.out) as folder:
-        with DeltaWriter(folder / DELTA_FILE, pair.value_dtype) as writer:
+        count = len(pair.parameters)
+        with (
+            work("comparing", count, "tensors") as advance,
+            DeltaWriter(folder / DELTA_FILE, pair.value_dtype) as writer,
+        ):
             for name, both in sorted(pair.parameters.items()):
                 writer.add(name, math.prod(both.shape), both.differing())
+                advance(1)
             writer.finish()
         record = _record("extracted", "set", pair.value_dtype, backbone, writer.nnz)
         if head := _head(wanted, pair, backbone):

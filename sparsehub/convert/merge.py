@@ -22,6 +22,7 @@ from sparsehub.errors import BackboneMismatchError, UsageError
 from sparsehub.package import Manifest, Package, write_package
 from sparsehub.package.manifest import CONFIGURATION, FORMAT_VERSION, Lineage, Parent
 from sparsehub.package.manifest_builder import delta_record
+from sparsehub.progress import work
 from sparsehub.schema import unknown_name
 from sparsehub.selection.layer_report import layer_of
 
@@ -67,9 +68,10 @@ def merge_packages(
         raise UsageError(unknown_name("way to merge", recipe.method, list(MERGES)))
     weights = recipe.weights or (1.0,) * len(packages)
     deltas = additions(packages, checkpoint)
-    merged = _METHODS[recipe.method](deltas, weights, recipe)
-    merged = prune(merged, recipe.budget) if recipe.budget else merged
-    merged = with_value_dtype(merged, recipe.value_dtype) if recipe.value_dtype else merged
+    with work(f"merging {len(packages)} packages"):
+        merged = _METHODS[recipe.method](deltas, weights, recipe)
+        merged = prune(merged, recipe.budget) if recipe.budget else merged
+        merged = with_value_dtype(merged, recipe.value_dtype) if recipe.value_dtype else merged
     record: dict[str, object] = {"method": recipe.method, "weights": list(weights)}
     record |= {"density": recipe.density, "seed": recipe.seed} if recipe.method != "task-arithmetic" else {}
     return _write(packages, weights, merged, "merged", {"merge": record}, label)
@@ -202,7 +204,11 @@ class PairComparison:
 
 def compare(first: Package, second: Package, checkpoint: Checkpoint | None = None) -> PairComparison:
     """What two packages have in common; raises where they belong to different backbones."""
-    one, two = additions([first, second], checkpoint)
+    with work("comparing two packages"):
+        return _compare(*additions([first, second], checkpoint), same_head=_same(first.head, second.head))
+
+
+def _compare(one: Delta, two: Delta, *, same_head: bool) -> PairComparison:
     names = sorted({*one.parameters, *two.parameters})
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -213,7 +219,7 @@ def compare(first: Package, second: Package, checkpoint: Checkpoint | None = Non
         _cosine(one, two, names),
         norms,
         tuple(_part(layer, one, two, members) for layer, members in groups.items()),
-        _same(first.head, second.head),
+        same_head,
     )
 
 

@@ -37,7 +37,12 @@ class PulledPackage:
 
 
 def load_package(
-    reference: str | TaskRef, hub: PackageHub | None, *, policy: Policy | None = None, lock: Lock | None = None
+    reference: str | TaskRef,
+    hub: PackageHub | None,
+    *,
+    policy: Policy | None = None,
+    lock: Lock | None = None,
+    progress: Progress | None = None,
 ) -> Package:
     """Read and validate a package, and check it against a policy: the user's own where none is given.
 
@@ -58,7 +63,7 @@ def load_package(
         _check_same(package.manifest, resolved)
         return package
 
-    return use_package(reference, hub, read, policy=policy, lock=lock)
+    return use_package(reference, hub, read, policy=policy, lock=lock, progress=progress)
 
 
 def pull(

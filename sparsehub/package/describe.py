@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparsehub.package.manifest import CONFIGURATION, Manifest
+from sparsehub.package.results import LEARNING_CURVE, RESULTS
 from sparsehub.package.task_spec import (
     COSINE,
     EMBEDDING,
@@ -94,7 +95,8 @@ def thresholds_text(task: TaskSpec, shown: int) -> str:
 
 def training_text(manifest: Manifest) -> dict[str, str]:
     """How the package was made, by the name of the setting."""
-    told = {name: value for name, value in manifest.training_stated.items() if name not in ("baselines", CONFIGURATION)}
+    elsewhere = ("baselines", CONFIGURATION, LEARNING_CURVE, RESULTS)
+    told = {name: value for name, value in manifest.training_stated.items() if name not in elsewhere}
     stated = {_SETTINGS.get(name, name): _flat(value, name) for name, value in told.items()}
     if isinstance(data := manifest.training.get("data"), dict) and data:
         stated["data"] = "; ".join(f"{split}: {_rows(record)}" for split, record in data.items())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsehub.package.card import SHOWN_LABELS
+from sparsehub.package.card import SHOWN_LABELS, shown_scores
 from sparsehub.package.delta_stats import Cell, HeatMap, Histogram
 from sparsehub.package.describe import thresholds_text
+from sparsehub.package.html_charts import curve_charts, prediction_chart
 from sparsehub.package.rendering import render_html
 from sparsehub.package.summary import PackageSummary
 from sparsehub.package.units import percent
@@ -76,8 +77,29 @@ def render_report(package: PackageSummary, spread: Histogram | None) -> str:
         "outside": _outside(package.changes.heat_map),
         "spread": spread,
         "chart": _chart(spread) if spread is not None else None,
+        "scores": shown_scores(package.results),
+        "charts": [] if package.learning_curve is None else curve_charts(package.learning_curve, package.starts),
+        **_right_and_wrong(package),
     }
     return render_html("report.html.j2", values)
+
+
+def _right_and_wrong(package: PackageSummary) -> dict[str, object]:
+    """The confusion matrix by label, and the predictions of a regression, where the package has them."""
+    results = package.results
+    if results is None:
+        return {"confusion": {}, "predictions": None}
+    rows = zip(package.task.labels, results.confusion, strict=False)
+    return {
+        "confusion": {label: [_count_cell(count, sum(row)) for count in row] for label, row in rows},
+        "predictions": prediction_chart(results.predicted) if results.predicted else None,
+    }
+
+
+def _count_cell(count: int, rows: int) -> HeatCell:
+    """A cell of the confusion matrix, shaded by its share of the label's rows."""
+    part = count / rows if rows else 0.0
+    return HeatCell(_shade(part), f"{percent(part)} of {rows:,}", f"{count:,}" if count else "")
 
 
 def _heat(found: HeatMap) -> dict[str, list[HeatCell | None]]:
@@ -92,10 +114,14 @@ def _heat_cell(cell: Cell | None, highest: float) -> HeatCell | None:
     if cell is None:
         return None
     part = cell.density / highest if highest else 0.0
+    return HeatCell(_shade(part), f"{cell.nnz:,} of {cell.numel:,}", percent(cell.density))
+
+
+def _shade(part: float) -> str:
+    """The CSS of a cell: no colour at 0, the darkest at 1."""
     red, green, blue = (round(low + (high - low) * part) for low, high in zip(_LOW, _HIGH, strict=True))
     ink = "#fff" if part > 0.5 else "#1d2429"
-    style = f"background:rgb({red},{green},{blue});color:{ink}"
-    return HeatCell(style, f"{cell.nnz:,} of {cell.numel:,}", percent(cell.density))
+    return f"background:rgb({red},{green},{blue});color:{ink}"
 
 
 def _outside(found: HeatMap) -> list[OutsideRow]:

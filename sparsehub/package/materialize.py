@@ -16,6 +16,7 @@ from sparsehub.package.sentence_transformers import write_embedder, write_linear
 from sparsehub.package.task_model import TaskModel, load_task_model, save_checkpoint
 from sparsehub.package.task_spec import EMBEDDING, LINEAR
 from sparsehub.patch import apply_patch, make_patch, refuse_overflow
+from sparsehub.progress import work
 
 
 def native_dtype(package: Package) -> str:
@@ -57,7 +58,7 @@ def materialize(package: Package, checkpoint: Checkpoint, out: Path, *, dtype: s
     dtype: of the stored weights; None takes the package's own, in which they are exact.
     """
     task_model = task_model_of(package, checkpoint, dtype=dtype or native_dtype(package))
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, work(f"writing {out.name}"):
         if package.manifest.task.kind == EMBEDDING:
             write_embedder(folder, task_model, checkpoint, package.manifest.task)
         elif package.manifest.task.head.type == LINEAR:

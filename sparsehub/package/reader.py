@@ -21,6 +21,7 @@ from sparsehub.package.validation import (
     validate_attachment,
     validate_head,
 )
+from sparsehub.progress import BYTES, work
 from sparsehub.tensorfile import parse_tensors
 
 _SHOWN = 60  # characters of a value of a configuration
@@ -46,15 +47,18 @@ def read_package(folder: str | Path) -> Package:
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     delta, head, attachments = None, {}, {}
-    for name, record in manifest.files.items():  # one file in memory at a time
-        data = read_file(folder, name, record)
-        if name == DELTA_FILE:
-            delta = _read_delta(data, manifest)
-        elif name == HEAD_FILE:
-            head = _read_head(data)
-        else:
-            validate_attachment(name, data)
-            attachments[name] = data
+    total = sum(record.size for record in manifest.files.values())
+    with work(f"reading {manifest.name}@{manifest.version}", total, BYTES) as advance:
+        for name, record in manifest.files.items():  # one file in memory at a time
+            data = read_file(folder, name, record)
+            if name == DELTA_FILE:
+                delta = _read_delta(data, manifest)
+            elif name == HEAD_FILE:
+                head = _read_head(data)
+            else:
+                validate_attachment(name, data)
+                attachments[name] = data
+            advance(record.size)
     return Package(manifest, delta or Delta({}), head, manifest.digest, attachments)
 
 

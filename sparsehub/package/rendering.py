@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MARKS = re.compile(r"([\\`*\[\]~]|(?<!\w)_|_(?!\w))")  # what Markdown takes for its own
 
 
 def render_markdown(template: str, values: Mapping[str, object]) -> str:
@@ -36,6 +37,7 @@ def _markdown() -> Environment:
     environment = _environment(autoescape=False)
     environment.finalize = _escaped
     environment.filters["code"] = _code
+    environment.filters["literal"] = _literal
     return environment
 
 
@@ -66,6 +68,13 @@ def _code(text: str) -> object:
     from markupsafe import Markup
 
     return Markup(_one_line(text).replace("`", "'"))
+
+
+def _literal(text: str) -> object:
+    """Text whose stars, brackets and backticks are shown as they are, rather than as Markdown."""
+    from markupsafe import Markup
+
+    return Markup(_MARKS.sub(r"\\\1", plain(text)))
 
 
 def _one_line(value: object) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from sparsehub.package.delta_stats import Cell, HeatMap, Sizes, heat_map, sizes
 from sparsehub.package.describe import BASELINES, depth_text, limits, metrics_note, training_text, values_text
 from sparsehub.package.manifest import BackboneRef, Lineage, Manifest
+from sparsehub.package.results import LearningCurve, SplitResults, learning_curve_of, results_of
 from sparsehub.package.task_spec import NONE, TaskSpec
 from sparsehub.package.usage import UsageSnippets, usage_snippets
 
@@ -85,6 +86,8 @@ class PackageSummary:
     backbone: BackboneRef
     usage: UsageSnippets
     metrics: MetricsSummary
+    learning_curve: LearningCurve | None
+    results: SplitResults | None  # of one split, label by label
     changes: ChangesSummary
     sizes: Sizes
     size_rows: tuple[SizeRow, ...]
@@ -94,6 +97,14 @@ class PackageSummary:
     lineage: Lineage
     limits: tuple[str, ...]  # sentences
     license: str  # empty where none is stated
+
+    @property
+    def starts(self) -> dict[str, float]:
+        """What the metric of the learning curve was before training, by the baseline's name: the line to beat."""
+        metric = self.learning_curve.metric if self.learning_curve is not None else ""
+        beside = {split.split.removeprefix("validation ").strip("()"): split for split in self.metrics.splits}
+        found = {name: beside[name].scores for name in ("probe", "backbone") if name in beside}
+        return {name: scores[metric] for name, scores in found.items() if metric in scores}
 
 
 def summarize(manifest: Manifest) -> PackageSummary:
@@ -108,6 +119,8 @@ def summarize(manifest: Manifest) -> PackageSummary:
         backbone=manifest.backbone,
         usage=usage_snippets(manifest),
         metrics=_metrics(manifest),
+        learning_curve=learning_curve_of(manifest.training),
+        results=results_of(manifest.training, manifest.task),
         changes=_changes(manifest),
         sizes=found,
         size_rows=_size_rows(found, manifest.nnz),

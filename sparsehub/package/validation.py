@@ -29,6 +29,7 @@ from sparsehub.package.manifest import (
     is_allowed_file,
     parse_manifest,
 )
+from sparsehub.progress import BYTES, work
 from sparsehub.tensorfile import not_finite_at, parse_header, stored_array
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -64,8 +65,11 @@ def validate_package(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    for name, record in manifest.files.items():
-        _validate_content(name, read_file(folder, name, record), manifest)
+    total = sum(record.size for record in manifest.files.values())
+    with work(f"checking {manifest.name}@{manifest.version}", total, BYTES) as advance:
+        for name, record in manifest.files.items():
+            _validate_content(name, read_file(folder, name, record), manifest)
+            advance(record.size)
     return manifest
 
 

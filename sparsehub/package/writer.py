@@ -18,6 +18,7 @@ from sparsehub.package.manifest import CARD_FILE, HEAD_FILE, MANIFEST_FILE, File
 from sparsehub.package.plots import draw_pictures
 from sparsehub.package.summary import summarize
 from sparsehub.package.validation import check_files, read_file, read_manifest, validate_package, validate_stored_delta
+from sparsehub.progress import work
 from sparsehub.tensorfile import read_header, tensor_bytes
 
 WHOLE_BYTES = 16 << 20  # deltas up to this size are read back whole
@@ -60,9 +61,10 @@ def finalize_package(folder: Path, draft: Manifest) -> Manifest:
     Raises `FormatError`. A delta over `WHOLE_BYTES` is validated by its header and its digests, and gets no picture of
     its values: reading it back would take the memory that was saved by streaming it. Every reader validates it anew.
     """
-    known = dataclasses.replace(draft, files=file_records(folder.iterdir()))
-    manifest = _with_card(folder, known, _small_delta(folder, known))
-    write_manifest(folder, manifest)
+    with work(f"finishing {draft.name}@{draft.version}"):
+        known = dataclasses.replace(draft, files=file_records(folder.iterdir()))
+        manifest = _with_card(folder, known, _small_delta(folder, known))
+        write_manifest(folder, manifest)
     return manifest
 
 

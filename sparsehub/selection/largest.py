@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.delta import Delta, ParameterDelta
+from sparsehub.progress import work
 from sparsehub.selection.threshold import top_k
 
 # A parameter's dense change, whole or in pieces one after another; asked for several times, never kept.
@@ -44,10 +45,12 @@ def cut(shapes: Mapping[str, tuple[int, ...]], change_of: ChangeOf, budget: int,
     """
     chosen = largest(shapes, change_of, budget)
     parts, norms = {}, {}
-    for name, shape in shapes.items():
-        part, norms[name] = _part(shape, _pieces(change_of, name), chosen.get(name), value_dtype)
-        if len(part.indices):
-            parts[name] = part
+    with work("collecting what was chosen", len(shapes), "tensors") as advance:
+        for name, shape in shapes.items():
+            part, norms[name] = _part(shape, _pieces(change_of, name), chosen.get(name), value_dtype)
+            if len(part.indices):
+                parts[name] = part
+            advance(1)
     return Cut(Delta(parts, "add", value_dtype), norms)
 
 

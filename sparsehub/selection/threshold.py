@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from sparsehub.errors import DataError
+from sparsehub.progress import work
 
 _BINS = 1 << 16
+PASSES = 3  # over all scores
 _CHUNK = 1 << 20  # entries whose bit patterns are held at once: what a pass needs beside the scores stays small
 
 
@@ -28,6 +30,16 @@ def top_k(names: Sequence[str], score_of: ScoresOf, k: int) -> dict[str, Tensor]
     """
     if k <= 0 or not names:
         return {}
+    with work(f"choosing {k:,} entries", PASSES * len(names), "tensors") as advance:
+
+        def counted(name: str) -> Tensor | Iterable[Tensor]:
+            advance(1)
+            return score_of(name)
+
+        return _top_k(names, counted, k)
+
+
+def _top_k(names: Sequence[str], score_of: ScoresOf, k: int) -> dict[str, Tensor]:
     threshold, ties = _threshold(names, score_of, k)
     chosen: dict[str, Tensor] = {}
     for name in names:

@@ -42,11 +42,17 @@ def report_baseline(job: Job, name: str, found: Probe) -> None:
 
 def baselines(job: Job, untouched: Mapping[str, Scores]) -> dict[str, dict[str, Scores]]:
     """By split, the scores of each baseline by its name. untouched: of the backbone, for a generation of text."""
-    task, probe = job.data.task, job.probe
+    task, probed = job.data.task, probe_scores(job)
     if task.kind == TEXT_GENERATION:
         return {name: {BACKBONE: scores} for name, scores in untouched.items()}
-    if task.kind == EMBEDDING and probe is not None:
-        return {name: {BACKBONE: dict(scores)} for name, scores in probe.metrics.items()}
+    if task.kind == EMBEDDING:
+        return probed
     found = {n: {MAJORITY: majority(task, job.data.train.targets, s.targets)} for n, s in job.data.judged.items()}
-    probed = probe.metrics if probe is not None else {}
-    return {name: {**row, **({PROBE: dict(probed[name])} if name in probed else {})} for name, row in found.items()}
+    return {name: {**row, **probed.get(name, {})} for name, row in found.items()}
+
+
+def probe_scores(job: Job) -> dict[str, dict[str, Scores]]:
+    """By split, the scores of what the run starts from: the probe, or an embedding's frozen vectors; {} for none."""
+    name = BACKBONE if job.data.task.kind == EMBEDDING else PROBE
+    found = job.probe.metrics if job.probe is not None else {}
+    return {split: {name: dict(found[split])} for split in job.data.judged if split in found}

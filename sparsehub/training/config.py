@@ -30,6 +30,8 @@ from sparsehub.training.tables.layout_settings import DATA, Delimiter, Encoding,
 CHANGES, LOOP = "What may change", "Training"  # boxes of the command line's help
 PRECISIONS = ("float32", "bfloat16", "float16")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
+TENSORBOARD, WANDB, MLFLOW = "tensorboard", "wandb", "mlflow"
+TRACKERS = (TENSORBOARD, WANDB, MLFLOW)  # by the names of their packages
 
 
 @dataclass(frozen=True, config=FROZEN)
@@ -218,6 +220,17 @@ class TrainConfig(Configuration):
         Flag(panel=LOOP),
         Field(ge=0, description="Evaluate and save every so many steps; 0 for every epoch."),
     ] = 0
+    report_to: Annotated[
+        str | None,
+        OneOf(TRACKERS),
+        Flag(panel=LOOP),
+        Field(description="Where losses and scores go while a run goes on (docs/training.md)."),
+    ] = None
+    logging_steps: Annotated[
+        int,
+        Flag(panel=LOOP),
+        Field(ge=0, description="Report loss and learning rate every so many steps; 0 for every epoch."),
+    ] = 0
     precision: Annotated[
         str, OneOf(PRECISIONS), Flag(panel=LOOP), Field(description="Precision of the forward pass, by autocast.")
     ] = "float32"
@@ -233,6 +246,11 @@ class TrainConfig(Configuration):
     packing: Annotated[
         bool, Flag(panel=DATA), Field(description="Text generation: several training texts in one row of tokens.")
     ] = False
+    examples: Annotated[
+        int,
+        Flag(panel=DATA),
+        Field(ge=0, le=20, description="Right and wrong test rows to show on the card, so many of each."),
+    ] = 0
     device: Annotated[
         str | None,
         Flag(panel=LOOP),

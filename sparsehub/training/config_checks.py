@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
-from sparsehub.errors import UsageError
+from sparsehub.errors import MissingExtraError, UsageError
 from sparsehub.package.manifest import HEAD_METHOD
 from sparsehub.package.task_spec import (
+    BY_ROW_KINDS,
     COSINE,
     EMBEDDING,
     JOINT,
@@ -40,9 +42,25 @@ def check_settings(config: Any) -> None:
     if config.kind == MULTI_LABEL and len(label_columns(config.kind, config.label)) > 1 and config.labels:
         both = f"{shown('label')} names a field for each label, so these are the labels"
         raise UsageError(both, found=f"{shown('labels')} {','.join(config.labels)}", fix="leave it out")
+    _check_tracker(config.report_to)
+    _check_examples(config)
     _check_generation(config)
     _check_embedding(config)
     _check_head(config)
+
+
+def _check_examples(config: Any) -> None:
+    """Raises `UsageError` where there are no right and wrong test rows to show."""
+    if config.examples and config.kind not in BY_ROW_KINDS:
+        raise UsageError(f"rows of a {config.kind} are not right or wrong", fix=f"leave {shown('examples')} out")
+    if config.examples and config.test is None:
+        raise UsageError(f"{shown('examples')} shows test rows, and there are none", fix=f"give {shown('test')}")
+
+
+def _check_tracker(name: str | None) -> None:
+    """Raises `MissingExtraError` for a tracker that is not installed: hours later, nobody would want to hear it."""
+    if name is not None and importlib.util.find_spec(name) is None:
+        raise MissingExtraError(f"{shown('report_to')}: {name} is not installed", fix=f"pip install {name}")
 
 
 def _check_generation(config: Any) -> None:

@@ -1,6 +1,6 @@
 """Where a model is wrong: its confusion matrix, its worst rows, and whether another one is better by more than chance.
 
-`sparsehub evaluate` shows what is computed here from a model's outputs.
+`sparsehub evaluate` shows what is computed here from a model's outputs; `split_results` makes of it what a card shows.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsehub.extras import require
-from sparsehub.package.task_spec import MULTIPLE_CHOICE, REGRESSION, TEXT_CLASSIFICATION, TaskSpec
+from sparsehub.package.task_spec import BY_ROW_KINDS, ONE_LABEL_KINDS, REGRESSION, TaskSpec
 from sparsehub.training.evaluation import Outputs
-
-ONE_LABEL = (TEXT_CLASSIFICATION, MULTIPLE_CHOICE)  # kinds of which a row has one label
-BY_ROW = (*ONE_LABEL, REGRESSION)  # kinds of which a row is judged by itself
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Difference:
 
 def confusion(task: TaskSpec, outputs: Outputs) -> NDArray[Any] | None:
     """[labels, labels] rows by expected and given label; None for kinds without one label a row."""
-    if task.kind not in ONE_LABEL:
+    if task.kind not in ONE_LABEL_KINDS:
         return None
     metrics = require("sklearn.metrics", "train")
     found: NDArray[Any] = metrics.confusion_matrix(
@@ -53,10 +50,10 @@ def confusion(task: TaskSpec, outputs: Outputs) -> NDArray[Any] | None:
 
 def worst_rows(task: TaskSpec, outputs: Outputs, count: int) -> list[JudgedRow]:
     """The rows with the largest losses, largest first; none for kinds whose rows are not judged by themselves."""
-    if task.kind not in BY_ROW:
+    if task.kind not in BY_ROW_KINDS:
         return []
     losses = row_losses(task, outputs)
-    return [_judged(task, outputs, int(i), float(losses[i])) for i in np.argsort(-losses, kind="stable")[:count]]
+    return [judged_row(task, outputs, int(i), float(losses[i])) for i in np.argsort(-losses, kind="stable")[:count]]
 
 
 def row_losses(task: TaskSpec, outputs: Outputs) -> NDArray[Any]:
@@ -72,7 +69,7 @@ def row_losses(task: TaskSpec, outputs: Outputs) -> NDArray[Any]:
 def difference(task: TaskSpec, first: Outputs, second: Outputs) -> Difference | None:
     """The paired test that fits: McNemar's exact one on right and wrong rows, Wilcoxon's on squared errors; None for
     kinds whose rows are not judged by themselves. Both outputs are of the same rows, in the same order."""
-    if task.kind not in BY_ROW:
+    if task.kind not in BY_ROW_KINDS:
         return None
     stats = require("scipy.stats", "train")
     if task.kind == REGRESSION:
@@ -95,7 +92,8 @@ def most_confused(matrix: NDArray[Any], labels: Sequence[str], count: int) -> li
     return [(labels[i], labels[j], int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
 
 
-def _judged(task: TaskSpec, outputs: Outputs, index: int, loss: float) -> JudgedRow:
+def judged_row(task: TaskSpec, outputs: Outputs, index: int, loss: float) -> JudgedRow:
+    """One row of `outputs` as people read it."""
     row, target = outputs.split.rows[index], outputs.targets[index]
     if task.kind == REGRESSION:
         return JudgedRow(row, f"{float(target):g}", f"{float(outputs.logits.reshape(-1)[index]):.3f}", loss)

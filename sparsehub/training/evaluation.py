@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
+from sparsehub.progress import work
 from sparsehub.training.batches import Collator, TrainingRows, by_length
 from sparsehub.training.data import Split
 from sparsehub.training.language_modeling import row_scores, tokenised
@@ -35,10 +36,8 @@ def judge(model: nn.Module, task: TaskSpec, tokenizer: Any, split: Split) -> dic
 
 
 @torch.no_grad()
-def outputs_of(
-    model: nn.Module, task: TaskSpec, tokenizer: Any, split: Split, progress: Callable[[int, int], None] | None = None
-) -> Outputs:
-    """The logits of a transformers model for all rows. progress: told how many rows of how many are done."""
+def outputs_of(model: nn.Module, task: TaskSpec, tokenizer: Any, split: Split) -> Outputs:
+    """The logits of a transformers model for all rows."""
     device = next(model.parameters()).device
     logits, labels = [], []
     generates = task.kind == TEXT_GENERATION
@@ -47,15 +46,15 @@ def outputs_of(
     ordered = by_length(split, task)
     rows, collate = TrainingRows(ordered), Collator(task, tokenizer)
     model.eval()
-    for start in range(0, len(rows), ROWS):
-        stop = min(start + ROWS, len(rows))
-        batch = collate([rows[i] for i in range(start, stop)])
-        output = model(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
-        found = row_scores(output.logits, batch["labels"].to(device)) if generates else output.logits.float()
-        logits.append(found.cpu())
-        labels.append(batch["labels"])
-        if progress is not None:
-            progress(stop, len(rows))
+    with work("measuring", len(rows), "rows") as advance:
+        for start in range(0, len(rows), ROWS):
+            stop = min(start + ROWS, len(rows))
+            batch = collate([rows[i] for i in range(start, stop)])
+            output = model(**{name: tensor.to(device) for name, tensor in batch.items() if name != "labels"})
+            found = row_scores(output.logits, batch["labels"].to(device)) if generates else output.logits.float()
+            logits.append(found.cpu())
+            labels.append(batch["labels"])
+            advance(stop - start)
     return Outputs(ordered, _stacked(logits, 0.0).numpy(), _stacked(labels, IGNORED).numpy())
 
 

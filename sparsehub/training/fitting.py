@@ -21,12 +21,13 @@ from sparsehub.errors import UsageError
 from sparsehub.files import write_file
 from sparsehub.memory import return_freed_memory
 from sparsehub.package.manifest import HEAD_METHOD
+from sparsehub.package.results import LEARNING_CURVE, RESULTS, stated
 from sparsehub.package.task_model import TaskModel, load_task_model, on_pooled_states
 from sparsehub.package.task_spec import EMBEDDING, TEXT_GENERATION, HeadSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
 from sparsehub.selection import by_layer
 from sparsehub.selection.depth import ALL
-from sparsehub.training.baselines import PROBE, baselines, report_baseline, with_frozen_scores
+from sparsehub.training.baselines import PROBE, baselines, probe_scores, report_baseline, with_frozen_scores
 from sparsehub.training.batches import Collator
 from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
@@ -34,12 +35,15 @@ from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.gradients import head_of
 from sparsehub.training.job import Job, PreparedTraining, Report, prepare
 from sparsehub.training.language_modeling import tokenised
+from sparsehub.training.learning_curve import learning_curve
 from sparsehub.training.methods.phases import set_head
 from sparsehub.training.metrics import best_metric
 from sparsehub.training.probe import Probe, best_probe, head_candidates
 from sparsehub.training.processes import join_processes, speaks, wait_for_all
 from sparsehub.training.sources import Source
 from sparsehub.training.sparse_model import SparseModel
+from sparsehub.training.split_results import split_results
+from sparsehub.training.tracking import tracking
 from sparsehub.training.trainable import Trainable, candidates
 from sparsehub.training.trainer import Judgement, evaluate, improved, make_trainer, quiet_libraries, resume_from
 
@@ -76,11 +80,16 @@ def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report:
         chosen_in = time.monotonic() - start
         trainer = make_trainer(job, prepared.model, prepared.epochs, run)
         job.report(_what_is_trained(prepared.model))
-        start = time.monotonic()
-        if prepared.epochs:
-            trainer.train(resume_from_checkpoint=resume_from(run, job.report))
-        seconds = {"selection": round(chosen_in, 1), "training": round(time.monotonic() - start, 1)}
-        return _finish(job, prepared, trainer, seconds)
+        with tracking(job.config, trainer, job.report) as tracker:
+            tracker.log_baselines(probe_scores(job))
+            start = time.monotonic()
+            if prepared.epochs:
+                trainer.train(resume_from_checkpoint=resume_from(run, job.report))
+            seconds = {"selection": round(chosen_in, 1), "training": round(time.monotonic() - start, 1)}
+            fitted = _finish(job, prepared, trainer, seconds)
+            tracker.log_baselines(fitted.training["baselines"])
+            tracker.log_package(fitted.metrics, fitted.losses)
+        return fitted
 
 
 def open_job(config: TrainConfig, data: TaskData, run: Path, report: Report) -> Job:
@@ -215,11 +224,20 @@ def _finish(job: Job, prepared: PreparedTraining, trainer: Any, seconds: dict[st
     if back:
         record["chosen"] = "before the first step"
     record["baselines"] = baselines(job, untouched)
+    record |= _course(job, trainer, found, back=back)
     beside = {(split, name): row for split, its in record["baselines"].items() for name, row in its.items()}
     baseline = {f"{split} ({name})": row for (split, name), row in beside.items() if name != PROBE}
     metrics, data = {**found.metrics, **baseline}, dataclasses.replace(job.data, task=found.task)
     uncut_losses = dict(uncut.losses) if uncut is not None else {}
     return Fitted(job.task_model, data, delta, head, metrics, record, dict(found.losses), uncut_losses, aside)
+
+
+def _course(job: Job, trainer: Any, found: Judgement, *, back: bool) -> dict[str, Any]:
+    """How the run went and where its task is right: of the test split, or of the rows that chose the epoch."""
+    split = next((name for name in ("test", "validation") if name in found.outputs), None)
+    its = split_results(found.task, split, found.outputs[split], job.config.examples) if split else None
+    curve = learning_curve(trainer.state, best_metric(job.data.task, job.config.metric), back=back)
+    return {name: stated(value) for name, value in ((LEARNING_CURVE, curve), (RESULTS, its)) if value is not None}
 
 
 def _judge_stored(job: Job, trainer: Any, delta: Delta | None) -> Judgement:

@@ -123,10 +123,16 @@ def _squared_error(guesses: NDArray[Any], targets: NDArray[Any]) -> float:
 
 
 def _tokens(task: TaskSpec, guesses: NDArray[Any], targets: NDArray[Any]) -> dict[str, float]:
+    found, gold = tags(task, guesses, targets)
+    return _entities(found, gold)
+
+
+def tags(task: TaskSpec, guesses: NDArray[Any], targets: NDArray[Any]) -> tuple[list[list[str]], list[list[str]]]:
+    """Of a token classification, the tags of every row's words: what was guessed, and what they are."""
     kept = targets != IGNORED
     gold = [[task.labels[i] for i in row[mask]] for row, mask in zip(targets, kept, strict=True)]
     found = [[task.labels[i] for i in row[mask]] for row, mask in zip(guesses, kept, strict=True)]
-    return _entities(found, gold)
+    return found, gold
 
 
 def _entities(found: list[list[str]], gold: list[list[str]]) -> dict[str, float]:

@@ -92,7 +92,7 @@ def several_metrics(task: TaskSpec, logits: Numbers, targets: Numbers) -> dict[s
     """Average precision by the scores alone, the mean of the labels that some row has; F1 by the task's thresholds."""
     metrics = require("sklearn.metrics", "train")
     scores, present = probabilities(logits), np.flatnonzero(np.asarray(targets).sum(0))
-    guesses = scores >= np.asarray(task.thresholds)
+    guesses = given_labels(task, logits)
     each = [metrics.average_precision_score(targets[:, i], np.nan_to_num(scores[:, i])) for i in present]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a label has no row, or is never given: its F1 is 0
@@ -101,6 +101,12 @@ def several_metrics(task: TaskSpec, logits: Numbers, targets: Numbers) -> dict[s
             "micro_f1": metrics.f1_score(targets, guesses, average="micro", zero_division=0),
             "macro_f1": metrics.f1_score(targets, guesses, average="macro", zero_division=0),
         }
+
+
+def given_labels(task: TaskSpec, logits: Numbers) -> Numbers:
+    """[rows, labels] bool: the labels whose probability reaches their threshold."""
+    found: Numbers = probabilities(logits) >= np.asarray(task.thresholds)
+    return found
 
 
 def commonest(train: Sequence[Sequence[float]], rows: int) -> Numbers:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from sparsehub.package.task_spec import (
     HeadSpec,
     TaskSpec,
 )
+from sparsehub.progress import work
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 from sparsehub.training.batches import Collator
 from sparsehub.training.config import TrainConfig
@@ -142,11 +142,9 @@ def _rank(probe: Probe, task: TaskSpec, metric: str | None, splits: Mapping[str,
 def frozen_features(
     backbone: Backbone, task: TaskSpec, tokenizer: Any, splits: Mapping[str, Split]
 ) -> dict[str, Frozen]:
-    """One pass of the frozen backbone over the rows of every split, with a progress bar."""
-    tqdm = require("tqdm", "train").tqdm
-    bar = tqdm(total=sum(len(s.rows) for s in splits.values()), desc="frozen features", unit=" rows", file=sys.stderr)
-    with bar:
-        return {name: _frozen(backbone, Collator(task, tokenizer), split, bar.update) for name, split in splits.items()}
+    """One pass of the frozen backbone over the rows of every split."""
+    with work("frozen features", sum(len(split.rows) for split in splits.values()), "rows") as advance:
+        return {name: _frozen(backbone, Collator(task, tokenizer), split, advance) for name, split in splits.items()}
 
 
 def _frozen(backbone: Backbone, collate: Collator, split: Split, tick: Callable[[int], Any]) -> Frozen:

@@ -30,6 +30,7 @@ from sparsehub.training.sources import source_digest, source_name
 from sparsehub.training.trainer import last_checkpoint
 
 RUN_FILE = "run.json"
+BESIDE = ("report_to",)  # settings without a part in what a package holds
 FAILED_FILE = "failed"  # marks a run that ended by an error, not by its user
 
 
@@ -176,7 +177,8 @@ def run_identity(config: TrainConfig) -> str:
 
     It covers the settings and the contents of data files and tables, so one that changed meanwhile begins another run.
     """
-    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    fields = [field.name for field in dataclasses.fields(config) if field.name not in BESIDE]
+    settings = {name: getattr(config, name) for name in fields}
     contents = {}
     for name in SPLITS:
         digest = None if settings[name] is None else source_digest(settings[name])

@@ -71,6 +71,7 @@ def measure_stability(
     """
     if not method_named(config.method).packages:
         raise UsageError(f"{config.method} changes no weights, and the theory is about weights")
+    config = dataclasses.replace(config, report_to=None)  # a tracker follows a run, and here are dozens
     notes: list[str] = []
     data = load_data(config, notes.append)
     if data.test is None and data.validation is None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from torch import Tensor
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
 from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
+from sparsehub.progress import Quiet, current_display
 from sparsehub.training.activation_checkpointing import checkpoint_activations
 from sparsehub.training.batches import by_length
 from sparsehub.training.data import Split
+from sparsehub.training.evaluation import Outputs
 from sparsehub.training.job import Job, Report
 from sparsehub.training.language_modeling import row_scores
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute, mean_loss
@@ -27,8 +30,11 @@ from sparsehub.training.probe import SMALL
 from sparsehub.training.trainable import Trainable
 
 EVALUATION_ROWS = 64  # rows of one evaluation batch
+SILENCE = 60.0  # seconds after which a log file hears that training goes on
 STATE_FILE = "trainer_state.json"
 CHOICE = "choice"  # what an evaluation calls the number of which the largest is the best epoch
+NOISE = (f"eval_{CHOICE}", "eval_model_preparation_time")  # of an evaluation, what tells nobody anything
+SPEED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 SCORE_STEP = 1e-6  # scores have six decimals
 
 
@@ -106,14 +112,16 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         save_strategy="steps" if config.evaluation_steps else "epoch",
         eval_steps=config.evaluation_steps or None,
         save_steps=config.evaluation_steps or 500,
-        logging_strategy="epoch",
+        run_name=f"{config.name}-{config.version}",
+        logging_strategy="steps" if config.logging_steps else "epoch",
+        logging_steps=config.logging_steps or 500,
         load_best_model_at_end=judged,
         metric_for_best_model=CHOICE,
         greater_is_better=True,
         save_total_limit=2,
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to="none",
+        report_to="none",  # `tracking` does it
     )
 
 
@@ -181,18 +189,21 @@ class Judgement:
     task: TaskSpec  # with the thresholds that its answers on the validation rows choose, where labels have some
     metrics: Mapping[str, dict[str, float]]  # by split
     losses: Mapping[str, float]  # by split
+    outputs: Mapping[str, Outputs]  # by split
 
 
 def evaluate(trainer: Any, job: Job, splits: Mapping[str, Split]) -> Judgement:
     """Judge the model as its weights are now, `validation` first: it decides the thresholds of every other split."""
-    task, metrics, losses = job.data.task, {}, {}
+    task, metrics, losses, outputs = job.data.task, {}, {}, {}
     for name, split in splits.items():
-        output = trainer.predict(job.rows(by_length(split, job.data.task)))
-        logits = _logits(output.predictions)
+        ordered = by_length(split, job.data.task)
+        output = trainer.predict(job.rows(ordered))
+        outputs[name] = Outputs(ordered, _logits(output.predictions), output.label_ids)
+        logits, labels = outputs[name].logits, outputs[name].targets
         if name == "validation":
-            task = with_thresholds(task, logits, output.label_ids)
-        metrics[name], losses[name] = compute(task, logits, output.label_ids), float(output.metrics["test_loss"])
-    return Judgement(task, metrics, losses)
+            task = with_thresholds(task, logits, labels)
+        metrics[name], losses[name] = compute(task, logits, labels), float(output.metrics["test_loss"])
+    return Judgement(task, metrics, losses, outputs)
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -218,30 +229,41 @@ def _is_whole(state: Path) -> bool:
 
 
 def _progress() -> Any:
-    """One bar for training, one for each evaluation, and a readable line an evaluation, all on standard error."""
-    from transformers.trainer_callback import ProgressCallback
+    """A readable line an evaluation, on standard error; on a terminal a bar for training and one for each evaluation,
+    elsewhere a line now and then of how far it is."""
+    from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
-    class Progress(ProgressCallback):
+    class Bars(ProgressCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
             line = _readable(logs or {})
             if state.is_world_process_zero and line:
                 bar = self.training_bar
                 (bar.write(line, file=sys.stderr) if bar is not None else print(line, file=sys.stderr))  # noqa: T201
 
-    return Progress()
+    class LogLines(TrainerCallback):
+        said = time.monotonic()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
+            self._say(state, _readable(logs or {}))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+            if time.monotonic() - self.said > SILENCE:
+                self._say(state, f"step {state.global_step:,} of {state.max_steps:,}")
+
+        def _say(self, state: Any, line: str) -> None:
+            if state.is_world_process_zero and line:
+                self.said = time.monotonic()
+                print(line, file=sys.stderr)  # noqa: T201
+
+    watched = sys.stderr.isatty() and not isinstance(current_display(), Quiet)
+    return Bars() if watched else LogLines()
 
 
 def _readable(logs: dict[str, Any]) -> str:
     parts = [f"epoch {logs['epoch']:.2f}"] if "epoch" in logs else []
     if "loss" in logs:
         return "  ".join([*parts, f"training loss {float(logs['loss']):.4f}"])
-    noise = (
-        f"eval_{CHOICE}",
-        "eval_runtime",
-        "eval_samples_per_second",
-        "eval_steps_per_second",
-        "eval_model_preparation_time",
-    )
+    noise = (*NOISE, *SPEED)
     scores = [f"{k.removeprefix('eval_')} {v:.4f}" for k, v in logs.items() if k.startswith("eval_") and k not in noise]
     return "  ".join([*parts, "validation:", *scores]) if scores else ""
 

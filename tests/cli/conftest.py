@@ -26,6 +26,9 @@ Run = Callable[..., Done]
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """run("ls", "hub"): a command in this process."""
     monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr(
+        "sparsehub.cli.progress_display.AFTER", 600.0
+    )  # a loaded machine is no reason for lines of progress
 
     def command(*arguments: object) -> Done:
         capsys.readouterr()

@@ -1,0 +1,125 @@
+"""What a manifest's `training` says of how a run went and where its task is right: cards, reports and pictures show it.
+
+Training writes it. Anybody may have written what is read, so whatever has another form, or is too large, is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sparsehub.errors import ManifestError
+from sparsehub.files import canonical_json
+from sparsehub.package.task_spec import TaskSpec
+from sparsehub.schema import build
+
+LEARNING_CURVE, RESULTS = "learning_curve", "results"  # keys of `training`
+MAX_POINTS = 200  # of a curve, and of a regression's predictions
+MAX_MATRIX = 30  # labels of a confusion matrix; of more labels the pairs that are mixed up most
+MAX_LABELS = 200
+MAX_PAIRS = 10
+MAX_EXAMPLES = 100
+MAX_TEXT = 300  # characters of an example
+_LARGEST = 1e12  # number that is drawn
+
+T = TypeVar("T")
+Points = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """How a run went: numbers by epoch, as (epoch, value)."""
+
+    training_loss: Points = ()
+    validation_loss: Points = ()
+    metric: str = ""  # the one that chose the epoch
+    scores: Points = ()  # of that metric, on the validation rows
+    kept: float | None = None  # the epoch that the package is of; 0 before the first step, None where nobody chose
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """How good a task is at one label; of a token classification at one kind of entity."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int  # rows, or entities, that have the label
+
+
+@dataclass(frozen=True)
+class MixedUp:
+    """Two labels of which one is taken for the other."""
+
+    label: str
+    taken_for: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row, with what it should be and what the task said."""
+
+    text: str
+    expected: str
+    given: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class SplitResults:
+    """Where a task is right and wrong on one split; empty is what its kind does not have."""
+
+    split: str
+    labels: tuple[LabelScores, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()  # rows by what they are and what they are taken for
+    mixed_up: tuple[MixedUp, ...] = ()  # most often first, where the matrix would be too large
+    predicted: Points = ()  # regression: (what it is, what was predicted)
+    examples: tuple[Example, ...] = ()  # only where whoever trained the task asked for them
+
+
+def stated(value: LearningCurve | SplitResults) -> dict[str, Any]:
+    """What `training` holds of it: the fields that are not empty, as JSON gives them back."""
+    fields = {name: item for name, item in dataclasses.asdict(value).items() if item not in ("", (), None)}
+    found: dict[str, Any] = json.loads(canonical_json(fields))
+    return found
+
+
+def learning_curve_of(training: dict[str, Any]) -> LearningCurve | None:
+    """The learning curve in `training`; None where there is none that can be shown."""
+    found = _read(LearningCurve, training.get(LEARNING_CURVE))
+    if found is None:
+        return None
+    drawn = (found.training_loss, found.validation_loss, found.scores)
+    return found if any(drawn) and all(map(_are_points, drawn)) and _is_small((found.kept or 0.0,)) else None
+
+
+def results_of(training: dict[str, Any], task: TaskSpec) -> SplitResults | None:
+    """Where the task is right and wrong, as `training` says; None where it says nothing that can be shown."""
+    found = _read(SplitResults, training.get(RESULTS))
+    if found is None or not _are_points(found.predicted):
+        return None
+    side = len(found.confusion)
+    square = side in (0, len(task.labels)) and side <= MAX_MATRIX and all(len(row) == side for row in found.confusion)
+    counts = (count for row in found.confusion for count in row)
+    few = len(found.labels) <= MAX_LABELS and len(found.mixed_up) <= MAX_PAIRS and len(found.examples) <= MAX_EXAMPLES
+    return found if square and few and all(0 <= count < _LARGEST for count in counts) else None
+
+
+def _read(kind: type[T], stated: Any) -> T | None:
+    try:
+        return None if stated is None else build(kind, stated, "training", ManifestError)
+    except ManifestError:
+        return None
+
+
+def _are_points(points: Points) -> bool:
+    return len(points) <= MAX_POINTS and all(len(point) == 2 and _is_small(point) for point in points)
+
+
+def _is_small(numbers: Iterable[float]) -> bool:
+    return all(abs(number) < _LARGEST for number in numbers)
