@@ -17,7 +17,6 @@ FILE_LINES, FUNCTION_LINES = 300, 60
 CALLABLES = 15  # parameters and fields of the engine and of the service: what is wired is an object with a name
 # By module and qualified name, why a function is longer.
 LONG_FUNCTIONS = {
-    "extract.extract": "typer reads a verb's flags from its signature",
     "metrics.Metrics.__init__": "one metric after the other, each with its name and its help",
 }
 

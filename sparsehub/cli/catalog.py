@@ -125,9 +125,15 @@ def status(catalog: Where, as_json: bool = JSON) -> None:
     if as_json:
         show_json(found.to_json())
         return
+    show_catalog(found)
+
+
+def show_catalog(found: Catalog) -> None:
+    """What a catalogue says, a line for each task."""
     console.print(f"revision {found.revision}, {len(found.tasks)} tasks")
     columns = ("task", "stable", "canary", "pinned", "items/s", "tokens/s", "before")
-    show_table(columns, [_row(name, entry) for name, entry in sorted(found.tasks.items())])
+    rows = [_row(name, entry) for name, entry in sorted(found.tasks.items())]
+    show_table(columns, rows, drop=("before", "tokens/s", "items/s"))
 
 
 def _row(name: str, entry: CatalogEntry) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sparsehub.package import Package
     from sparsehub.package.comparison import PackageComparison
 
+_CELL = 7  # columns of a share on its shade
 SHARED = "entries that both change, of those that either does (Jaccard index)"
 SAME = "of the shared entries: changed in the same direction (chance gives 50%)"
 
@@ -74,12 +76,21 @@ def _show_matrix(title: str, names: Sequence[str], matrix: list[list[float]], hi
     from sparsehub.package.units import percent
 
     table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ["", *names]:
+    rows, heads = _headings(names, console.width)
+    for name in ["", *heads]:
         table.add_column(escape(name), no_wrap=True, justify="center" if name else "left")
     for i, row in enumerate(matrix):
         cells = ["" if i == j else shaded(percent(cell), cell, highest) for j, cell in enumerate(row)]
-        table.add_row(escape(names[i]), *cells)
+        table.add_row(escape(rows[i]), *cells)
     console.print(table)
+
+
+def _headings(names: Sequence[str], room: int) -> tuple[list[str], list[str]]:
+    """The names of rows and columns; where columns of whole names have no room, their numbers."""
+    width = max(map(cell_len, names)) + sum(1 + max(_CELL, cell_len(name)) for name in names)
+    if width <= room:
+        return list(names), list(names)
+    return [f"{i} {name}" for i, name in enumerate(names, 1)], [str(i) for i in range(1, len(names) + 1)]
 
 
 def _draw(png: Path, found: PackageComparison) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sparsehub.cli.choices import one_of
 from sparsehub.cli.output import show_fields, show_json
 from sparsehub.cli.packages import HUB, load_reference
 from sparsehub.errors import UsageError
@@ -19,7 +20,7 @@ def export(
     reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
     backbone: Annotated[str, typer.Option(help="The backbone: a folder or an id on the Hugging Face Hub.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    to: Annotated[str, typer.Option(help="shira: a PEFT adapter with sparse changes of Linear weights.")] = "shira",
+    to: Annotated[str, one_of(FORMATS, "shira: a PEFT adapter with sparse changes of Linear weights.")] = "shira",
     hub: Annotated[str | None, HUB] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from sparsehub.cli.choices import completion
 from sparsehub.errors import UsageError
 from sparsehub.settings import REQUIRED, Configuration, Setting, settings_of
 
@@ -45,6 +46,7 @@ def _parameter(setting: Setting, required: bool) -> inspect.Parameter:
         f"{flag}/--no-{flag[2:]}" if setting.type is bool else flag,
         help=_help(setting),
         metavar=setting.flag.metavar,
+        autocompletion=completion(setting.choices) if setting.choices else None,
         rich_help_panel=setting.flag.panel,
         envvar=setting.variable if setting.flag.inherited else None,
     )
@@ -58,7 +60,8 @@ def _help(setting: Setting) -> str:
     """The setting's help with what it may be and what it is where nobody says."""
     default = f"default: {setting.default_text}" if setting.default_text else ""
     choices = f"one of {', '.join(setting.choices)}" if setting.choices else ""
-    notes = [note for note in (choices, setting.range, default) if note]
+    needed = "required" if setting.default is REQUIRED else ""
+    notes = [note for note in (needed, choices, setting.range, default) if note]
     text = escape(setting.help)
     return f"{text} [dim]\\[{escape('; '.join(notes))}][/]" if notes else text
 

@@ -124,7 +124,7 @@ def show_entries(entries: Sequence[HubEntry], as_json: bool, nothing: str) -> No
         return
     channels = any(entry.channels for entry in entries)
     columns = ["task", *(["channels"] if channels else []), "kind", "entries", "size", "measured"]
-    show_table(columns, [_line(entry, channels) for entry in entries])
+    show_table(columns, [_line(entry, channels) for entry in entries], drop=("entries", "size", "kind", "channels"))
     backbones = sorted({entry.backbone for entry in entries if not entry.error})
     if backbones:
         console.print(f"[dim]on {escape(', '.join(backbones))}[/]", highlight=False)

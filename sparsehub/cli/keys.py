@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparsehub.cli.choices import one_of
 from sparsehub.cli.output import JSON, progress, show_json, show_table
+from sparsehub.errors import UsageError
+from sparsehub.schema import unknown_name
 
 if TYPE_CHECKING:
     from serving.auth.keys import KeyRing
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="API keys of an endpoint: add, remove, ls.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+ROLES = ("predict", "watch", "admin")
 FileArgument = Annotated[Path, typer.Argument(help="The key file, which holds hashes only.")]
 
 
@@ -23,7 +27,7 @@ FileArgument = Annotated[Path, typer.Argument(help="The key file, which holds ha
 def add(
     file: FileArgument,
     name: Annotated[str, typer.Argument(help="The key's name, as logs show it.")],
-    role: Annotated[str, typer.Option(help="predict, watch (read metrics and state) or admin.")] = "predict",
+    role: Annotated[str, one_of(ROLES, "What it may do; watch reads metrics and state.")] = "predict",
     task: Annotated[
         list[str] | None,
         typer.Option(help="A task or a pattern (support-*) that it may use; may be repeated. Default: all."),
@@ -37,6 +41,8 @@ def add(
     from serving.auth.keys import Key, new_secret
     from sparsehub.files import sha256_bytes
 
+    if role not in ROLES:
+        raise UsageError(unknown_name("role", role, list(ROLES)))
     secret = new_secret()
     tasks = tuple(task or ("*",))
     key = Key(name, sha256_bytes(secret.encode()), role, tasks, requests_per_second, tokens_per_second, weight)
@@ -81,7 +87,7 @@ def ls(file: FileArgument, as_json: bool = JSON) -> None:
         )
         for key in ring.keys
     ]
-    show_table(columns, rows)
+    show_table(columns, rows, drop=("weight", "tokens/s", "requests/s"))
 
 
 def _change(file: Path, edit: Callable[[KeyRing], KeyRing]) -> None:

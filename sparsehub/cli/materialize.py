@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from sparsehub.cli.choices import one_of
 from sparsehub.cli.output import progress, show_fields, show_json
 from sparsehub.cli.packages import HUB, load_reference
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def materialize(
@@ -18,8 +21,7 @@ def materialize(
     hub: Annotated[str | None, HUB] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
     dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, float16 or bfloat16 (default: the one in which the package is exact)."),
+        str | None, one_of(DTYPES, "Of the stored weights (default: the one in which the package is exact).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:

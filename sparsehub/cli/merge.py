@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsehub.cli.choices import one_of
 from sparsehub.cli.extract import split_list
-from sparsehub.cli.output import console, progress, show_fields, show_json, show_table
+from sparsehub.cli.output import console, show_fields, show_json, show_table
 from sparsehub.cli.packages import HUB, load_reference
+from sparsehub.delta_format import STORED_DTYPES
 from sparsehub.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsehub.backbone import Checkpoint
+    from sparsehub.convert.merge import LayerComparison
     from sparsehub.package import Manifest, Package
 
+METHODS = ("task-arithmetic", "ties", "dare", "dare-ties")
 _BACKBONE = typer.Option(help="The backbone, which packages with `set` values need.")
 
 
@@ -25,14 +30,12 @@ def merge(
     out: Annotated[Path, typer.Option(help="The package folder to write.")],
     name: Annotated[str, typer.Option(help="The new task's name: a-z 0-9 . _ -")],
     version: Annotated[str, typer.Option(help="The package's version.")] = "0.1.0",
-    method: Annotated[
-        str, typer.Option(help="task-arithmetic (the weighted sum), ties, dare or dare-ties.")
-    ] = "task-arithmetic",
+    method: Annotated[str, one_of(METHODS, "How; task-arithmetic is the weighted sum.")] = "task-arithmetic",
     weights: Annotated[str, typer.Option(help="One number a package: 1,0.5 (default: all 1).")] = "",
     density: Annotated[float, typer.Option(help="Share of its entries that ties and dare keep of each package.")] = 1.0,
     nnz: Annotated[int, typer.Option(help="Keep only this many of the result's largest entries.")] = 0,
     value_dtype: Annotated[
-        str | None, typer.Option(help="float16, bfloat16, float32 or int8 (default: that of the packages).")
+        str | None, one_of(tuple(STORED_DTYPES), "How values are stored (default: as in the packages).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of dare.")] = 42,
     hub: Annotated[str | None, HUB] = None,
@@ -56,7 +59,7 @@ def diff(
     out: Annotated[Path | None, typer.Option(help="Also write the change from first to second as a package.")] = None,
     name: Annotated[str | None, typer.Option(help="The name of that package.")] = None,
     version: Annotated[str, typer.Option(help="Its version.")] = "0.1.0",
-    value_dtype: Annotated[str, typer.Option(help="How its values are stored.")] = "float32",
+    value_dtype: Annotated[str, one_of(tuple(STORED_DTYPES), "How its values are stored.")] = "float32",
     hub: Annotated[str | None, HUB] = None,
     backbone: Annotated[str | None, _BACKBONE] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -94,10 +97,7 @@ def _load(references: list[str], hub: str | None) -> list[Package]:
 def _checkpoint(backbone: str | None) -> Checkpoint | None:
     from sparsehub.backbone import open_checkpoint
 
-    if backbone is None:
-        return None
-    progress(f"opening {backbone}")
-    return open_checkpoint(backbone)
+    return None if backbone is None else open_checkpoint(backbone)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -133,5 +133,10 @@ def _show_comparison(one: Package, two: Package, found: Any) -> None:
             "heads": "the same" if found.same_head else "different",
         },
     )
-    rows = [[p.part, p.first, p.second, p.shared, f"{p.cosine:+.3f}"] for p in found.parts]
+    show_parts(found.parts)
+
+
+def show_parts(parts: Sequence[LayerComparison]) -> None:
+    """What two packages change, a line for each layer."""
+    rows = [[p.part, p.first, p.second, p.shared, f"{p.cosine:+.3f}"] for p in parts]
     show_table(["part", "first", "second", "in common", "cosine"], rows, "\nby layer")

@@ -71,8 +71,14 @@ def _stability(
         points = [{**dataclasses.asdict(p), "spread": p.spread, "seed_spread": p.seed_spread} for p in found]
         show_json({"picture": str(picture), "table": str(table), "found": points})
         return
-    show_table(list(COLUMNS), [_row(point) for point in found], title)
+    show_points(found, title)
     console.print(f"[dim]table and plot in {out}[/]", highlight=False)
+
+
+def show_points(found: list[Stability], title: str) -> None:
+    """What was measured, a line for each density."""
+    drop = ("trained", "Theorem 1", "one left out", "gap")
+    show_table(list(COLUMNS), [_row(point) for point in found], title, drop)
 
 
 def _draw(found: list[Stability], title: str, picture: Path) -> Path:
