@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone
 from sparsehub.engine.batch_rows import BatchRows
+from sparsehub.engine.compiled.mixed_pass import MixedPass
 from sparsehub.engine.compiled.plain_pass import PlainPass
 from sparsehub.engine.cost_model import MIXED, TRUNK
 from sparsehub.engine.mixed_forward import MixedBatch
@@ -57,12 +58,13 @@ class BatchRunner:
         self,
         backbone: Backbone,
         plain: PlainPass,
+        mixed: MixedPass,
         targets: TargetModules,
         swap: Swap,
         tokenizer: Any,
         states: StateCache,
     ):
-        self._backbone, self._plain, self._targets, self._swap = backbone, plain, targets, swap
+        self._backbone, self._plain, self._mixed, self._targets, self._swap = backbone, plain, mixed, targets, swap
         self._tokenizer, self._states = tokenizer, states
         self._pooled = HeadSpec(NONE, pooling_of(backbone.checkpoint.folder), normalize=True)  # where no task says
 
@@ -97,11 +99,9 @@ class BatchRunner:
         clock.lap("switch")
         inputs, bounds = self._pad(groups), _bounds(groups)
         adapters = [rows.task.adapter if rows.task is not None else None for rows in groups]
-        with ExitStack() as stack:
-            stack.enter_context(MixedBatch(self._targets, adapters, bounds).on_model())
-            if (reads := self._one_token(groups, inputs["attention_mask"])) is not None:
-                stack.enter_context(reads.on_model())
-            outputs = self._backbone.module(**inputs)
+        batch = MixedBatch(self._targets, adapters, bounds)
+        reads = None if self._mixed.takes(inputs) else self._one_token(groups, inputs["attention_mask"])
+        outputs = self._mixed(batch, inputs, reads)
         clock.lap("forward")
         results: list[list[Any]] = []
         for _, same in itertools.groupby(zip(groups, bounds, strict=True), lambda pair: pair[0].answered):

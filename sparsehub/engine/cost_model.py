@@ -1,6 +1,6 @@
 """The cost model: how long a batch will take in each way of running it.
 
-    forward(tokens)    a curve through measured points; of one task's rows times what a compiled pass takes of it
+    forward(tokens)    a curve through measured points; times what a compiled pass takes of it, but in a trunk
     switch(entries)  = a + b entries
     sparse part      = c + d tokens + e sum over tasks of entries * ceil(tokens / 16)
     trunk            = sum over stages of their share of the layers * forward(tokens), and the branches' sparse parts
@@ -55,7 +55,8 @@ class CalibrationPoints:
 
 @dataclass(frozen=True)
 class CompiledCurve:
-    """What compiled passes take beside eager ones, measured; `CostModel` predicts by it and `PlainPass` chooses."""
+    """What compiled passes take beside eager ones, measured; `CostModel` predicts by it, `PlainPass` and
+    `MixedPass` choose."""
 
     points: Sequence[tuple[int, float]] = ()  # (tokens, compiled / eager seconds), tokens rising
     always: bool = False  # compiled wherever it can be, and not only where it was faster
@@ -67,6 +68,9 @@ class CompiledCurve:
         sizes, ratios = zip(*self.points, strict=True)
         measured = float(np.interp(tokens, sizes, ratios))
         return measured if self.always else min(1.0, measured)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{ratio:.2f} at {tokens} tokens" for tokens, ratio in self.points)
 
     def used(self, tokens: int) -> bool:
         """Whether a pass runs compiled."""
@@ -82,6 +86,7 @@ class CostModel:
     # measured / predicted seconds: of the forward (`plain`), and of the additional time by way of running
     ratios: dict[str, float] = field(default_factory=lambda: dict.fromkeys((PLAIN, SWAP, MIXED, GROUPED, TRUNK), 1.0))
     compiled: CompiledCurve = CompiledCurve()  # of passes that are not mixed; nothing runs compiled at first
+    compiled_mixed: CompiledCurve = CompiledCurve()  # of those that are
 
     def __post_init__(self) -> None:
         entries = [p[0] for p in self.points.switch]
@@ -139,7 +144,8 @@ class CostModel:
             assert trunk is not None  # where this way is open, its sizes are known
             return sum(share * self.forward(tokens) for share, tokens in trunk.stages), self.sparse(trunk.branches)
         if mode == MIXED:
-            return self.forward(padded_tokens(groups)), self.sparse(groups)
+            tokens = padded_tokens(groups)
+            return self.forward(tokens) * self.compiled_mixed.ratio(tokens), self.sparse(groups)
         switches = [self.switch(group.entries) for group in groups]
         forwards = sum(self.forward(group.tokens) * self.compiled.ratio(group.tokens) for group in groups)
         return forwards, sum(switches[1:] if there else switches)

@@ -10,12 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsehub import kernels
 from sparsehub.engine.checksum import checksum
 
 # Values of an input, besides 0, on either side of it. Without VNNI the instruction sums two products in 16 bits, which
 # hold them only where inputs have one bit less.
 _STEPS, _STEPS_WITHOUT_VNNI = 127, 63
 _SMALLEST = 1e-30  # of a row's largest value: rows of zeros are divided by it
+
+
+class ScaledRows:
+    """An input of int8 maps, each of its rows divided by its largest absolute value."""
+
+    def __init__(self, x: Tensor):
+        self.given = x
+        self.rows, self.sizes = kernels.scale_rows(x.reshape(-1, x.shape[-1]).contiguous(), _SMALLEST)
 
 
 class Int8Matrix:
@@ -54,13 +63,14 @@ class Int8Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W + b: [..., in] float32 to [..., out] float32."""
-        rows = x.reshape(-1, x.shape[-1])
-        sizes = rows.abs().amax(-1, keepdim=True).clamp_min_(_SMALLEST)
+        return self.product(ScaledRows(x))
+
+    def product(self, x: ScaledRows) -> Tensor:
+        """The same of an input that several maps share."""
         product: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = product(rows / sizes, 1 / self._steps, self._steps + 1, self._packed).mul_(sizes)
-        if self._linear.bias is not None:
-            y.add_(self._linear.bias)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        y: Tensor = product(x.rows, 1 / self._steps, self._steps + 1, self._packed)
+        kernels.unscale_rows_(y, x.sizes, self._linear.bias)
+        return y.view(*x.given.shape[:-1], y.shape[-1])
 
     def _checksum(self) -> int:
         weight, _ = torch.ops.quantized.linear_unpack(self._packed)

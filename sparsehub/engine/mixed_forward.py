@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsehub import kernels
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.checksum import checksum
-from sparsehub.engine.int8_matrix import Int8Matrix
+from sparsehub.engine.int8_matrix import Int8Matrix, ScaledRows
 from sparsehub.engine.target_modules import (
     CONV1D,
     EMBEDDING,
@@ -85,6 +85,7 @@ class MixedBatch:
         # by target: what inputs are made of, and what the target gives for that by base weights
         self._once: dict[int, tuple[Tensor, Tensor]] = {}
         self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
+        self._scaled: ScaledRows | None = None  # the last one
         self._tables = _tables(targets, adapters)
         self._digest = checksum([self._tables])
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(targets.targets) else 0
@@ -122,6 +123,12 @@ class MixedBatch:
         found = self._shared.get(id(x))
         return None if found is None else found[1:]
 
+    def scaled(self, target: TargetModule, x: Tensor) -> ScaledRows:
+        """An input as int8 maps take it; made once for maps that were seen to share it."""
+        if self._scaled is None or self._scaled.given is not x or target.index not in self.targets.sharing:
+            self._scaled = ScaledRows(x)
+        return self._scaled
+
     def touches(self, target: TargetModule) -> bool:
         """Whether any task of the batch changes a target."""
         return target.index in self._touched
@@ -141,12 +148,17 @@ class MixedBatch:
             self.targets.targets[index] for index in self.targets.after.get(target.index, ()) if index in self._touched
         ]
 
-    @contextmanager
-    def on_model(self) -> Iterator[None]:
-        """Inside, the backbone's changed targets have this batch's forward. Raises `EngineError` where the batch's
-        address tables, which text generation keeps for many steps, are damaged."""
+    def tables(self) -> Tensor:
+        """The address tables, proved: text generation keeps them for many steps. Raises `EngineError` where they are
+        damaged."""
         if checksum([self._tables]) != self._digest:
             raise EngineError("a mixed batch's address tables in memory are damaged", fix="send the request again")
+        return self._tables
+
+    @contextmanager
+    def on_model(self) -> Iterator[None]:
+        """Inside, the backbone's changed targets have this batch's forward. Raises what `tables` raises."""
+        self.tables()
         self._touched = set().union(*(adapter.parts for adapter in self.adapters if adapter is not None))
         own = {*self._touched, *self._readers}
         if self.targets.int8 is not None:
@@ -163,6 +175,7 @@ class MixedBatch:
                 module.__dict__.pop("forward", None)
             self.done.clear()
             self.end_sharing()
+            self._scaled = None
 
 
 def _tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
@@ -218,7 +231,7 @@ def _outputs_of(batch: MixedBatch, targets: Sequence[TargetModule], x: Tensor) -
 
 def _int8_linear(batch: MixedBatch, target: TargetModule, matrix: Int8Matrix, x: Tensor) -> Tensor:
     """Linear on an int8 base: its product, and on top what the tasks change, in float32."""
-    y = matrix(x)
+    y = matrix.product(batch.scaled(target, x))
     if batch.touches(target):
         kernels.sparse_linear_(y, x.contiguous(), batch.segments(_tokens(x)), batch.changes(target))
     return y

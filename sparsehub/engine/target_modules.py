@@ -61,6 +61,11 @@ class TargetModules:
     why_no_trunk: str | None = None
     int8: Int8Base | None = None  # weights of 8 bits that mixed batches multiply by; then no row runs in another way
 
+    @cached_property
+    def sharing(self) -> frozenset[int]:
+        """The linear targets that are called with the input of one before them."""
+        return frozenset(index for others in self.shared.values() for index in others)
+
     @property
     def device(self) -> torch.device:
         """Where the modules compute."""

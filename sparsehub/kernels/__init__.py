@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.kernels import native, torch_ops
+from sparsehub.kernels.scaled_rows import scale_rows, unscale_rows_
 from sparsehub.kernels.sparse import Changes, Map, ScaleShift, Segments, SparseChange, changes_of, segments_of
 
 __all__ = [
@@ -38,12 +39,14 @@ __all__ = [
     "linear",
     "position_dtype",
     "rms_norm",
+    "scale_rows",
     "scale_shift_",
     "scatter_add_",
     "scatter_copy_",
     "segments_of",
     "sparse_linear_",
     "sparse_lookup_",
+    "unscale_rows_",
 ]
 
 

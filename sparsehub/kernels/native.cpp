@@ -5,7 +5,9 @@
 #include <Python.h>
 
 #include "compress.hpp"
+#include "exported.hpp"
 #include "norms.hpp"
+#include "scaled_rows.hpp"
 #include "scatter.hpp"
 #include "sparse.hpp"
 
@@ -238,6 +240,30 @@ PyObject* py_norm(PyObject*, PyObject* arguments) {
     });
 }
 
+PyObject* py_scale_rows(PyObject*, PyObject* arguments) {
+    Address x, scaled, sizes;
+    Py_ssize_t rows, width;
+    float smallest;
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "KKKnnfi", &x, &scaled, &sizes, &rows, &width, &smallest, &threads))
+        return nullptr;
+    return run([&] {
+        scale_rows(at<const float>(x), at<float>(scaled), at<float>(sizes), rows, width, smallest, threads);
+        return true;
+    });
+}
+
+PyObject* py_unscale_rows(PyObject*, PyObject* arguments) {
+    Address y, sizes, bias;
+    Py_ssize_t rows, width;
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "KKKnni", &y, &sizes, &bias, &rows, &width, &threads)) return nullptr;
+    return run([&] {
+        unscale_rows(at<float>(y), at<const float>(sizes), at<const float>(bias), rows, width, threads);
+        return true;
+    });
+}
+
 // The chosen instruction set, whether the machine has each, and the bytes of its second cache.
 PyObject* py_machine(PyObject*, PyObject*) {
     return Py_BuildValue("(i(iii)n)", chosen.set, machine_has(PLAIN), machine_has(AVX2), machine_has(AVX512),
@@ -271,6 +297,8 @@ PyMethodDef methods[] = {
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},
     {"norm", py_norm, METH_VARARGS, "(x, y, dtype, width, blocks, block_count, table, epsilon, centered, threads)"},
+    {"scale_rows", py_scale_rows, METH_VARARGS, "(x, scaled, sizes, rows, width, smallest, threads)"},
+    {"unscale_rows", py_unscale_rows, METH_VARARGS, "(y, sizes, bias, rows, width, threads)"},
     {"machine", py_machine, METH_NOARGS, "() -> (instruction set, which there are, bytes of the second cache)"},
     {"choose", py_choose, METH_VARARGS, "(instruction set, bytes of the second cache)"},
     {nullptr, nullptr, 0, nullptr},

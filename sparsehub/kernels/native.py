@@ -7,6 +7,7 @@ that the environment's `SPARSEHUB_CPU` names.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import logging
@@ -60,6 +61,17 @@ def extension() -> ModuleType | None:
             raise UsageError(f"{FORCED} is set, and the native kernels are of an older build", found=forced, fix=fix)
         _choose(module, forced)
     return module
+
+
+def exports() -> bool:
+    """Whether programs that are loaded from now on find the kernels as plain C functions (`exported.hpp`)."""
+    module = extension()
+    if module is None or module.__file__ is None:
+        return False
+    try:
+        return hasattr(ctypes.CDLL(module.__file__, ctypes.RTLD_GLOBAL), "sparsehub_norm")
+    except OSError:
+        return False
 
 
 def machine() -> Machine:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,8 @@ from sparsehub.engine.compiled.plain_pass import CompiledPass, PlainPass
 from sparsehub.engine.compiled.proof import compare, compare_changed, sample
 from sparsehub.engine.cost_model import SWAP, CalibrationPoints, CompiledCurve, CostModel, RowGroup
 from sparsehub.errors import EngineError, UsageError
-from tests.engine.test_swap import random_patch
 
 PATIENCE = 540.0  # seconds for the compiler on a busy machine
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="compiled passes need g++"
-)
 TEXTS = ["one two three", "four", "five six seven eight nine ten", "two two"]
 
 
@@ -36,78 +30,8 @@ def backbone(tiny_checkpoint: Callable[[str], Path]) -> Backbone:
     return load_backbone(str(tiny_checkpoint("bert")))
 
 
-@pytest.fixture(scope="module")
-def compiled(tiny_checkpoint: Callable[[str], Path]) -> Iterator[Engine]:
-    """An engine whose passes are compiled; it has answered while they were not."""
-    with Engine(load_backbone(str(tiny_checkpoint("bert"))), mode="swap", compile_mode="on") as engine:
-        vectors(engine)
-        assert engine.compiler.join(PATIENCE)
-        yield engine
-
-
 def vectors(engine: Engine) -> Tensor:
     return torch.tensor([future.result(60) for future in engine.embed(None, TEXTS).futures])
-
-
-@needs_compiler
-def test_answers_are_the_eager_ones_and_every_change_of_the_arena_is_seen(compiled: Engine) -> None:
-    plain, arena = compiled.compiler.plain, compiled.arena
-    in_use = plain.compiled
-    assert in_use is not None and compiled.costs.compiled.used(8)
-    swap, base = arena.swap, compiled.backbone.arena.digest()
-    patches = [random_patch(compiled.backbone, seed) for seed in (1, 2)]
-    batches = [sample(compiled.backbone, in_use.program, rows, length) for rows, length in ((1, 3), (4, 9))]
-    with arena.lock, torch.inference_mode():
-        for patch in [None, *patches * 20, None]:
-            swap.to(patch)
-            for batch in batches:
-                its, eager = plain(batch), compiled.backbone.module(**batch)
-                assert type(its) is type(eager) and set(its) == set(eager)
-                rows = batch["attention_mask"].bool()
-                torch.testing.assert_close(
-                    its.last_hidden_state[rows], eager.last_hidden_state[rows], atol=1e-4, rtol=1e-4
-                )
-    assert compiled.backbone.arena.digest() == base and plain.compiled is in_use
-    assert compiled.arena.check_all()
-
-
-@needs_compiler
-def test_the_memory_of_an_answer_is_its_own(compiled: Engine) -> None:
-    in_use = compiled.compiler.plain.compiled
-    assert in_use is not None
-    batch = sample(compiled.backbone, in_use.program, 16, 16)
-    kept = in_use.program(batch)["last_hidden_state"]
-    values = kept.clone()
-    for _ in range(50):
-        in_use.program(batch)
-    assert torch.equal(kept, values), "memory that a tensor still reads is not given to the next pass"
-
-
-@needs_compiler
-def test_a_second_start_compiles_nothing_and_a_changed_file_is_refused(
-    compiled: Engine, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    monkeypatch.setattr(program_cache, "_compile", lambda *_: pytest.fail("it was compiled before"))
-    before = vectors(compiled)
-    with Engine(load_backbone(str(tiny_checkpoint("bert"))), mode="swap", compile_mode="on") as second:
-        assert second.compiler.join(PATIENCE)
-        torch.testing.assert_close(vectors(second), before, atol=1e-4, rtol=0)
-    in_use = compiled.compiler.plain.compiled
-    assert in_use is not None
-    (library,) = (Path(os.environ["SPARSEHUB_CACHE"]) / "compiled").glob("*/program.so")
-    content = library.read_bytes()
-    library.unlink()  # the engine has it open
-    library.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    try:
-        with caplog.at_level(logging.WARNING, "sparsehub"):
-            engine = Engine(load_backbone(str(tiny_checkpoint("bert"))), compile_mode="on")
-            with engine:
-                assert not engine.compiler.join(PATIENCE)
-                assert len(vectors(engine)) == len(TEXTS)
-        assert caplog.text.count("passes stay eager") == 1 and "was changed" in caplog.text
-    finally:
-        library.unlink()
-        library.write_bytes(content)
 
 
 class _Fake:

@@ -1,6 +1,7 @@
 """The compiler: a process of its own that makes a program of a backbone's forward; `program_cache` starts it.
 
-It exports the base model for any number of rows and tokens (`torch.export`) and compiles it ahead of time (Inductor).
+It exports the base model for any number of rows and tokens (`torch.export`), for mixed passes for any tasks too, and
+compiles it ahead of time (Inductor).
 The weights are no part of the program: whoever loads it says where they are.
 """
 
@@ -23,11 +24,21 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone import load_backbone
-from sparsehub.engine.compiled.program_files import LIBRARY, write_description
+from sparsehub.engine.compiled.mixed_graph import MixedGraph
+from sparsehub.engine.compiled.program_files import ARGUMENTS, LIBRARY, program_ops, write_description
+from sparsehub.engine.target_modules import TargetModules, find_target_modules
+from sparsehub.kernels import library
+from sparsehub.kernels.sparse import ADDRESSES
 
 LOWEST_PRIORITY = 19
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
-_ROWS, _LENGTH = 3, 24  # of the example; both are free in the program
+_ROWS, _LENGTH, _SLOTS, _BLOCKS, _GROUPS = (
+    3,
+    24,
+    6,
+    7,
+    11,
+)  # of the example, all different; they are free in the program
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class CompilerJob:
     inputs: Sequence[str]  # names of the forward's arguments, each [rows, tokens] int64
     max_tokens: int  # of one sequence
     threads: int  # that the program uses inside one operation
+    mixed: bool  # a program of mixed passes, which also takes `ARGUMENTS`
     folder: str  # an empty one, for what comes out
 
 
@@ -53,17 +65,50 @@ class _Positional(nn.Module):
         return tuple(result[name] for name in self.outputs)
 
 
-def export(module: Any, inputs: Sequence[str], max_tokens: int) -> tuple[Any, list[str]]:
-    """The base model's graph for any number of rows and tokens, and the names of the tensors that it returns."""
+class _Mixed(_Positional):
+    """The same as a mixed pass, whose arguments end with `ARGUMENTS`."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], graph: MixedGraph):
+        super().__init__(module, inputs, outputs)
+        self.graph = graph
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        own, batch = tensors[: len(self.inputs)], tensors[len(self.inputs) :]
+        self.graph.begin(own[0].shape[0], *batch)
+        return super().forward(*own)
+
+
+def export(
+    module: Any, inputs: Sequence[str], max_tokens: int, targets: TargetModules | None = None
+) -> tuple[Any, list[str]]:
+    """The base model's graph for any number of rows and tokens, and the names of the tensors that it returns. targets:
+    its target modules, for the graph of a mixed pass."""
     module.config.use_cache = False
     example = _example(module, inputs)
     with torch.no_grad():
         found = module(**example)
         outputs = [name for name, value in found.items() if isinstance(value, Tensor)]
         axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", max=max_tokens)}
-        model, arguments = _Positional(module, inputs, outputs), tuple(example.values())
-        shapes = (tuple(axes for _ in arguments),)
-        return torch.export.export(model, arguments, dynamic_shapes=shapes, strict=False), outputs
+        arguments, shapes = tuple(example.values()), tuple(axes for _ in inputs)
+        if targets is None:
+            return _export(_Positional(module, inputs, outputs), arguments, shapes), outputs
+        graph = MixedGraph(targets)
+        with graph.on_model():
+            model = _Mixed(module, inputs, outputs, graph)
+            return _export(model, arguments + _example_batch(len(targets.targets)), shapes + _BATCH_AXES), outputs
+
+
+def _export(model: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[Any, ...]) -> Any:
+    return torch.export.export(model, arguments, dynamic_shapes=(shapes,), strict=False)
+
+
+_BATCH_AXES = ({1: torch.export.Dim("slots")}, {0: torch.export.Dim("blocks")}, {0: torch.export.Dim("groups")})
+
+
+def _example_batch(targets: int) -> tuple[Tensor, ...]:
+    """`ARGUMENTS` by their shapes alone: nothing reads them while a graph is made."""
+    shapes = ((targets, _SLOTS, ADDRESSES), (_BLOCKS, 3), (_GROUPS, 3))
+    return tuple(torch.zeros(shape, dtype=torch.int64) for shape in shapes)
 
 
 def _example(module: Any, inputs: Sequence[str]) -> dict[str, Tensor]:
@@ -77,15 +122,30 @@ def _example(module: Any, inputs: Sequence[str]) -> dict[str, Tensor]:
 def compile_program(job: CompilerJob) -> None:
     """Write a program and its description into the job's folder."""
     torch.set_num_threads(job.threads)
-    program, outputs = export(load_backbone(job.backbone).module, job.inputs, job.max_tokens)
-    options = {"aot_inductor.package_constants_in_so": False, "compile_threads": 1, "cpp.threads": job.threads}
+    backbone = load_backbone(job.backbone)
+    targets = find_target_modules(backbone) if job.mixed else None
+    program, outputs = export(backbone.module, job.inputs, job.max_tokens, targets)
+    options: dict[str, Any] = {
+        "aot_inductor.package_constants_in_so": False,
+        "compile_threads": 1,
+        "cpp.threads": job.threads,
+    }
+    if job.mixed:
+        options["aot_inductor.custom_ops_to_c_shims"] = _shims()
     with tempfile.TemporaryDirectory(dir=job.folder) as scratch:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch  # nothing is left in the user's temporary folder
         package = torch._inductor.aoti_compile_and_package(
             program, package_path=str(Path(scratch) / "program.pt2"), inductor_configs=options
         )
         _extract_library(Path(package), Path(job.folder) / LIBRARY)
-    write_description(Path(job.folder), job.inputs, outputs)
+    write_description(Path(job.folder), [*job.inputs, *(ARGUMENTS if job.mixed else ())], outputs)
+
+
+def _shims() -> dict[Any, list[str]]:
+    """Our ops, by which Inductor calls C functions and not torch's dispatcher, and what it declares for each: once, a
+    name that nothing uses, after which our own file is included."""
+    ops = [getattr(torch.ops.sparsehub, name).default for name in library.OPS]
+    return {op: [] for op in ops} | {ops[0]: [f'const int sparsehub_ops;\n#include "{program_ops()}"\n']}
 
 
 def _extract_library(package: Path, library: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone
 from sparsehub.engine.compiled.program import Program
+from sparsehub.engine.compiled.program_files import ARGUMENTS
 from sparsehub.engine.cost_model import CompiledCurve
 from sparsehub.errors import EngineError
 
@@ -27,8 +28,8 @@ class CompiledPass:
 
     def takes(self, inputs: dict[str, Tensor]) -> bool:
         """Whether the program is used for these inputs."""
-        ids = inputs["input_ids"]
-        return ids.shape[1] >= SHORTEST and set(inputs) == set(self.program.inputs) and self.curve.used(ids.numel())
+        ids, wanted = inputs["input_ids"], {*self.program.inputs} - {*ARGUMENTS}
+        return ids.shape[1] >= SHORTEST and inputs.keys() == wanted and self.curve.used(ids.numel())
 
 
 class PlainPass:

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import sparsehub.kernels
 from sparsehub.errors import EngineError
 from sparsehub.files import canonical_json, sha256_file, strict_json, write_file
 
 LIBRARY, DESCRIPTION = "program.so", "program.json"
+# What a program of mixed passes takes after the base model's own inputs: the address tables, and the blocks of tensors
+# with a row for each token and of those with a row for each sequence.
+TABLES, TOKEN_BLOCKS, ROW_BLOCKS = "tables", "token_blocks", "row_blocks"
+ARGUMENTS = (TABLES, TOKEN_BLOCKS, ROW_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -17,8 +22,13 @@ class ProgramFiles:
     """A program that lies on disk; `Program` loads it."""
 
     library: Path
-    inputs: tuple[str, ...]  # names of its arguments, each [rows, tokens] int64
+    inputs: tuple[str, ...]  # names of its arguments: each [rows, tokens] int64, or one of `ARGUMENTS`
     outputs: tuple[str, ...]  # names of the tensors that it returns
+
+
+def program_ops() -> Path:
+    """The C++ of what mixed programs call of ours."""
+    return Path(sparsehub.kernels.__file__).with_name("program_ops.hpp")
 
 
 def write_description(folder: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:

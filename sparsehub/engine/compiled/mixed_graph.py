@@ -1,0 +1,123 @@
+"""A mixed pass as a graph: the backbone with the ops of `kernels/library.py` in place of its target modules.
+
+The tasks are no part of the graph. It takes their address tables and blocks of tokens as tensors, so one graph serves
+any tasks and any split of the rows; a module that no task changes goes through the same op.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsehub.engine.target_modules import (
+    CONV1D,
+    EMBEDDING,
+    LAYER_NORM,
+    LINEAR,
+    RMS_NORM,
+    TargetModule,
+    TargetModules,
+)
+from sparsehub.errors import EngineError
+from sparsehub.kernels import library
+
+
+def why_no_graph(targets: TargetModules) -> str | None:
+    """Why mixed passes of a backbone cannot be a graph; None where they can."""
+    if not targets.uses:
+        return "nothing in the backbone can be mixed"
+    for target in targets.targets:
+        if target.kind == RMS_NORM and target.epsilon is None:
+            return f"{target.name} ({type(target.module).__name__}) is a norm of its own kind"
+    return None
+
+
+class MixedGraph:
+    """What the target modules compute while a mixed pass is exported; the compiler makes one per graph."""
+
+    def __init__(self, targets: TargetModules):
+        self._targets = targets
+        self._rows: Any = 0  # sequences
+        self._tables, self._blocks = torch.empty(0), dict[int, Tensor]()
+        self._done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
+
+    def begin(self, rows: Any, tables: Tensor, token_blocks: Tensor, row_blocks: Tensor) -> None:
+        """Take the arguments of a pass of so many sequences."""
+        self._rows, self._tables = rows, tables
+        self._blocks = {2: token_blocks, 1: row_blocks}
+        self._done.clear()
+
+    @contextmanager
+    def on_model(self) -> Iterator[None]:
+        """Inside, the backbone's target modules are those ops."""
+        try:
+            for target in self._targets.targets:
+                # Past nn.Module's own attribute setting, as in `MixedBatch`.
+                target.module.__dict__["forward"] = functools.partial(_FORWARDS[target.kind], self, target)
+            yield
+        finally:
+            for target in self._targets.targets:
+                target.module.__dict__.pop("forward", None)
+
+    def blocks_of(self, target: TargetModule, leading: int) -> Tensor:
+        """The blocks of a tensor with so many dimensions before its width: sequences and tokens, or sequences."""
+        if leading not in self._blocks:
+            raise EngineError(f"{target.name} is called with {leading + 1} dimensions, which no graph is made for")
+        return self._blocks[leading]
+
+    def linear(self, target: TargetModule, x: Tensor) -> Tensor:
+        """Linear and Conv1D; maps of one size that are called with the same input are computed together."""
+        given, y = self._done.pop(target.index, (None, None))
+        if y is not None and given is x:
+            return y
+        targets = [target, *(other for other in self._after(target) if _alike(target.module, other.module))]
+        modules: list[Any] = [each.module for each in targets]
+        first, *others = library.mixed_linear(
+            x.contiguous(),
+            [module.weight for module in modules],
+            [module.bias for module in modules if module.bias is not None],
+            self._tables,
+            self.blocks_of(target, x.ndim - 1),
+            [each.index for each in targets],
+            target.kind == CONV1D,
+        ).unbind(0)
+        self._done.update((other.index, (x, its)) for other, its in zip(targets[1:], others, strict=True))
+        return first
+
+    def _after(self, target: TargetModule) -> list[TargetModule]:
+        return [self._targets.targets[index] for index in self._targets.after.get(target.index, ())]
+
+    def embedding(self, target: TargetModule, ids: Tensor) -> Tensor:
+        """Embedding. Ids that all rows share are looked up for each row, since the changes differ."""
+        module: Any = target.module
+        if isinstance(ids.shape[0], int) and ids.shape[0] == 1:
+            ids = ids.expand(self._rows, *ids.shape[1:])
+        blocks = self.blocks_of(target, ids.ndim)
+        return library.mixed_embedding(ids.long().contiguous(), module.weight, self._tables, blocks, target.index)
+
+    def norm(self, target: TargetModule, x: Tensor) -> Tensor:
+        """LayerNorm and RMSNorm."""
+        module: Any = target.module
+        epsilon = module.eps if target.kind == LAYER_NORM else target.epsilon
+        blocks = self.blocks_of(target, x.ndim - 1)
+        return library.mixed_norm(
+            x.contiguous(), self._tables, blocks, target.index, epsilon, target.kind == LAYER_NORM
+        )
+
+
+def _alike(module: Any, other: Any) -> bool:
+    return module.weight.shape == other.weight.shape and (module.bias is None) == (other.bias is None)
+
+
+_FORWARDS: dict[str, Callable[[MixedGraph, TargetModule, Tensor], Tensor]] = {
+    LINEAR: MixedGraph.linear,
+    CONV1D: MixedGraph.linear,
+    EMBEDDING: MixedGraph.embedding,
+    LAYER_NORM: MixedGraph.norm,
+    RMS_NORM: MixedGraph.norm,
+}

@@ -1,0 +1,55 @@
+// The kernels as plain C functions, in float32: what compiled programs call (program_ops.hpp), without Python. Addresses
+// are those that sparsehub/kernels/sparse.py makes; the number of threads is torch's own for the thread that calls.
+#pragma once
+
+#include <algorithm>
+
+#include "norms.hpp"
+#include "sparse.hpp"
+
+#if defined(__GNUC__)
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+#else
+#define EXPORTED extern "C"
+#endif
+
+constexpr int64_t MAX_SHORT_COLUMNS = 1 << 16;  // columns that uint16 can number
+
+// Calls f with a value of the type that numbers so many columns.
+template <class F>
+void by_width(int64_t width, F f) {
+    if (width <= MAX_SHORT_COLUMNS)
+        f(uint16_t{});
+    else
+        f(int32_t{});
+}
+
+// y[i] = b + dW_t x[i] + db_t for every map. maps: [map_count, 4], the fields of `Map`; blocks: [count, 3].
+EXPORTED void sparsehub_sparse_linear(const float* x, int64_t in, const int64_t* maps, int64_t map_count,
+                                      const int64_t* blocks, int64_t count) {
+    by_width(in, [&](auto c) {
+        sparse_linear<float, decltype(c), true>(x, in, reinterpret_cast<const Map*>(maps), map_count,
+                                                reinterpret_cast<const Block*>(blocks), count, omp_get_max_threads());
+    });
+}
+
+// y[i] = W[ids[i]] + dW_t[ids[i]]; W: [rows, width]. Returns how many ids are no row of W, and nothing is looked up then.
+EXPORTED int64_t sparsehub_embedding(const int64_t* ids, int64_t tokens, const float* weight, int64_t rows, float* y,
+                                     int64_t width, const int64_t* blocks, int64_t count, const int64_t* table) {
+    const int64_t strays = std::count_if(ids, ids + tokens, [&](int64_t id) { return id < 0 || id >= rows; });
+    if (strays) return strays;
+    for (int64_t i = 0; i < tokens; i++) std::copy_n(weight + ids[i] * width, width, y + i * width);
+    by_width(width, [&](auto c) {
+        sparse_lookup<float, decltype(c)>(ids, y, width, reinterpret_cast<const Block*>(blocks), count,
+                                          reinterpret_cast<const Matrix*>(table), omp_get_max_threads());
+    });
+    return 0;
+}
+
+// y[i] = norm(x[i]) * w_t + b_t: a LayerNorm where `centered`, else an RMSNorm.
+EXPORTED void sparsehub_norm(const float* x, float* y, int64_t width, const int64_t* blocks, int64_t count,
+                             const int64_t* table, float epsilon, int centered) {
+    (centered ? norm<true, float> : norm<false, float>)(x, y, width, reinterpret_cast<const Block*>(blocks), count,
+                                                        reinterpret_cast<const Scale*>(table), epsilon,
+                                                        omp_get_max_threads());
+}
