@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sparsehub.delta_format import STORED_DTYPES
 from sparsehub.errors import BackboneError, UsageError
 from sparsehub.files import new_folder
+from sparsehub.schema import unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from sparsehub.convert.extract import Budget, Extracted, Extraction
     from sparsehub.package import TaskSpec
     from sparsehub.training.data import Split
+    from sparsehub.training.evaluation import Outputs
     from sparsehub.training.tables import Layout
 
 Metrics = dict[str, float]
@@ -73,6 +76,8 @@ def extract(
     from sparsehub.convert.extract import Extraction
     from sparsehub.convert.task_inference import TaskHints, task_of
 
+    if value_dtype is not None and value_dtype not in STORED_DTYPES:
+        raise UsageError(unknown_name("value dtype", value_dtype, list(STORED_DTYPES)))
     rows = _test_rows(test, quoting, delimiter, encoding)
     base, origin, budget = open_checkpoint(str(backbone), revision), _origin(Path(source)), _budget(density, nnz)
     if task is None:
@@ -180,19 +185,21 @@ class _Extractor:
         comparison = _Comparison.of(wanted, test, self.report, checks=checks)
         self.report("running what was tuned" + (f", and measuring it on {test.source}" if test else ""))
         tuned = tuned_model(wanted, self.origin, native_dtype_of(found.manifest))
-        expected, before = comparison.run(tuned.model, getattr(self.origin, "folder", None))
+        expected, judged = comparison.run(tuned.model, getattr(self.origin, "folder", None))
+        before = comparison.metrics(judged)
         made_by = tuned.made_by
         del tuned
         self.report("running the package" + (f", and measuring it on {test.source}" if test else ""))
-        outputs, after = comparison.run(_model_of(found.folder, wanted.base), None)
+        outputs, judged = comparison.run(_model_of(found.folder, wanted.base), None)
         if expected is not None and outputs is not None:
             found = dataclasses.replace(found, agreement=agreement(expected, outputs, made_by))
             self._require_agreement(found)
-        if before is None or after is None:
+        if before is None or judged is None:
             return found
         record = {"metrics": {"test": before}, "share_of_squared_norm_kept": round(found.kept, 6)}
-        measured = found.folder.with_name("measured")
-        manifest = rewrite_package(found.folder, measured, {"test": after}, {"before_packaging": record})
+        measured, metrics = found.folder.with_name("measured"), {"test": comparison.metrics(judged) or {}}
+        training = {"before_packaging": record, **comparison.results(judged)}
+        manifest = rewrite_package(found.folder, measured, metrics, training)
         shutil.rmtree(found.folder)
         return dataclasses.replace(found, folder=measured, manifest=manifest)
 
@@ -233,24 +240,38 @@ class _Comparison:
         batch = probe_batch(load_tokenizer(wanted.base), config, wanted.task) if checks else None
         return cls(wanted.task, wanted.base, batch, split)
 
-    def run(self, model: nn.Module, own: Path | None) -> tuple[Tensor | None, Metrics | None]:
-        """A model's outputs for the probe, and its metrics. own: the folder of its own tokenizer, if it has one."""
+    def run(self, model: nn.Module, own: Path | None) -> tuple[Tensor | None, Outputs | None]:
+        """A model's outputs for the probe and for the test rows. own: the folder of its own tokenizer, if any."""
         from sparsehub.convert.output_comparison import outputs
 
         found = None if self.batch is None else outputs(model, self.batch, self.task)
-        return found, None if self.split is None else self._metrics(model, self.split, own)
+        return found, None if self.split is None else self._judged(model, self.split, own)
 
-    def _metrics(self, model: nn.Module, split: Split, own: Path | None) -> Metrics:
+    def metrics(self, found: Outputs | None) -> Metrics | None:
+        """The task's metrics of outputs for the test rows."""
+        from sparsehub.training.metrics import compute
+
+        return None if found is None else compute(self.task, found.logits, found.targets)
+
+    def results(self, found: Outputs) -> dict[str, Any]:
+        """Where the package is right on the test rows, as its manifest says it."""
+        from sparsehub.package.results import RESULTS, stated
+        from sparsehub.training.split_results import split_results
+
+        its = split_results(self.task, "test", found)
+        return {} if its is None else {RESULTS: stated(its)}
+
+    def _judged(self, model: nn.Module, split: Split, own: Path | None) -> Outputs:
         from sparsehub.backbone.tokenizer import load_tokenizer
         from sparsehub.convert.tokenizer_check import has_tokenizer
-        from sparsehub.training.evaluation import judge
+        from sparsehub.training.evaluation import outputs_of
 
         tokenizer = load_tokenizer(self.base)
         if own is not None and has_tokenizer(own):
             padding = tokenizer.pad_token
             tokenizer = load_tokenizer(dataclasses.replace(self.base, id=str(own), folder=own))
             tokenizer.pad_token = padding  # what the model takes for padding
-        return judge(model, self.task, tokenizer, split)
+        return outputs_of(model, self.task, tokenizer, split)
 
 
 def _model_of(folder: Path, base: Checkpoint) -> nn.Module:

@@ -16,6 +16,7 @@ from sparsehub.backbone.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, 
 from sparsehub.backbone.configuration import computed_with
 from sparsehub.errors import BackboneError
 from sparsehub.progress import work
+from sparsehub.schema import unknown_name
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # How transformers calls the classes of causal language models.
@@ -79,7 +80,7 @@ class Backbone:
 def dtype_named(name: str) -> torch.dtype:
     """`float32`, `float16` or `bfloat16` as a torch dtype; raises `BackboneError`."""
     if name not in _DTYPES:
-        raise BackboneError("unknown dtype for the backbone", found=name, expected=", ".join(_DTYPES))
+        raise BackboneError(unknown_name("dtype for the backbone", name, list(_DTYPES)))
     return _DTYPES[name]
 
 

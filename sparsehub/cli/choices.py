@@ -7,18 +7,19 @@ from typing import Any
 
 import typer
 
-SHOWN = 48  # characters of names that stand where the value does; longer lists stand in the help
+SHOWN = 32  # characters of names that stand where the value does; longer lists stand in the help
 
 
 def one_of(names: Sequence[str], text: str, panel: str | None = None) -> Any:
     """The option of typer for a value that is one of `names`. text: its help."""
-    return typer.Option(help=text, metavar=metavar(names), autocompletion=completion(names), rich_help_panel=panel)
-
-
-def metavar(names: Sequence[str]) -> str | None:
-    """The names as they stand in the place of the value; None where they are too many for that."""
     shown = "|".join(names)
-    return shown if names and len(shown) <= SHOWN else None
+    short = len(shown) <= SHOWN
+    return typer.Option(
+        help=text if short else f"{text} One of {', '.join(names)}.",
+        metavar=shown if short else None,
+        autocompletion=completion(names),
+        rich_help_panel=panel,
+    )
 
 
 def completion(names: Sequence[str]) -> Callable[[str], list[str]]:

@@ -41,7 +41,7 @@ Drop = Annotated[
 TaskOf = Annotated[
     Path | None, typer.Option(help="Take the task's description from this package.", rich_help_panel=_TASK)
 ]
-Kind = Annotated[str | None, one_of(KINDS, f"One of {', '.join(KINDS)} (default: the checkpoint's).", _TASK)]
+Kind = Annotated[str | None, one_of(KINDS, "The kind of task (default: the checkpoint's).", _TASK)]
 Labels = Annotated[
     str, typer.Option(help="Label names in the head's order (default: the checkpoint's).", rich_help_panel=_TASK)
 ]

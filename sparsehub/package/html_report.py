@@ -99,7 +99,7 @@ def _right_and_wrong(package: PackageSummary) -> dict[str, object]:
 def _count_cell(count: int, rows: int) -> HeatCell:
     """A cell of the confusion matrix, shaded by its share of the label's rows."""
     part = count / rows if rows else 0.0
-    return HeatCell(_shade(part), f"{percent(part)} of {rows:,}", f"{count:,}" if count else "")
+    return HeatCell(_shade(part) if count else "", f"{percent(part)} of {rows:,}", f"{count:,}" if count else "")
 
 
 def _heat(found: HeatMap) -> dict[str, list[HeatCell | None]]:

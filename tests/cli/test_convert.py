@@ -69,6 +69,7 @@ def test_extract_tells_what_it_kept_and_what_that_cost(
     assert run("verify", tmp_path / "cut", "--backbone", tiny_tasks.folder).code == 0
     told = read_package(tmp_path / "cut").manifest.training["before_packaging"]
     assert told["metrics"]["test"] == exact["metrics"]["before"]["test"]
+    assert "## Where it is right" in (tmp_path / "cut" / "README.md").read_text()
     assert not list(tmp_path.glob(".sparsehub*"))
 
 
