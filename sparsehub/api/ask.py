@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from sparsehub.backbone import Backbone
+    from sparsehub.engine import Engine
     from sparsehub.package import Package
     from sparsehub.package.outputs import Prediction
 
-ROWS = 64  # asked together
+TEXTS, ROWS = 64, 1024  # asked together, at most; rows are texts times tasks
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,30 @@ def ask(packages: Sequence[Package], inputs: Iterable[Any], backbone: Backbone) 
     with Engine(backbone) as engine:
         references = {package.digest: f"{engine.add(package).name}@{package.digest}" for package in packages}
         stream = iter(inputs)
-        while some := list(islice(stream, ROWS)):
-            columns = [_answers(engine, references[package.digest], package, some) for package in packages]
+        together = max(1, min(TEXTS, ROWS // len(packages)))
+        while some := list(islice(stream, together)):
+            # All are queued before one is awaited, so that what the tasks share of a text runs once.
+            queued = [_queued(engine, references[package.digest], package, some) for package in packages]
+            columns = [[_answer(package, row) for row in its] for package, its in zip(packages, queued, strict=True)]
             yield from zip(some, map(list, zip(*columns, strict=True)), strict=True)
 
 
-def _answers(engine: Any, reference: str, package: Package, inputs: Sequence[Any]) -> list[Answer]:
-    """Of all inputs together; one by one where one of them cannot be read."""
+def _queued(
+    engine: Engine, reference: str, package: Package, inputs: Sequence[Any]
+) -> list[Future[Prediction] | SparsehubError]:
+    """All inputs together; one by one where one of them cannot be read."""
     inputs = [_fields(package, given) for given in inputs]
     try:
-        return [_answer(package, future) for future in engine.classify(reference, inputs).futures]
+        return [*engine.classify(reference, inputs).futures]
     except SparsehubError as error:
         if len(inputs) == 1:
-            return [Answer(package, None, error)]
-        return [answer for given in inputs for answer in _answers(engine, reference, package, [given])]
+            return [error]
+        return [row for given in inputs for row in _queued(engine, reference, package, [given])]
 
 
-def _answer(package: Package, future: Future[Prediction]) -> Answer:
+def _answer(package: Package, row: Future[Prediction] | SparsehubError) -> Answer:
     try:
-        return Answer(package, future.result())
+        return Answer(package, None, row) if isinstance(row, SparsehubError) else Answer(package, row.result())
     except SparsehubError as error:
         return Answer(package, None, error)
 

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sparsehub.api.ask as api_ask
+from sparsehub.backbone import load_backbone
+from sparsehub.engine import Engine
 from sparsehub.package import read_package
 
 TEXTS = ["the fox", "a lazy dog", "it rains", "the quick brown fox jumps"]
@@ -76,6 +79,28 @@ def test_an_input_that_one_task_cannot_read_fails_alone(
     found = [json.loads(line)["answers"][0] for line in done.out.splitlines()]
     assert done.code == 2 and "1 answers are missing" in done.err
     assert ["error" in answer for answer in found] == [False, True, False]
+
+
+def test_texts_are_queued_for_all_tasks_before_one_is_awaited(
+    suite: Mapping[str, Path], tiny_tasks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what the tasks share of a text runs once."""
+    events, classify, answer = [], Engine.classify, api_ask._answer
+
+    def queued(*asked: Any, **options: Any) -> Any:
+        events.append("queued")
+        return classify(*asked, **options)
+
+    def awaited(*row: Any) -> Any:
+        events.append("awaited")
+        return answer(*row)
+
+    monkeypatch.setattr(Engine, "classify", queued)
+    monkeypatch.setattr(api_ask, "_answer", awaited)
+    packages = [read_package(suite[name]) for name in ("three", "seven", "several")]
+    found = list(api_ask.ask(packages, TEXTS, load_backbone(str(tiny_tasks.folder))))
+    assert events == ["queued"] * 3 + ["awaited"] * 3 * len(TEXTS)
+    assert [[bool(its.prediction) for its in answers] for _, answers in found] == [[True] * 3] * len(TEXTS)
 
 
 @pytest.mark.parametrize(
