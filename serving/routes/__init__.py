@@ -7,7 +7,6 @@ from serving.routes import (
     completions,
     embeddings,
     health,
-    home,
     inference,
     models,
     rerank,
@@ -26,7 +25,6 @@ ROUTERS = (
     tasks.router,
     inference.router,
     health.router,
-    home.router,
     admin.router,
 )
 

@@ -94,12 +94,14 @@ def pooled(pooling: str, states: Tensor, mask: Tensor, rows: Sequence[int]) -> t
     states: [rows, length, width]; mask: [sequences, length], of each of `rows`.
     """
     first = {row: place for place, row in reversed([*enumerate(rows)])}
-    places = {row: number for number, row in enumerate(first)}
-    index = torch.tensor(list(first), device=states.device)
-    its = mask[torch.tensor(list(first.values()), device=mask.device)]
+    once = sorted(first)
+    places = {row: number for number, row in enumerate(once)}
+    index = torch.tensor(once, device=states.device)
+    its = mask[torch.tensor([first[row] for row in once], device=mask.device)]
     if pooling in (FIRST, LAST):
         vectors = states[index, token_of(pooling, its)].float()
     else:
-        vectors = pool(pooling, states[index], its)
+        every = len(once) == len(states)  # as of a batch whose heads all pool alike: no copy is made
+        vectors = pool(pooling, states if every else states[index], its)
     chosen = vectors[torch.tensor([places[row] for row in rows], device=states.device)]
     return chosen.unsqueeze(1), mask.new_ones(len(rows), 1)

@@ -34,8 +34,8 @@ def pool(pooling: str, states: Tensor, mask: Tensor) -> Tensor:
     states = states.float()
     if pooling == MAX:
         return states.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
-    weights = mask.unsqueeze(-1).to(states.dtype)
-    return (states * weights).sum(1) / weights.sum(1)
+    weights = mask.unsqueeze(1).to(states.dtype)
+    return torch.bmm(weights, states).squeeze(1) / weights.sum(2)
 
 
 def token_of(pooling: str, mask: Tensor) -> Tensor:
