@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ MAX_MATRIX = 30  # labels of a confusion matrix; of more labels the pairs that a
 MAX_LABELS = 200
 MAX_PAIRS = 10
 MAX_EXAMPLES = 100
-MAX_TEXT = 300  # characters of an example
+MAX_TEXT = 300  # characters of an example that is written
+_LONGEST = 1000  # characters of a text that is shown
 _LARGEST = 1e12  # number that is drawn
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class LearningCurve:
     validation_loss: Points = ()
     metric: str = ""  # the one that chose the epoch
     scores: Points = ()  # of that metric, on the validation rows
-    kept: float | None = None  # the epoch that the package is of; 0 before the first step, None where nobody chose
+    kept: float | None = None  # the epoch that the package is of; None where nobody chose one
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,15 @@ def results_of(training: dict[str, Any], task: TaskSpec) -> SplitResults | None:
     square = side in (0, len(task.labels)) and side <= MAX_MATRIX and all(len(row) == side for row in found.confusion)
     counts = (count for row in found.confusion for count in row)
     few = len(found.labels) <= MAX_LABELS and len(found.mixed_up) <= MAX_PAIRS and len(found.examples) <= MAX_EXAMPLES
-    return found if square and few and all(0 <= count < _LARGEST for count in counts) else None
+    short = all(len(text) <= _LONGEST for text in _texts(found))
+    return found if square and few and short and all(0 <= count < _LARGEST for count in counts) else None
+
+
+def _texts(found: SplitResults) -> Iterator[str]:
+    """Every text of it: a card may not get longer than a package may hold."""
+    yield from (its.label for its in found.labels)
+    yield from (text for pair in found.mixed_up for text in (pair.label, pair.taken_for))
+    yield from (text for row in found.examples for text in (row.text, row.expected, row.given))
 
 
 def _read(kind: type[T], stated: Any) -> T | None:

@@ -233,10 +233,12 @@ def _finish(job: Job, prepared: PreparedTraining, trainer: Any, seconds: dict[st
 
 
 def _course(job: Job, trainer: Any, found: Judgement, *, back: bool) -> dict[str, Any]:
-    """How the run went and where its task is right: of the test split, or of the rows that chose the epoch."""
+    """How the run went, where the package is of one of its epochs, and where the task is right: of the test split,
+    or of the rows that chose the epoch."""
     split = next((name for name in ("test", "validation") if name in found.outputs), None)
     its = split_results(found.task, split, found.outputs[split], job.config.examples) if split else None
-    curve = learning_curve(trainer.state, best_metric(job.data.task, job.config.metric), back=back)
+    metric = best_metric(job.data.task, job.config.metric)
+    curve = None if back else learning_curve(trainer.state, metric)
     return {name: stated(value) for name, value in ((LEARNING_CURVE, curve), (RESULTS, its)) if value is not None}
 
 

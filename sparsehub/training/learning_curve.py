@@ -8,13 +8,11 @@ from typing import Any
 
 from sparsehub.package.results import MAX_POINTS, LearningCurve, Points
 
-START = 0.0  # the epoch of what is there before the first step
 
-
-def learning_curve(state: Any, metric: str, *, back: bool) -> LearningCurve | None:
+def learning_curve(state: Any, metric: str) -> LearningCurve | None:
     """The curve that a package keeps; None where nothing was trained.
 
-    state: of the Trainer. metric: the one that chose the epoch. back: whether the package is of before the first step.
+    state: of the Trainer. metric: the one that chose the epoch.
     """
     log: Sequence[Mapping[str, Any]] = state.log_history
     found = LearningCurve(
@@ -22,7 +20,7 @@ def learning_curve(state: Any, metric: str, *, back: bool) -> LearningCurve | No
         validation_loss=_points(log, "eval_loss"),
         metric=metric,
         scores=_points(log, f"eval_{metric}"),
-        kept=START if back else _epoch_of(log, getattr(state, "best_global_step", None)),
+        kept=_epoch_of(log, getattr(state, "best_global_step", None)),
     )
     return found if found.training_loss or found.scores else None
 

@@ -82,6 +82,8 @@ def test_what_is_written_is_read_back(manifest: Manifest) -> None:
         {"results": {"split": "test", "predicted": [[1.0, 1e300]]}},
         {"results": {"split": "test", "predicted": [[1.0, 1.0]] * 1000}},
         {"results": {"split": "test", "labels": [{"label": "a"}]}},
+        {"results": {"split": "test", "mixed_up": [{"label": "a" * 1001, "taken_for": "b", "rows": 1}]}},
+        {"results": {"split": "t", "examples": [{"text": "a" * 1001, "expected": "", "given": "", "right": True}]}},
         {"learning_curve": {"training_loss": [[1.0, 2.0, 3.0]]}},
         {"learning_curve": {"training_loss": [[1.0, "x"]]}},
         {"learning_curve": {"scores": [[1.0, 1e200]], "metric": "accuracy"}},

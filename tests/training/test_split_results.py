@@ -120,14 +120,13 @@ def test_a_curve_keeps_first_and_last_and_what_is_a_number() -> None:
         )
         best_global_step = 3
 
-    found = learning_curve(State(), "accuracy", back=False)
+    found = learning_curve(State(), "accuracy")
     assert found is not None
     assert (found.training_loss, found.scores, found.kept) == (((1.0, 0.5),), ((1.0, 0.25),), 1.0)
-    assert learning_curve(State(), "accuracy", back=True).kept == 0.0  # type: ignore[union-attr]
 
 
 def test_a_package_says_how_its_run_went_and_no_text_of_its_rows(make_config: Configure, tmp_path: Any) -> None:
-    config = make_config(out=str(tmp_path / "out"), head="linear")
+    config = make_config(out=str(tmp_path / "out"))
     manifest = train(config).manifest
     curve, results = learning_curve_of(manifest.training), results_of(manifest.training, manifest.task)
     assert curve is not None and [epoch for epoch, _ in curve.scores] == [1.0, 2.0]
