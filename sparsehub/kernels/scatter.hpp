@@ -7,31 +7,27 @@
 
 #include "numbers.hpp"
 
-constexpr int64_t AHEAD = 128;    // entries between a prefetch and its use: many times what a cache miss takes
+constexpr int64_t AHEAD = 128;    // entries of a piece, which are fetched so long before their use: many times a cache miss
 constexpr int SECOND_LEVEL = 2;   // prefetches go to the second cache: it waits for more lines at once than the first
 constexpr int64_t ALONE = 16384;  // entries below which a second thread costs more than it saves
-
-constexpr int64_t PIECE = 512;    // entries whose positions are compared with the arena's size, just before their use
 
 template <class P>
 bool is_stray(P position, int64_t size) {
     return static_cast<uint64_t>(static_cast<int64_t>(position)) >= static_cast<uint64_t>(size);
 }
 
-// How many positions lie outside an arena of `size` entries: memory may have damaged one since it was checked. Compared
-// one by one beside the writes, that cost a tenth of a switch. Neighbours share their high bits, so all of them together
-// by OR are hardly larger than the largest: mostly that alone is compared.
+// How many of some positions lie outside an arena of `size` entries. together: all of them by OR. Neighbours share their
+// high bits, so that is hardly larger than the largest: mostly it alone is compared.
 template <class P>
-int64_t count_stray(const P* positions, int64_t count, int64_t size) {
-    P together = 0;
-    for (int64_t i = 0; i < count; i++) together |= positions[i];
+int64_t count_stray(const P* positions, int64_t count, int64_t size, P together) {
     if (!is_stray(together, size)) return 0;
     return std::count_if(positions, positions + count, [=](P position) { return is_stray(position, size); });
 }
 
 // Runs body(i) for every i below count whose position lies in the arena, and fetches the entry ahead of time; returns
-// how many were left out. Each thread has one stretch, always the same. Backwards it begins at the end: a restore then
-// finds what the apply before it touched last, still in the cache.
+// how many were left out, since memory may have damaged a position. Each thread has one stretch, always the same.
+// Backwards it begins at the end: a restore then finds what the apply before it touched last, still in the cache.
+// A piece's positions are looked at where its entries are fetched, while the piece before it is worked on.
 template <bool BACKWARDS, class T, class P, class Body>
 int64_t for_each_entry(T* arena, int64_t size, const P* positions, int64_t count, int threads, Body body) {
     int64_t strays = 0;
@@ -40,12 +36,17 @@ int64_t for_each_entry(T* arena, int64_t size, const P* positions, int64_t count
         const int64_t start = count * omp_get_thread_num() / omp_get_num_threads();
         const int64_t stop = count * (omp_get_thread_num() + 1) / omp_get_num_threads();
         const auto turn = [=](int64_t i) { return BACKWARDS ? start + stop - 1 - i : i; };
-        for (int64_t first = start; first < stop; first += PIECE) {
-            const int64_t end = std::min(first + PIECE, stop);
-            const int64_t wild = count_stray(positions + (BACKWARDS ? turn(end - 1) : first), end - first, size);
+        P together = static_cast<P>(-1);  // nothing is known of the first piece
+        for (int64_t first = start; first < stop; first += AHEAD) {
+            const int64_t end = std::min(first + AHEAD, stop);
+            const P* piece = positions + (BACKWARDS ? turn(end - 1) : first);
+            const int64_t wild = count_stray(piece, end - first, size, together);
             strays += wild;
+            together = 0;
             for (int64_t i = first; i < end; i++) {
-                __builtin_prefetch(arena + positions[turn(std::min(i + AHEAD, stop - 1))], 0, SECOND_LEVEL);
+                const P coming = positions[turn(std::min(i + AHEAD, stop - 1))];
+                __builtin_prefetch(arena + coming, 0, SECOND_LEVEL);
+                together |= coming;
                 if (__builtin_expect(wild != 0, 0) && is_stray(positions[turn(i)], size)) continue;
                 body(turn(i));
             }
