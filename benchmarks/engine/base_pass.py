@@ -43,6 +43,9 @@ LIMITS: Mapping[tuple[str, tuple[int, int]], tuple[str, float]] = {
     ("int8", (16, 128)): ("fastest", 1.15),
 }
 OWN_LIMIT = 1.5  # ms
+TASKS = 16
+SHARED = {"float32": "sparsehub's engine, float32, 16 tasks", "int8": "sparsehub's engine, int8, 16 tasks"}
+SHARED_LIMITS = {"float32": 1.12, "int8": 1.20}  # a row of each of 16 tasks in one mixed pass, beside rows of one task
 TOLERANCE = 1e-3  # between float32 states
 
 
@@ -68,13 +71,20 @@ def main() -> None:
         forwards, skipped = peers(Path(folder))
         own = own_milliseconds()
         rows = [row for batch in BATCHES for row in measure(batch, engines, forwards)]
+        rows += (shared := shared_rows(engines))
         for engine in engines.values():
             engine.stop()
-    checks = [*checks_of(rows), verdict("the engine's own time, 1 x 16, one task, CPU ms", own, OWN_LIMIT)]
+    checks = [
+        *checks_of(rows),
+        *shared_checks(shared),
+        verdict("the engine's own time, 1 x 16, one task, CPU ms", own, OWN_LIMIT),
+    ]
     report = Report("base_pass", "One task's rows, beside one model", rows, [*NOTES, *skipped], checks)
     print(write_report(report, str(torch.get_num_threads())))
     labels = [f"{rows} rows of {tokens}" for rows, tokens in BATCHES]
-    series = {case: [r.measured["times eager"] for r in rows if r.case == case] for case in {r.case: 0 for r in rows}}
+    compared = [row for row in rows if row not in shared]
+    cases = {row.case: 0 for row in compared}
+    series = {case: [row.measured["times eager"] for row in compared if row.case == case] for case in cases}
     bar_plot("base_pass", "Time of a batch of one task, as a share of transformers' eager pass", labels, series)
 
 
@@ -84,16 +94,18 @@ NOTES = (
     "0.5% of the weights; that of a peer is a forward of one model.",
     "`kind`: what the Linear maps multiply by. int8 weights have a scale for each output; the engine's inputs "
     "have one for each row, those of the peers one for the batch.",
+    f"`{TASKS} tasks`: a row for each of as many tasks in one mixed pass, beside as many rows of one task.",
 )
 
 
 def started(weights: str) -> Engine:
-    """An engine with one task, its passes compiled where they can be."""
+    """An engine with all tasks, its passes compiled where they can be."""
     kind = "int8" if weights == "int8" else "float"
     engine = Engine(
         load_backbone(BACKBONE), compile_mode="auto", check_seconds=0, weights=kind, allow_quantised=kind == "int8"
     )
-    engine.add(random_package(engine.backbone, 1))
+    for number in range(TASKS):
+        engine.add(random_package(engine.backbone, number))
     engine.start()
     engine.compiler.join(COMPILE_SECONDS)
     return engine
@@ -166,9 +178,65 @@ def _row(size: tuple[int, int], name: str, kind: str, times: Mapping[str, Timing
 
 
 def asked(engine: Engine, ids: Sequence[Sequence[int]]) -> list[Any]:
-    """The vectors of rows of token ids, from the engine's only task."""
-    (status,) = engine.status()
-    return [future.result() for future in engine.embed(status.task.name, ids).futures]
+    """The vectors of rows of token ids, from the engine's first task."""
+    name = engine.tasks.all()[0].name
+    return [future.result() for future in engine.embed(name, ids).futures]
+
+
+class _Requests:
+    """Requests that are queued together: for each task, its rows of token ids. Preparing them is not timed."""
+
+    def __init__(self, engine: Engine, rows: Mapping[str, Sequence[Sequence[int]]]):
+        self._engine, self._rows = engine, rows
+        self._prepared: list[Any] = []
+
+    def prepare(self) -> None:
+        settle(self._whole)
+        self._prepare()
+
+    def run(self) -> list[Any]:
+        """The vectors of all rows."""
+        return [future.result() for pending in self._engine.submit_all(self._prepared) for future in pending.futures]
+
+    def _prepare(self) -> None:
+        self._prepared = [self._engine.prepare(name, rows, embed=True) for name, rows in self._rows.items()]
+
+    def _whole(self) -> list[Any]:
+        self._prepare()
+        return self.run()
+
+
+def shared_rows(engines: Mapping[str, Engine]) -> list[Row]:
+    """Batches of all tasks beside batches of one, both mixed where one must be."""
+    size = TASKS, 32
+    ids = batch_of(*size)["input_ids"].tolist()
+    cases = []
+    for kind, engine in engines.items():
+        names = [task.name for task in engine.tasks.all()]
+        one = _Requests(engine, {names[0]: ids})
+        every = _Requests(engine, {name: [row] for name, row in zip(names, ids, strict=True)})
+        cases += [Case(OURS[kind], one.run, one.prepare), Case(SHARED[kind], every.run, every.prepare)]
+    times = interleaved(cases, ROUNDS)
+    setup = {"batch": f"{size[0]} x {size[1]}, tasks beside one", "key": size}
+    return [
+        Row(
+            name,
+            setup,
+            {
+                "ms": times[name].median,
+                "fastest ms": times[name].fastest,
+                "times one task": times[name].median / times[OURS[kind]].median,
+            },
+        )
+        for kind in engines
+        for name in (OURS[kind], SHARED[kind])
+    ]
+
+
+def shared_checks(rows: Sequence[Row]) -> list[str]:
+    """Whether a batch of all tasks took what one of a single task does, within the limits."""
+    ratios = {row.case: row.measured["times one task"] for row in rows}
+    return [verdict(f"{TASKS} tasks, {kind}, beside one", ratios[SHARED[kind]], SHARED_LIMITS[kind]) for kind in SHARED]
 
 
 def own_milliseconds() -> float:
