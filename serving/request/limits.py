@@ -22,6 +22,8 @@ def check_items(settings: Settings, items: int) -> None:
 
 def check_fan_out(settings: Settings, tasks: int, items: int) -> None:
     """`check_items` for all rows of several tasks, before anything is done for one of them. items: of each."""
+    if items == 0:
+        raise RequestError("the input is empty", expected="at least one item")
     if tasks * items > settings.max_items:
         found, limit = f"{items} for each of {tasks} tasks", f"at most {settings.max_items} in all"
         raise RequestError("too many inputs in one request", found=found, expected=limit, fix="send fewer")

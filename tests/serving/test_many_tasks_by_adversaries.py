@@ -184,7 +184,9 @@ def registered(server: Any, tiny_tasks: Any, names: list[str], gate: threading.E
         server.engine.register(Task(name, "1.0.0", digest, load))
 
 
-def test_too_many_rows_are_refused_before_a_package_is_read(new_server: Callable[..., Any], tiny_tasks: Any) -> None:
+def test_too_many_rows_and_none_are_refused_before_a_package_is_read(
+    new_server: Callable[..., Any], tiny_tasks: Any
+) -> None:
     with new_server(start=True, max_items=100) as server:
         registered(server, tiny_tasks, names := [f"far{number}" for number in range(51)])
         before = server.engine.usage.loads
@@ -195,6 +197,7 @@ def test_too_many_rows_are_refused_before_a_package_is_read(new_server: Callable
         ):
             refused = server.client.post(path, json=body)
             assert "found: 2 for each of 51 tasks; expected: at most 100 in all" in message(refused)
+            assert "the input is empty" in message(server.client.post(path, json={**body, "input": []}))
         assert server.engine.usage.loads == before
 
 
