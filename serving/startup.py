@@ -11,9 +11,10 @@ import torch
 
 from serving.auth import Authenticator, KeyRing
 from serving.catalog import open_catalog
-from serving.catalog.reconciler import Reconciler, Source
+from serving.catalog.reconciler import Reconciler
 from serving.catalog.router import Router
-from serving.catalog.storage import hub_beside, target_of
+from serving.catalog.source import Source
+from serving.catalog.storage import hub_beside
 from serving.config_watch import Watcher
 from serving.preflight import check_device, everything_in, needed_hub
 from serving.settings import AUTO, Settings
@@ -71,11 +72,7 @@ def start_catalog(settings: Settings, engine: Engine, router: Router) -> Reconci
     if settings.catalog is None:
         return None
     hub = hub_beside(settings.catalog, settings.hub, shown("hub"))
-    policy = _policy(settings)
-    source = Source(
-        lambda pinned: load_package(pinned, hub, policy=read_policy(policy)),
-        lambda reference: target_of(reference, hub),
-    )
+    source = Source(hub, _policy(settings))
     reconciler = Reconciler(open_catalog(settings.catalog), engine, router, source)
     reconciler.start()
     return reconciler

@@ -17,10 +17,11 @@ from sparsehub.errors import ForbiddenError, UnauthenticatedError, UsageError
 from sparsehub.settings import shown
 
 log = logging.getLogger("sparsehub")
+HOME = "/"  # says where things are
 CONSOLE = "/console"
 SIGN_IN, SIGN_OUT = f"{CONSOLE}/sign-in", f"{CONSOLE}/sign-out"
 COOKIE = "sparsehub_console"  # holds the key that a browser signed in with
-PUBLIC = frozenset({"/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
+PUBLIC = frozenset({HOME, "/healthz", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready", SIGN_IN, SIGN_OUT})
 ADMIN_ROUTES = "/v1/admin"
 _LOOKING = frozenset({"/v1/models", "/v1/tasks", "/openapi.json", "/v2"})
 

@@ -6,31 +6,17 @@ import base64
 from collections.abc import Mapping
 from html import escape
 
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import Scope
 
-from serving.auth.authenticator import CONSOLE, COOKIE, SIGN_IN, cookie_key
+from serving.auth.authenticator import CONSOLE, COOKIE, HOME, SIGN_IN, cookie_key
+from serving.auth.pages import place, small_page
 from sparsehub.errors import AccessError, SparsehubError, UnauthenticatedError
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>sparsehub console: sign in</title><style>
-:root{{color-scheme:light dark;--ink:#1d2429;--dim:#5c6a73;--line:#cfd8dd;--back:#f4f7f8;--card:#fff;--bad:#a3261b}}
-@media(prefers-color-scheme:dark){{:root{{--ink:#e6ebee;--dim:#9aa7af;--line:#3a4851;--back:#0f1518;--card:#182126;
---bad:#ff9a8d}}}}
-*{{box-sizing:border-box}}body{{margin:0;min-height:100vh;display:grid;place-items:center;padding:20px;
-background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}}
-form{{width:100%;max-width:380px;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:26px}}
-h1{{font-size:20px;margin:0 0 4px}}p{{margin:0 0 16px;color:var(--dim)}}p.bad{{color:var(--bad)}}
-label{{display:block;font-weight:600;margin-bottom:6px}}input,button{{width:100%;font:inherit;padding:9px 11px;
-border-radius:7px;border:1px solid var(--line)}}input{{background:transparent;color:inherit}}
-button{{margin-top:14px;background:#0f766e;border-color:#0f766e;color:#fff;font-weight:600;cursor:pointer}}
-</style></head><body><form method="post" action="{action}"><h1>sparsehub console</h1>
+_BODY = """<form method="post" action="{action}"><h1>sparsehub console</h1>
 <p>Sign in with a key of this endpoint. It is kept for this browser session only.</p>{problem}
 <label for="key">Key</label><input id="key" name="key" type="password" autocomplete="off" required autofocus>
-<button>Sign in</button></form></body></html>
-"""
+<button>Sign in</button></form><p class="foot"><a href="{home}">What else is at this endpoint</a></p>"""
 
 
 def signed_in(scope: Scope, key: str) -> Response:
@@ -38,23 +24,23 @@ def signed_in(scope: Scope, key: str) -> Response:
     response = _to_page(scope)
     value = base64.urlsafe_b64encode(key.encode()).decode()
     response.set_cookie(
-        COOKIE, value, path=_place(scope, CONSOLE), httponly=True, samesite="strict", secure=scope["scheme"] == "https"
+        COOKIE, value, path=place(scope, CONSOLE), httponly=True, samesite="strict", secure=scope["scheme"] == "https"
     )
     return response
 
 
 def signed_out(scope: Scope) -> Response:
     response = _to_page(scope)
-    response.delete_cookie(COOKIE, path=_place(scope, CONSOLE), httponly=True, samesite="strict")
+    response.delete_cookie(COOKIE, path=place(scope, CONSOLE), httponly=True, samesite="strict")
     return response
 
 
 def sign_in_page(scope: Scope, error: SparsehubError | None = None) -> Response:
     """The page that asks for a key. error: why the last one was refused, where there was one."""
     problem = "" if error is None else f'<p class="bad" role="alert">{escape(_why(error))}</p>'
-    text = _PAGE.format(action=escape(_place(scope, SIGN_IN)), problem=problem)
-    headers = {"content-security-policy": _POLICY, "cache-control": "no-store", "referrer-policy": "no-referrer"}
-    return HTMLResponse(text, 401 if error is None or isinstance(error, UnauthenticatedError) else 403, headers)
+    body = _BODY.format(action=escape(place(scope, SIGN_IN)), home=escape(place(scope, HOME)), problem=problem)
+    status = 401 if error is None or isinstance(error, UnauthenticatedError) else 403
+    return small_page("sparsehub console: sign in", body, status)
 
 
 def _why(error: SparsehubError) -> str:
@@ -73,9 +59,4 @@ def refusal(scope: Scope, headers: Mapping[bytes, bytes], error: SparsehubError)
 
 
 def _to_page(scope: Scope) -> Response:
-    return RedirectResponse(f"{_place(scope, CONSOLE)}/", 303, {"cache-control": "no-store"})
-
-
-def _place(scope: Scope, path: str) -> str:
-    """A path of this endpoint as the browser sees it, where a proxy serves it below another one."""
-    return str(scope.get("app_root_path", scope.get("root_path", ""))).rstrip("/") + path
+    return RedirectResponse(f"{place(scope, CONSOLE)}/", 303, {"cache-control": "no-store"})

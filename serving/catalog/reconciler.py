@@ -5,34 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving.catalog.catalog import Catalog, CatalogEntry, CatalogTarget, parse_catalog
 from serving.catalog.router import Router
+from serving.catalog.source import Source
 from serving.catalog.storage import last_good_file
 from serving.config_watch import Watcher
 from sparsehub.engine import Engine, Task
 from sparsehub.errors import SparsehubError, UsageError
 from sparsehub.files import write_file
 from sparsehub.hub.documents import Document
-from sparsehub.package import Package
 from sparsehub.task_ref import TaskRef
 
 log = logging.getLogger("sparsehub")
 RETRY_SECONDS = 15.0  # until what was refused is tried again: a hub may have been away
 MOST_RETRY_SECONDS = 600.0  # that becomes of it, doubled each time, where the same entries stay refused
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where packages come from. load: reads and proves one by its digest; resolve: a reference's name and exact
-    version, as they are now."""
-
-    load: Callable[[TaskRef], Package]
-    resolve: Callable[[str], tuple[str, CatalogTarget]]
 
 
 class Reconciler:

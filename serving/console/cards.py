@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -18,22 +18,27 @@ MOST = 400_000  # characters
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def card_html(attachments: Mapping[str, bytes]) -> str:
+def card_html(attachments: Mapping[str, bytes], elsewhere: Collection[str] = ()) -> str:
     """The card without its front matter: no tag of its own stays, a picture is one of the package or its text alone,
-    and a link opens a new page that does not learn from where."""
+    and a link opens a new page that does not learn from where.
+
+    elsewhere: pictures that the page shows already.
+    """
     text = attachments.get(CARD_FILE, b"").decode(errors="replace")[:MOST]
     if not text.strip():
         return "<p>This package has no card.</p>"
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     markdown.add_render_rule("image", _image)
     markdown.add_render_rule("link_open", _link)
-    return f'<div class="card prose">{markdown.render(_without_front(text), {"pictures": attachments})}</div>'
+    env = {"pictures": attachments, "elsewhere": elsewhere}
+    return f'<div class="card prose">{markdown.render(_without_front(text), env)}</div>'
 
 
 def picture_html(data: bytes, text: str) -> str:
     """A PNG inside the page, so that no route has to give it."""
     inside = base64.b64encode(data).decode()
-    return f'<img class="drawn" alt="{escape(text)}" src="data:image/png;base64,{inside}">'
+    image = f'<img class="drawn" alt="{escape(text)}" src="data:image/png;base64,{inside}">'
+    return f'<span class="picture" tabindex="0" role="region" aria-label="{escape(text)}">{image}</span>'
 
 
 def _without_front(text: str) -> str:
@@ -46,8 +51,10 @@ def _without_front(text: str) -> str:
 
 def _image(renderer: RendererHTML, tokens: Sequence[Token], place: int, options: OptionsDict, env: EnvType) -> str:
     token: Any = tokens[place]
-    text = renderer.renderInlineAsText(token.children or [], options, env)
-    data = env["pictures"].get(str(token.attrs.get("src", "")), b"")
+    text, name = renderer.renderInlineAsText(token.children or [], options, env), str(token.attrs.get("src", ""))
+    if name in env["elsewhere"]:
+        return ""
+    data = env["pictures"].get(name, b"")
     return picture_html(data, text) if data.startswith(_PNG) else f"<em>[picture: {escape(text)}]</em>"
 
 

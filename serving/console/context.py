@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from serving.auth import Authenticator, Caller
 from serving.auth.authenticator import authorization
+from serving.auth.pages import place
 from serving.console.client import EndpointClient
 from serving.console.package_views import Packages
 from sparsehub.errors import SparsehubError
@@ -28,6 +29,7 @@ class ConsoleContext:
     access: Authenticator
     packages: Packages
     backbone: str  # its id
+    device: str  # that its tasks run on
 
     def asker(self, request: gr.Request) -> EndpointClient:
         return EndpointClient(self.endpoint, request)
@@ -39,6 +41,13 @@ class ConsoleContext:
         client, server = scope.get("client"), scope.get("server")
         given = authorization(scope["path"], dict(scope["headers"]))
         return self.access.identify(given, client and client[0], server and server[0])
+
+    def url(self, request: gr.Request) -> str:
+        """The endpoint's address, as the user's browser knows it."""
+        assert request.request is not None, "Gradio gives every event its request"
+        scope = request.request.scope
+        host = dict(scope["headers"]).get(b"host", b"localhost").decode("latin-1")
+        return f"{scope.get('scheme', 'http')}://{host}{place(scope, '')}"
 
     async def inside(self, request: gr.Request, references: list[str], look: Callable[..., T]) -> T:
         """What `look` finds in the packages of these tasks, by their digests; only of tasks that the user may ask."""

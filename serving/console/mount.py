@@ -10,8 +10,9 @@ from serving.app import behind_middleware
 from serving.auth.authenticator import CONSOLE
 from serving.console.context import ConsoleContext
 from serving.console.firewall import Firewall
-from serving.console.layout import FONT, STYLE, build_page
+from serving.console.layout import build_page
 from serving.console.package_views import Packages
+from serving.console.style import STYLE, console_theme
 from serving.request.service import Service
 
 SESSIONS = 200  # open pages that something is remembered of
@@ -19,15 +20,22 @@ SESSIONS = 200  # open pages that something is remembered of
 
 def add_console(app: FastAPI, service: Service) -> None:
     """Mount the page behind its firewall. app: the endpoint's own, whose middleware asks for the key."""
+    engine = service.engine
     page = build_page(
-        ConsoleContext(behind_middleware(app), service.access, Packages(service.engine), service.settings.backbone)
+        ConsoleContext(
+            behind_middleware(app),
+            service.access,
+            Packages(engine),
+            service.settings.backbone,
+            str(engine.backbone.device),
+        )
     )
     page.state_session_capacity = SESSIONS
     shell = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         page,
         CONSOLE,
-        theme=gr.themes.Default(primary_hue="teal", font=FONT, font_mono=["ui-monospace", "monospace"]),
+        theme=console_theme(),
         css=STYLE,
         footer_links=[],
         ssr_mode=False,

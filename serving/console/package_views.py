@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from serving.console.cards import card_html, picture_html
+from serving.console.examples import TaskExample, examples_in
 from sparsehub.engine import Engine
 from sparsehub.errors import UnknownTaskError, UsageError
 from sparsehub.extras import require
@@ -16,7 +18,8 @@ from sparsehub.package.comparison import compare_packages
 from sparsehub.package.plots import draw_matrices, draw_pictures
 from sparsehub.package.summary import summarize
 
-KEPT = 64  # of what was drawn
+T = TypeVar("T")
+KEPT = 64  # of what was read or drawn
 MOST_COMPARED = 8
 
 
@@ -29,15 +32,19 @@ class Packages:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, ...], str] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
     def card(self, digest: str) -> str:
-        """The card as harmless HTML."""
-        return self._made(("card", digest), lambda: card_html(self._read(digest).attachments))
+        """The card as harmless HTML, but for the picture that `heat_map` draws."""
+        return self._made(("card", digest), lambda: card_html(self._read(digest).attachments, {DENSITY_PICTURE}))
 
     def heat_map(self, digest: str) -> str:
         """The share of changed entries by layer and kind of matrix, drawn from the manifest."""
         return self._made(("heat", digest), lambda: self._draw_heat(digest))
+
+    def examples(self, digest: str) -> list[TaskExample]:
+        """Texts to try the task with, as far as the package has some."""
+        return self._made(("examples", digest), lambda: examples_in(self._read(digest).manifest))
 
     def overlap(self, digests: Sequence[str]) -> str:
         """Jaccard index and sign agreement of two or more tasks; raises `UsageError`."""
@@ -48,12 +55,14 @@ class Packages:
     def _draw_heat(self, digest: str) -> str:
         require("matplotlib", "console")
         pictures = draw_pictures(summarize(self._read(digest).manifest), None)
-        return picture_html(pictures[DENSITY_PICTURE], "density by layer")
+        if DENSITY_PICTURE not in pictures:
+            return "<p>Nothing of the backbone changes: the task is a head alone.</p>"
+        return picture_html(pictures[DENSITY_PICTURE], "Share of entries changed, by layer and kind of matrix")
 
     def _draw_overlap(self, digests: Sequence[str]) -> str:
         require("matplotlib", "console")
         found = compare_packages([self._read(digest) for digest in digests])
-        return picture_html(draw_matrices(list(found.names), found.matrices), "overlap of tasks")
+        return picture_html(draw_matrices(list(found.names), found.matrices), "Overlap and agreement of the tasks")
 
     def _read(self, digest: str) -> Package:
         for status in self._engine.status():
@@ -61,11 +70,12 @@ class Packages:
                 return status.task.load()
         raise UnknownTaskError("this task is served no longer")
 
-    def _made(self, key: tuple[str, ...], make: Callable[[], str]) -> str:
+    def _made(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
             self._kept.move_to_end(key)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-            return self._kept[key]
+            made: T = self._kept[key]
+            return made

@@ -2,123 +2,215 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
-from serving.console.context import ConsoleContext, shown
+from serving.console.catalog_acts import (
+    COLUMNS,
+    NO,
+    ROUTE,
+    YES,
+    CatalogAct,
+    body_of,
+    canary_text,
+    entry_text,
+    question_of,
+    quotas_of,
+    row_of_entry,
+)
+from serving.console.catalog_forms import CANARY_PERCENT, TaskForms, build_add_form, build_task_forms
+from serving.console.confirmed import Confirmation, asked, done, refused
+from serving.console.context import ConsoleContext
 from sparsehub.errors import SparsehubError
 
-ROUTE = "/v1/admin/catalog"
-# What each verb needs, by the names of the route's fields.
-FIELDS: dict[str, tuple[str, ...]] = {
-    "add": ("reference", "pinned", "items_per_second", "tokens_per_second"),
-    "set": ("task", "version", "pinned", "items_per_second", "tokens_per_second"),
-    "canary": ("reference", "percent"),
-    "promote": ("task",),
-    "rollback": ("task",),
-    "remove": ("task",),
-    "reload": (),
-}
-NEEDED = {"reference", "task", "percent"}
-_HEADERS = ["task", "stable", "canary", "share", "pinned", "items/s", "tokens/s", "before", "refused"]
-_LEAVE, _YES, _NO = "as it is", "yes", "no"
 
-
-def build_catalog(context: ConsoleContext, load: Any) -> None:
-    """load: adds a listener to the page's first look."""
+def build_catalog(context: ConsoleContext, tab: gr.Tab) -> None:
+    """tab: that all of it is in; the catalogue is read whenever it is opened."""
     with gr.Row(elem_id="catalog-head"):
         said = gr.HTML(elem_id="catalog-said")
-        again = gr.Button("Look again", size="sm", scale=0, min_width=130)
-    table = gr.Dataframe(headers=_HEADERS, interactive=False, elem_id="catalog", label="Catalogue", show_label=False)
-    revision = gr.State(None)
-    with gr.Group():
-        verb = gr.Radio(list(FIELDS), value="add", label="Change it", elem_id="act")
-        with gr.Row():
-            inputs = _inputs()
-    act = gr.Button("Do it", variant="primary", elem_id="act-do")
+        again = gr.Button("Look again", size="sm", scale=0, min_width=130, elem_id="catalog-again")
+    table = gr.Dataframe(
+        headers=list(COLUMNS),
+        column_widths=[f"{width}px" for width in COLUMNS.values()],
+        interactive=False,
+        wrap=True,
+        buttons=["copy"],
+        elem_id="catalog",
+        label="Catalogue",
+        show_label=False,
+    )
+    state = gr.State(None)
+    with gr.Column(visible=False, elem_id="catalog-forms") as forms:
+        its = build_task_forms()
+        reference, pinned, add, adding = build_add_form()
 
-    async def look(request: gr.Request) -> list[Any]:
-        return await _looked(context, request)
+    async def look(request: gr.Request, chosen: str | None) -> list[Any]:
+        return await _looked(context, request, chosen)
 
-    async def do(request: gr.Request, verb: str, seen: int | None, *values: Any) -> list[Any]:
-        body = body_of(verb, dict(zip(inputs, values, strict=True)), seen)
-        try:
-            await context.asker(request).post(f"{ROUTE}/{verb}", body)
-        except SparsehubError as error:
-            raise shown(error) from error
-        gr.Info(f"{verb}: done", duration=4)
-        return await _looked(context, request)
+    async def show(request: gr.Request, name: str | None, seen: dict[str, Any] | None) -> list[Any]:
+        return await _shown(context, request, name, seen)
 
-    def fit(verb: str) -> list[Any]:
-        return [gr.update(visible=name in FIELDS[verb]) for name in inputs]
+    def choose(event: gr.SelectData) -> str:
+        return str(event.row_value[0])
 
-    views = [said, table, revision]
-    load(look, None, views)
-    again.click(look, None, views, api_visibility="private")
-    act.click(do, [verb, revision, *inputs.values()], views, api_visibility="private", trigger_mode="once")
-    verb.change(fit, verb, list(inputs.values()), api_visibility="private", show_progress="hidden")
+    def effect(name: str | None, seen: dict[str, Any] | None, version: str | None, percent: float) -> str:
+        entry = _entry(seen, name)
+        return "" if entry is None else canary_text(str(name), entry, version, percent)
 
+    def propose_add(seen: dict[str, Any] | None, name: str, pin: bool) -> list[Any]:
+        values = {"reference": name.strip(), "pinned": YES if pin else NO}
+        text = f"<p><b>{escape(name.strip())}</b> is served to all keys that may ask it.</p>"
+        return _proposed("add", values, seen, text)
 
-def body_of(verb: str, values: dict[str, Any], revision: int | None) -> dict[str, Any]:
-    """What the route gets: what the verb takes, as far as it is filled in. Raises `gr.Error` for a gap."""
-    body = {name: _value(name, values[name]) for name in FIELDS.get(verb, ())}
-    gaps = sorted(name for name in NEEDED & body.keys() if body[name] is None)
-    if verb not in FIELDS or gaps:
-        raise gr.Error(f"fill in: {', '.join(gaps)}" if gaps else "choose what to do", title="Not yet", duration=8)
-    given = {name: value for name, value in body.items() if value is not None}
-    return given if verb == "reload" else {**given, **({} if revision is None else {"revision": revision})}
-
-
-def _value(name: str, value: Any) -> Any:
-    if name == "pinned":
-        return {_YES: True, _NO: False}.get(value)
-    return value if value not in ("", 0, None) or name == "percent" else None
-
-
-def _inputs() -> dict[str, Any]:
-    first = FIELDS["add"]
-    return {
-        "reference": gr.Textbox(label="Reference", info="name@version", elem_id="act-reference"),
-        "task": gr.Textbox(label="Task", info="its name", elem_id="act-task", visible="task" in first),
-        "version": gr.Textbox(label="Version", info="for everybody; empty: as it is", visible="version" in first),
-        "percent": gr.Number(
-            5, label="Percent of the callers", elem_id="act-percent", minimum=0, maximum=100, visible="percent" in first
-        ),
-        "pinned": gr.Dropdown([_LEAVE, _YES, _NO], value=_LEAVE, label="Pinned", info="it stays in memory"),
-        "items_per_second": gr.Number(None, label="Items a second", info="quota; empty: as it is", minimum=0),
-        "tokens_per_second": gr.Number(None, label="Tokens a second", info="quota; empty: as it is", minimum=0),
-    }
+    quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    views = [said, table, state, forms, its.task]
+    for event in (tab.select, again.click):
+        event(look, [its.task], views, api_visibility="private").then(show, [its.task, state], its.views, **quietly)
+    table.select(choose, None, [its.task], **quietly)
+    its.task.change(show, [its.task, state], its.views, **quietly, trigger_mode="always_last")
+    for changed in (its.version.change, its.percent.change):
+        changed(effect, [its.task, state, its.version, its.percent], [its.effect], **quietly)
+    add.click(propose_add, [state, reference, pinned], adding.views, **quietly)
+    _propose_on_click(its, state)
+    for part in (its.acts, its.trial, its.quotas, adding):
+        _do_on_yes(context, part, (look, show), views, its, state)
 
 
-async def _looked(context: ConsoleContext, request: gr.Request) -> list[Any]:
-    """What the catalogue says now; where it may not be read, why."""
+def _propose_on_click(its: TaskForms, state: gr.State) -> None:
+    """Have every button ask before anything is done."""
+
+    def simple(verb: str) -> Any:
+        def propose(seen: dict[str, Any] | None, name: str | None) -> list[Any]:
+            return _proposed_change(verb, {"task": name}, seen, name)
+
+        return propose
+
+    def pin(seen: dict[str, Any] | None, name: str | None) -> list[Any]:
+        entry = _entry(seen, name)
+        values = {"task": name, "pinned": NO if entry is not None and entry["pinned"] else YES}
+        return _proposed_change("set", values, seen, name)
+
+    def canary(seen: dict[str, Any] | None, name: str | None, version: str | None, percent: float) -> list[Any]:
+        values = {"reference": f"{name}@{version}" if version else None, "percent": percent}
+        return _proposed_change("canary", values, seen, name)
+
+    def move(seen: dict[str, Any] | None, name: str | None, version: str | None) -> list[Any]:
+        return _proposed_change("set", {"task": name, "version": version}, seen, name)
+
+    def quotas(seen: dict[str, Any] | None, name: str | None, items: float, tokens: float) -> list[Any]:
+        return _proposed_quotas(seen, name, items, tokens)
+
+    quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    for button, verb in ((its.promote, "promote"), (its.rollback, "rollback"), (its.remove, "remove")):
+        button.click(simple(verb), [state, its.task], its.acts.views, **quietly)
+    its.pin.click(pin, [state, its.task], its.acts.views, **quietly)
+    its.canary.click(canary, [state, its.task, its.version, its.percent], its.trial.views, **quietly)
+    its.move.click(move, [state, its.task, its.version], its.trial.views, **quietly)
+    its.save.click(quotas, [state, its.task, its.items, its.tokens], its.quotas.views, **quietly)
+
+
+def _do_on_yes(
+    context: ConsoleContext, part: Confirmation, reads: Any, views: list[Any], its: TaskForms, state: gr.State
+) -> None:
+    look, show = reads
+
+    async def do(request: gr.Request, act: CatalogAct | None) -> list[Any]:
+        return await done(context, request, act)
+
+    acted = part.yes.click(do, [part.waiting], part.views, api_visibility="private", trigger_mode="once")
+    looked = acted.then(look, [its.task], views, api_visibility="private", show_progress="hidden")
+    looked.then(show, [its.task, state], its.views, api_visibility="private", show_progress="hidden")
+
+
+def _proposed(verb: str, values: Mapping[str, Any], seen: dict[str, Any] | None, question: str) -> list[Any]:
+    """A change that waits for a yes, or what is missing for it."""
+    try:
+        body = body_of(verb, values, None if seen is None else seen["revision"])
+    except gr.Error as error:
+        return refused(error)
+    return asked(CatalogAct(verb, body, question))
+
+
+def _proposed_change(verb: str, values: Mapping[str, Any], seen: dict[str, Any] | None, name: str | None) -> list[Any]:
+    entry = _entry(seen, name)
+    if entry is None:
+        return refused(gr.Error("choose a task of the catalogue"))
+    if values.get("reference", "") is None or values.get("version", "") is None:
+        return refused(gr.Error("choose a version"))
+    return _proposed(verb, values, seen, question_of(verb, str(name), entry, values))
+
+
+def _proposed_quotas(seen: dict[str, Any] | None, name: str | None, items: float, tokens: float) -> list[Any]:
+    entry = _entry(seen, name)
+    if seen is None or entry is None:
+        return refused(gr.Error("choose a task of the catalogue"))
+    body = quotas_of(str(name), items, tokens, seen["revision"])
+    return asked(CatalogAct("set", body, question_of("set", str(name), entry, body)))
+
+
+def _entry(seen: dict[str, Any] | None, name: str | None) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = None if seen is None else seen["tasks"].get(name)
+    return found
+
+
+async def _looked(context: ConsoleContext, request: gr.Request, chosen: str | None) -> list[Any]:
+    """What the catalogue says now, and its tasks to choose from; where it may not be read, why."""
     try:
         state = await context.asker(request).get(ROUTE)
     except SparsehubError as error:
         why = f"<p>The catalogue is for admin keys, on an endpoint that follows one: {escape(str(error))}</p>"
-        return [why, [], None]
+        return [why, [], None, gr.Column(visible=False), gr.Dropdown(choices=[], value=None)]
     trouble = f" It cannot be followed: {escape(state['error'])}" if state["error"] else ""
     draining = f", {state['draining']} versions drain" if state["draining"] else ""
     said = f"<p><b>Revision {state['revision']}</b> of <code>{escape(state['where'])}</code>{draining}.{trouble}</p>"
     names = sorted({*state["tasks"], *state["refused"]})
-    rows = [_row(name, state["tasks"].get(name), state["refused"].get(name, "")) for name in names]
-    return [said, rows, state["revision"]]
+    rows = [row_of_entry(name, state["tasks"].get(name), state["refused"].get(name, "")) for name in names]
+    tasks = sorted(state["tasks"])
+    value = chosen if chosen in tasks else next(iter(tasks), None)
+    return [said, rows, state, gr.Column(visible=True), gr.Dropdown(choices=tasks, value=value)]
 
 
-def _row(name: str, entry: dict[str, Any] | None, refused: str) -> list[Any]:
+async def _shown(
+    context: ConsoleContext, request: gr.Request, name: str | None, seen: dict[str, Any] | None
+) -> list[Any]:
+    """What the forms of a task say, in the order of `TaskForms.views`."""
+    entry = _entry(seen, name)
     if entry is None:
-        return [name, *[""] * 7, refused]
-    canary = entry["canary"]
+        idle = [gr.Button(interactive=False)] * 4
+        rest = [gr.Dropdown(choices=[], value=None), CANARY_PERCENT, "", *[gr.Button(interactive=False)] * 2]
+        return ["", *idle, *rest, None, None, gr.Button(interactive=False)]
+    stable, canary, before = entry["stable"]["version"], entry["canary"], entry["before"]
+    versions = await _versions(context, request, str(name))
+    version = canary["version"] if canary else next((one for one in versions[::-1] if one != stable), None)
+    percent = entry["canary_percent"] if canary else CANARY_PERCENT
+    back = (
+        f"End the canary {canary['version']}" if canary else f"Roll back to {before[-1]['version']}" if before else ""
+    )
     return [
-        name,
-        entry["stable"]["version"],
-        canary["version"] if canary else "",
-        f"{entry['canary_percent']:g}%" if canary else "",
-        _YES if entry["pinned"] else _NO,
-        entry["items_per_second"] or "",
-        entry["tokens_per_second"] or "",
-        ", ".join(target["version"] for target in entry["before"][::-1][:5]),
-        refused,
+        entry_text(str(name), entry),
+        gr.Button(f"Promote {canary['version']}" if canary else "Promote", interactive=canary is not None),
+        gr.Button(back or "Roll back", interactive=bool(back)),
+        gr.Button("Unpin" if entry["pinned"] else "Pin", interactive=True),
+        gr.Button(interactive=True),
+        gr.Dropdown(choices=versions, value=version),
+        percent,
+        canary_text(str(name), entry, version, percent),
+        gr.Button("Change the canary" if canary else "Start the canary", interactive=True),
+        gr.Button(interactive=True),
+        entry["items_per_second"],
+        entry["tokens_per_second"],
+        gr.Button(interactive=True),
     ]
+
+
+async def _versions(context: ConsoleContext, request: gr.Request, name: str) -> list[str]:
+    """What the hub has of a task, as far as it can be read now; a version can also be written by hand."""
+    try:
+        found = await context.asker(request).get(f"{ROUTE}/versions/{quote(name, safe='')}")
+    except SparsehubError:  # the hub is away: what is served goes on, and so does this form
+        return []
+    return [entry["version"] for entry in found["data"] if entry["error"] is None]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from serving.console.context import ConsoleContext
 from serving.console.package_views import MOST_COMPARED
 
 
-def build_inside(context: ConsoleContext) -> list[gr.Dropdown]:
+def build_inside(context: ConsoleContext, tab: gr.Tab) -> list[gr.Dropdown]:
     """Returns the lists of tasks, which the page keeps up to date."""
     task = gr.Dropdown([], label="Task", elem_id="inside-task", value=None)
     heat = gr.HTML(elem_id="inside-heat")
@@ -22,7 +24,13 @@ def build_inside(context: ConsoleContext) -> list[gr.Dropdown]:
             request, [reference], lambda digest: [packages.heat_map(digest), packages.card(digest)]
         )
 
+    async def first(request: gr.Request, reference: str | None) -> Any:
+        """A task to begin with: its package is read when somebody looks, not when the page is opened."""
+        tasks = [] if reference else await context.asker(request).tasks()
+        return gr.Dropdown(value=tasks[0]["id"]) if tasks else gr.skip()
+
     task.change(look, [task], [heat, card], api_visibility="private", trigger_mode="always_last")
+    tab.select(first, [task], [task], api_visibility="private", show_progress="hidden")
     return [task]
 
 

@@ -1,15 +1,15 @@
-"""One question to one task, whatever its kind, and its answer as the page shows it."""
+"""Questions to tasks of any kind: what a task takes, what is posted for it, and its answer as the page shows it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
 from serving.console.client import EndpointClient
-from sparsehub.errors import RequestError
+from sparsehub.errors import RequestError, SparsehubError
 
 MOST_FIELDS = 8
 NEW_TOKENS = 64  # of a text that is generated here
@@ -26,13 +26,22 @@ class TaskForm:
 
 
 @dataclass(frozen=True)
+class SentRequest:
+    """What the page posted, so that it can be shown as it is to be sent by others."""
+
+    route: str  # below /v1
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class ShownAnswer:
-    """probabilities: by label; words: each with its label; text: HTML that is safe; raw: the endpoint's own answer."""
+    """One task's answer. text: HTML that is safe."""
 
     text: str
-    raw: Any = None
-    probabilities: Mapping[str, float] | None = None
-    words: Sequence[tuple[str, str | None]] | None = field(default=None)
+    raw: Any = None  # the endpoint's own answer
+    probabilities: Mapping[str, float] | None = None  # by label
+    words: Sequence[tuple[str, str | None]] | None = None  # each with its label
+    task: str = ""  # that was asked
 
 
 async def form_of(ask: EndpointClient, reference: str) -> TaskForm:
@@ -51,34 +60,47 @@ async def form_of(ask: EndpointClient, reference: str) -> TaskForm:
     return TaskForm(reference, fields, next(kind for kind in (SCORE, WORDS, LABEL, LABELS) if kind in outputs))
 
 
-async def answer_of(ask: EndpointClient, form: TaskForm, texts: Sequence[str]) -> ShownAnswer:
-    """Ask the route that clients ask; raises `AnswerError`."""
+def request_of(form: TaskForm, texts: Sequence[str]) -> SentRequest:
+    """The request that asks one task. texts: in the order of its fields; what is beyond them is not its."""
     given = list(texts[: len(form.fields)])
     if form.gives == TEXT:
-        body = {"model": form.reference, "prompt": given[0], "max_tokens": NEW_TOKENS}
-        raw = await ask.post("/v1/completions", body)
-        return ShownAnswer(f"<pre>{escape(raw['choices'][0]['text'])}</pre>{_who(raw)}", raw)
+        return SentRequest("completions", {"model": form.reference, "prompt": given[0], "max_tokens": NEW_TOKENS})
     if form.gives == VECTOR:
-        raw = await ask.post("/v1/score", {"model": form.reference, "text_1": given[0], "text_2": given[1]})
-        return _shown(raw, raw["data"][0])
+        return SentRequest("score", {"model": form.reference, "text_1": given[0], "text_2": given[1]})
     one = len(given) == 1 or form.gives == WORDS
     item: Any = given[0] if one else dict(zip(form.fields, given, strict=True))
     route = "score" if form.gives == SCORE else "classify"
-    raw = await ask.post(f"/v1/{route}", {"model": form.reference, "input": [item]})
-    return _shown(raw, raw["data"][0])
+    return SentRequest(route, {"model": form.reference, "input": [item]})
 
 
-def _shown(raw: Any, entry: Mapping[str, Any]) -> ShownAnswer:
+async def answer_of(ask: EndpointClient, form: TaskForm, texts: Sequence[str]) -> ShownAnswer:
+    """Ask the route that clients ask; raises `AnswerError`."""
+    sent = request_of(form, texts)
+    return shown_answer(form.reference, await ask.post(f"/v1/{sent.route}", dict(sent.body)))
+
+
+def failed_answer(reference: str, error: SparsehubError | str) -> ShownAnswer:
+    """An error in the answer's place: an older answer would look like this one's."""
+    return ShownAnswer(f'<p class="bad" role="alert">{escape(str(error))}</p>', task=reference)
+
+
+def shown_answer(reference: str, raw: Mapping[str, Any]) -> ShownAnswer:
+    """What a task answered to one input. raw: the whole answer, or the part of one that asked several tasks."""
+    if "choices" in raw:
+        return ShownAnswer(f"<pre>{escape(raw['choices'][0]['text'])}</pre>{_who(raw)}", raw, task=reference)
+    entry = raw["data"][0]
+    if "error" in entry:
+        return failed_answer(reference, entry["error"]["message"])
     if "score" in entry:
-        return ShownAnswer(f'<p class="number">{entry["score"]:.6g}</p>{_who(raw)}', raw)
+        return ShownAnswer(f'<p class="number">{entry["score"]:.6g}</p>{_who(raw)}', raw, task=reference)
     if "words" in entry:
         words = [part for word in entry["words"] for part in ((word["word"], word["label"]), (" ", None))]
-        return ShownAnswer(_who(raw), raw, words=words)
+        return ShownAnswer(_who(raw), raw, words=words, task=reference)
+    text, probabilities = _who(raw), dict(zip(raw["labels"], entry["probs"], strict=True))
     if "labels" in entry:
         given = ", ".join(map(escape, entry["labels"])) or "none of the labels"
-        text = f'<p class="labels">{given}</p>{_who(raw)}'
-        return ShownAnswer(text, raw, probabilities=dict(zip(raw["labels"], entry["probs"], strict=True)))
-    return ShownAnswer(_who(raw), raw, probabilities=dict(zip(raw["labels"], entry["probs"], strict=True)))
+        text = f'<p class="labels">{given}</p>{text}'
+    return ShownAnswer(text, raw, probabilities=probabilities, task=reference)
 
 
 def _who(raw: Mapping[str, Any]) -> str:

@@ -105,3 +105,20 @@ class CatalogState(ApiModel):
     """Why the catalogue could not be read when it was last looked at."""
     draining: int
     """Versions that only finish what has begun."""
+
+
+class PublishedVersion(ApiModel):
+    """One version that the hub has of a task."""
+
+    version: str
+    digest: str | None
+    """Null where it cannot be read."""
+    error: str | None
+    """Why it cannot be used; null where it can be read."""
+
+
+class PublishedVersionList(ApiModel):
+    """What the catalogue's hub has of a task, from the lowest version to the highest."""
+
+    object: Literal["list"]
+    data: list[PublishedVersion]

@@ -7,6 +7,7 @@ from serving.routes import (
     completions,
     embeddings,
     health,
+    home,
     inference,
     models,
     rerank,
@@ -25,6 +26,7 @@ ROUTERS = (
     tasks.router,
     inference.router,
     health.router,
+    home.router,
     admin.router,
 )
 

@@ -19,6 +19,8 @@ from serving.protocol.catalog import (
     CatalogRequest,
     CatalogState,
     CatalogTaskRequest,
+    PublishedVersion,
+    PublishedVersionList,
     SetOptionsRequest,
 )
 from serving.request.context import current_request
@@ -34,6 +36,14 @@ Edit = Callable[[Catalog], Catalog]
 async def status(service: RunningService) -> CatalogState:
     """The catalogue as this replica serves it."""
     return state(_keeper(service))
+
+
+@router.get("/versions/{task}", response_model=PublishedVersionList)
+async def versions(task: str, service: RunningService) -> PublishedVersionList:
+    """The versions of a task that can be put into the catalogue."""
+    found = await anyio.to_thread.run_sync(_keeper(service).source.versions, task)
+    data = [PublishedVersion(version=entry.version, digest=entry.digest, error=entry.error) for entry in found]
+    return PublishedVersionList(object="list", data=data)
 
 
 @router.post("/add", response_model=CatalogState)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "few_rows.hpp"
 #include "norms.hpp"
 #include "sparse.hpp"
 
@@ -52,4 +53,13 @@ EXPORTED void sparsehub_norm(const float* x, float* y, int64_t width, const int6
     (centered ? norm<true, float> : norm<false, float>)(x, y, width, reinterpret_cast<const Block*>(blocks), count,
                                                         reinterpret_cast<const Scale*>(table), epsilon,
                                                         omp_get_max_threads());
+}
+
+// y [rows, out] = x [rows, in] w [out, in]^T + bias, and y as it was where `add`; bias may be absent. Returns 0, and does
+// nothing, where a library's product is faster.
+EXPORTED int sparsehub_few_rows(const float* x, int64_t rows, int64_t in, const float* w, const float* bias, float* y,
+                                int64_t out, int add) {
+    if (!takes_few_rows(rows, in, out)) return 0;
+    (add ? few_rows<true> : few_rows<false>)(x, rows, w, in, bias, y, out, omp_get_max_threads());
+    return 1;
 }

@@ -1,4 +1,4 @@
-"""The kernels of mixed batches as ops of torch: with a schema and a fake implementation, so that they can be exported
+"""The kernels of batches as ops of torch: with a schema and a fake implementation, so that they can be exported
 and compiled. `engine/compiled` makes graphs of them; inside a program they are the C++ of `program_ops.hpp`.
 
 tables: [modules, slots, ADDRESSES] int64, where each task's change of each module is (`Changes.tables`); blocks:
@@ -16,7 +16,7 @@ from torch import Tensor
 from sparsehub.kernels import native
 from sparsehub.kernels.sparse import Changes, Map, Segments
 
-OPS = ("mixed_linear", "mixed_embedding", "mixed_norm")
+OPS = ("mixed_linear", "mixed_embedding", "mixed_norm", "plain_linear")
 
 
 @torch.library.custom_op(
@@ -57,6 +57,25 @@ def _(
     transposed: bool,
 ) -> Tensor:
     return x.new_empty((len(weights), *x.shape[:-1], weights[0].shape[1 if transposed else 0]))
+
+
+@torch.library.custom_op(
+    "sparsehub::plain_linear",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor weight, Tensor[] biases) -> Tensor",
+)
+def plain_linear(x: Tensor, weight: Tensor, biases: Sequence[Tensor]) -> Tensor:
+    """torch's own `linear`; inside a program it has a kernel of its own for few rows (`few_rows.hpp`).
+
+    x: [..., in]; weight: [out, in]; biases: one, or none.
+    """
+    return torch.nn.functional.linear(x, weight, biases[0] if biases else None)
+
+
+@plain_linear.register_fake
+def _(x: Tensor, weight: Tensor, _biases: Sequence[Tensor]) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 @torch.library.custom_op(

@@ -9,6 +9,9 @@ int64_t sparsehub_embedding(const int64_t* ids, int64_t tokens, const float* wei
 void sparsehub_norm(const float* x, float* y, int64_t width, const int64_t* blocks, int64_t count, const int64_t* table,
                     float epsilon, int centered);
 
+int sparsehub_few_rows(const float* x, int64_t rows, int64_t in, const float* w, const float* bias, float* y,
+                       int64_t out, int add);
+
 struct SparsehubTensor {  // what the ops read of a tensor
     AtenTensorHandle handle;
     int64_t ndim, numel;
@@ -85,9 +88,33 @@ static AOTITorchError aoti_torch_cpu_mixed_linear(AtenTensorHandle x_handle, con
     sparsehub_sparse_linear(x.floats(), in, maps.data(), count, batch.blocks.longs(), batch.count());
     RAIIAtenTensorHandle rows(sparsehub_matrix(x, 0, tokens, in, false));
     for (int64_t i = 0; i < count; i++) {
-        RAIIAtenTensorHandle weight(sparsehub_matrix(SparsehubTensor(weights[i]), 0, in, out, !transposed));
+        const SparsehubTensor w(weights[i]);
+        float* its = y.floats() + i * tokens * out;
+        if (!transposed && sparsehub_few_rows(x.floats(), tokens, in, w.floats(), nullptr, its, out, 1)) continue;
+        RAIIAtenTensorHandle weight(sparsehub_matrix(w, 0, in, out, !transposed));
         RAIIAtenTensorHandle own(sparsehub_matrix(y, i * tokens * out, tokens, out, false));
         AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(own.get(), own.get(), rows.get(), weight.get(), 1.0, 1.0));
+    }
+    *result = made.release();
+    return AOTI_TORCH_SUCCESS;
+}
+
+static AOTITorchError aoti_torch_cpu_plain_linear(AtenTensorHandle x_handle, AtenTensorHandle weight_handle,
+                                                  const AtenTensorHandle* biases, int64_t biased,
+                                                  AtenTensorHandle* result) {
+    using torch::aot_inductor::RAIIAtenTensorHandle;
+    const SparsehubTensor x(x_handle), w(weight_handle);
+    const int64_t in = x.width(), tokens = x.numel / in, out = w.sizes[0];
+    RAIIAtenTensorHandle made(sparsehub_empty(0, x, x.ndim - 1, out));
+    const SparsehubTensor y(made.get());
+    const float* bias = biased ? SparsehubTensor(biases[0]).floats() : nullptr;
+    if (!sparsehub_few_rows(x.floats(), tokens, in, w.floats(), bias, y.floats(), out, 0)) {
+        RAIIAtenTensorHandle rows(sparsehub_matrix(x, 0, tokens, in, false));
+        RAIIAtenTensorHandle weight(sparsehub_matrix(w, 0, in, out, true));
+        RAIIAtenTensorHandle own(sparsehub_matrix(y, 0, tokens, out, false));
+        AOTI_TORCH_ERROR_CODE_CHECK(
+            biased ? aoti_torch_cpu_addmm_out(own.get(), biases[0], rows.get(), weight.get(), 1.0, 1.0)
+                   : aoti_torch_cpu_mm_out(own.get(), rows.get(), weight.get()));
     }
     *result = made.release();
     return AOTI_TORCH_SUCCESS;

@@ -14,6 +14,7 @@ from sparsehub.package.summary import PackageSummary
 from sparsehub.package.units import percent
 
 _LOW, _HIGH = (234, 243, 246), (7, 59, 80)  # RGB of no density and of the highest one in a heat map
+_DARK = 0.65  # of the highest density: beyond it white has a contrast of 4.5 and more, below it black has
 _CHART = (640, 180)  # pixels: width and height of the histogram
 _WIDEST_BAR = 220  # pixels
 
@@ -120,7 +121,7 @@ def _heat_cell(cell: Cell | None, highest: float) -> HeatCell | None:
 def _shade(part: float) -> str:
     """The CSS of a cell: no colour at 0, the darkest at 1."""
     red, green, blue = (round(low + (high - low) * part) for low, high in zip(_LOW, _HIGH, strict=True))
-    ink = "#fff" if part > 0.5 else "#1d2429"
+    ink = "#fff" if part > _DARK else "#000"
     return f"background:rgb({red},{green},{blue});color:{ink}"
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine import Budgets, Engine, Limits, PendingRequest
-from sparsehub.errors import QueueFullError, SparsehubError
+from sparsehub.errors import QueueFullError, SparsehubError, UnknownTaskError
 from sparsehub.files import sha256_bytes
 from sparsehub.package import Package
 from sparsehub.package.encoding import collate, encode
@@ -29,13 +30,14 @@ from sparsehub.package.heads import build_head, run_heads
 from sparsehub.package.outputs import answers
 from sparsehub.package.task_spec import HeadSpec
 from sparsehub.patch import apply_patch, make_patch, restore_patch
-from tests.engine.test_stress import Shelf, churn, faults, memory  # noqa: F401 - a fixture
+from tests.engine.test_stress import Shelf, faults, memory  # noqa: F401 - a fixture
 from tests.support import SOAK
 from tests.support.tiny_tasks import flat
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
-TASKS, THREADS, REQUESTS = (300, 32, 20_000) if SOAK else (40, 16, 150)  # tasks: as many as `churn` brings back
-GENERATIONS, MOST_ASKED, CANCELS = 3, 16, 0.05
+TASKS, THREADS, REQUESTS = (300, 32, 20_000) if SOAK else (40, 16, 150)
+GENERATIONS, MOST_ASKED = 3, 16
+CANCELS, RELOADS = 0.05, 0.5  # of rows; of requests, so that there are as many on a busy machine
 TEXTS = ["the quick fox", "who wrote the book about the river", "a good film", "angela met the king of spain"]
 REACHES = (".", ".layer.1.", ".layer.1.", "nothing")  # in the names of what is changed: all, the last layer, nothing
 Expected = Mapping[tuple[str, str], list[float]]
@@ -142,6 +144,17 @@ def ask(engine: Engine, shelf: MixedShelf, expected: Expected, found: Found, see
             except SparsehubError as error:
                 outcomes.append(f"{type(error).__name__}: {error}")
     found.add(outcomes, len(names) * len(texts), wrong)
+    if choices.random() < RELOADS:
+        reload(engine, shelf, choices)
+
+
+def reload(engine: Engine, shelf: MixedShelf, choices: random.Random) -> None:
+    """A task is another under the same name and version; now and then it is away for a moment before."""
+    number = choices.randrange(TASKS)
+    if choices.random() < 0.3:
+        with suppress(UnknownTaskError):
+            engine.remove(f"task{number}")
+    engine.register(shelf.task(number, choices.randrange(GENERATIONS), choices), replace=True)
 
 
 def test_no_row_is_lost_or_foreign_whatever_comes_goes_and_breaks(
@@ -159,18 +172,14 @@ def test_no_row_is_lost_or_foreign_whatever_comes_goes_and_breaks(
     for number in range(TASKS):
         engine.register(shelf.task(number, 0, choices))
     engine.start()
-    done, third = threading.Event(), REQUESTS // 3
-    churner = threading.Thread(target=churn, args=(engine, shelf, done))
+    third = REQUESTS // 3
     with monkeypatch.context():
         faults(engine)
-        churner.start()
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda seed: ask(engine, shelf, expected, found, seed), range(third)))
             settled = memory()
             list(pool.map(lambda seed: ask(engine, shelf, expected, found, seed), range(third, REQUESTS)))
         grown = memory() - settled
-        done.set()
-        churner.join(60)
     monkeypatch.undo()
     engine.stop()
     record_property("outcomes", {outcome[:60]: count for outcome, count in found.outcomes.most_common(12)})

@@ -125,7 +125,8 @@ def test_a_regression_has_its_predictions(manifest: Manifest, make_task: MakeTas
     package = summary(dataclasses.replace(manifest, task=make_task("regression")), results, None)
     pictures = draw_pictures(package, None)
     assert set(pictures) == {"predictions.png", "density.png"}
-    assert "](predictions.png)" in render_card(package, pictures)
+    card = render_card(package, pictures)
+    assert "](predictions.png)" in card and "On the rows of `test`.\n\n![Predicted" in card
     assert render_report(package, None).count("<circle") == 3
 
 
@@ -137,6 +138,15 @@ def test_examples_are_shown_as_they_stand(manifest: Manifest) -> None:
     assert r"| a \*bold\* &#124; \[link\](x) \`code\` &lt;script> | good | good | right |" in card
     assert "| dull | bad | so so | wrong |" in card
     assert "a *bold* | [link](x) `code` &lt;script&gt;" in page and "<script>" not in page
+
+
+def test_examples_of_a_regression_are_near_or_far(manifest: Manifest, make_task: MakeTask) -> None:
+    examples = (Example("close", "1", "1.003", True), Example("off", "4", "1.900", False))
+    results = SplitResults("test", predicted=((1.0, 1.003), (4.0, 1.9)), examples=examples)
+    package = summary(dataclasses.replace(manifest, task=make_task("regression")), results, None)
+    card = render_card(package)
+    assert "| close | 1 | 1.003 | near |" in card and "| off | 4 | 1.900 | far |" in card
+    assert "<td>near</td>" in render_report(package, None)
 
 
 def test_the_page_draws_the_run_and_the_matrix(manifest: Manifest) -> None:

@@ -45,6 +45,7 @@ TENSORS = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data"
 # None of these tasks generates text: whoever may ask is told so.
 SPEAKS = {kind: 400 if status == 200 else status for kind, status in ASKS.items()}
 ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
+    ("GET", "/"): (OPEN, None),
     ("GET", "/healthz"): (OPEN, None),
     ("GET", "/readyz"): (OPEN, None),
     ("GET", "/metrics"): (READS, None),
@@ -70,7 +71,7 @@ ROUTES: dict[tuple[str, str], tuple[dict[str, int], Any]] = {
     ("GET", "/v2/health/ready"): (OPEN, None),
     **{("GET", f"/v2/models/{{task}}{more}"): (ASKS, None) for more in ("", "/ready", VERSION, f"{VERSION}/ready")},
     **{("POST", f"/v2/models/{{task}}{more}/infer"): (ASKS, TENSORS) for more in ("", VERSION)},
-    ("GET", "/v1/admin/catalog"): (CHANGES, None),
+    **{("GET", f"/v1/admin/catalog{more}"): (CHANGES, None) for more in ("", "/versions/{task}")},
     **{("POST", f"/v1/admin/catalog/{act}"): (CHANGES, {"task": "three"}) for act in ACTS},
 }
 
@@ -109,7 +110,7 @@ def test_every_route_with_every_kind_of_key(guarded: Any, route: tuple[str, str]
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/admin", "/v1/admin/anything", "//metrics"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/nothing", "/v1/admin", "/v1/admin/anything", "//metrics"])
 def test_where_nothing_is_nobody_learns_so_without_a_key(guarded: Any, path: str) -> None:
     url = f"http://127.0.0.1:{guarded.port}{path}"
     assert guarded.client.get(url).status_code == 401

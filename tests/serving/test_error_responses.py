@@ -190,7 +190,7 @@ def test_half_of_a_surrogate_pair_is_400_wherever_it_stands(server: Any, content
     error_of(response)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/classify/more", "/%ff"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/nothing", "/v1/classify/more", "/%ff"])
 def test_an_unknown_route_is_404(server: Any, path: str) -> None:
     response = server.client.get(path)
     assert response.status_code == 404

@@ -58,6 +58,7 @@ ASKED: dict[str, tuple[str, str, Any]] = {
     "embeddings": ("POST", "/v1/embeddings", {"model": "three", "input": TEXTS}),
     "embeddings, backbone": ("POST", "/v1/embeddings", {"model": "backbone", "input": "the fox"}),
     "embeddings, base64": ("POST", "/v1/embeddings", {"model": "three", "input": TEXTS, "encoding_format": "base64"}),
+    "home": ("GET", "/", None),
     "models": ("GET", "/v1/models", None),
     "model": ("GET", "/v1/models/seven", None),
     "model, backbone": ("GET", "/v1/models/tiny/bert", None),
@@ -210,6 +211,7 @@ def test_what_is_sent_of_the_catalogue(
     with new_server(start=True, access=Authenticator(ring), catalog=str(catalog), hub=str(hub)) as server:
         server.client.headers["authorization"] = "Bearer secret-of-boss-that-is-long"
         found = {"catalog": server.client.get("/v1/admin/catalog")}
+        found["catalog, versions"] = server.client.get("/v1/admin/catalog/versions/seven")
         found |= {name: server.post(f"/v1/admin/catalog/{act}", **body) for name, (act, body) in ACTS.items()}
     for name, response in found.items():
         assert [response.status_code, kinds_of(as_described(response).text)] == EXPECTED[name], name
@@ -251,7 +253,8 @@ def test_every_route_is_asked_here() -> None:
     asked = [(method, path) for method, path, _ in ASKED.values() if path != "/nowhere"]
     asked += [("POST", path) for path, _ in TOLD.values()]
     asked += [("POST", f"/v1/admin/catalog/{act}") for act, _ in ACTS.values()]
-    asked += [("GET", path) for path in ("/v1/tasks", "/v1/admin/catalog", *TEXT_ROUTES)]
+    catalog = ("/v1/admin/catalog", "/v1/admin/catalog/versions/seven")
+    asked += [("GET", path) for path in ("/v1/tasks", *catalog, *TEXT_ROUTES)]
     operations = {(method.upper(), path) for path, verbs in DOCUMENT["paths"].items() for method in verbs}
     assert operations - {(method, declared(method, path)[0]) for method, path in asked} == ALIASES
 

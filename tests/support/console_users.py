@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.auth import ADMIN, PREDICT, WATCH, Key, KeyRing
 from serving.auth.keys import new_secret
+from serving.console.client import AnswerError
 from sparsehub.files import sha256_bytes
 
 SECRETS = {name: new_secret() for name in ("boss", "team", "watcher")}
@@ -36,3 +37,23 @@ def signed_in(server: Any, name: str) -> dict[str, str]:
     assert all(part in cookie for part in ("HttpOnly", "SameSite=strict", "Path=/console")), cookie
     assert "expires" not in cookie.lower() and "max-age" not in cookie.lower()
     return {"cookie": cookie.partition(";")[0]}
+
+
+class Asker:
+    """The console's client, without a browser before it."""
+
+    def __init__(self, client: Any):
+        self.client = client
+        self.posted: list[str] = []
+
+    async def get(self, path: str) -> Any:
+        return self._answer(self.client.get(path))
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        self.posted.append(path)
+        return self._answer(self.client.post(path, json=body))
+
+    def _answer(self, response: Any) -> Any:
+        if response.status_code >= 400:
+            raise AnswerError(response.status_code, response.json()["error"]["message"])
+        return response.json()

@@ -37,6 +37,10 @@ LABELS: tuple[tuple[str, dict[str, Any]], ...] = (
         {"id": "1", "inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["the fox", "a dog"]}]},
     ),
     ("/v2/models/three/versions/1.0.0/infer", {"inputs": [_ONE]}),
+    ("/v1/classify", {"model": ["three", "seven@1.0.0", "words"], "input": ["the fox", "a dog"]}),
+    ("/v1/score", {"model": ["rating", "three"], "input": "the fox"}),
+    ("/v1/embeddings", {"model": ["three", "backbone"], "input": [[5, 6, 7], [8]]}),
+    ("/v2/models/three,rating/infer", {"inputs": [{**_ONE, "name": "input"}], "outputs": [{"name": "three/probs"}]}),
 )
 TEXTS: tuple[tuple[str, dict[str, Any]], ...] = (
     (

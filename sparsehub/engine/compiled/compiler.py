@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sparsehub.backbone import load_backbone
 from sparsehub.engine.compiled.mixed_graph import MixedGraph
+from sparsehub.engine.compiled.plain_graph import linears_as_ops
 from sparsehub.engine.compiled.program_files import ARGUMENTS, LIBRARY, program_ops, write_description
 from sparsehub.engine.target_modules import TargetModules, find_target_modules
 from sparsehub.kernels import library
@@ -50,6 +51,7 @@ class CompilerJob:
     max_tokens: int  # of one sequence
     threads: int  # that the program uses inside one operation
     mixed: bool  # a program of mixed passes, which also takes `ARGUMENTS`
+    ops: bool  # whether it calls our own kernels; one of mixed passes does
     folder: str  # an empty one, for what comes out
 
 
@@ -79,10 +81,10 @@ class _Mixed(_Positional):
 
 
 def export(
-    module: Any, inputs: Sequence[str], max_tokens: int, targets: TargetModules | None = None
+    module: Any, inputs: Sequence[str], max_tokens: int, targets: TargetModules | None = None, *, ops: bool = False
 ) -> tuple[Any, list[str]]:
     """The base model's graph for any number of rows and tokens, and the names of the tensors that it returns. targets:
-    its target modules, for the graph of a mixed pass."""
+    its target modules, for the graph of a mixed pass; ops: whether that of a plain one calls our own kernels."""
     module.config.use_cache = False
     example = _example(module, inputs)
     with torch.no_grad():
@@ -91,7 +93,8 @@ def export(
         axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", max=max_tokens)}
         arguments, shapes = tuple(example.values()), tuple(axes for _ in inputs)
         if targets is None:
-            return _export(_Positional(module, inputs, outputs), arguments, shapes), outputs
+            with linears_as_ops(module) if ops else contextlib.nullcontext():
+                return _export(_Positional(module, inputs, outputs), arguments, shapes), outputs
         graph = MixedGraph(targets)
         with graph.on_model():
             model = _Mixed(module, inputs, outputs, graph)
@@ -124,13 +127,13 @@ def compile_program(job: CompilerJob) -> None:
     torch.set_num_threads(job.threads)
     backbone = load_backbone(job.backbone)
     targets = find_target_modules(backbone) if job.mixed else None
-    program, outputs = export(backbone.module, job.inputs, job.max_tokens, targets)
+    program, outputs = export(backbone.module, job.inputs, job.max_tokens, targets, ops=job.ops)
     options: dict[str, Any] = {
         "aot_inductor.package_constants_in_so": False,
         "compile_threads": 1,
         "cpp.threads": job.threads,
     }
-    if job.mixed:
+    if job.ops:
         options["aot_inductor.custom_ops_to_c_shims"] = _shims()
     with tempfile.TemporaryDirectory(dir=job.folder) as scratch:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch  # nothing is left in the user's temporary folder

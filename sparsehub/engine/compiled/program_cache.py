@@ -22,6 +22,7 @@ from sparsehub.backbone import Backbone
 from sparsehub.engine.compiled.program_files import ProgramFiles, program_ops, read_program
 from sparsehub.errors import EngineError, UsageError
 from sparsehub.files import cache_root, canonical_json, new_folder, sha256_bytes, sha256_file
+from sparsehub.kernels import native
 
 COMPILE_SECONDS = 1800.0  # a busy machine takes long at the lowest priority
 _LOOK_SECONDS = 0.2
@@ -35,12 +36,18 @@ def find_or_compile(
     `EngineError` where there is none, `OSError` where the cache cannot be used. stopped: ends the compiler early."""
     import transformers
 
-    job = {"inputs": list(inputs), "max_tokens": max_tokens, "threads": torch.get_num_threads(), "mixed": mixed}
+    job = {
+        "inputs": list(inputs),
+        "max_tokens": max_tokens,
+        "threads": torch.get_num_threads(),
+        "mixed": mixed,
+        "ops": native.exports(),
+    }
     versions = {
         "sparsehub": sparsehub.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "ops": sha256_file(program_ops()) if mixed else None,
+        "ops": sha256_file(program_ops()) if job["ops"] else None,
     }
     made_of = {"job": job, "versions": versions, "model": _model(backbone), "cpu": _cpu()}
     folder = cache_root() / "compiled" / sha256_bytes(canonical_json(made_of)).removeprefix("sha256:")

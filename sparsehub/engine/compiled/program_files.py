@@ -27,7 +27,7 @@ class ProgramFiles:
 
 
 def program_ops() -> Path:
-    """The C++ of what mixed programs call of ours."""
+    """The C++ of what programs call of ours."""
     return Path(sparsehub.kernels.__file__).with_name("program_ops.hpp")
 
 

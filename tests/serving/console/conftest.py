@@ -16,6 +16,7 @@ from sparsehub.hub import open_hub
 from sparsehub.package import read_package
 from sparsehub.package.plots import draw_pictures
 from sparsehub.package.summary import summarize
+from tests.support.console_browser import CHROMIUM, FLAGS, Visit
 from tests.support.console_users import CARD, RING
 from tests.support.packages import write_bare_package
 
@@ -54,3 +55,33 @@ def served(hub: Any, new_server: Callable[..., Any], tmp_path_factory: pytest.Te
     os.environ.pop("SPARSEHUB_CACHE")
     if before is not None:
         os.environ["SPARSEHUB_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium here: apt-get install -y --no-install-recommends chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any, served: Any) -> Iterator[Callable[..., Visit]]:
+    """visit(key, option=...): a page that is signed in. Nothing of it may break, or ask for anything elsewhere."""
+    visits: list[Visit] = []
+
+    def new(name: str, **options: Any) -> Visit:
+        visits.append(Visit(browser, served, **options))
+        visits[-1].sign_in(name)
+        return visits[-1]
+
+    yield new
+    for it in visits:
+        assert not it.broken, it.broken
+        home = f"http://127.0.0.1:{served.port}/"
+        assert [url for url in it.asked if not url.startswith((home, "data:", "blob:"))] == []
+        it.context.close()

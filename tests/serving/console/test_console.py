@@ -15,15 +15,15 @@ import pytest
 from serving.auth import Authenticator, KeyRing
 from serving.console import history
 from serving.console.cards import card_html
+from serving.console.catalog_acts import body_of
 from serving.console.context import shown
 from serving.console.history import History
 from serving.console.package_views import Packages
-from serving.console.tab_catalog import body_of
 from serving.console.task_forms import answer_of, form_of
 from serving.console.task_table import ago
 from sparsehub.errors import RequestError
 from sparsehub.files import canonical_json
-from tests.support.console_users import CARD, RING, SECRETS, signed_in
+from tests.support.console_users import CARD, RING, SECRETS, Asker, signed_in
 
 # who is let in
 
@@ -133,6 +133,7 @@ def test_a_card_can_do_nothing() -> None:
     assert html.count("<img") == 1 and 'src="data:image/png;base64,iVBORw0KGgpyZXN0"' in html
     assert 'rel="noopener noreferrer nofollow"' in html and "[picture: pixel]" in html
     assert "density.png" not in card_html({"README.md": CARD.encode(), "density.png": b"<svg onload=x>"})
+    assert "<img" not in card_html({"README.md": CARD.encode(), "density.png": drawn}, {"density.png"})
     assert "no card" in card_html({})
 
 
@@ -153,11 +154,15 @@ def test_the_history_counts_what_came_between_two_looks_and_is_bounded() -> None
         "where": "device",
         "bytes": 1 << 20,
         "requests": 5,
+        "items": 5,
+        "failed": 0,
         "p50_ms": 2.0,
         "p99_ms": 3.0,
     }
     for second in range(history.LOOKS + 50):
-        past.look([{**task, "requests": 5 + 4 * second}], start + timedelta(seconds=2 * second))
+        past.look(
+            [{**task, "requests": 5 + 4 * second, "items": 5 + 4 * second}], start + timedelta(seconds=2 * second)
+        )
     throughput = past.series(history.THROUGHPUT)
     assert {name: value for _, name, value in throughput} == {history.ALL: 2.0, "a@1": 2.0}
     assert len(throughput) == 2 * history.LOOKS
@@ -192,19 +197,6 @@ def test_a_key_that_is_taken_back_opens_nothing_more(served: Any) -> None:
     assert served.client.get("/console/config", headers=headers).status_code == 401
     assert "not known here" in served.client.get("/console/", headers=headers).text
     served.access.reload(canonical_json(RING.to_json()))
-
-
-class Asker:
-    """The console's client, without a browser before it."""
-
-    def __init__(self, client: Any):
-        self.client = client
-
-    async def get(self, path: str) -> Any:
-        return self.client.get(path).raise_for_status().json()
-
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self.client.post(path, json=body).raise_for_status().json()
 
 
 def test_every_kind_has_a_form_and_an_answer(new_server: Callable[..., Any], tiny_tasks: Any) -> None:
