@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.engine.base_pass_peers import onnx_float, onnx_int8
+from benchmarks.engine.trunk_peers import PLAIN, TASKS, TEXTS, TOKENS, others, resident_memory
 from benchmarks.harness import Case, Report, Row, interleaved, verdict, write_report
-from benchmarks.models import DENSITY, SHAPES, load_plain, lora_model, save_encoder
+from benchmarks.models import DENSITY, SHAPES, save_encoder
 from benchmarks.packages import manifest_of, save_tokenizer
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.delta import Delta, ParameterDelta
@@ -33,9 +33,7 @@ from sparsehub.package.encoding import Encoded
 from sparsehub.package.outputs import Prediction
 from sparsehub.package.task_spec import FIRST, MEAN, HeadSpec
 
-TASKS, TEXTS, TOKENS = 16, 16, 32
 ROUNDS = 5
-PLAIN = "plain forward of the texts"
 LIMITS = {  # by encoder, changed layers and pooling: the largest multiple of the plain forward
     ("6 x 384", 0, MEAN): 1.15,
     ("6 x 384", 1, FIRST): 1.6,
@@ -51,6 +49,8 @@ NOTES = (
     "Every task changes 0.5% of all entries of the backbone, all of them in its last layers, and has a linear head.",
     "`mixed`: what is done without trunks, a row for every task and text in one pass on the base weights.",
     "`difference`: the largest between a task's scores and those of its weights in place.",
+    "Memory: each case and number in a process of its own, after an answer; the encoder and the libraries that are "
+    "imported are part of it.",
     "`shares nothing`: as many rows as there are tasks, each another text; with trunks on and off.",
 )
 
@@ -94,6 +94,7 @@ def main() -> None:
                     rows += found
                     checks += checks_of(found, (encoder, layers, pooling))
         rows += others(Path(folder) / "6x384", rounds)
+        rows += resident_memory(Path(folder) / "6x384")
     print(
         write_report(Report("trunk", "Many tasks on the same texts", rows, NOTES, checks), str(torch.get_num_threads()))
     )
@@ -128,6 +129,7 @@ def measure(size: str, folder: Path, layers: int, pooling: str, rounds: int) -> 
                 "median ms": timing.median,
                 "times plain": timing.median / plain.median,
                 "fastest, times plain's": timing.fastest / plain.fastest,
+                **({"answers a second": TASKS * TEXTS / timing.median * 1e3} if name in (TRUNK, MIXED) else {}),
                 **({"difference": f"{difference:.1e}"} if name == "trunk" else {}),
             },
         )
@@ -149,18 +151,12 @@ def checks_of(rows: Sequence[Row], key: tuple[str, int, str]) -> list[str]:
 def made(size: str, folder: Path, layers: int, pooling: str) -> Setting:
     backbone = load_backbone(str(folder))
     engine = Engine(backbone)
-    spec = TaskSpec(
-        "text-classification", ("a", "b", "c"), "single_label_classification", ("text",), "label", 128, ("accuracy",)
-    )
-    spec = replace(spec, head=HeadSpec("linear", pooling, False, "joint"))
     names = last_layers(backbone, layers)
     tasks = []
     for number in range(TASKS):
-        generator = torch.Generator().manual_seed(number)
-        head = {"weight": torch.randn(3, SHAPES[size][1], generator=generator) * 0.1, "bias": torch.zeros(3)}
         delta = upper_delta(backbone, names, number)
-        manifest = replace(manifest_of(backbone, delta, number), task=spec)
-        engine.add(Package(manifest, delta, head, f"sha256:{number:064x}"))
+        manifest = replace(manifest_of(backbone, delta, number), task=spec_of(pooling))
+        engine.add(Package(manifest, delta, head_of(size, number), f"sha256:{number:064x}"))
         handle = engine._residency.handle(f"sha256:{number:064x}")
         assert handle is not None and handle.resident is not None  # it was added
         tasks.append(handle.resident)
@@ -168,6 +164,21 @@ def made(size: str, folder: Path, layers: int, pooling: str) -> Setting:
     inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     texts = [Encoded(({name: tensor[row].tolist() for name, tensor in inputs.items()},)) for row in range(TEXTS)]
     return Setting(engine, tasks, texts, inputs)
+
+
+def spec_of(pooling: str) -> TaskSpec:
+    """A task with a linear head."""
+    labels = ("a", "b", "c")
+    spec = TaskSpec(
+        "text-classification", labels, "single_label_classification", ("text",), "label", 128, ("accuracy",)
+    )
+    return replace(spec, head=HeadSpec("linear", pooling, False, "joint"))
+
+
+def head_of(size: str, seed: int) -> dict[str, Tensor]:
+    """The tensors of a linear head with three labels."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"weight": torch.randn(3, SHAPES[size][1], generator=generator) * 0.1, "bias": torch.zeros(3)}
 
 
 def last_layers(backbone: Backbone, layers: int) -> list[str]:
@@ -214,60 +225,6 @@ def largest_difference(setting: Setting) -> float:
     if worst > 1e-5:
         raise SystemExit(f"trunk and branches are off by {worst:.2g}")
     return worst
-
-
-def others(folder: Path, rounds: int) -> list[Row]:
-    """What is done elsewhere about many questions and one text, on the smaller encoder."""
-    model = load_plain(folder).eval()
-    backbone = load_backbone(str(folder))
-    inputs = sample_batch(backbone, TEXTS, TOKENS)
-    heads = [torch.nn.Linear(SHAPES["6 x 384"][1], 3) for _ in range(TASKS)]
-    many = {name: tensor.repeat(TASKS, 1) for name, tensor in inputs.items()}
-    lora = lora_model(folder, TASKS)
-    names = [f"t{number}" for number in range(TASKS) for _ in range(TEXTS)]
-
-    def answers(states: Tensor) -> list[Tensor]:
-        pooled = states.mean(1)
-        return [head(pooled) for head in heads]
-
-    calls: dict[str, Callable[[], Any]] = {
-        PLAIN: lambda: model(**inputs),
-        f"{TASKS} linear heads on one frozen pass, transformers": lambda: answers(model(**inputs).last_hidden_state),
-        f"PEFT LoRA r=8, adapter_names, {TASKS} rows a text": lambda: lora(**many, adapter_names=names),
-        **onnx_calls(model, folder, inputs, answers),
-    }
-    timings = interleaved([Case(name, call) for name, call in calls.items()], max(2, rounds // 2), warmup=1)
-    setup = {"encoder": "6 x 384", "beside": f"what else answers {TASKS} questions about {TEXTS} texts"}
-    plain = timings[PLAIN].median
-    return [
-        Row(
-            name,
-            setup,
-            {
-                "median ms": timing.median,
-                "times plain": timing.median / plain,
-                "answers a second": "" if name == PLAIN else TASKS * TEXTS / timing.median * 1e3,
-            },
-        )
-        for name, timing in timings.items()
-    ]
-
-
-def onnx_calls(
-    model: Any, folder: Path, inputs: dict[str, Tensor], answers: Callable[[Tensor], list[Tensor]]
-) -> dict[str, Callable[[], Any]]:
-    """ONNX Runtime on the frozen encoder, float32 and dynamic int8: one pass, and a pass for each task; none where it
-    is not installed. answers: those of the heads, from a pass's states."""
-    try:
-        exact, small = onnx_float(model, folder), onnx_int8(model, folder)
-    except ImportError:
-        return {}
-    batch = {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}
-    return {
-        f"{TASKS} linear heads on one frozen pass, ONNX Runtime float32": lambda: answers(exact(batch)),
-        f"{TASKS} linear heads on one frozen pass, ONNX Runtime int8": lambda: answers(small(batch)),
-        f"{TASKS} models, ONNX Runtime int8": lambda: [small(batch) for _ in range(TASKS)],
-    }
 
 
 if __name__ == "__main__":
