@@ -61,13 +61,13 @@ def extract(
     source: a checkpoint's folder or hub id, or an adapter's folder. backbone: what it was fine-tuned from. Without
     density (a share of the backbone's entries) or nnz (their number) the package is lossless: every weight that
     differs, bit for bit; a LoRA needs a budget. value_dtype: of kept changes, float16 by default. drop: shell patterns
-    of tensors that may be left out. task: what the package does, head: the tensors of its linear head, where it
-    has one that is not beside an adapter; otherwise the checkpoint's configuration says it, or
-    kind, text (field names), label (a field), labels (in the head's order), choices (fields) and max_length (tokens).
-    test: a file of labelled rows; the tuned model and the package are both measured on it; quoting, delimiter and
-    encoding say how it is read where that is not to be detected. check: run a probe batch
-    through the tuned model and through the package before it is written, which loads both, one after the other; by
-    default up to 500 million parameters. report: called with the name of each step that takes a while.
+    of tensors that may be left out. task: what the package does, head: the tensors of its linear head, where it has
+    one that is not beside an adapter; otherwise the checkpoint's configuration says it, or kind, text (field names),
+    label (a field), labels (in the head's order), choices (fields) and max_length (tokens; no more than the backbone
+    takes). test: a file of labelled rows; the tuned model and the package are both measured on it; quoting, delimiter
+    and encoding say how it is read where that is not to be detected. check: run a probe batch through the tuned model
+    and through the package before it is written, which loads both, one after the other; by default up to 500 million
+    parameters. report: called with the name of each step that takes a while.
 
     Raises `UsageError`, `BackboneError` and `DeltaError`, also where a lossless package gives other outputs than the
     tuned model; nothing is written then.
@@ -80,12 +80,12 @@ def extract(
         raise UsageError(unknown_name("value dtype", value_dtype, list(STORED_DTYPES)))
     rows = _test_rows(test, quoting, delimiter, encoding)
     base, origin, budget = open_checkpoint(str(backbone), revision), _origin(Path(source)), _budget(density, nnz)
+    extractor = _Extractor(origin, budget, value_dtype, report or (lambda _: None))
     if task is None:
         fields = (text,) if isinstance(text, str) else tuple(text)
         hints = TaskHints(kind, fields, label, tuple(labels), tuple(choices), max_length)
-        task = task_of(hints, getattr(origin, "folder", None))
+        task = _within(task_of(hints, getattr(origin, "folder", None)), base, extractor.report)
     wanted = Extraction(base, task, Path(out), name, version, license, tuple(drop), head or {})
-    extractor = _Extractor(origin, budget, value_dtype, report or (lambda _: None))
     extractor.report(f"comparing {source} with {backbone}")
     return extractor.write(wanted, rows, check)
 
@@ -95,6 +95,23 @@ def _origin(source: Path) -> Checkpoint | Adapter:
     from sparsehub.convert.adapters import is_adapter, read_adapter
 
     return read_adapter(source) if is_adapter(source) else open_checkpoint(str(source))
+
+
+def _within(task: TaskSpec, base: Checkpoint, report: Callable[[str], None]) -> TaskSpec:
+    """The task with rows cut where the backbone's positions end, as training cuts them."""
+    from sparsehub.backbone.backbone import read_config
+    from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
+    from sparsehub.convert.task_inference import TaskHints
+    from sparsehub.convert.tokenizer_check import has_tokenizer
+
+    if not has_tokenizer(base.folder):
+        return task
+    limit = max_tokens(load_tokenizer(base), read_config(base))
+    if task.max_length <= limit:
+        return task
+    if task.max_length != TaskHints.max_length:  # it was asked for
+        report(f"rows are cut at {limit} tokens, the most that this backbone takes")
+    return dataclasses.replace(task, max_length=limit)
 
 
 def _budget(density: float | None, nnz: int | None) -> Budget | None:

@@ -41,9 +41,16 @@ class Exported:
 def export_shira(package: Package, layout: CheckpointLayout, out: Path) -> Exported:
     """Write the adapter folder `out`, head included (`modules_to_save`), atomically.
 
-    Raises `UsageError` where the delta changes other than weights of Linear layers, or has `set` values.
+    Raises `UsageError` where there is no delta, or one that changes other than weights of Linear layers or has `set`
+    values.
     """
     delta = package.delta
+    if not delta.parameters:
+        raise UsageError(
+            "a SHiRA adapter adds to weights, and this package changes none",
+            found="a head alone",
+            fix="serve or materialize it; to train a change, look at the probe's score beside the card's",
+        )
     if delta.value_kind != "add":
         raise UsageError("a SHiRA adapter adds to weights, and this package sets them", found=delta.value_kind)
     _refuse_others(package, layout)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerSelection:
-    """One line of the report."""
+    """One part of the backbone in the report of what a rule chose, which `sparsehub train` prints."""
 
     part: str  # the layer, such as `encoder.layer.3`
     entries: int  # that it has

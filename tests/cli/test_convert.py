@@ -162,3 +162,6 @@ def test_export_and_import_again(run: Any, tiny_tasks: Any, rows: Path, tmp_path
     assert json.loads(run("diff", tmp_path / "mood", tmp_path / "back", "--json").out)["jaccard"] == 1.0
     done = run("export", tiny_tasks.write("all"), *common, "--out", tmp_path / "no")
     assert done.code == 2 and "Linear layers alone" in done.err
+    head = tiny_tasks.write("alone", head=HeadSpec("linear", "mean", False, "joint"), delta=False)
+    done = run("export", head, *common, "--out", tmp_path / "no")
+    assert done.code == 2 and "changes none" in done.err and "unexpected" not in done.err
