@@ -49,6 +49,12 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_the_readme_leads_to_every_page_of_the_docs() -> None:
+    readme = (ROOT / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}  # which the README is, for the site
+    assert pages <= set(re.findall(r"\]\(docs/([\w-]+\.md)\)", readme))
+
+
 def test_files_that_contributing_names_are_there() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     for path in re.findall(r"`((?:benchmarks|docs|serving|sparsehub|tests)/[\w./-]*)`", page):
