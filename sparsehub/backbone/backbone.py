@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from sparsehub.backbone.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, 
 from sparsehub.backbone.configuration import computed_with
 from sparsehub.errors import BackboneError
 from sparsehub.progress import work
-from sparsehub.schema import unknown_name
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # How transformers calls the classes of causal language models.
@@ -80,7 +80,9 @@ class Backbone:
 def dtype_named(name: str) -> torch.dtype:
     """`float32`, `float16` or `bfloat16` as a torch dtype; raises `BackboneError`."""
     if name not in _DTYPES:
-        raise BackboneError(unknown_name("dtype for the backbone", name, list(_DTYPES)))
+        near = difflib.get_close_matches(name, _DTYPES, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else None
+        raise BackboneError("unknown dtype for the backbone", found=name, expected=", ".join(_DTYPES), fix=fix)
     return _DTYPES[name]
 
 

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 DPI = 100
-COLOURS = 64
+COLOURS, FEW = 64, 16  # of a palette; lines, dots and few cells need no more
 INK, DIM, BAR, SECOND = "#202124", "#7a858c", "#1f6f8b", "#c7702e"
 
 
@@ -18,7 +18,7 @@ def new_figure(size: tuple[float, float]) -> Any:
     return Figure(figsize=size, dpi=DPI, layout="constrained")
 
 
-def png_of(figure: Any) -> bytes:
+def png_of(figure: Any, colours: int = COLOURS) -> bytes:
     """The PNG's bytes, with a palette: a package of half a megabyte should not be mostly picture."""
     from PIL import Image  # a dependency of matplotlib
 
@@ -26,7 +26,7 @@ def png_of(figure: Any) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a label may have a letter that no font here has
         figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    Image.open(drawn).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 

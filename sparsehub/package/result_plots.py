@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsehub.package.drawing import BAR, DIM, INK, SECOND, draw_shares, new_figure, plain_axes, png_of
+from sparsehub.package.drawing import BAR, DIM, FEW, INK, SECOND, draw_shares, new_figure, plain_axes, png_of
 from sparsehub.package.results import LearningCurve, Points, SplitResults
 
 _CELL = 0.5  # inches of a cell of a confusion matrix
@@ -17,7 +17,7 @@ def draw_curve(curve: LearningCurve, starts: dict[str, float]) -> bytes:
     _draw_losses(axes[0], curve)
     if curve.scores:
         _draw_scores(axes[1], curve, starts)
-    return png_of(figure)
+    return png_of(figure, FEW)
 
 
 def _draw_losses(axes: Any, curve: LearningCurve) -> None:
@@ -71,7 +71,7 @@ def draw_confusion(results: SplitResults, labels: tuple[str, ...]) -> bytes:
     axes.set_yticks(places, names, **style)
     axes.set_xlabel("answer", fontsize=8)
     axes.set_ylabel("label", fontsize=8)
-    return png_of(figure)
+    return png_of(figure, FEW)
 
 
 def draw_predictions(results: SplitResults) -> bytes:
@@ -87,4 +87,4 @@ def draw_predictions(results: SplitResults) -> bytes:
     axes.set_ylabel("predicted", fontsize=8)
     axes.legend(fontsize=7, frameon=False)
     plain_axes(axes)
-    return png_of(figure)
+    return png_of(figure, FEW)
