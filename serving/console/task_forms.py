@@ -10,10 +10,29 @@ from urllib.parse import quote
 
 from serving.console.client import EndpointClient
 from sparsehub.errors import RequestError, SparsehubError
+from sparsehub.package.task_spec import (
+    EMBEDDING,
+    MULTI_LABEL,
+    MULTIPLE_CHOICE,
+    REGRESSION,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+)
+from sparsehub.task_ref import is_composed
 
 MOST_FIELDS = 8
 NEW_TOKENS = 64  # of a text that is generated here
 SCORE, WORDS, LABEL, LABELS, TEXT, VECTOR = "score", "words", "label", "labels", "text", "embedding"
+_GIVES = {
+    TEXT_CLASSIFICATION: LABEL,
+    MULTIPLE_CHOICE: LABEL,
+    MULTI_LABEL: LABELS,
+    REGRESSION: SCORE,
+    TOKEN_CLASSIFICATION: WORDS,
+}
+_PROMPT = ("prompt",)
+_TWO_TEXTS = ("first text", "second text")  # two vectors say more to a reader than one: their cosine
 
 
 @dataclass(frozen=True)
@@ -48,16 +67,40 @@ async def form_of(ask: EndpointClient, reference: str) -> TaskForm:
     """Raises `RequestError`, also for a task with more fields than the page has boxes."""
     if not reference:
         raise RequestError("choose a task first")
+    if (card := await _card_of(ask, reference)) is not None:
+        return _checked_form(TaskForm(reference, *card))
     metadata = await ask.get(f"/v2/models/{quote(reference, safe='')}")
     outputs = {output["name"]: output["shape"] for output in metadata["outputs"]}
     fields = tuple(tensor["name"] for tensor in metadata["inputs"])
-    if len(fields) > MOST_FIELDS:
-        raise RequestError("this task has more fields than the console shows", found=len(fields))
     if outputs.get("probs") == [-1, 0]:
-        return TaskForm(reference, ("prompt",), TEXT)
-    if VECTOR in outputs:  # two vectors say more to a reader than one: their cosine
-        return TaskForm(reference, ("first text", "second text"), VECTOR)
-    return TaskForm(reference, fields, next(kind for kind in (SCORE, WORDS, LABEL, LABELS) if kind in outputs))
+        return TaskForm(reference, _PROMPT, TEXT)
+    if VECTOR in outputs:
+        return TaskForm(reference, _TWO_TEXTS, VECTOR)
+    gives = next(kind for kind in (SCORE, WORDS, LABEL, LABELS) if kind in outputs)
+    return _checked_form(TaskForm(reference, fields, gives))
+
+
+def _checked_form(form: TaskForm) -> TaskForm:
+    if len(form.fields) > MOST_FIELDS:
+        raise RequestError("this task has more fields than the console shows", found=len(form.fields))
+    return form
+
+
+async def _card_of(ask: EndpointClient, reference: str) -> tuple[tuple[str, ...], str] | None:
+    """What an exact version takes and gives by the list of models, which asks no task: looking is not using. None where
+    its package was not read yet, and for what is no single version."""
+    if is_composed(reference) or "@" not in reference:
+        return None
+    try:
+        card = await ask.get(f"/v1/models/{quote(reference, safe='@:')}")
+    except RequestError:  # asking the task says what is wrong
+        return None
+    kind = card.get("kind")
+    if kind == TEXT_GENERATION:
+        return _PROMPT, TEXT
+    if kind == EMBEDDING:
+        return _TWO_TEXTS, VECTOR
+    return (tuple(card["fields"]), _GIVES[kind]) if kind in _GIVES else None
 
 
 def request_of(form: TaskForm, texts: Sequence[str]) -> SentRequest:

@@ -206,6 +206,8 @@ def test_every_kind_has_a_form_and_an_answer(new_server: Callable[..., Any], tin
         ask, shown = Asker(server.client), {}
         for task in server.engine.tasks.all():
             form = asyncio.run(form_of(ask, task.name))  # type: ignore[arg-type]
+            exact = asyncio.run(form_of(ask, task.reference))  # type: ignore[arg-type]
+            assert (exact.fields, exact.gives) == (form.fields, form.gives), "by its card as by its tensors"
             shown[task.name] = asyncio.run(answer_of(ask, form, texts.get(task.name, ("the fox",))))  # type: ignore[arg-type]
         assert all(f"answered by <b>{name}@1.0.0</b>" in answer.text for name, answer in shown.items())
         assert '<p class="number">1</p>' in shown["vectors"].text

@@ -17,7 +17,7 @@ from serving.console.answer_cards import cards_of
 from serving.console.examples import TaskExample, examples_in
 from serving.console.fan_out import FanOut, ask_tasks
 from serving.console.snippets import curl_lines, python_lines
-from serving.console.task_forms import SentRequest, ShownAnswer
+from serving.console.task_forms import SentRequest, ShownAnswer, form_of
 from sparsehub.package import read_manifest
 from tests.support.console_users import Asker
 
@@ -61,6 +61,18 @@ def test_two_fields_are_given_by_their_names(server: Any) -> None:
     (sent,) = found.sent
     assert list(sent.body["input"][0].values()) == ["a fox", "a dog"] and found.answers[0].probabilities
     assert "it reads other texts" in found.answers[1].text
+
+
+def test_looking_at_a_task_is_not_using_it(server: Any) -> None:
+    asked(server, ["seven"], "the fox")  # its package is read by now
+    before = use_of(server, "seven")
+    assert asyncio.run(form_of(Asker(server.client), "seven@1.0.0")).gives == "label"  # type: ignore[arg-type]
+    assert use_of(server, "seven") == before
+
+
+def use_of(server: Any, name: str) -> Any:
+    found = next(task for task in server.client.get("/v1/tasks").json()["data"] if task["name"] == name)
+    return found["requests"], found["last_used"]
 
 
 def test_the_lines_to_copy_give_the_same_answer(server: Any) -> None:
