@@ -15,7 +15,7 @@ from sparsehub.extras import require
 from sparsehub.package import Package
 from sparsehub.package.card import DENSITY_PICTURE
 from sparsehub.package.comparison import compare_packages
-from sparsehub.package.plots import draw_matrices, draw_pictures
+from sparsehub.package.plots import draw_density, draw_matrices
 from sparsehub.package.summary import summarize
 
 T = TypeVar("T")
@@ -54,10 +54,10 @@ class Packages:
 
     def _draw_heat(self, digest: str) -> str:
         require("matplotlib", "console")
-        pictures = draw_pictures(summarize(self._read(digest).manifest), None)
-        if DENSITY_PICTURE not in pictures:
+        package = summarize(self._read(digest).manifest)
+        if not package.changes.nnz:
             return "<p>Nothing of the backbone changes: the task is a head alone.</p>"
-        return picture_html(pictures[DENSITY_PICTURE], "Share of entries changed, by layer and kind of matrix")
+        return picture_html(draw_density(package), "Share of entries changed, by layer and kind of matrix")
 
     def _draw_overlap(self, digests: Sequence[str]) -> str:
         require("matplotlib", "console")
