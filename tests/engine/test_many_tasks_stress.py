@@ -165,7 +165,7 @@ def test_no_row_is_lost_or_foreign_whatever_comes_goes_and_breaks(
     record_property: Callable[[str, object], None],
 ) -> None:
     backbone = load_backbone(str(tiny_tasks.folder))
-    budgets = Budgets(device_bytes=(150 if SOAK else 8) * 14_000, loaders=2)  # not for all tasks
+    budgets = Budgets(device_bytes=(60 if SOAK else 8) * 14_000, loaders=2)  # not for all tasks
     engine = Engine(backbone, Limits(queue_rows=512), budgets=budgets, check_seconds=0.01)
     expected = expected_answers(shelf, load_backbone(str(tiny_tasks.folder)), engine.tokenizer)
     before, choices, found = backbone.arena.digest(), random.Random(5), Found()
