@@ -15,7 +15,7 @@ $(INSTALLED) $(DEMO_INSTALLED): pyproject.toml constraints.txt
 	@echo "installing into $(VENV), a few minutes"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(if $(filter $@,$(INSTALLED)),dev,demo)]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(if $(filter $@,$(INSTALLED)),dev,demo)]'
 	touch $@
 
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))

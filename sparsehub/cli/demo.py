@@ -247,7 +247,7 @@ def _show_next(hub: Path, port: int, seconds: float) -> None:
     )
     console.print(commands, highlight=False, markup=False)
     console.print(
-        "[dim]With pip install -e '.[console]' and --console it has a page for browsers at "
+        "[dim]With pip install -e '.\\[console]' and --console it has a page for browsers at "
         f"http://127.0.0.1:{port}/console/[/]",
         highlight=False,
     )
