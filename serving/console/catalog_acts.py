@@ -9,6 +9,8 @@ from typing import Any
 
 import gradio as gr
 
+from sparsehub.task_ref import parse_reference
+
 ROUTE = "/v1/admin/catalog"
 # What each verb needs, by the names of the route's fields.
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -94,7 +96,7 @@ def question_of(verb: str, name: str, entry: Mapping[str, Any], values: Mapping[
     task, stable = escape(name), escape(entry["stable"]["version"])
     canary = escape(entry["canary"]["version"]) if entry["canary"] else ""
     if verb == "canary":
-        return canary_text(name, entry, values["reference"].rpartition("@")[2], values["percent"])
+        return canary_text(name, entry, parse_reference(values["reference"]).pin or "", values["percent"])
     if verb == "promote":
         return f"<p>Everybody who asks for <b>{task}</b> gets {canary} from now on, in place of {stable}.</p>"
     if verb == "rollback" and canary:

@@ -79,6 +79,7 @@ def test_fields_of_other_names_and_pairs(served: Any, tiny_tasks: Any) -> None:
     assert set(own) == {"three/label", "three/probs", "sentence/error"}
     pairs = [tensor("text_b", ["a dog"]), tensor("text_a", ["the fox"])]
     found = inferred(infer(served, "pair,match", *pairs).json())
+    assert set(found) == {"pair/label", "pair/probs", "match/score"}, found
     assert_close(found["match/score"]["data"], infer(served, "match", *pairs).json()["outputs"][0]["data"])
     for name in ("sentence", "match"):
         served.engine.remove(name)

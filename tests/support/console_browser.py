@@ -23,6 +23,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+STILL = """() => !document.querySelector(".pending, .generating, .translucent")
+    && document.getAnimations().every(it => it.playState !== "running"
+        || it.effect.getComputedTiming().iterations === Infinity)"""
 WIDTHS = {"wide": (1280, 900), "phone": (390, 844)}
 
 
@@ -89,7 +92,8 @@ def axe_core() -> str:
 
 
 def faults(page: Any, axe: str) -> list[str]:
-    """What axe-core calls serious or critical in a page as it is now."""
+    """What axe-core calls serious or critical in a page, once nothing in it is faded or fades."""
+    page.wait_for_function(STILL)
     page.evaluate(axe)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     return [

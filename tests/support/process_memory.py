@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 
-def copies_in_memory(pid: int, data: bytes) -> int:
-    """How often `data` lies whole in the writable memory of a process that this one started, by Linux' /proc."""
-    return sum(region.count(data) for region in _written_regions(pid, len(data)))
+def is_mapped(pid: int, data: bytes) -> bool:
+    """Whether a process that this one started has mapped memory for just so many bytes, and these are in it. By Linux'
+    /proc; what is left somewhere of a file that was read does not count."""
+    return any(region.startswith(data) for region in _regions(pid, -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE))
 
 
-def _written_regions(pid: int, at_least: int) -> Iterator[bytes]:
-    """What is in each region that can be written to, that no file backs and that has room for so many bytes."""
+def _regions(pid: int, size: int) -> Iterator[bytes]:
+    """What is in each region of a size that can be written to and that no file backs."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            span, rights, _, _, inode, *path = line.split()
+            span, rights, _, _, inode, *_ = line.split()
             start, end = (int(address, 16) for address in span.split("-"))
-            anonymous = inode == "0" or path[:1] == ["/dev/zero"]  # the latter is how shared memory is shown
-            if rights.startswith("rw") and anonymous and end - start >= at_least:
-                yield os.pread(memory.fileno(), end - start, start)
+            if rights.startswith("rw") and inode == "0" and end - start == size:
+                yield os.pread(memory.fileno(), size, start)
