@@ -72,16 +72,16 @@ def test_each_task_fails_alone_and_is_never_left_out(served: Any) -> None:
 
 def test_fields_of_other_names_and_pairs(served: Any, tiny_tasks: Any) -> None:
     served.engine.add(tiny_tasks.read("sentence", fields=("sentence",), seed=50))
-    served.engine.add(tiny_tasks.read("match", "regression", fields=("text_a", "text_b"), seed=9))
+    served.engine.add(tiny_tasks.read("likeness", "regression", fields=("text_a", "text_b"), seed=9))
     both = inferred(infer(served, "three,sentence").json())
     assert set(both) == {"three/label", "three/probs", "sentence/label", "sentence/probs"}
     own = inferred(infer(served, "three,sentence", tensor("text", TEXTS)).json())
     assert set(own) == {"three/label", "three/probs", "sentence/error"}
     pairs = [tensor("text_b", ["a dog"]), tensor("text_a", ["the fox"])]
-    found = inferred(infer(served, "pair,match", *pairs).json())
-    assert set(found) == {"pair/label", "pair/probs", "match/score"}, found
-    assert_close(found["match/score"]["data"], infer(served, "match", *pairs).json()["outputs"][0]["data"])
-    for name in ("sentence", "match"):
+    found = inferred(infer(served, "pair,likeness", *pairs).json())
+    assert set(found) == {"pair/label", "pair/probs", "likeness/score"}, found
+    assert_close(found["likeness/score"]["data"], infer(served, "likeness", *pairs).json()["outputs"][0]["data"])
+    for name in ("sentence", "likeness"):
         served.engine.remove(name)
 
 
