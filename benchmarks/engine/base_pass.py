@@ -71,7 +71,7 @@ def main() -> None:
         forwards, skipped = peers(Path(folder))
         own = own_milliseconds()
         rows = [row for batch in BATCHES for row in measure(batch, engines, forwards)]
-        rows += (shared := shared_rows(engines))
+        shared = shared_rows(engines)
         for engine in engines.values():
             engine.stop()
     checks = [
@@ -79,7 +79,7 @@ def main() -> None:
         *shared_checks(shared),
         verdict("the engine's own time, 1 x 16, one task, CPU ms", own, OWN_LIMIT),
     ]
-    report = Report("base_pass", "One task's rows, beside one model", rows, [*NOTES, *skipped], checks)
+    report = Report("base_pass", "One task's rows, beside one model", [*rows, *shared], [*NOTES, *skipped], checks)
     print(write_report(report, str(torch.get_num_threads())))
     labels = [f"{rows} rows of {tokens}" for rows, tokens in BATCHES]
     compared = [row for row in rows if row not in shared]
