@@ -165,10 +165,7 @@ def _tenants(items: Sequence[Item], start: float) -> tuple[TenantShare, ...]:
     found: dict[str, list[Item]] = {}
     for item in items:
         found.setdefault(item.flow.tenant.name, []).append(item)
-    return tuple(
-        TenantShare(name, len(own), sum(i.payload.row.tokens for i in own), sum(start - i.arrived for i in own))
-        for name, own in found.items()
-    )
+    return tuple(TenantShare(name, len(own), sum(start - item.arrived for item in own)) for name, own in found.items())
 
 
 def _answer_part(part: BatchPart, results: Sequence[Any], start: float) -> BatchShare:

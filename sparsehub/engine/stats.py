@@ -28,7 +28,6 @@ class TenantShare:
 
     name: str  # empty for `ANYONE`
     rows: int
-    tokens: int  # without padding
     queued: float  # seconds that its rows waited, all rows together
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,16 +13,6 @@ from sparsehub.kernels import library, native
 
 pytestmark = pytest.mark.skipif(not native.exports(), reason="needs the native kernels: a C++ compiler")
 FEW = {"plain": 2, "avx2": 16, "avx512": 32}  # rows that each takes
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    found = native.machine()
-    if request.param not in found.available:
-        pytest.skip(f"this machine has no {request.param}")
-    native.choose(request.param)
-    yield request.param
-    native.choose(found.instruction_set, found.second_cache)
 
 
 def few_rows(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, *, add: bool) -> bool:

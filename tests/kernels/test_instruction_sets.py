@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,17 +21,6 @@ CACHES = [1 << 30, 2 * 16 * 130 * 4, 0]
 pytestmark = pytest.mark.skipif(
     not hasattr(native.extension(), "choose"), reason="the native kernels are not built, or are of an older build"
 )
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One of the sets, in use; afterwards what was in use before."""
-    before = native.machine()
-    if request.param not in before.available:
-        pytest.skip(f"this CPU does not have {request.param}")
-    native.choose(request.param)
-    yield request.param
-    native.choose(before.instruction_set, before.second_cache)
 
 
 @pytest.mark.parametrize("second_cache", CACHES)

@@ -96,11 +96,9 @@ class BackgroundCompiler:
     def _why_not_mixed(self) -> str | None:
         if self._planner.mode == SWAP:
             return "no batch is mixed"
-        return (
-            why_no_graph(self._targets)
-            if native.exports()
-            else "the native kernels are not built, or of an older build"
-        )
+        if not native.exports():
+            return "the native kernels are not built, or of an older build"
+        return why_no_graph(self._targets)
 
     def _run(self) -> None:
         try:

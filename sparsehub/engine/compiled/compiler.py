@@ -33,13 +33,8 @@ from sparsehub.kernels.sparse import ADDRESSES
 
 LOWEST_PRIORITY = 19
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
-_ROWS, _LENGTH, _SLOTS, _BLOCKS, _GROUPS = (
-    3,
-    24,
-    6,
-    7,
-    11,
-)  # of the example, all different; they are free in the program
+# Sizes of the example, all different; they are free in the program.
+_ROWS, _LENGTH, _SLOTS, _BLOCKS, _GROUPS = 3, 24, 6, 7, 11
 
 
 @dataclass(frozen=True)
