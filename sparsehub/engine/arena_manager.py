@@ -121,11 +121,20 @@ class ArenaManager:
                 before.release()
 
     def release_active(self) -> None:
-        """Unapply the patch in the arena so that its task can be evicted."""
+        """Unapply the patch in the arena."""
         with self.lock:
-            if self.swap.healthy:
-                self.swap.to(None)
-                self.note_active(())
+            self._unapply()
+
+    def release_idle(self) -> None:
+        """Unapply the patch in the arena where its task can be evicted then: no row needs it, and it is not pinned."""
+        with self.lock:
+            if self._active is not None and self._active.references == 1 and not self._active.pinned:
+                self._unapply()
+
+    def _unapply(self) -> None:
+        if self.swap.healthy:
+            self.swap.to(None)
+            self.note_active(())
 
     def check_if_due(self) -> None:
         """Look at the next weights where it is time. The caller does not hold the lock."""

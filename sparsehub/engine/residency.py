@@ -255,12 +255,13 @@ class Residency:
                 self._evictions += 1
             elif not asked:
                 asked = True
-                self._release_active()
+                self._release_idle()
             else:
                 self._refuse_if_pinned(nbytes, wanted)
                 if self._closed:
                     raise StoppingError
                 self._changed.wait(WAIT_SECONDS)
+                asked = False  # a batch that ended meanwhile may have left its task in the arena
 
     def _is_evictable(self, handle: TaskHandle, wanted: TaskHandle) -> bool:
         return handle.resident is not None and not handle.references and not handle.pinned and handle is not wanted
@@ -284,12 +285,11 @@ class Residency:
             self._drop(handle)
             self._infos.pop(handle.task.digest, None)
 
-    def _release_active(self) -> None:
-        """Give up the reference of the task in the arena. Not with the lock held: the model thread takes the arena's
-        lock first and this one second."""
+    def _release_idle(self) -> None:
+        """Give up the arena's reference to a task that no row needs. The arena's lock is taken before this one."""
         self._changed.release()
         try:
-            self._arena.release_active()
+            self._arena.release_idle()
         finally:
             self._changed.acquire()
 

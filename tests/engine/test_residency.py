@@ -54,9 +54,10 @@ class World:
     def task_loaded(self, handle: TaskHandle) -> None:
         self.loaded.append(handle)
 
-    def release_active(self) -> None:
-        if self.active is not None:
-            self.active.release()
+    def release_idle(self) -> None:
+        if self.active is not None and self.active.references == 1:
+            active, self.active = self.active, None
+            active.release()
 
     def read(self, task: Task) -> HostTask:
         self.gate.wait(10)
@@ -218,6 +219,20 @@ def test_who_holds_something_without_need_is_asked_before_anyone_waits(world: Ca
     inside.wait(10)
     it.active = inside
     it.use(2)
+    assert (it.where(1), it.where(2)) == ("disk", "device")
+
+
+def test_what_a_later_batch_leaves_in_the_arena_is_asked_for_too(world: Callable[..., World]) -> None:
+    """The load has begun to wait while a row ran; the batch ends, and its task stays in the arena, held."""
+    it = world(device_bytes=10)
+    ran = it.residency.acquire(task_of(1))
+    ran.wait(10)
+    waiting = it.residency.acquire(task_of(2))
+    time.sleep(0.2)
+    ran.hold()
+    it.active = ran
+    ran.release()
+    waiting.wait(10)
     assert (it.where(1), it.where(2)) == ("disk", "device")
 
 
