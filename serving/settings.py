@@ -62,7 +62,9 @@ class Settings(Configuration):
         str | None, Field(description="A branch, tag or commit of the backbone on the Hugging Face Hub.")
     ] = None
     hub: Annotated[
-        LocationText | None, Field(description="Where tasks are fetched: a folder, s3://, gs://, az:// or hf://.")
+        LocationText | None,
+        Fallback("the catalogue's own, else SPARSEHUB_HUB"),
+        Field(description="Where tasks are fetched: a folder, s3://, gs://, az:// or hf://."),
     ] = None
     tasks: Annotated[
         Names,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from sparsehub.errors import MissingExtraError
 from sparsehub.extras import require
@@ -45,9 +52,75 @@ def test_ray_serve_without_its_extra_says_what_to_install() -> None:
     assert result.stderr.strip().endswith("ray is not installed; to do: pip install 'sparsehub[ray]'")
 
 
-def test_every_extra_that_the_code_names_is_declared() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(declared) == {
+def declared() -> dict[str, list[str]]:
+    """The requirements of every extra, as pyproject.toml has them."""
+    extras: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    return extras
+
+
+def required() -> Iterator[tuple[str, str, str]]:
+    """Every call of `require`: where it stands, its module and its extra."""
+    for path in sorted(path for folder in ("sparsehub", "serving") for path in (ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+        constants = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in assigned}
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            if ast.unparse(call.func) == "require":
+                module, extra = (constants.get(ast.unparse(given), ast.unparse(given)) for given in call.args)
+                yield f"{path.relative_to(ROOT)}:{call.lineno}", ast.literal_eval(module), ast.literal_eval(extra)
+
+
+def installs(extra: str) -> set[str]:
+    """The distributions that the install line of an extra brings here, those that they need themselves included."""
+    found: set[str] = set()
+    waiting = [Requirement(text) for text in declared()[extra]]
+    while waiting:
+        needed = waiting.pop()
+        name = canonicalize_name(needed.name)
+        if name == "sparsehub":
+            waiting += [Requirement(text) for own in needed.extras for text in declared()[own]]
+        elif name not in found and (needed.marker is None or needed.marker.evaluate({"extra": ""})):
+            found.add(name)
+            with suppress(metadata.PackageNotFoundError):
+                waiting += map(Requirement, metadata.requires(name) or ())
+    return found
+
+
+def test_every_install_line_brings_what_is_missing() -> None:
+    calls, providers = list(required()), metadata.packages_distributions()
+    assert len({extra for _, _, extra in calls}) > 5
+    undeclared = [call for call in calls if call[2] not in declared()]
+    assert undeclared == []
+    brought = {extra: installs(extra) for _, _, extra in calls}
+    wrong = [
+        (where, module, extra)
+        for where, module, extra in calls
+        if not {canonicalize_name(name) for name in providers.get(module.partition(".")[0], [module])} & brought[extra]
+    ]
+    assert wrong == []
+
+
+def test_install_lines_of_texts_name_extras_that_are_declared() -> None:
+    texts = [
+        path
+        for folder in ("sparsehub", "serving", "docs", "benchmarks", "examples", "tests")
+        for path in (ROOT / folder).rglob("*")
+    ]
+    named = {
+        (path.name, extra.strip())
+        for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *texts]
+        if path.suffix in (".py", ".md")
+        for line in re.findall(r"(?:sparsehub|['\"]\.)\[([a-z0-9, ]+)\]", path.read_text(encoding="utf-8"))
+        for extra in line.split(",")
+    }
+    assert len(named) > 5
+    assert {extra for _, extra in named} <= set(declared()), named
+
+
+def test_the_extras_are_these() -> None:
+    assert set(declared()) == {
         "train",
         "serve",
         "console",

@@ -38,12 +38,17 @@ def last_good_file(document: Document) -> Path:
     return cache_root() / "catalogs" / f"{sha256_bytes(document.where.encode())[7:39]}.json"
 
 
+def hub_inside(location: str) -> str:
+    """The hub that a catalogue lies in; empty where it is a file."""
+    return location.rpartition("#")[0]
+
+
 def hub_beside(location: str, hub: str | None, flag: str = "--hub") -> PackageHub:
     """The hub that holds the packages of a catalogue: `hub`, or the one that the catalogue itself lives in.
 
     flag: what errors say to give. Raises `UsageError` where there is neither.
     """
-    inside = location.rpartition("#")[0]
+    inside = hub_inside(location)
     if not hub and not inside:
         raise UsageError("a catalogue in a file does not say where its packages are", fix=f"give {flag}")
     return open_hub(hub or inside)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparsehub.cli.output import JSON, console, progress, show_json, show_table
+from sparsehub.cli.packages import HUB_VARIABLE, hub_of_environment
 
 if TYPE_CHECKING:
     from serving.catalog import Catalog, CatalogEntry
+    from sparsehub.hub import PackageHub
 
 app = typer.Typer(
     help="The tasks that endpoints serve: add, remove, set, canary, promote, rollback, status.",
@@ -20,7 +22,8 @@ app = typer.Typer(
 Where = Annotated[str, typer.Argument(help="The catalogue: a file, or HUB#NAME for one in a hub.")]
 TaskName = Annotated[str, typer.Argument(help="A task in the catalogue.")]
 HubOption = Annotated[
-    str | None, typer.Option(help="The hub of its packages (default: the hub that holds the catalogue).")
+    str | None,
+    typer.Option(help=f"The hub of its packages (default: the hub that holds the catalogue, else {HUB_VARIABLE})."),
 ]
 Expect = Annotated[int | None, typer.Option(help="Fail unless the catalogue is at this revision.")]
 Items = Annotated[float | None, typer.Option(help="Quota of one replica, for all callers together.")]
@@ -38,9 +41,9 @@ def add(
 ) -> None:
     """Add a task."""
     from serving.catalog import CatalogEntry, changes
-    from serving.catalog.storage import hub_beside, target_of
+    from serving.catalog.storage import target_of
 
-    name, target = target_of(reference, hub_beside(catalog, hub))
+    name, target = target_of(reference, _packages(catalog, hub))
     entry = CatalogEntry(target, None, 0.0, pin, items_per_second, tokens_per_second)
     _change(catalog, revision, lambda found: changes.add(found, name, entry))
 
@@ -66,12 +69,12 @@ def set_options(
 ) -> None:
     """Change a task's version, pin or quotas."""
     from serving.catalog import changes
-    from serving.catalog.storage import hub_beside, target_of
+    from serving.catalog.storage import target_of
 
     quotas = {"items_per_second": items_per_second, "tokens_per_second": tokens_per_second}
     options: dict[str, Any] = {name: quota or None for name, quota in quotas.items() if quota is not None}
     options |= {} if pin is None else {"pinned": pin}
-    target = None if version is None else target_of(f"{task}@{version}", hub_beside(catalog, hub))[1]
+    target = None if version is None else target_of(f"{task}@{version}", _packages(catalog, hub))[1]
 
     def edit(found: Catalog) -> Catalog:
         moved = found if target is None else changes.move(found, task, target)
@@ -90,9 +93,9 @@ def canary(
 ) -> None:
     """Serve another version to a share of the callers, or change that share."""
     from serving.catalog import changes
-    from serving.catalog.storage import hub_beside, target_of
+    from serving.catalog.storage import target_of
 
-    name, target = target_of(reference, hub_beside(catalog, hub))
+    name, target = target_of(reference, _packages(catalog, hub))
     _change(catalog, revision, lambda found: changes.canary(found, name, target, percent))
 
 
@@ -141,6 +144,13 @@ def _row(name: str, entry: CatalogEntry) -> tuple[str, ...]:
     quotas = (f"{quota:g}" if quota else "-" for quota in (entry.items_per_second, entry.tokens_per_second))
     before = ", ".join(target.version for target in entry.before) or "-"
     return (name, entry.stable.version, canary, "yes" if entry.pinned else "-", *quotas, before)
+
+
+def _packages(catalog: str, hub: str | None) -> PackageHub:
+    """The hub of a catalogue's packages, as `sparsehub serve` finds it."""
+    from serving.catalog.storage import hub_beside, hub_inside
+
+    return hub_beside(catalog, hub if hub or hub_inside(catalog) else hub_of_environment())
 
 
 def _change(where: str, revision: int | None, edit: Callable[[Catalog], Catalog]) -> None:

@@ -7,13 +7,15 @@ from typing import Annotated
 import typer
 
 from sparsehub.cli.output import console, show_json, show_table
-from sparsehub.cli.packages import WHERE
+from sparsehub.cli.packages import HUB_VARIABLE, WHERE
 from sparsehub.errors import UsageError
 from sparsehub.package.units import size_text
 
 
 def gc(
-    hub: Annotated[str | None, typer.Argument(help=f"{WHERE} Default: the local cache.")] = None,
+    hub: Annotated[
+        str | None, typer.Argument(help=f"{WHERE} Default: the local cache, whatever {HUB_VARIABLE} says.")
+    ] = None,
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove the objects; without it they are only listed.")
     ] = False,

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from sparsehub.cli.output import console, errors, show_fields, show_json, show_table
-from sparsehub.cli.packages import HUB_ARGUMENT, HUB_VARIABLE, POLICY, WHERE
+from sparsehub.cli.packages import HUB_ARGUMENT, HUB_VARIABLE, POLICY, WHERE, hub_of_environment
 from sparsehub.errors import UsageError
 from sparsehub.hub.listing import HubEntry
 from sparsehub.package.units import size_text
@@ -54,7 +54,7 @@ def pull(
         list[str] | None, typer.Argument(help="One or more of name, name@version, name@channel, name@sha256:...")
     ] = None,
     hub: Annotated[
-        str | None, typer.Option(help=f"{WHERE} Default with --lock: that of the lock file.", envvar=HUB_VARIABLE)
+        str | None, typer.Option(help=f"{WHERE} Default: with --lock that of the lock file, else {HUB_VARIABLE}.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the package to this new folder.")] = None,
     lock: Annotated[Path | None, typer.Option(help="Fetch what this lock file pins (default: all of it).")] = None,
@@ -69,7 +69,7 @@ def pull(
 
     locked = None if lock is None else read_lock(lock)
     wanted = references or ([pin.name for pin in locked.tasks] if locked else [])
-    where = hub or (locked.hub if locked else None)
+    where = hub or (locked.hub if locked else hub_of_environment())
     if not wanted or where is None:
         raise UsageError("nothing to fetch", expected="a reference and --hub, or --lock sparsehub.lock")
     if out is not None and len(wanted) != 1:

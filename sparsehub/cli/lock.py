@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sparsehub.cli.output import show_json, show_table
-from sparsehub.cli.packages import WHERE
+from sparsehub.cli.packages import HUB_VARIABLE, WHERE, hub_of_environment
 from sparsehub.errors import UsageError
 from sparsehub.hub.lockfile import LOCK_FILE, Lock
 
@@ -18,7 +18,9 @@ def lock(
     references: Annotated[
         list[str] | None, typer.Argument(help="References to pin or to update (default: check the file).")
     ] = None,
-    hub: Annotated[str | None, typer.Option(help=f"{WHERE} Default: that of the lock file.")] = None,
+    hub: Annotated[
+        str | None, typer.Option(help=f"{WHERE} Default: that of the lock file, else {HUB_VARIABLE}.")
+    ] = None,
     file: Annotated[Path, typer.Option(help="The lock file.")] = Path(LOCK_FILE),
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; check that the hub still has these digests.")
@@ -30,7 +32,7 @@ def lock(
     from sparsehub.hub.lockfile import check_pin, lock_references, read_lock, write_lock
 
     before = read_lock(file) if file.exists() or check or not references else None
-    where = hub or (before.hub if before else None)
+    where = hub or (before.hub if before else hub_of_environment())
     if where is None:
         raise UsageError("no hub is given", fix="give --hub")
     home = open_location(where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,14 @@ WHERE = "The hub: a folder, s3://, gs://, az:// or hf://name."
 HUB_VARIABLE = "SPARSEHUB_HUB"
 HUB: Any = typer.Option("--hub", help=WHERE, envvar=HUB_VARIABLE)
 HUB_ARGUMENT: Any = typer.Argument(help=WHERE, envvar=HUB_VARIABLE)
+
+
+def hub_of_environment() -> str | None:
+    """The hub of a command that is given none, by a flag or by a file or a catalogue that it reads: `SPARSEHUB_HUB`.
+
+    For commands where one of those comes before the variable; the others have it in `HUB`.
+    """
+    return os.environ.get(HUB_VARIABLE) or None
 
 
 def with_package(reference: str, hub: str | None, use: Callable[[Path], T], policy: Policy | None = None) -> T:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sparsehub.cli.packages import hub_of_environment
 from sparsehub.errors import UsageError
 from sparsehub.extras import require
 
@@ -43,7 +45,7 @@ def _serve(
             f"{host} is open to the network, and this endpoint would ask nobody for a key",
             fix="give --keys FILE (make one: sparsehub keys add FILE NAME), or --open where something else guards it",
         )
-    settings = settings_from(given, FLAGS)
+    settings = settings_from(_with_hub(given), FLAGS)
     address = check_address(host, port)
     with errors_named(FLAGS):
         check_settings(settings)
@@ -52,3 +54,17 @@ def _serve(
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", address, "--port", str(port)]
     sys.stdout.flush()
     os.execve(sys.executable, command, environment)
+
+
+def _with_hub(given: dict[str, Any]) -> dict[str, Any]:
+    """These settings with `SPARSEHUB_HUB` for the hub that is not given, where anything is fetched from it: nothing is
+    where the catalogue lies in a hub of its own, or all tasks are package folders."""
+    from serving.catalog.storage import hub_inside
+    from sparsehub.package import MANIFEST_FILE
+
+    tasks = [Path(task) for task in given.get("tasks") or ()]
+    folders = bool(tasks) and all((task / MANIFEST_FILE).is_file() for task in tasks)
+    hub = hub_of_environment()
+    if hub is None or given.get("hub") or hub_inside(given.get("catalog") or "") or folders:
+        return given
+    return {**given, "hub": hub}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsehub.cli.output import show_fields, show_json
+from sparsehub.cli.packages import HUB_VARIABLE, hub_of_environment
 from sparsehub.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,13 @@ PASSWORD = "SIGNING_KEY_PASSWORD"  # the environment variable: a password on a c
 
 def sign(
     package: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
-    hub: Annotated[str | None, typer.Option(help="The hub of the reference: the signature is published there.")] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(
+            help="The hub of the reference: the signature is published there "
+            f"(default: {HUB_VARIABLE}, where PACKAGE is no package folder)."
+        ),
+    ] = None,
     key: Annotated[
         Path | None, typer.Option(help=f"A private key (PEM, elliptic curve); its password is read from ${PASSWORD}.")
     ] = None,
@@ -34,9 +41,12 @@ def sign(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Sign a package in the format of OpenSSF model signing, with a key, a certificate or sigstore."""
+    from sparsehub.package.manifest import MANIFEST_FILE
     from sparsehub.package.signing import sign_package
 
     signer = _signer(key, certificate, tuple(chain or ()), sigstore)
+    if hub is None and not (Path(package) / MANIFEST_FILE).is_file():
+        hub = hub_of_environment()
     if hub is None:
         manifest = sign_package(Path(package), signer)
     else:

@@ -14,7 +14,7 @@ _INK, _ACCENT, _PALE = "#1f2933", "#c2410c", "#94a3b8"
 
 
 def _figure(columns: int) -> tuple[Any, list[Any]]:
-    require("matplotlib", "plot")
+    require("matplotlib", "train")
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
     figure = Figure(figsize=(4.6 * columns, 3.4), layout="constrained")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import sparsehub.cli.app
 from sparsehub import __version__
 from sparsehub.errors import UsageError
+from sparsehub.package.manifest import MANIFEST_FILE
 
 VERBS = [
     *(
@@ -209,6 +212,42 @@ def test_serve_starts_bentoml_with_these_settings_and_no_others(run: Any, monkey
     assert own["SPARSEHUB_TASKS"] == "x,y@1" and own["SPARSEHUB_BATCH_ROWS"] == "3"
     assert own["SPARSEHUB_QUEUE_ROWS"] == "4096" and own["SPARSEHUB_CACHE"] == "/cache"
     assert own["SPARSEHUB_POLICY"] == "policy.yaml", "whom to trust is no setting that a command forgets"
+
+
+@pytest.mark.parametrize(
+    ("flags", "hub"),
+    [
+        ((), "from-the-variable"),
+        (("--task", "x"), "from-the-variable"),
+        (("--task", "folder"), None),
+        (("--task", "folder", "--task", "x"), "from-the-variable"),
+        (("--catalog", "file.json"), "from-the-variable"),
+        (("--catalog", "other#production"), None),
+        (("--catalog", "other#production", "--hub", "h"), "h"),
+    ],
+)
+def test_serve_fetches_from_the_hub_of_the_variable_where_nothing_says_another(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], hub: str | None
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments[2]))
+    monkeypatch.setattr("serving.preflight.check_settings", lambda settings: None)
+    monkeypatch.setenv("SPARSEHUB_HUB", "from-the-variable")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / MANIFEST_FILE).write_text("{}")
+    assert run("serve", "--backbone", "b", *flags).code == 0
+    assert [environment.get("SPARSEHUB_HUB") for environment in started] == [hub]
+
+
+def test_every_verb_with_a_hub_says_that_the_variable_stands_for_it(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    group: Any = typer.main.get_command(sparsehub.cli.app.app)
+    paths = [[name] for name in group.commands] + [["catalog", name] for name in group.commands["catalog"].commands]
+    helps = {" ".join(path): run(*path, "--help").out for path in paths}
+    with_hub = {verb for verb, text in helps.items() if re.search(r"--hub\b", text)}
+    assert {"serve", "lock", "pull", "sign", "catalog add", "catalog set", "catalog canary", "ask"} <= with_hub
+    assert [verb for verb in sorted(with_hub) if "SPARSEHUB_HUB" not in helps[verb]] == []
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,20 @@ def test_a_task_from_its_first_version_to_its_last(run: Any, hub: Path, tmp_path
     assert json.loads(run("catalog", "status", where, "--json").out) == {"revision": 8, "tasks": {}}
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_variable_is_the_hub_of_a_catalogue_that_lies_in_none(
+    run: Any, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    where = f"{hub}#of-its-own" if inside else str(tmp_path / "catalog.json")
+    monkeypatch.setenv("SPARSEHUB_HUB", str(tmp_path / "nowhere") if inside else str(hub))
+    assert run("catalog", "add", where, "topic@1.0.0").code == 0
+    assert run("catalog", "canary", where, "topic@2.0.0").code == 0
+    assert run("catalog", "set", where, "topic", "--version", "2.0.0").code == 0
+    found = json.loads(run("catalog", "status", where, "--json").out)["tasks"]["topic"]
+    assert found["stable"]["digest"] == open_hub(hub).resolve("topic@2.0.0").digest
+    assert "nowhere" in run("catalog", "add", where, "topic@1.0.0", "--hub", tmp_path / "nowhere").err
+
+
 def test_what_is_not_there_changes_nothing(run: Any, hub: Path, tmp_path: Path) -> None:
     where = str(tmp_path / "catalog.json")
     assert "give --hub" in run("catalog", "add", where, "topic").err

@@ -164,6 +164,29 @@ def test_lock_pins_and_refuses_what_changed(run: Any, hub: Path, tmp_path: Path,
         assert other in told and pulled[1]["digest"] in told
 
 
+def test_the_hub_of_a_lock_file_comes_before_the_variable(
+    run: Any, hub: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPARSEHUB_HUB", "hub")
+    assert as_json(run("lock", "three@1.1.0", "--json"))["hub"] == "hub"
+    monkeypatch.setenv("SPARSEHUB_HUB", "nowhere")
+    assert run("lock", "--check").code == run("lock", "five").code == 0
+    assert as_json(run("lock", "--check", "--json"))["hub"] == "hub"
+    assert len(as_json(run("pull", "--lock", "sparsehub.lock", "--json"))) == 2
+    assert "nowhere" in failed(run("pull", "three"))
+
+
+def test_a_package_folder_is_signed_in_its_place_whatever_the_variable_says(
+    run: Any, hub: Path, packages: dict[str, Path], keys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("SIGNING_KEY_PASSWORD", "secret")
+    monkeypatch.setenv("SPARSEHUB_HUB", str(hub))
+    assert as_json(run("sign", packages["five"], "--key", keys[0], "--json"))["hub"] is None
+    assert as_json(run("sign", "three@1.0.0", "--key", keys[0], "--json"))["hub"] == str(hub)
+    assert as_json(run("show", "three@1.0.0", "--json"))["signed"]
+
+
 def test_sign_verify_and_policies(run: Any, hub: Path, packages: dict[str, Path], keys: Any, tmp_path: Path) -> None:
     private, public = keys
     with pytest.MonkeyPatch.context() as patch:
