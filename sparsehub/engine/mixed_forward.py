@@ -19,6 +19,7 @@ from sparsehub import kernels
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.checksum import checksum
 from sparsehub.engine.int8_matrix import Int8Matrix, ScaledRows
+from sparsehub.engine.module_forwards import with_forwards
 from sparsehub.engine.target_modules import (
     CONV1D,
     EMBEDDING,
@@ -163,16 +164,12 @@ class MixedBatch:
         own = {*self._touched, *self._readers}
         if self.targets.int8 is not None:
             own |= self.targets.int8.matrices.keys()
-        modules = {index: self.targets.targets[index].module for index in own}
+        targets = [self.targets.targets[index] for index in own]
+        forwards = {target.module: functools.partial(_FORWARDS[target.kind], self, target) for target in targets}
         try:
-            for index, module in modules.items():
-                target = self.targets.targets[index]
-                # Past nn.Module's own attribute setting, which would look for parameters and hooks first.
-                module.__dict__["forward"] = functools.partial(_FORWARDS[target.kind], self, target)
-            yield
+            with with_forwards(forwards):
+                yield
         finally:
-            for module in modules.values():
-                module.__dict__.pop("forward", None)
             self.done.clear()
             self.end_sharing()
             self._scaled = None

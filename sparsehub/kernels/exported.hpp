@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "few_rows.hpp"
+#include "gelu.hpp"
 #include "norms.hpp"
 #include "sparse.hpp"
 
@@ -63,3 +64,6 @@ EXPORTED int sparsehub_few_rows(const float* x, int64_t rows, int64_t in, const 
     (add ? few_rows<true> : few_rows<false>)(x, rows, w, in, bias, y, out, omp_get_max_threads());
     return 1;
 }
+
+// y[i] = gelu(x[i]).
+EXPORTED void sparsehub_gelu(const float* x, float* y, int64_t count) { gelu(x, y, count, omp_get_max_threads()); }

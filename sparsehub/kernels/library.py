@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sparsehub.kernels import native
+from sparsehub.kernels.gelu import gelu
 from sparsehub.kernels.sparse import Changes, Map, Segments
 
-OPS = ("mixed_linear", "mixed_embedding", "mixed_norm", "plain_linear")
+OPS = ("mixed_linear", "mixed_embedding", "mixed_norm", "plain_linear", "exact_gelu")
 
 
 @torch.library.custom_op(
@@ -76,6 +77,17 @@ def plain_linear(x: Tensor, weight: Tensor, biases: Sequence[Tensor]) -> Tensor:
 @plain_linear.register_fake
 def _(x: Tensor, weight: Tensor, _biases: Sequence[Tensor]) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@torch.library.custom_op("sparsehub::exact_gelu", mutates_args=(), device_types="cpu", schema="(Tensor x) -> Tensor")
+def exact_gelu(x: Tensor) -> Tensor:
+    """`gelu.gelu` of x, contiguous."""
+    return gelu(x)
+
+
+@exact_gelu.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 @torch.library.custom_op(

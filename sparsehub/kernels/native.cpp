@@ -6,6 +6,7 @@
 
 #include "compress.hpp"
 #include "exported.hpp"
+#include "gelu.hpp"
 #include "norms.hpp"
 #include "scaled_rows.hpp"
 #include "scatter.hpp"
@@ -240,6 +241,17 @@ PyObject* py_norm(PyObject*, PyObject* arguments) {
     });
 }
 
+PyObject* py_gelu(PyObject*, PyObject* arguments) {
+    Address x, y;
+    Py_ssize_t count;
+    int threads;
+    if (!PyArg_ParseTuple(arguments, "KKni", &x, &y, &count, &threads)) return nullptr;
+    return run([&] {
+        gelu(at<const float>(x), at<float>(y), count, threads);
+        return true;
+    });
+}
+
 PyObject* py_scale_rows(PyObject*, PyObject* arguments) {
     Address x, scaled, sizes;
     Py_ssize_t rows, width;
@@ -297,6 +309,7 @@ PyMethodDef methods[] = {
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},
     {"norm", py_norm, METH_VARARGS, "(x, y, dtype, width, blocks, block_count, table, epsilon, centered, threads)"},
+    {"gelu", py_gelu, METH_VARARGS, "(x, y, count, threads)"},
     {"scale_rows", py_scale_rows, METH_VARARGS, "(x, scaled, sizes, rows, width, smallest, threads)"},
     {"unscale_rows", py_unscale_rows, METH_VARARGS, "(y, sizes, bias, rows, width, threads)"},
     {"machine", py_machine, METH_NOARGS, "() -> (instruction set, which there are, bytes of the second cache)"},

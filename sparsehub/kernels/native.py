@@ -69,7 +69,7 @@ def exports() -> bool:
     if module is None or module.__file__ is None:
         return False
     try:
-        return hasattr(ctypes.CDLL(module.__file__, ctypes.RTLD_GLOBAL), "sparsehub_few_rows")
+        return hasattr(ctypes.CDLL(module.__file__, ctypes.RTLD_GLOBAL), "sparsehub_gelu")
     except OSError:
         return False
 

@@ -11,6 +11,7 @@ void sparsehub_norm(const float* x, float* y, int64_t width, const int64_t* bloc
 
 int sparsehub_few_rows(const float* x, int64_t rows, int64_t in, const float* w, const float* bias, float* y,
                        int64_t out, int add);
+void sparsehub_gelu(const float* x, float* y, int64_t count);
 
 struct SparsehubTensor {  // what the ops read of a tensor
     AtenTensorHandle handle;
@@ -116,6 +117,14 @@ static AOTITorchError aoti_torch_cpu_plain_linear(AtenTensorHandle x_handle, Ate
             biased ? aoti_torch_cpu_addmm_out(own.get(), biases[0], rows.get(), weight.get(), 1.0, 1.0)
                    : aoti_torch_cpu_mm_out(own.get(), rows.get(), weight.get()));
     }
+    *result = made.release();
+    return AOTI_TORCH_SUCCESS;
+}
+
+static AOTITorchError aoti_torch_cpu_exact_gelu(AtenTensorHandle x_handle, AtenTensorHandle* result) {
+    const SparsehubTensor x(x_handle);
+    torch::aot_inductor::RAIIAtenTensorHandle made(sparsehub_empty(0, x, x.ndim - 1, x.width()));
+    sparsehub_gelu(x.floats(), SparsehubTensor(made.get()).floats(), x.numel);
     *result = made.release();
     return AOTI_TORCH_SUCCESS;
 }

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sparsehub.backbone import load_backbone
 from sparsehub.engine.compiled.mixed_graph import MixedGraph
-from sparsehub.engine.compiled.plain_graph import linears_as_ops
+from sparsehub.engine.compiled.plain_graph import gelus_as_ops, linears_as_ops
 from sparsehub.engine.compiled.program_files import ARGUMENTS, LIBRARY, program_ops, write_description
 from sparsehub.engine.target_modules import TargetModules, find_target_modules
 from sparsehub.kernels import library
@@ -88,10 +88,12 @@ def export(
         axes = {0: torch.export.Dim("rows"), 1: torch.export.Dim("tokens", max=max_tokens)}
         arguments, shapes = tuple(example.values()), tuple(axes for _ in inputs)
         if targets is None:
-            with linears_as_ops(module) if ops else contextlib.nullcontext():
+            with contextlib.ExitStack() as own:
+                for put_on in (linears_as_ops, gelus_as_ops) if ops else ():
+                    own.enter_context(put_on(module))
                 return _export(_Positional(module, inputs, outputs), arguments, shapes), outputs
         graph = MixedGraph(targets)
-        with graph.on_model():
+        with graph.on_model(), gelus_as_ops(module):
             model = _Mixed(module, inputs, outputs, graph)
             return _export(model, arguments + _example_batch(len(targets.targets)), shapes + _BATCH_AXES), outputs
 

@@ -7,13 +7,14 @@ any tasks and any split of the rows; a module that no task changes goes through 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparsehub.engine.module_forwards import with_forwards
 from sparsehub.engine.target_modules import (
     CONV1D,
     EMBEDDING,
@@ -52,17 +53,10 @@ class MixedGraph:
         self._blocks = {2: token_blocks, 1: row_blocks}
         self._done.clear()
 
-    @contextmanager
-    def on_model(self) -> Iterator[None]:
+    def on_model(self) -> AbstractContextManager[None]:
         """Inside, the backbone's target modules are those ops."""
-        try:
-            for target in self._targets.targets:
-                # Past nn.Module's own attribute setting, as in `MixedBatch`.
-                target.module.__dict__["forward"] = functools.partial(_FORWARDS[target.kind], self, target)
-            yield
-        finally:
-            for target in self._targets.targets:
-                target.module.__dict__.pop("forward", None)
+        targets = self._targets.targets
+        return with_forwards({t.module: functools.partial(_FORWARDS[t.kind], self, t) for t in targets})
 
     def blocks_of(self, target: TargetModule, leading: int) -> Tensor:
         """The blocks of a tensor with so many dimensions before its width: sequences and tokens, or sequences."""

@@ -1,29 +1,44 @@
-"""A pass of one task's rows as a graph: the backbone, whose Linear maps are the op that is fast for few rows."""
+"""A pass of one task's rows as a graph: the backbone with the ops of `kernels/library.py` that are faster than a
+compiler's own code. The compiler exports it so."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import GELUActivation
 
+from sparsehub.engine.module_forwards import with_forwards
 from sparsehub.kernels import library
 
 
-@contextmanager
-def linears_as_ops(module: nn.Module) -> Iterator[None]:
-    """Inside, the Linear maps of a base model are `library.plain_linear`; the compiler exports it so."""
+def linears_as_ops(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, the Linear maps of a base model are `library.plain_linear`."""
     linears = [each for each in module.modules() if type(each) is nn.Linear]
-    try:
-        for linear in linears:
-            # Past nn.Module's own attribute setting, as in `MixedBatch`.
-            linear.__dict__["forward"] = functools.partial(_linear, linear)
-        yield
-    finally:
-        for linear in linears:
-            linear.__dict__.pop("forward", None)
+    return with_forwards({linear: functools.partial(_linear, linear) for linear in linears})
+
+
+def gelus_as_ops(module: nn.Module) -> AbstractContextManager[None]:
+    """Inside, the exact GELUs of a base model are `library.exact_gelu`; a mixed pass's graph has them too."""
+    return with_forwards(dict.fromkeys(find_gelus(module), _gelu))
+
+
+def find_gelus(module: nn.Module) -> list[nn.Module]:
+    """The modules of a model that compute the exact GELU and nothing else."""
+    return [each for each in module.modules() if _is_gelu(each)]
+
+
+def _is_gelu(module: nn.Module) -> bool:
+    if type(module) is GELUActivation:
+        return module.act is functional.gelu
+    return type(module) is nn.GELU and module.approximate == "none"
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
     return library.plain_linear(x.contiguous(), module.weight, [] if module.bias is None else [module.bias])
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return library.exact_gelu(x) if x.is_contiguous() else functional.gelu(x)
