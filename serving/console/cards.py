@@ -15,6 +15,7 @@ from markdown_it.utils import EnvType, OptionsDict
 from sparsehub.package.manifest import CARD_FILE
 
 MOST = 400_000  # characters
+_TABLE = '<div class="wide" tabindex="0" role="region" aria-label="Table"><table>'  # keys scroll it too
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -30,6 +31,8 @@ def card_html(attachments: Mapping[str, bytes], elsewhere: Collection[str] = ())
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     markdown.add_render_rule("image", _image)
     markdown.add_render_rule("link_open", _link)
+    markdown.add_render_rule("table_open", lambda *_: _TABLE)
+    markdown.add_render_rule("table_close", lambda *_: "</table></div>")
     env = {"pictures": attachments, "elsewhere": elsewhere}
     return f'<div class="card prose">{markdown.render(_without_front(text), env)}</div>'
 

@@ -56,5 +56,9 @@ p.bad, #head .bad {color: #b42318; font-weight: 600}
 img.drawn {max-width: 100%; background: #fff; border-radius: 8px; padding: 6px; margin: 8px 0}
 .dark img.drawn {filter: invert(.92) hue-rotate(180deg)}
 .card {max-width: 860px; overflow-wrap: anywhere}
-.card table {display: block; overflow-x: auto; border: 0 !important}
+.card pre, .card code {white-space: pre-wrap; overflow-wrap: anywhere}
+.card .wide {overflow-x: auto}
+.card table {border: 0 !important}
+.card th, .card td {overflow-wrap: break-word}
+@media (max-width: 640px) {.card table {font-size: 13px} .card th, .card td {padding: 4px 6px !important}}
 """

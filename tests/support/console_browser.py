@@ -26,6 +26,13 @@ FLAGS = [
 STILL = """() => !document.querySelector(".pending, .generating, .translucent")
     && document.getAnimations().every(it => it.playState !== "running"
         || it.effect.getComputedTiming().iterations === Infinity)"""
+# What is wider than the window, and in nothing that scrolls: cut off, or the page scrolls.
+STICKS_OUT = """() => [...document.querySelectorAll("body *")].filter(it => {
+    const {right, width} = it.getBoundingClientRect();
+    const scrolls = above => /auto|scroll/.test(getComputedStyle(above).overflowX);
+    for (let above = it.parentElement; above; above = above.parentElement) if (scrolls(above)) return false;
+    return width > 0 && right > innerWidth + 1 && it.checkVisibility({visibilityProperty: true});
+}).map(it => `it sticks out: ${it.outerHTML.slice(0, 120)}`)"""
 WIDTHS = {"wide": (1280, 900), "phone": (390, 844)}
 
 
@@ -76,6 +83,10 @@ class Visit:
     def scrolls_sideways(self) -> bool:
         """Whether the page is wider than its window."""
         return bool(self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth + 1"))
+
+    def sticking_out(self) -> list[str]:
+        """What is in the page and wider than its window, but for what scrolls by itself."""
+        return list(self.page.evaluate(STICKS_OUT)) + (["it scrolls sideways"] if self.scrolls_sideways() else [])
 
 
 def axe_core() -> str:

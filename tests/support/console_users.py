@@ -25,6 +25,14 @@ license: x
 | a |
 |---|
 | <b>1</b> |
+
+```sh
+sparsehub serve --backbone sentence-transformers/all-MiniLM-L6-v2 --hub HUB --task three@1.0.0 --port 3000
+```
+
+| split | data | accuracy | macro_f1 | matthews |
+|---|---|---|---|---|
+| validation (majority) | validation.jsonl, 72 rows | 0.0833 | 0.0128 | 0.0000 |
 """
 
 
