@@ -7,10 +7,12 @@ Embeddings, norms, heads and deltas stay in float. The float weights stay in the
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeGuard
 
 import torch
 from torch import nn
 
+from sparsehub import kernels
 from sparsehub.backbone import Backbone
 from sparsehub.engine.int8_matrix import Int8Base, Int8Matrix
 from sparsehub.engine.mixing_check import checked_targets
@@ -36,12 +38,14 @@ def prepared_targets(backbone: Backbone, weights: str, allow_quantised: bool) ->
     if not targets.uses:
         raise UsageError(f"{backbone.checkpoint.id} cannot run on int8 weights: nothing in it can be mixed")
     linear = {t.index: t.module for t in targets.targets if t.kind == LINEAR}
-    try:
-        matrices = {index: Int8Matrix(module) for index, module in linear.items() if isinstance(module, nn.Linear)}
-    except (RuntimeError, AttributeError) as error:
-        raise UsageError("this torch has no int8 products", found=str(error)[:200]) from error
+    matrices = {index: Int8Matrix(module) for index, module in linear.items() if _fits(module)}
     base = Int8Base(matrices, allow_quantised)
     return dataclasses.replace(targets, int8=base, layers=None, why_no_trunk=ONLY_MIXED)
+
+
+def _fits(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the integer sums of a map's product fit; a wider one stays in float."""
+    return isinstance(module, nn.Linear) and module.in_features <= kernels.MOST_INPUTS
 
 
 def _refuse_unsuited(backbone: Backbone) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,68 +11,53 @@ from torch import Tensor, nn
 from sparsehub import kernels
 from sparsehub.engine.checksum import checksum
 
-# Values of an input, besides 0, on either side of it. Without VNNI the instruction sums two products in 16 bits, which
-# hold them only where inputs have one bit less.
-_STEPS, _STEPS_WITHOUT_VNNI = 127, 63
-_SMALLEST = 1e-30  # of a row's largest value: rows of zeros are divided by it
 
-
-class ScaledRows:
-    """An input of int8 maps, each of its rows divided by its largest absolute value."""
+class QuantisedInput:
+    """An input of int8 maps, rounded to 8 bits row by row; made once for maps that share it."""
 
     def __init__(self, x: Tensor):
         self.given = x
-        self.rows, self.sizes = kernels.scale_rows(x.reshape(-1, x.shape[-1]).contiguous(), _SMALLEST)
+        self.whole = x.contiguous()
+        self.rows = kernels.quantise_rows(self.whole.view(-1, x.shape[-1]))
 
 
 class Int8Matrix:
     """A Linear map of an int8 base; `MixedBatch` multiplies by it.
 
     Weights have a scale for each output, and each row of the input a scale of its own, taken when it comes: so a row's
-    result does not depend on the rows beside it. Raises `RuntimeError` or `AttributeError`
-    where torch has no such products.
+    result does not depend on the rows beside it.
     """
 
     def __init__(self, linear: nn.Linear):
         self._linear = linear
-        self._steps = _STEPS if torch.cpu._is_vnni_supported() else _STEPS_WITHOUT_VNNI
         self.pack()
 
     @torch.no_grad()
     def pack(self) -> None:
         """Round the float weights, which must be the base's, once more."""
-        weight = self._linear.weight.detach()
-        scales = (weight.abs().amax(1) / 127).clamp_min(_SMALLEST).double()
-        zeros = torch.zeros(len(weight), dtype=torch.long)
-        with warnings.catch_warnings():  # torch says that this goes some day; its products are the fastest here
-            warnings.simplefilter("ignore", UserWarning)
-            rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        self._packed = torch.ops.quantized.linear_prepack(rounded, None)
-        self._digest = self._checksum()
+        self._weight = kernels.pack_int8(self._linear.weight.detach())
+        self._digest = checksum(self._weight.tensors)
 
     def is_sound(self) -> bool:
         """Whether the packed weights are what they were when they were packed."""
-        return self._checksum() == self._digest
+        return checksum(self._weight.tensors) == self._digest
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed weights, without their scales."""
-        return self._linear.weight.numel()
+        """Bytes of the packed weights, with their scales."""
+        return sum(tensor.nbytes for tensor in self._weight.tensors)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W + b: [..., in] float32 to [..., out] float32."""
-        return self.product(ScaledRows(x))
+        return self.product(QuantisedInput(x))
 
-    def product(self, x: ScaledRows) -> Tensor:
+    def product(self, x: QuantisedInput) -> Tensor:
         """The same of an input that several maps share."""
-        product: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        y: Tensor = product(x.rows, 1 / self._steps, self._steps + 1, self._packed)
-        kernels.unscale_rows_(y, x.sizes, self._linear.bias)
-        return y.view(*x.given.shape[:-1], y.shape[-1])
+        return kernels.int8_product(x.rows, self._weight, self._linear.bias).view(*x.given.shape[:-1], -1)
 
-    def _checksum(self) -> int:
-        weight, _ = torch.ops.quantized.linear_unpack(self._packed)
-        return checksum([weight.int_repr(), weight.q_per_channel_scales()])
+    def with_changes(self, changes: kernels.Changes[kernels.SparseChange]) -> kernels.Int8Map:
+        """The map, and what the tasks of a batch change in it."""
+        return kernels.Int8Map(self._weight, self._linear.bias, changes)
 
 
 @dataclass(frozen=True)
@@ -96,8 +79,8 @@ class Int8Digests:
         return len(self._matrices)
 
     def cost(self, index: int) -> int:
-        """What it costs to look at a matrix, in bytes: it is unpacked first."""
-        return 4 * self._matrices[index].nbytes
+        """What it costs to look at a matrix, in bytes."""
+        return self._matrices[index].nbytes
 
     def damaged(self, index: int) -> str | None:
         """What to call a matrix that is not what it was; None where it is."""

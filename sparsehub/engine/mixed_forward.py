@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsehub import kernels
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.checksum import checksum
-from sparsehub.engine.int8_matrix import Int8Matrix, ScaledRows
+from sparsehub.engine.int8_matrix import Int8Matrix, QuantisedInput
 from sparsehub.engine.module_forwards import with_forwards
 from sparsehub.engine.target_modules import (
     CONV1D,
@@ -86,7 +86,7 @@ class MixedBatch:
         # by target: what inputs are made of, and what the target gives for that by base weights
         self._once: dict[int, tuple[Tensor, Tensor]] = {}
         self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
-        self._scaled: ScaledRows | None = None  # the last one
+        self._quantised: QuantisedInput | None = None  # the last one
         self._tables = _tables(targets, adapters)
         self._digest = checksum([self._tables])
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(targets.targets) else 0
@@ -124,11 +124,11 @@ class MixedBatch:
         found = self._shared.get(id(x))
         return None if found is None else found[1:]
 
-    def scaled(self, target: TargetModule, x: Tensor) -> ScaledRows:
+    def quantised(self, target: TargetModule, x: Tensor) -> QuantisedInput:
         """An input as int8 maps take it; made once for maps that were seen to share it."""
-        if self._scaled is None or self._scaled.given is not x or target.index not in self.targets.sharing:
-            self._scaled = ScaledRows(x)
-        return self._scaled
+        if self._quantised is None or self._quantised.given is not x or target.index not in self.targets.sharing:
+            self._quantised = QuantisedInput(x)
+        return self._quantised
 
     def touches(self, target: TargetModule) -> bool:
         """Whether any task of the batch changes a target."""
@@ -172,7 +172,7 @@ class MixedBatch:
         finally:
             self.done.clear()
             self.end_sharing()
-            self._scaled = None
+            self._quantised = None
 
 
 def _tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
@@ -201,13 +201,13 @@ class _Parts(Sequence[Any]):
 def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
     """Linear and Conv1D: the outputs of the target and of those that will be called with the same input, all at once;
     the latter are kept in `done` for their own calls."""
-    if batch.targets.int8 is not None and target.index in batch.targets.int8.matrices:
-        return _int8_linear(batch, target, batch.targets.int8.matrices[target.index], x)
     given, y = batch.done.pop(target.index, (None, None))
     if y is not None and given is x:
         return y
     targets = [target, *batch.called_with(target)]
-    ys = _outputs_of(batch, targets, x)
+    matrices = batch.targets.int8.matrices if batch.targets.int8 is not None else {}
+    own = [matrices[each.index] for each in targets if each.index in matrices]
+    ys = _int8_outputs(batch, targets, own, x) if len(own) == len(targets) else _outputs_of(batch, targets, x)
     for other, its in zip(targets[1:], ys[1:], strict=True):
         batch.done[other.index] = (x, its)
     return ys[0]
@@ -226,12 +226,15 @@ def _outputs_of(batch: MixedBatch, targets: Sequence[TargetModule], x: Tensor) -
     return kernels.linear(x.contiguous(), maps, batch.segments(_tokens(x)), products)
 
 
-def _int8_linear(batch: MixedBatch, target: TargetModule, matrix: Int8Matrix, x: Tensor) -> Tensor:
-    """Linear on an int8 base: its product, and on top what the tasks change, in float32."""
-    y = matrix.product(batch.scaled(target, x))
-    if batch.touches(target):
-        kernels.sparse_linear_(y, x.contiguous(), batch.segments(_tokens(x)), batch.changes(target))
-    return y
+def _int8_outputs(
+    batch: MixedBatch, targets: Sequence[TargetModule], matrices: Sequence[Int8Matrix], x: Tensor
+) -> list[Tensor]:
+    """The same on an int8 base: the products in 8 bits, and what the tasks change in float32."""
+    given = batch.quantised(targets[0], x)
+    if not any(map(batch.touches, targets)):
+        return [matrix.product(given) for matrix in matrices]
+    maps = [matrix.with_changes(batch.changes(each)) for matrix, each in zip(matrices, targets, strict=True)]
+    return kernels.int8_linear(given.whole, given.rows, maps, batch.segments(_tokens(x)))
 
 
 def _norm_of_shared(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor | None:

@@ -23,11 +23,24 @@ import torch
 from torch import Tensor
 
 from sparsehub.kernels import native, torch_ops
-from sparsehub.kernels.scaled_rows import scale_rows, unscale_rows_
+from sparsehub.kernels.int8 import (
+    MOST_INPUTS,
+    Int8Map,
+    Int8Rows,
+    Int8Weight,
+    int8_linear,
+    int8_product,
+    pack_int8,
+    quantise_rows,
+)
 from sparsehub.kernels.sparse import Changes, Map, ScaleShift, Segments, SparseChange, changes_of, segments_of
 
 __all__ = [
+    "MOST_INPUTS",
     "Changes",
+    "Int8Map",
+    "Int8Rows",
+    "Int8Weight",
     "Map",
     "ScaleShift",
     "Segments",
@@ -35,18 +48,20 @@ __all__ = [
     "changes_of",
     "compress",
     "gather",
+    "int8_linear",
+    "int8_product",
     "layer_norm",
     "linear",
+    "pack_int8",
     "position_dtype",
+    "quantise_rows",
     "rms_norm",
-    "scale_rows",
     "scale_shift_",
     "scatter_add_",
     "scatter_copy_",
     "segments_of",
     "sparse_linear_",
     "sparse_lookup_",
-    "unscale_rows_",
 ]
 
 

@@ -43,6 +43,7 @@ inline bool machine_has(InstructionSet set) {
                         __builtin_cpu_supports("avx512vl");
     return set == PLAIN || (avx2 && (set == AVX2 || avx512));
 }
+inline bool machine_has_vnni() { return machine_has(AVX512) && __builtin_cpu_supports("avx512vnni"); }
 #else
 inline bool machine_has(InstructionSet set) { return set == PLAIN; }
 #endif

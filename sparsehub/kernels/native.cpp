@@ -7,8 +7,9 @@
 #include "compress.hpp"
 #include "exported.hpp"
 #include "gelu.hpp"
+#include "int8_product.hpp"
+#include "int8_rows.hpp"
 #include "norms.hpp"
-#include "scaled_rows.hpp"
 #include "scatter.hpp"
 #include "sparse.hpp"
 
@@ -252,29 +253,39 @@ PyObject* py_gelu(PyObject*, PyObject* arguments) {
     });
 }
 
-PyObject* py_scale_rows(PyObject*, PyObject* arguments) {
-    Address x, scaled, sizes;
-    Py_ssize_t rows, width;
+PyObject* py_quantise_rows(PyObject*, PyObject* arguments) {
+    Address x, levels, units;
+    Py_ssize_t rows, width, padded;
     float smallest;
-    int threads;
-    if (!PyArg_ParseTuple(arguments, "KKKnnfi", &x, &scaled, &sizes, &rows, &width, &smallest, &threads))
+    int steps, threads;
+    if (!PyArg_ParseTuple(arguments, "KKKnnnfii", &x, &levels, &units, &rows, &width, &padded, &smallest, &steps,
+                          &threads))
         return nullptr;
     return run([&] {
-        scale_rows(at<const float>(x), at<float>(scaled), at<float>(sizes), rows, width, smallest, threads);
+        quantise_rows(at<const float>(x), at<uint8_t>(levels), at<float>(units), rows, width, padded, smallest, steps,
+                      threads);
         return true;
     });
 }
 
-PyObject* py_unscale_rows(PyObject*, PyObject* arguments) {
-    Address y, sizes, bias;
-    Py_ssize_t rows, width;
-    int threads;
-    if (!PyArg_ParseTuple(arguments, "KKKnni", &y, &sizes, &bias, &rows, &width, &threads)) return nullptr;
+PyObject* py_int8_product(PyObject*, PyObject* arguments) {
+    Address levels, units, weights, scales, sums, start, y;
+    Py_ssize_t rows, padded, out;
+    int steps, threads;
+    if (!PyArg_ParseTuple(arguments, "KKnnKKKniKKi", &levels, &units, &rows, &padded, &weights, &scales, &sums, &out,
+                          &steps, &start, &y, &threads))
+        return nullptr;
     return run([&] {
-        unscale_rows(at<float>(y), at<const float>(sizes), at<const float>(bias), rows, width, threads);
+        if (steps > int8_sums().steps) return false;
+        int8_product({at<const uint8_t>(levels), at<const float>(units), rows, padded, at<const int8_t>(weights),
+                      at<const float>(scales), at<const int32_t>(sums), out, steps + 1, at<const float>(start),
+                      at<float>(y)},
+                     threads);
         return true;
     });
 }
+
+PyObject* py_int8_steps(PyObject*, PyObject*) { return PyLong_FromLong(int8_sums().steps); }
 
 // The chosen instruction set, whether the machine has each, and the bytes of its second cache.
 PyObject* py_machine(PyObject*, PyObject*) {
@@ -310,8 +321,11 @@ PyMethodDef methods[] = {
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},
     {"norm", py_norm, METH_VARARGS, "(x, y, dtype, width, blocks, block_count, table, epsilon, centered, threads)"},
     {"gelu", py_gelu, METH_VARARGS, "(x, y, count, threads)"},
-    {"scale_rows", py_scale_rows, METH_VARARGS, "(x, scaled, sizes, rows, width, smallest, threads)"},
-    {"unscale_rows", py_unscale_rows, METH_VARARGS, "(y, sizes, bias, rows, width, threads)"},
+    {"quantise_rows", py_quantise_rows, METH_VARARGS,
+     "(x, levels, units, rows, width, padded, smallest, steps, threads)"},
+    {"int8_product", py_int8_product, METH_VARARGS,
+     "(levels, units, rows, padded, weights, scales, sums, out, steps, start, y, threads)"},
+    {"int8_steps", py_int8_steps, METH_NOARGS, "() -> levels of an input on either side of 0"},
     {"machine", py_machine, METH_NOARGS, "() -> (instruction set, which there are, bytes of the second cache)"},
     {"choose", py_choose, METH_VARARGS, "(instruction set, bytes of the second cache)"},
     {nullptr, nullptr, 0, nullptr},

@@ -35,6 +35,9 @@ from sparsehub.kernels.sparse import (
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 INSTRUCTION_SETS = ("plain", "avx2", "avx512")  # in the order of `enum InstructionSet` in cpu.hpp
 FORCED = "SPARSEHUB_CPU"
+Addend = tuple[
+    int, Tensor | None, Changes[SparseChange]
+]  # of a linear map: its outputs, b [out] and each task's change
 log = logging.getLogger("sparsehub")
 
 
@@ -182,24 +185,33 @@ def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequenc
     """y[i] = x[i] (W + dW_t') + b + db_t for every map."""
     # torch, too, copies b to every row of y and adds the product to that. Writing b + dW x + db there in its place
     # leaves only the sums of the changes as extra cost. For 16-bit types torch is fastest when it adds b itself.
-    fresh = not products and x.dtype == torch.float32
-    ys: list[Tensor] = []
-    table: list[int] = []
-    for number, (weight, bias, changes) in enumerate(maps):
-        out = weight.shape[1]
-        if products:
-            y = products[number]
-            assert y.is_contiguous() and y.dtype == x.dtype and y.shape == (*x.shape[:-1], out)
-        else:
-            y = x.new_empty((*x.shape[:-1], out)) if fresh else torch.nn.functional.linear(x, weight.t(), bias)
-        assert bias is None or (len(bias) == out and bias.is_contiguous() and bias.dtype == x.dtype)
-        table += out, 0 if bias is None else bias.data_ptr(), y.data_ptr(), changes.address
-        ys.append(y)
-    _sparse_linear(x, table, segments, fresh=fresh)
-    if fresh:
-        tokens = torch_ops.flat(x)
+    if not products and x.dtype == torch.float32:
+        ys, tokens = (
+            sparse_linear(x, [(m.weight.shape[1], m.bias, m.changes) for m in maps], segments),
+            torch_ops.flat(x),
+        )
         for y, m in zip(ys, maps, strict=True):
             torch_ops.flat(y).addmm_(tokens, m.weight)
+        return ys
+    ys = list(products) or [torch.nn.functional.linear(x, m.weight.t(), m.bias) for m in maps]
+    table: list[int] = []
+    for y, m in zip(ys, maps, strict=True):
+        out = m.weight.shape[1]
+        assert y.is_contiguous() and y.dtype == x.dtype and y.shape == (*x.shape[:-1], out)
+        table += out, 0, y.data_ptr(), m.changes.address
+    _sparse_linear(x, table, segments, fresh=False)
+    return ys
+
+
+def sparse_linear(x: Tensor, maps: Sequence[Addend], segments: Segments) -> list[Tensor]:
+    """y[i] = b + dW_t x[i] + db_t for every map: what a product with W is added to. Every token is in a segment."""
+    ys: list[Tensor] = []
+    table: list[int] = []
+    for out, bias, changes in maps:
+        assert bias is None or (bias.shape == (out,) and bias.is_contiguous() and bias.dtype == x.dtype)
+        ys.append(x.new_empty((*x.shape[:-1], out)))
+        table += out, 0 if bias is None else bias.data_ptr(), ys[-1].data_ptr(), changes.address
+    _sparse_linear(x, table, segments, fresh=True)
     return ys
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +14,17 @@ from sparsehub import Engine
 from sparsehub.backbone import load_backbone
 from sparsehub.engine.int8_matrix import Int8Matrix
 from sparsehub.errors import BackboneMismatchError, UsageError
+from sparsehub.kernels import quantise_rows
+from tests.support.int8_ways import INT8_WAYS, in_use
 from tests.support.tiny_tasks import TinyTasks
 
 TEXTS = ["one two three", "four", "five six seven eight nine ten", "two two"]
+
+
+@pytest.fixture(params=INT8_WAYS)
+def int8_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What multiplies, one after the other."""
+    yield from in_use(request.param, monkeypatch)
 
 
 def int8_engine(checkpoint: Any, **options: Any) -> Engine:
@@ -29,17 +38,13 @@ def vectors(engine: Engine, task: str | None, texts: list[str]) -> torch.Tensor:
     return torch.tensor([future.result() for future in futures])
 
 
-@pytest.mark.parametrize("vnni", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_product_is_the_float_one_rounded_and_each_row_is_alone(
-    monkeypatch: pytest.MonkeyPatch, vnni: bool, bias: bool
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+def test_a_product_is_the_float_one_rounded_and_each_row_is_alone(int8_way: str, bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(96, 40, bias=bias)
     x = torch.randn(3, 5, 96) * torch.logspace(-3, 3, 5)[:, None]
     x[1, 2] = 0
-    matrix = Int8Matrix(linear)
+    matrix, vnni = Int8Matrix(linear), quantise_rows(torch.ones(1, 4)).steps == 127
     with torch.inference_mode():
         found, exact = matrix(x), nn.functional.linear(x.double(), linear.weight.double()).float()
         if linear.bias is not None:
@@ -48,6 +53,7 @@ def test_a_product_is_the_float_one_rounded_and_each_row_is_alone(
         rough = (found - exact).norm(dim=-1) / exact.norm(dim=-1).clamp_min(1e-9)
         assert float(rough.max()) < (0.03 if vnni else 0.05)
         torch.testing.assert_close(matrix(x[2, 3]), found[2, 3])  # whatever the rows beside it are
+        assert torch.equal(matrix(x[2, 3]), found[2, 3])
         x[0, 0, 0] = float("nan")
         assert matrix(x)[0, 0].isnan().all() and matrix(x)[2].isfinite().all()
 
@@ -89,10 +95,13 @@ def test_damage_of_the_int8_weights_is_found_and_mended(tiny_checkpoint: Any, ca
     int8 = engine._targets.int8
     assert int8 is not None
     matrix = next(iter(int8.matrices.values()))
-    other = torch.quantize_per_channel(
-        torch.randn_like(matrix._linear.weight), torch.ones(32).double(), torch.zeros(32).long(), 0, torch.qint8
-    )
-    matrix._packed = torch.ops.quantized.linear_prepack(other, None)
+    for tensor, word in zip(matrix._weight.tensors, (torch.int8, torch.int32, torch.int32), strict=True):
+        whole = tensor.view(-1).view(word)
+        whole[len(whole) // 2] ^= 1
+        assert not matrix.is_sound(), "a single bit is found"
+        whole[len(whole) // 2] ^= 1
+        assert matrix.is_sound()
+    matrix._weight.packed.random_(-127, 128)
     assert not torch.allclose(vectors(engine, None, TEXTS), before, atol=1e-3)
     with caplog.at_level(logging.ERROR, "sparsehub"):
         assert engine.arena.check_all()
