@@ -14,6 +14,7 @@ from torch import nn
 
 from sparsehub import kernels
 from sparsehub.backbone import Backbone
+from sparsehub.engine.compiled.plain_graph import find_gelus
 from sparsehub.engine.int8_matrix import Int8Base, Int8Matrix
 from sparsehub.engine.mixing_check import checked_targets
 from sparsehub.engine.target_modules import LINEAR, TargetModules
@@ -39,7 +40,7 @@ def prepared_targets(backbone: Backbone, weights: str, allow_quantised: bool) ->
         raise UsageError(f"{backbone.checkpoint.id} cannot run on int8 weights: nothing in it can be mixed")
     linear = {t.index: t.module for t in targets.targets if t.kind == LINEAR}
     matrices = {index: Int8Matrix(module) for index, module in linear.items() if _fits(module)}
-    base = Int8Base(matrices, allow_quantised)
+    base = Int8Base(matrices, allow_quantised, find_gelus(backbone.module))
     return dataclasses.replace(targets, int8=base, layers=None, why_no_trunk=ONLY_MIXED)
 
 

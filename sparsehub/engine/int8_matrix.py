@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,7 @@ class Int8Base:
 
     matrices: Mapping[int, Int8Matrix]  # by target index
     allowed: bool
+    gelus: Sequence[nn.Module] = ()  # those that compute the exact GELU, which runs by our own kernel
 
 
 class Int8Digests:

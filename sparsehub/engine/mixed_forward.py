@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsehub import kernels
 from sparsehub.engine.adapter_weights import AdapterWeights
@@ -31,6 +31,7 @@ from sparsehub.engine.target_modules import (
     with_weight,
 )
 from sparsehub.errors import EngineError
+from sparsehub.kernels.gelu import gelu
 
 Bounds = Sequence[tuple[int, int, int]]
 
@@ -165,7 +166,11 @@ class MixedBatch:
         if self.targets.int8 is not None:
             own |= self.targets.int8.matrices.keys()
         targets = [self.targets.targets[index] for index in own]
-        forwards = {target.module: functools.partial(_FORWARDS[target.kind], self, target) for target in targets}
+        forwards: dict[nn.Module, Callable[..., Any]] = {
+            target.module: functools.partial(_FORWARDS[target.kind], self, target) for target in targets
+        }
+        if self.targets.int8 is not None:
+            forwards |= dict.fromkeys(self.targets.int8.gelus, gelu)
         try:
             with with_forwards(forwards):
                 yield

@@ -1,4 +1,4 @@
-"""The exact GELU, for compiled programs: in C++ on a CPU, else torch's."""
+"""The exact GELU, for compiled programs and passes on int8 weights: in C++ on a CPU, else torch's."""
 
 from __future__ import annotations
 

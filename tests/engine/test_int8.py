@@ -72,6 +72,8 @@ def test_rows_of_several_tasks_are_near_their_float_answers_and_the_base_stays(
         near, right = vectors(quantised, name, TEXTS), vectors(exact, name, TEXTS)
         assert float((near * right).sum(-1).min()) > 0.999
         torch.testing.assert_close(vectors(quantised, name, TEXTS[:1]), near[:1], atol=1e-4, rtol=0)
+    assert quantised._targets.int8 is not None and len(quantised._targets.int8.gelus) == 2, "one in each layer"
+    assert all("forward" not in vars(gelu) for gelu in quantised._targets.int8.gelus), "only inside a pass"
     assert quantised.arena.swap.moves == 0, "no row has written the weights"
     assert quantised.backbone.arena.digest() == exact_digest(base)
     assert all("every row runs mixed" in str(status.why_unshared) for status in quantised.status())
