@@ -92,7 +92,7 @@ def test_a_package_trained_on_float_weights_needs_leave(tiny_checkpoint: Any, ti
 
 
 def test_damage_of_the_int8_weights_is_found_and_mended(tiny_checkpoint: Any, caplog: Any) -> None:
-    engine = int8_engine(tiny_checkpoint)
+    engine = int8_engine(tiny_checkpoint, check_seconds=0)  # no look beside serving, which would mend it first
     before = vectors(engine, None, TEXTS)
     int8 = engine._targets.int8
     assert int8 is not None
