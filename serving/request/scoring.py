@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from anyio.to_thread import run_sync
 from fastapi import Request
 
 from serving.request.results import results
@@ -54,7 +55,7 @@ async def scored(
         pending = await service.classify(model, _ScoredInputs(model, inputs), truncate, vectors=True)
     answers = await results(request, pending.futures)
     if pending.task is None or pending.task.spec.kind == EMBEDDING:
-        return pending, _cosines(inputs, answers)
+        return pending, await run_sync(_cosines, inputs, answers)  # a thousand take longer than others should wait
     return pending, [value_of(answer) for answer in answers]
 
 
