@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,13 @@ class Endpoint:
         headers = {"Authorization": f"Bearer {self.keys[key]}"} if key else {}
         transport = httpx.HTTPTransport(uds=self.path)
         return httpx.Client(base_url="http://inside", transport=transport, timeout=60, headers=headers, **options)
+
+    def connected(self, sent: bytes) -> socket.socket:
+        """A connection on which so much was sent."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.path)
+        connection.sendall(sent)
+        return connection
 
     def replicas(self) -> list[int]:
         """The processes of the replicas."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.hostile_requests import BODIES, PATHS
+
 pytestmark = pytest.mark.slow
+BODY = 100_000  # bytes, more than the endpoint takes
 REPLICAS = 2  # as the endpoint is started
 TASKS = ("three", "seven", "pair", "rating", "east", "west", "north", "south", "middle")
 TEXTS = ("the fox", "a dog", "who wrote the book")
@@ -114,6 +119,27 @@ def test_the_gate_of_a_replica_guards_it_behind_the_front_too(endpoint: Any) -> 
         assert broken.status_code == 400 and broken.json()["error"]["code"] == "malformed_body"
         named = client.get("/v1/models", headers={"x-request-id": "mine"})
         assert named.headers.get_list("x-request-id") == ["mine"]
+
+
+def test_hostile_requests_are_refused_and_hurt_nobody_else(endpoint: Any) -> None:
+    """Bodies that do not come and heads that do not end take nothing from others; no path is kept anywhere."""
+    choices, statuses, headers = random.Random(5), Counter[int](), {"content-type": "application/json"}
+    half = b"POST /v1/classify HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n{"
+    with ExitStack() as stack:
+        client, scraper, stranger = (stack.enter_context(endpoint.client(key)) for key in ("team", "prometheus", ""))
+        for sent in (half, b"", b"GET /healthz HTTP/1.1\r\nX: ") * 10:
+            stack.enter_context(endpoint.connected(sent))
+        for make in BODIES * 3:
+            try:
+                answer = client.post(choices.choice(PATHS), content=make(choices)[:BODY], headers=headers)
+                statuses[answer.status_code] += 1
+            except httpx.TransportError:  # the end is near before all of a large body was sent
+                statuses[413] += 1
+            assert classify(client, "three", "a dog").status_code == 200
+        for number in range(40):
+            statuses[stranger.get(f"/{number}{'a' * 5000}", headers={"X-Large": "b" * 20_000}).status_code] += 1
+        assert set(statuses) <= {400, 401, 404, 413} and statuses[400] and statuses[413]
+        assert (metrics := scraper.get("/metrics")).status_code == 200 and "aaaa" not in metrics.text
 
 
 def test_metrics_and_the_state_of_tasks_are_of_all_replicas(endpoint: Any) -> None:
