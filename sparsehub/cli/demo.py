@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparsehub.cli.demo_tasks import BACKBONE, CARRIED, LIVE, TASKS, TEAMS, DemoTask
+from sparsehub.cli.demo_tasks import BACKBONE, CARRIED, LIVE, LIVE_SOURCE, TASKS, DemoTask, live_row
 from sparsehub.cli.output import console, progress, show_table
 from sparsehub.errors import FormatError, UsageError
 from sparsehub.extras import require
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 TRAINED, HUB, CATALOG = "packages", "hub", "demo"  # in the demo's own folder; the catalogue's name in the hub
 TICKET = "My parcel is a week late and nobody answers. I want my money back."
-REPLY = "I am sorry. I have refunded you in full, and the courier is looking for the parcel."
-SHOWN_ROWS = 4  # of each task
+REPLY = "Sorry about that. I have refunded the full amount to your card."
+SHOWN_ROWS, OTHER_COLUMNS = 4, 48  # of each task; characters beside a row's text
 CLIENTS = 16
+DIGEST_SHOWN = len("sha256:") + 12  # characters
 
 
 def demo(
@@ -52,7 +53,7 @@ def demo(
     began, hub = time.monotonic(), out / HUB
     _heading(1, f"Three small tasks, published to a hub: {hub}")
     packages = _publish_carried(data / CARRIED, hub)
-    _heading(2, f"One endpoint serves all three from one copy of {BACKBONE}")
+    _heading(2, f"One endpoint for all, one copy of {BACKBONE}")
     names = {task.name for task in TASKS}
     with running_endpoint(BACKBONE, f"{hub}#{CATALOG}", port, out / "endpoint.log", names) as endpoint:
         _ask_one_ticket(endpoint, packages)
@@ -60,7 +61,7 @@ def demo(
         _ask_test_rows(endpoint, data)
         _heading(3, "What that costs")
         _show_costs(data / CARRIED, packages, data)
-        _heading(4, "A fourth task, trained now, while the endpoint runs: which team gets the ticket?")
+        _heading(4, "A fourth task, trained while it runs: does a reply close the ticket?")
         _add_live(endpoint, data, out)
     _show_next(hub, port, time.monotonic() - began)
 
@@ -103,7 +104,7 @@ def _publish(folder: Path, hub: Path) -> None:
     resolved = opened.publish(folder)
     name, target = target_of(f"{resolved.name}@{resolved.version}", opened)
     change_catalog(open_catalog(f"{hub}#{CATALOG}"), lambda found: changes.add(found, name, CatalogEntry(target)))
-    console.print(f"   {name}@{resolved.version}  [dim]{resolved.digest}[/]", highlight=False)
+    console.print(f"   {name}@{resolved.version}  [dim]{resolved.digest[:DIGEST_SHOWN]}[/]", highlight=False)
 
 
 # answers
@@ -165,7 +166,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) < 44 else text[:41] + "..."
+    """What has room beside the other columns."""
+    room = max(20, min(44, console.width - OTHER_COLUMNS))
+    return text if len(text) <= room else text[: room - 3] + "..."
 
 
 # costs
@@ -182,13 +185,15 @@ def _show_costs(carried: Path, packages: Sequence[Package], data: Path) -> None:
     console.print(f"   {count} tasks: {size_text(tasks)} beside one backbone, against {count} x {size_text(model)}")
     switches = measure_switches(backbone, packages)
     exact = "bit for bit the original" if switches.exact else "NOT the original"
-    console.print(f"   a switch between tasks: {switches.median_ms:.2f} ms; afterwards the base weights are {exact}")
+    console.print(
+        f"   a switch between tasks: {switches.median_ms:.2f} ms;\n   afterwards the base weights are {exact}"
+    )
     alone = [package for package in packages if len(package.manifest.task.text_fields) == 1]
     texts = [row["text"] for row in _rows(data / "topic" / "test.jsonl")]
     ours, plain = measure_speed(backbone, backbone.checkpoint, alone, texts)
     console.print(
-        f"   {len(alone)} tasks mixed in the engine: {ours:.0f} texts a second; one plain transformers model, which "
-        f"does nothing else: {plain:.0f}"
+        f"   {len(alone)} tasks mixed in the engine: {ours:.0f} texts a second;\n"
+        f"   one plain transformers model, which does nothing else: {plain:.0f}"
     )
 
 
@@ -203,7 +208,8 @@ def _add_live(endpoint: Endpoint, data: Path, out: Path) -> None:
     _publish(folder, out / HUB)
     seconds = endpoint.wait_for({LIVE.name}, 60.0)
     console.print(f"   the running endpoint serves it {seconds + time.monotonic() - began:.1f} s later\n")
-    answer = _answer(endpoint, LIVE, {"text": TICKET})
+    console.print(f"   reply: {REPLY}\n", highlight=False)
+    answer = _answer(endpoint, LIVE, {"text": REPLY})
     show_table(
         ["task", "answer", "test score", "frozen probe", "commonest answer"],
         [[LIVE.name, _shown(answer), *_scores(manifest)]],
@@ -216,15 +222,15 @@ def train_live(data: Path, out: Path) -> Path:
     from sparsehub.training.run import run_identity
 
     rows, folder = out / "data" / LIVE.name, out / TRAINED / LIVE.name
-    teams = {topic: team for team, topics in TEAMS.items() for topic in topics}
     for split in ("train", "validation", "test"):
-        lines = [json.dumps({**row, "label": teams[row["label"]]}) for row in _rows(data / "topic" / f"{split}.jsonl")]
+        lines = [json.dumps(live_row(row)) for row in _rows(data / LIVE_SOURCE / f"{split}.jsonl")]
         rows.mkdir(parents=True, exist_ok=True)
         write_file(rows / f"{split}.jsonl", "".join(f"{line}\n" for line in lines).encode())
     config = LIVE.config(rows, folder, BACKBONE)
     console.print(
-        f"   [dim]$[/] sparsehub train --backbone {BACKBONE} --kind {LIVE.kind} --name {LIVE.name} "
-        f"--text text --epochs {LIVE.epochs:g} --train {rows}/train.jsonl ... --out {folder}",
+        f"   [dim]$[/] sparsehub train --backbone {BACKBONE} \\\n"
+        f"       --kind {LIVE.kind} --name {LIVE.name} --text text --epochs {LIVE.epochs:g} \\\n"
+        f"       --train {rows}/train.jsonl ... --out {folder}",
         highlight=False,
     )
     record, identity = folder.with_name(f"{LIVE.name}.identity"), run_identity(config)
@@ -242,12 +248,12 @@ def _show_next(hub: Path, port: int, seconds: float) -> None:
     activate = "" if os.environ.get("VIRTUAL_ENV") else ". .venv/bin/activate\n"
     commands = (
         f"{activate}sparsehub ask topic,urgency 'The lamp arrived broken' --hub {hub}\n"
-        f"sparsehub evaluate topic --hub {hub} --test examples/support/topic/test.jsonl\n"
-        f"sparsehub serve --backbone {BACKBONE} --catalog '{hub}#{CATALOG}' --port {port}\n"
+        f"sparsehub evaluate topic --hub {hub} \\\n    --test examples/support/topic/test.jsonl\n"
+        f"sparsehub serve --backbone {BACKBONE} \\\n    --catalog '{hub}#{CATALOG}' --port {port}\n"
     )
     console.print(commands, highlight=False, markup=False)
     console.print(
-        "[dim]With pip install -e '.\\[console]' and --console it has a page for browsers at "
+        "[dim]With pip install -e '.\\[console]' and --console it has a page for browsers at\n"
         f"http://127.0.0.1:{port}/console/[/]",
         highlight=False,
     )

@@ -52,7 +52,9 @@ class Endpoint:
 @contextmanager
 def running_endpoint(backbone: str, catalog: str, port: int, log: Path, names: set[str]) -> Iterator[Endpoint]:
     """An endpoint that follows a catalogue, once it serves `names`; ended with the block. Its output goes to `log`."""
-    command = [sys.executable, "-m", "sparsehub", "serve", "--backbone", backbone, "--catalog", catalog]
+    # Compiled passes would be ready when the demo ends, and until then their compiler would take one of the two cores.
+    serve = ["serve", "--backbone", backbone, "--catalog", catalog, "--compile", "off"]
+    command = [sys.executable, "-m", "sparsehub", *serve]
     with log.open("wb") as file:
         process = subprocess.Popen([*command, "--port", str(port)], stdout=file, stderr=subprocess.STDOUT)
     endpoint = Endpoint(f"http://127.0.0.1:{port}")
