@@ -229,8 +229,8 @@ def train_live(data: Path, out: Path) -> Path:
     config = LIVE.config(rows, folder, BACKBONE)
     console.print(
         f"   [dim]$[/] sparsehub train --backbone {BACKBONE} \\\n"
-        f"       --kind {LIVE.kind} --name {LIVE.name} --text text --epochs {LIVE.epochs:g} \\\n"
-        f"       --train {rows}/train.jsonl ... --out {folder}",
+        f"    --kind {LIVE.kind} --name {LIVE.name} --text text --epochs {LIVE.epochs:g} \\\n"
+        f"    --train {rows}/train.jsonl ... --out {folder}",
         highlight=False,
     )
     record, identity = folder.with_name(f"{LIVE.name}.identity"), run_identity(config)
