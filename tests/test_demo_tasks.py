@@ -1,4 +1,4 @@
-"""The demo's tasks on the real backbone, trained shorter and in fewer layers than there: the README's sentences get their right answers."""
+"""The demo's tasks on the real backbone, trained for less time: the README's sentences get their right answers."""
 
 from __future__ import annotations
 
