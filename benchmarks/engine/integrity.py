@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     parser = argparse.ArgumentParser()
     parser.add_argument("--flips", type=int, default=1, help="bits that flip in every place, each way of running")
-    parser.add_argument("--rounds", type=int, default=11, help="of the throughput with and without looks")
+    parser.add_argument("--rounds", type=int, default=31, help="of the throughput with and without looks")
     parser.add_argument("--switches", type=int, default=5_000, help="between tasks, in each dtype")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     options = parser.parse_args()

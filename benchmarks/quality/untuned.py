@@ -61,13 +61,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def run_all(arguments: argparse.Namespace) -> None:
     """Every run that is wanted and has no line yet: seed by seed, method by method, so that tables fill evenly."""
     settings = dict(setting.split("=", 1) for setting in arguments.set)
-    settings = {name: json.loads(value) for name, value in settings.items()}
+    settings = {name: _value(value) for name, value in settings.items()}
     done = {key_of(line) for line in lines(arguments.results)}
     for seed in arguments.seeds:
         for method in arguments.methods:
             for task in arguments.tasks:
                 if (task, method, seed, arguments.rows, json.dumps(settings, sort_keys=True)) not in done:
                     run_once(CHOSEN[task], method, seed, settings, arguments)
+
+
+def _value(text: str) -> Any:
+    """A setting's value as JSON; what is no JSON is a text, such as last:1."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def key_of(line: Mapping[str, Any]) -> tuple[str, str, int, int, str]:
