@@ -21,9 +21,9 @@ $(INSTALLED) $(DEMO_INSTALLED): pyproject.toml constraints.txt
 demo: $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(DEMO_INSTALLED))
 	$(BIN)/sparsehub demo
 
-# A worker for each core: a test file stays with one worker, which has its fixtures.
+# A worker for each core: a test file stays with one worker, which has its fixtures; in the order of tests/conftest.py.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -41,7 +41,7 @@ lint: $(INSTALLED)
 # The tests again with every line and branch counted; the servers that they start are counted too.
 coverage: $(INSTALLED)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

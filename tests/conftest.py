@@ -35,7 +35,10 @@ TinyCheckpoint = Callable[[str], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to `make soak` what has no short form."""
+    """Leave to `make soak` what has no short form; files with slow tests go first, so that no worker ends with one of
+    them while the others have nothing left to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for item in items:
         mark = item.get_closest_marker("soak")
         if mark is not None and mark.kwargs.get("only") and not SOAK:
