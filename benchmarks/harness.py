@@ -201,13 +201,13 @@ def verdict(what: str, value: float, limit: float, *, least: bool = False) -> st
 
 def bar_plot(name: str, title: str, labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
     """results/<name>.png: a group of bars for each label, one bar a series; a line at 1."""
-    plot = _figure(max(6.0, 1.6 * len(labels)))
-    figure, axes = plot.subplots()
     width = 0.8 / len(series)
+    figure, axes = _figure(max(6.0, 0.3 * len(labels) * len(series))).subplots()
     for number, (case, values) in enumerate(series.items()):
         places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(values))]
         bars = axes.bar(places, values, width, label=case)
-        axes.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=7)
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=7, rotation=90, padding=2)
+    axes.margins(y=0.12)  # for the numbers above the highest bars
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     _save(figure, axes, name, title)
@@ -235,13 +235,13 @@ def _figure(width: float) -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"figure.figsize": (width, 4.2), "figure.dpi": 110})
+    pyplot.rcParams.update({"figure.figsize": (width, 4.2), "figure.dpi": 110, "figure.constrained_layout.use": True})
     return pyplot
 
 
 def _save(figure: Any, axes: Any, name: str, title: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
-    figure.tight_layout()
+    names = len(axes.get_legend_handles_labels()[0])
+    figure.legend(loc="outside lower center", ncols=min(4, names), fontsize=8, frameon=False)
     figure.savefig(RESULTS / f"{name}.png")

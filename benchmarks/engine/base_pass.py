@@ -81,7 +81,7 @@ def main() -> None:
     ]
     report = Report("base_pass", "One task's rows, beside one model", [*rows, *shared], [*NOTES, *skipped], checks)
     print(write_report(report, str(torch.get_num_threads())))
-    labels = [f"{rows} rows of {tokens}" for rows, tokens in BATCHES]
+    labels = [f"{rows} x {tokens} tokens" for rows, tokens in BATCHES]
     compared = [row for row in rows if row not in shared]
     cases = {row.case: 0 for row in compared}
     series = {case: [row.measured["times eager"] for row in compared if row.case == case] for case in cases}
