@@ -7,7 +7,6 @@ Embeddings, norms, heads and deltas stay in float. The float weights stay in the
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -38,15 +37,19 @@ def prepared_targets(backbone: Backbone, weights: str, allow_quantised: bool) ->
         return targets
     if not targets.uses:
         raise UsageError(f"{backbone.checkpoint.id} cannot run on int8 weights: nothing in it can be mixed")
-    linear = {t.index: t.module for t in targets.targets if t.kind == LINEAR}
-    matrices = {index: Int8Matrix(module) for index, module in linear.items() if _fits(module)}
+    matrices = {index: Int8Matrix(linear) for index, linear in int8_linears(targets).items()}
     base = Int8Base(matrices, allow_quantised, find_gelus(backbone.module))
     return dataclasses.replace(targets, int8=base, layers=None, why_no_trunk=ONLY_MIXED)
 
 
-def _fits(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the integer sums of a map's product fit; a wider one stays in float."""
-    return isinstance(module, nn.Linear) and module.in_features <= kernels.MOST_INPUTS
+def int8_linears(targets: TargetModules) -> dict[int, nn.Linear]:
+    """The maps that an int8 base has 8 bits for, by target index; one whose sums would not fit is left out."""
+    linears = {t.index: t.module for t in targets.targets if t.kind == LINEAR}
+    return {
+        index: module
+        for index, module in linears.items()
+        if isinstance(module, nn.Linear) and module.in_features <= kernels.MOST_INPUTS
+    }
 
 
 def _refuse_unsuited(backbone: Backbone) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsehub import kernels
 from sparsehub.engine.checksum import checksum
+from sparsehub.kernels.sparse import Addresses
 
 
 class QuantisedInput:
@@ -30,12 +31,15 @@ class Int8Matrix:
 
     def __init__(self, linear: nn.Linear):
         self._linear = linear
-        self.pack()
+        self._weight = kernels.pack_int8(linear.weight.detach())
+        self._digest = checksum(self._weight.tensors)
 
     @torch.no_grad()
     def pack(self) -> None:
-        """Round the float weights, which must be the base's, once more."""
-        self._weight = kernels.pack_int8(self._linear.weight.detach())
+        """Round the float weights, which must be the base's, once more, into the same memory."""
+        fresh = kernels.pack_int8(self._linear.weight.detach())
+        for mine, right in zip(self._weight.tensors, fresh.tensors, strict=True):
+            mine.copy_(right)
         self._digest = checksum(self._weight.tensors)
 
     def is_sound(self) -> bool:
@@ -46,6 +50,11 @@ class Int8Matrix:
     def nbytes(self) -> int:
         """Bytes of the packed weights, with their scales."""
         return sum(tensor.nbytes for tensor in self._weight.tensors)
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where the weights are, for the address tables of a batch; they stay there."""
+        return self._weight.addresses
 
     def __call__(self, x: Tensor) -> Tensor:
         """x W + b: [..., in] float32 to [..., out] float32."""

@@ -181,9 +181,11 @@ class MixedBatch:
 
 
 def _tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
-    """[targets, slots, ADDRESSES] int64 on the device: where the change of every target is for every slot."""
-    base = targets.base_addresses() if None in adapters else None
-    tables: Tensor = torch.stack([base if a is None else a.table for a in adapters], dim=1)  # type: ignore[misc]
+    """[targets, slots, ADDRESSES] int64 on the device: where the change of every target is for every slot; on an int8
+    base a last one says where its own weights are, for programs."""
+    base, weights = targets.base_addresses() if None in adapters else None, targets.int8_addresses()
+    each: list[Any] = [base if a is None else a.table for a in adapters]
+    tables: Tensor = torch.stack(each if weights is None else [*each, weights], dim=1)
     return tables.to(targets.device)
 
 

@@ -104,6 +104,14 @@ class TargetModules:
         rows = [NOTHING if target.base is None else target.base.addresses for target in self.targets]
         return torch.tensor(rows, dtype=torch.int64).view(-1, ADDRESSES)
 
+    def int8_addresses(self) -> Tensor | None:
+        """[targets, ADDRESSES] int64 in host memory: where the weights of an int8 base are; None of another."""
+        if self.int8 is None:
+            return None
+        matrices = self.int8.matrices
+        rows = [matrices[t.index].addresses if t.index in matrices else NOTHING for t in self.targets]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, ADDRESSES)
+
     def first_changed(self, touched: Collection[int]) -> int:
         """`LayerStack.first_changed`; `BEFORE` where rows share nothing. touched: indices of targets."""
         return BEFORE if self.layers is None else self.layers.first_changed(touched)

@@ -3,9 +3,12 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "few_rows.hpp"
 #include "gelu.hpp"
+#include "int8_product.hpp"
+#include "int8_rows.hpp"
 #include "norms.hpp"
 #include "sparse.hpp"
 
@@ -33,6 +36,25 @@ EXPORTED void sparsehub_sparse_linear(const float* x, int64_t in, const int64_t*
         sparse_linear<float, decltype(c), true>(x, in, reinterpret_cast<const Map*>(maps), map_count,
                                                 reinterpret_cast<const Block*>(blocks), count, omp_get_max_threads());
     });
+}
+
+// y[i] = x[i] W' + b + dW_t x[i] + db_t for every map, the products in 8 bits. x: [tokens, in]; maps as above; weights:
+// [map_count, 3], where each map's packed weights, their scales and their sums are (Int8Product).
+EXPORTED void sparsehub_int8_linear(const float* x, int64_t tokens, int64_t in, const int64_t* maps,
+                                    const int64_t* weights, int64_t map_count, const int64_t* blocks, int64_t count) {
+    static thread_local std::vector<uint8_t> levels;  // kept from one call to the next
+    static thread_local std::vector<float> units;
+    const int64_t padded = (in + GROUP - 1) / GROUP * GROUP;
+    const int threads = omp_get_max_threads(), steps = int8_sums().steps;
+    if (levels.size() < static_cast<size_t>(tokens * padded)) levels.resize(tokens * padded);
+    if (units.size() < static_cast<size_t>(tokens)) units.resize(tokens);
+    quantise_rows(x, levels.data(), units.data(), tokens, in, padded, steps, threads);
+    sparsehub_sparse_linear(x, in, maps, map_count, blocks, count);
+    for (const Map* map = reinterpret_cast<const Map*>(maps); map_count > 0; map_count--, map++, weights += 3)
+        int8_product({levels.data(), units.data(), tokens, padded, at<const int8_t>(weights[0]),
+                      at<const float>(weights[1]), at<const int32_t>(weights[2]), map->out, steps + 1, nullptr,
+                      at<float>(map->y)},
+                     threads);
 }
 
 // y[i] = W[ids[i]] + dW_t[ids[i]]; W: [rows, width]. Returns how many ids are no row of W, and nothing is looked up then.

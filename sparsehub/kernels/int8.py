@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from sparsehub.kernels import native, torch_ops
-from sparsehub.kernels.sparse import Changes, Segments, SparseChange
+from sparsehub.kernels.sparse import Addresses, Changes, Segments, SparseChange
 
 PANEL, GROUP = 64, 4  # outputs, and inputs of each, whose weights lie together, as in int8_product.hpp
 MOST_INPUTS = 1 << 16  # whose products a sum in 32 bits holds
 _LEVELS = 127  # of a weight on either side of 0, and of an input where the processor's sums hold them
-_SMALLEST = 1e-30  # of a row's largest value: rows of zeros are divided by it
+_SMALLEST = 1e-30  # largest value of a row: rows of zeros are divided by it
 _EXACT_IN_FLOAT = 1 << 10  # products of two levels, 127 * 127 each, whose sum float32 holds exactly
 
 
@@ -46,6 +46,11 @@ class Int8Weight:
         """All that a product reads."""
         return self.packed, self.scales, self.sums
 
+    @property
+    def addresses(self) -> Addresses:
+        """Where those are, as a row of a table of addresses."""
+        return self.packed.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr(), 0, 0
+
 
 class Int8Map(NamedTuple):
     """One of the linear maps that `int8_linear` computes from one input."""
@@ -64,7 +69,7 @@ def quantise_rows(x: Tensor) -> Int8Rows:
         return _quantised_by_torch(x, padded)
     steps, levels, units = module.int8_steps(), x.new_empty((rows, padded), dtype=torch.uint8), x.new_empty(rows)
     addresses = x.data_ptr(), levels.data_ptr(), units.data_ptr()
-    module.quantise_rows(*addresses, rows, width, padded, _SMALLEST, steps, torch.get_num_threads())
+    module.quantise_rows(*addresses, rows, width, padded, steps, torch.get_num_threads())
     return Int8Rows(levels, units, steps)
 
 
@@ -113,10 +118,20 @@ def _add_product(y: Tensor, x: Int8Rows, weight: Int8Weight, start: Tensor | Non
     if (module := _module()) is None:
         _add_by_torch(y.view(-1, out), x, weight, start)
         return
-    levels, units = x.levels.data_ptr(), x.units.data_ptr()
-    packed, scales, sums = (tensor.data_ptr() for tensor in weight.tensors)
-    rest = x.steps, 0 if start is None else start.data_ptr(), y.data_ptr(), torch.get_num_threads()
-    module.int8_product(levels, units, *x.levels.shape, packed, scales, sums, out, *rest)
+    _call(module, y, x, weight.addresses, start)
+
+
+def add_product_at(y: Tensor, x: Int8Rows, addresses: Sequence[int]) -> None:
+    """y[i] += x[i] W', W by the addresses of its parts (`Int8Weight.addresses`); by the native kernels alone."""
+    module = _module()
+    assert module is not None and y.is_contiguous() and y.dtype == torch.float32
+    _call(module, y, x, addresses, None)
+
+
+def _call(module: ModuleType, y: Tensor, x: Int8Rows, addresses: Sequence[int], start: Tensor | None) -> None:
+    begin = x.levels.data_ptr(), x.units.data_ptr(), *x.levels.shape
+    end = x.steps, 0 if start is None else start.data_ptr(), y.data_ptr(), torch.get_num_threads()
+    module.int8_product(*begin, *addresses[:3], y.shape[-1], *end)
 
 
 def _quantised_by_torch(x: Tensor, padded: int) -> Int8Rows:

@@ -7,7 +7,8 @@
 
 #include "vectors.hpp"
 
-constexpr int64_t ROWS_TOGETHER = 8;  // of a thread's turn
+constexpr int64_t ROWS_TOGETHER = 8;     // of a thread's turn
+constexpr float SMALLEST_ROW = 1e-30f;  // largest value of a row: rows of zeros are divided by it
 
 // body(set, i) for every row, ROWS_TOGETHER of them a turn; on one thread where there are few numbers.
 template <class Body>
@@ -19,9 +20,9 @@ void over_rows(int64_t rows, int64_t width, int threads, const Body& body) {
     });
 }
 
-// The largest absolute value of a row, or `smallest`; NaN where one of them is NaN or infinite.
+// The largest absolute value of a row, or SMALLEST_ROW; NaN where one of them is NaN or infinite.
 template <class V>
-INLINE float size_of(const float* x, int64_t width, float smallest) {
+INLINE float size_of(const float* x, int64_t width) {
     V most{}, poison{};  // a comparison forgets NaN, a sum does not
     int64_t c = 0;
     for (; c + LANES<V> <= width; c += LANES<V>) {
@@ -29,7 +30,7 @@ INLINE float size_of(const float* x, int64_t width, float smallest) {
         most = size > most ? size : most;
         poison += value * 0.f;
     }
-    float size = smallest, wrong = 0.f;
+    float size = SMALLEST_ROW, wrong = 0.f;
     for (int64_t lane = 0; lane < LANES<V>; lane++) {
         size = std::max(size, static_cast<float>(most[lane]));
         wrong += poison[lane];
@@ -56,10 +57,10 @@ INLINE void round_row(const float* x, uint8_t* levels, int64_t width, float inve
 // units[i] = size_of(x[i]) / steps; levels[i] = steps + 1 + round(x[i] / units[i]), and steps + 1, which stands for zero,
 // from width up to `padded`. x: [rows, width]; levels: [rows, padded].
 inline void quantise_rows(const float* x, uint8_t* levels, float* units, int64_t rows, int64_t width, int64_t padded,
-                          float smallest, int steps, int threads) {
+                          int steps, int threads) {
     over_rows(rows, width, threads, [=](auto set, int64_t i) INLINE_BODY {
         const float* row = x + i * width;
-        const float size = size_of<typename decltype(set)::Widest>(row, width, smallest);
+        const float size = size_of<typename decltype(set)::Widest>(row, width);
         units[i] = size / static_cast<float>(steps);
         round_row(row, levels + i * padded, width, static_cast<float>(steps) / size, steps + 1);
         std::fill(levels + i * padded + width, levels + (i + 1) * padded, static_cast<uint8_t>(steps + 1));

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sparsehub.kernels import native
 from sparsehub.kernels.gelu import gelu
+from sparsehub.kernels.int8 import add_product_at, quantise_rows
 from sparsehub.kernels.sparse import Changes, Map, Segments
 
-OPS = ("mixed_linear", "mixed_embedding", "mixed_norm", "plain_linear", "exact_gelu")
+OPS = ("mixed_linear", "int8_linear", "mixed_embedding", "mixed_norm", "plain_linear", "exact_gelu")
 
 
 @torch.library.custom_op(
@@ -58,6 +59,34 @@ def _(
     transposed: bool,
 ) -> Tensor:
     return x.new_empty((len(weights), *x.shape[:-1], weights[0].shape[1 if transposed else 0]))
+
+
+@torch.library.custom_op(
+    "sparsehub::int8_linear",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor[] biases, Tensor tables, Tensor blocks, int[] modules, int out) -> Tensor",
+)
+def int8_linear(
+    x: Tensor, biases: Sequence[Tensor], tables: Tensor, blocks: Tensor, modules: Sequence[int], out: int
+) -> Tensor:
+    """`kernels.int8_linear` of maps of one size: [maps, ..., out].
+
+    x: [..., in]; biases: as of `mixed_linear`; tables: their last slot has the addresses of the maps' own weights.
+    """
+    rows = quantise_rows(x.view(-1, x.shape[-1]))
+    maps = [(out, biases[i] if biases else None, _changes(tables, module)) for i, module in enumerate(modules)]
+    ys = native.sparse_linear(x, maps, _segments(blocks))
+    for y, module in zip(ys, modules, strict=True):
+        add_product_at(y, rows, tables[module, -1].tolist())
+    return torch.stack(ys)
+
+
+@int8_linear.register_fake
+def _(
+    x: Tensor, _biases: Sequence[Tensor], _tables: Tensor, _blocks: Tensor, modules: Sequence[int], out: int
+) -> Tensor:
+    return x.new_empty((len(modules), *x.shape[:-1], out))
 
 
 @torch.library.custom_op(

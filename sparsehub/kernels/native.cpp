@@ -256,14 +256,11 @@ PyObject* py_gelu(PyObject*, PyObject* arguments) {
 PyObject* py_quantise_rows(PyObject*, PyObject* arguments) {
     Address x, levels, units;
     Py_ssize_t rows, width, padded;
-    float smallest;
     int steps, threads;
-    if (!PyArg_ParseTuple(arguments, "KKKnnnfii", &x, &levels, &units, &rows, &width, &padded, &smallest, &steps,
-                          &threads))
+    if (!PyArg_ParseTuple(arguments, "KKKnnnii", &x, &levels, &units, &rows, &width, &padded, &steps, &threads))
         return nullptr;
     return run([&] {
-        quantise_rows(at<const float>(x), at<uint8_t>(levels), at<float>(units), rows, width, padded, smallest, steps,
-                      threads);
+        quantise_rows(at<const float>(x), at<uint8_t>(levels), at<float>(units), rows, width, padded, steps, threads);
         return true;
     });
 }
@@ -321,8 +318,7 @@ PyMethodDef methods[] = {
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},
     {"norm", py_norm, METH_VARARGS, "(x, y, dtype, width, blocks, block_count, table, epsilon, centered, threads)"},
     {"gelu", py_gelu, METH_VARARGS, "(x, y, count, threads)"},
-    {"quantise_rows", py_quantise_rows, METH_VARARGS,
-     "(x, levels, units, rows, width, padded, smallest, steps, threads)"},
+    {"quantise_rows", py_quantise_rows, METH_VARARGS, "(x, levels, units, rows, width, padded, steps, threads)"},
     {"int8_product", py_int8_product, METH_VARARGS,
      "(levels, units, rows, padded, weights, scales, sums, out, steps, start, y, threads)"},
     {"int8_steps", py_int8_steps, METH_NOARGS, "() -> levels of an input on either side of 0"},

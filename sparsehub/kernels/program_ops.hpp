@@ -4,6 +4,8 @@
 
 void sparsehub_sparse_linear(const float* x, int64_t in, const int64_t* maps, int64_t map_count, const int64_t* blocks,
                              int64_t count);
+void sparsehub_int8_linear(const float* x, int64_t tokens, int64_t in, const int64_t* maps, const int64_t* weights,
+                           int64_t map_count, const int64_t* blocks, int64_t count);
 int64_t sparsehub_embedding(const int64_t* ids, int64_t tokens, const float* weight, int64_t rows, float* y,
                             int64_t width, const int64_t* blocks, int64_t count, const int64_t* table);
 void sparsehub_norm(const float* x, float* y, int64_t width, const int64_t* blocks, int64_t count, const int64_t* table,
@@ -44,6 +46,8 @@ struct SparsehubBatch {  // which tokens are which task's, and where each module
     }
     int64_t count() const { return blocks.sizes[0]; }
     const int64_t* table(int64_t module) const { return tables.longs() + module * tables.sizes[1] * tables.sizes[2]; }
+    // On an int8 base the last slot is no task's: it has the addresses of the module's own weights.
+    const int64_t* int8_weights(int64_t module) const { return table(module + 1) - tables.sizes[2]; }
 };
 
 // A new float32 tensor of the sizes [first, those of x but the last, width]; without `first` where it is 0.
@@ -69,6 +73,19 @@ static AtenTensorHandle sparsehub_matrix(const SparsehubTensor& t, int64_t from,
     return made;
 }
 
+// Of maps that share x, the fields of `Map`; y: [count, tokens, out]; biases: one for each map, or none.
+static std::vector<int64_t> sparsehub_maps(const SparsehubTensor& y, int64_t out, const AtenTensorHandle* biases,
+                                           int64_t biased, const SparsehubBatch& batch, const int64_t* modules) {
+    std::vector<int64_t> maps;
+    const int64_t count = y.sizes[0];
+    for (int64_t i = 0; i < count; i++) {
+        const auto bias = biased ? reinterpret_cast<int64_t>(SparsehubTensor(biases[i]).data) : 0;
+        const auto own = reinterpret_cast<int64_t>(y.floats() + i * (y.numel / count));
+        maps.insert(maps.end(), {out, bias, own, reinterpret_cast<int64_t>(batch.table(modules[i]))});
+    }
+    return maps;
+}
+
 static AOTITorchError aoti_torch_cpu_mixed_linear(AtenTensorHandle x_handle, const AtenTensorHandle* weights,
                                                   int64_t count, const AtenTensorHandle* biases, int64_t biased,
                                                   AtenTensorHandle tables, AtenTensorHandle blocks,
@@ -80,12 +97,7 @@ static AOTITorchError aoti_torch_cpu_mixed_linear(AtenTensorHandle x_handle, con
     const SparsehubBatch batch(tables, blocks, tokens);
     RAIIAtenTensorHandle made(sparsehub_empty(count, x, x.ndim - 1, out));
     const SparsehubTensor y(made.get());
-    std::vector<int64_t> maps;
-    for (int64_t i = 0; i < count; i++) {
-        const auto bias = biased ? reinterpret_cast<int64_t>(SparsehubTensor(biases[i]).data) : 0;
-        const auto own = reinterpret_cast<int64_t>(y.floats() + i * tokens * out);
-        maps.insert(maps.end(), {out, bias, own, reinterpret_cast<int64_t>(batch.table(modules[i]))});
-    }
+    const std::vector<int64_t> maps = sparsehub_maps(y, out, biases, biased, batch, modules);
     sparsehub_sparse_linear(x.floats(), in, maps.data(), count, batch.blocks.longs(), batch.count());
     RAIIAtenTensorHandle rows(sparsehub_matrix(x, 0, tokens, in, false));
     for (int64_t i = 0; i < count; i++) {
@@ -96,6 +108,27 @@ static AOTITorchError aoti_torch_cpu_mixed_linear(AtenTensorHandle x_handle, con
         RAIIAtenTensorHandle own(sparsehub_matrix(y, i * tokens * out, tokens, out, false));
         AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(own.get(), own.get(), rows.get(), weight.get(), 1.0, 1.0));
     }
+    *result = made.release();
+    return AOTI_TORCH_SUCCESS;
+}
+
+static AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x_handle, const AtenTensorHandle* biases,
+                                                 int64_t biased, AtenTensorHandle tables, AtenTensorHandle blocks,
+                                                 const int64_t* modules, int64_t count, int64_t out,
+                                                 AtenTensorHandle* result) {
+    const SparsehubTensor x(x_handle);
+    const int64_t in = x.width(), tokens = x.numel / in;
+    const SparsehubBatch batch(tables, blocks, tokens);
+    torch::aot_inductor::RAIIAtenTensorHandle made(sparsehub_empty(count, x, x.ndim - 1, out));
+    const std::vector<int64_t> maps =
+        sparsehub_maps(SparsehubTensor(made.get()), out, biases, biased, batch, modules);
+    std::vector<int64_t> weights;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t* own = batch.int8_weights(modules[i]);
+        weights.insert(weights.end(), own, own + 3);
+    }
+    sparsehub_int8_linear(x.floats(), tokens, in, maps.data(), weights.data(), count, batch.blocks.longs(),
+                          batch.count());
     *result = made.release();
     return AOTI_TORCH_SUCCESS;
 }

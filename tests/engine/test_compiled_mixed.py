@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sparsehub.engine.compiled.plain_pass import CompiledPass
 from sparsehub.engine.compiled.program_files import ARGUMENTS
 from sparsehub.engine.compiled.proof import compare, compare_changed, trial_tasks
 from sparsehub.engine.cost_model import MIXED, CalibrationPoints, CompiledCurve, CostModel, RowGroup
+from sparsehub.engine.int8 import int8_linears, prepared_targets
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import RMS_NORM, TargetModules, find_target_modules, sample_batch
 from sparsehub.errors import EngineError
@@ -82,9 +83,9 @@ def test_what_no_graph_can_carry_says_why(tiny_checkpoint: Callable[[str], Path]
 class _Fake:
     """A program that runs a graph of its own, and may add something to what it returns."""
 
-    def __init__(self, backbone: Backbone, targets: TargetModules, error: float = 0.0):
+    def __init__(self, backbone: Backbone, targets: TargetModules, error: float = 0.0, int8: Collection[int] = ()):
         self.inputs = ("input_ids", "attention_mask", "token_type_ids", *ARGUMENTS)
-        self._module, self._graph, self._error = backbone.module, MixedGraph(targets), error
+        self._module, self._graph, self._error = backbone.module, MixedGraph(targets, int8), error
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own = {name: value for name, value in inputs.items() if name not in ARGUMENTS}
@@ -113,6 +114,21 @@ def test_a_mixed_program_is_refused_that_is_wrong(tiny_checkpoint: Callable[[str
     with pytest.raises(EngineError, match="a compiled pass is wrong"):
         compare_changed(backbone, stale, tasks)
     assert backbone.arena.digest() == base
+
+
+@needs_exports
+def test_a_program_on_int8_weights_is_refused_that_is_wrong(tiny_checkpoint: Callable[[str], Path]) -> None:
+    """It may round a value to the next level, no more."""
+    backbone = load_backbone(str(tiny_checkpoint("bert")))
+    targets = prepared_targets(backbone, "int8", allow_quantised=True)
+    tasks, int8 = trial_tasks(backbone, targets), int8_linears(targets)
+    right: Any = _Fake(backbone, targets, int8=int8)
+    compare(backbone, right, 5, 6, tasks)
+    compare_changed(backbone, right, tasks)
+    for error in (0.5, float("nan")):
+        wrong: Any = _Fake(backbone, targets, error, int8)
+        with pytest.raises(EngineError, match="a compiled pass is wrong: last_hidden_state of 3 x 4"):
+            compare(backbone, wrong, 3, 4, tasks)
 
 
 def test_a_mixed_program_that_fails_is_used_no_more(tiny_checkpoint: Callable[[str], Path], caplog: Any) -> None:

@@ -159,6 +159,40 @@ def answers(engine: Engine, task: str) -> Tensor:
 
 @needs_compiler
 @needs_exports
+def test_passes_on_int8_weights_are_compiled_too(tiny_tasks: TinyTasks) -> None:
+    """And read those weights where they are: damage, which is mended in place, is seen as by eager passes."""
+    backbone = load_backbone(str(tiny_tasks.folder))
+    options: dict[str, Any] = {"weights": "int8", "allow_quantised": True, "check_seconds": 0}
+    with Engine(backbone, compile_mode="on", **options) as engine:
+        assert engine.compiler.join(PATIENCE) and engine.compiler.plain.compiled is None
+        targets, mixed, in_use = engine._targets, engine.compiler.mixed, engine.compiler.mixed.compiled
+        assert targets.int8 is not None and in_use is not None and engine.costs.compiled_mixed.used(64)
+        packed = next(iter(targets.int8.matrices.values()))._weight.packed
+
+        def pair(bounds: Any, length: int) -> tuple[Tensor, Tensor]:
+            """What the program gives for a batch, and what the eager pass does, of tokens."""
+            batch = sample(backbone, in_use.program, bounds[-1][2], length)
+            rows = batch["attention_mask"].bool()
+            found = mixed(MixedBatch(targets, adapters, bounds), batch).last_hidden_state
+            return found[rows], run_mixed(backbone, targets, adapters, bounds, batch)[rows]
+
+        with engine.arena.lock, torch.inference_mode():
+            _, adapters = tasks_on(backbone, targets)
+            before = [pair(*batch) for batch in BATCHES]
+            for found, expected in before:
+                torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+            packed.random_(-127, 128)
+            found, expected = pair(*BATCHES[-1])
+            assert not torch.allclose(found, before[-1][0], atol=0.1)
+            torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+        assert engine.arena.check_all() and engine.arena.repairs == 1
+        with engine.arena.lock, torch.inference_mode():
+            assert torch.equal(pair(*BATCHES[-1])[0], before[-1][0])
+        assert mixed.compiled is in_use
+
+
+@needs_compiler
+@needs_exports
 def test_tokens_without_a_task_or_ids_without_a_row_are_an_error(mixing: Engine) -> None:
     """A program reads memory by what it is given: it looks first."""
     backbone, program = mixing.backbone, program_of(mixing.compiler.mixed)

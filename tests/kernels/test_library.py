@@ -48,6 +48,29 @@ def test_linear_maps(maps: int, biased: bool, transposed: bool) -> None:
     torch.library.opcheck(torch.ops.sparsehub.mixed_linear.default, arguments)
 
 
+@pytest.mark.skipif(not hasattr(native.extension(), "int8_product"), reason="the native kernels are of an older build")
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("maps", [1, 3])
+def test_linear_maps_in_8_bits(maps: int, biased: bool) -> None:
+    changes = [changes_of([every_kind_of_change(INSIDE, OUT, slot + m) for slot in range(SLOTS)]) for m in range(maps)]
+    x, weights = of_shape(ROWS, LENGTH, INSIDE), [kernels.pack_int8(of_shape(OUT, INSIDE) + m) for m in range(maps)]
+    biases = [of_shape(OUT) + m for m in range(maps)]
+    own = torch.tensor([weight.addresses for weight in weights])[:, None]
+    tables = torch.cat([tables_of(*changes), own], dim=1)
+    arguments = (x, biases if biased else [], tables, SEGMENTS.blocks, [*range(maps)], OUT)
+    expected = kernels.int8_linear(
+        x,
+        kernels.quantise_rows(x.view(-1, INSIDE)),
+        [
+            kernels.Int8Map(weight, b if biased else None, its)
+            for weight, b, its in zip(weights, biases, changes, strict=True)
+        ],
+        SEGMENTS,
+    )
+    assert torch.equal(library.int8_linear(*arguments), torch.stack(expected))
+    torch.library.opcheck(torch.ops.sparsehub.int8_linear.default, arguments)
+
+
 def test_embeddings() -> None:
     changes = changes_of([random_change(OUT, 11, 0.3, slot, bias=False) for slot in range(SLOTS)])
     ids, weight = torch.arange(ROWS * LENGTH).view(ROWS, LENGTH) % 11, of_shape(11, OUT)

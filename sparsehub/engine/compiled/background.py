@@ -76,15 +76,14 @@ class BackgroundCompiler:
             self._thread.join(_STOP_SECONDS)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until programs are in use or given up; whether one of plain passes is in use."""
+        """Wait until programs are in use or given up; whether one is in use: of plain passes, or of
+        mixed ones where every batch is mixed."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
-        return self.plain.compiled is not None
+        return (self.mixed if self._planner.only_mixed else self.plain).compiled is not None
 
     def _why_not(self) -> str | None:
         backbone = self._backbone
-        if self._planner.only_mixed:
-            return "batches on int8 weights run mixed"
         if backbone.device.type != "cpu" or {b.dtype for b in backbone.arena.buffers.values()} != {torch.float32}:
             return "only those in float32 on a CPU are compiled"
         if unknown := set(self._inputs) - set(_INPUTS):
@@ -94,7 +93,7 @@ class BackgroundCompiler:
         return None
 
     def _why_not_mixed(self) -> str | None:
-        if self._planner.mode == SWAP:
+        if self._planner.mode == SWAP and not self._planner.only_mixed:
             return "no batch is mixed"
         if not native.exports():
             return "the native kernels are not built, or of an older build"
@@ -102,7 +101,8 @@ class BackgroundCompiler:
 
     def _run(self) -> None:
         try:
-            self._install_plain()
+            if not self._planner.only_mixed:
+                self._install_plain()
         except Exception as error:  # whatever went wrong: the eager pass goes on
             self._report("passes", error)
             return
@@ -137,7 +137,8 @@ class BackgroundCompiler:
     def _compiled(self, tasks: TrialTasks | None) -> CompiledPass:
         """A program, proved and measured. tasks: for mixed passes."""
         mixed = tasks is not None
-        files = find_or_compile(self._backbone, self._inputs, self._max_tokens, self._stopped, mixed=mixed)
+        int8 = self._targets.int8 is not None
+        files = find_or_compile(self._backbone, self._inputs, self._max_tokens, self._stopped, mixed=mixed, int8=int8)
         module = self._backbone.module
         weights = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
         program = Program(files, weights)

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sparsehub.backbone import load_backbone
 from sparsehub.engine.compiled.mixed_graph import MixedGraph
 from sparsehub.engine.compiled.plain_graph import gelus_as_ops, linears_as_ops
 from sparsehub.engine.compiled.program_files import ARGUMENTS, LIBRARY, program_ops, write_description
+from sparsehub.engine.int8 import int8_linears
 from sparsehub.engine.target_modules import TargetModules, find_target_modules
 from sparsehub.kernels import library
 from sparsehub.kernels.sparse import ADDRESSES
@@ -46,6 +47,7 @@ class CompilerJob:
     max_tokens: int  # of one sequence
     threads: int  # that the program uses inside one operation
     mixed: bool  # a program of mixed passes, which also takes `ARGUMENTS`
+    int8: bool  # whether those run on an int8 base
     ops: bool  # whether it calls our own kernels; one of mixed passes does
     folder: str  # an empty one, for what comes out
 
@@ -76,10 +78,17 @@ class _Mixed(_Positional):
 
 
 def export(
-    module: Any, inputs: Sequence[str], max_tokens: int, targets: TargetModules | None = None, *, ops: bool = False
+    module: Any,
+    inputs: Sequence[str],
+    max_tokens: int,
+    targets: TargetModules | None = None,
+    *,
+    int8: Collection[int] = (),
+    ops: bool = False,
 ) -> tuple[Any, list[str]]:
     """The base model's graph for any number of rows and tokens, and the names of the tensors that it returns. targets:
-    its target modules, for the graph of a mixed pass; ops: whether that of a plain one calls our own kernels."""
+    its target modules, for the graph of a mixed pass; int8: those of them that have weights of 8 bits; ops: whether
+    the graph of a plain pass calls our own kernels."""
     module.config.use_cache = False
     example = _example(module, inputs)
     with torch.no_grad():
@@ -92,7 +101,7 @@ def export(
                 for put_on in (linears_as_ops, gelus_as_ops) if ops else ():
                     own.enter_context(put_on(module))
                 return _export(_Positional(module, inputs, outputs), arguments, shapes), outputs
-        graph = MixedGraph(targets)
+        graph = MixedGraph(targets, int8)
         with graph.on_model(), gelus_as_ops(module):
             model = _Mixed(module, inputs, outputs, graph)
             return _export(model, arguments + _example_batch(len(targets.targets)), shapes + _BATCH_AXES), outputs
@@ -124,7 +133,8 @@ def compile_program(job: CompilerJob) -> None:
     torch.set_num_threads(job.threads)
     backbone = load_backbone(job.backbone)
     targets = find_target_modules(backbone) if job.mixed else None
-    program, outputs = export(backbone.module, job.inputs, job.max_tokens, targets, ops=job.ops)
+    int8 = int8_linears(targets) if targets is not None and job.int8 else {}
+    program, outputs = export(backbone.module, job.inputs, job.max_tokens, targets, int8=int8, ops=job.ops)
     options: dict[str, Any] = {
         "aot_inductor.package_constants_in_so": False,
         "compile_threads": 1,

@@ -7,7 +7,7 @@ any tasks and any split of the rows; a module that no task changes goes through 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -39,10 +39,13 @@ def why_no_graph(targets: TargetModules) -> str | None:
 
 
 class MixedGraph:
-    """What the target modules compute while a mixed pass is exported; the compiler makes one per graph."""
+    """What the target modules compute while a mixed pass is exported; the compiler makes one per graph.
 
-    def __init__(self, targets: TargetModules):
-        self._targets = targets
+    int8: the targets that have weights of 8 bits, on an int8 base.
+    """
+
+    def __init__(self, targets: TargetModules, int8: Collection[int] = ()):
+        self._targets, self._int8 = targets, int8
         self._rows: Any = 0  # sequences
         self._tables, self._blocks = torch.empty(0), dict[int, Tensor]()
         self._done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
@@ -70,18 +73,18 @@ class MixedGraph:
         if y is not None and given is x:
             return y
         targets = [target, *(other for other in self._after(target) if _alike(target.module, other.module))]
-        modules: list[Any] = [each.module for each in targets]
-        first, *others = library.mixed_linear(
-            x.contiguous(),
-            [module.weight for module in modules],
-            [module.bias for module in modules if module.bias is not None],
-            self._tables,
-            self.blocks_of(target, x.ndim - 1),
-            [each.index for each in targets],
-            target.kind == CONV1D,
-        ).unbind(0)
+        first, *others = self._products(targets, x.contiguous()).unbind(0)
         self._done.update((other.index, (x, its)) for other, its in zip(targets[1:], others, strict=True))
         return first
+
+    def _products(self, targets: Sequence[TargetModule], x: Tensor) -> Tensor:
+        modules: list[Any] = [each.module for each in targets]
+        biases = [module.bias for module in modules if module.bias is not None]
+        blocks, indices = self.blocks_of(targets[0], x.ndim - 1), [each.index for each in targets]
+        if targets[0].index in self._int8:  # then all of one size are
+            return library.int8_linear(x, biases, self._tables, blocks, indices, modules[0].out_features)
+        weights = [module.weight for module in modules]
+        return library.mixed_linear(x, weights, biases, self._tables, blocks, indices, targets[0].kind == CONV1D)
 
     def _after(self, target: TargetModule) -> list[TargetModule]:
         return [self._targets.targets[index] for index in self._targets.after.get(target.index, ())]

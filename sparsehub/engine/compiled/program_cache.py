@@ -30,10 +30,19 @@ _COMPILERS = ("g++", "clang++")
 
 
 def find_or_compile(
-    backbone: Backbone, inputs: tuple[str, ...], max_tokens: int, stopped: threading.Event, *, mixed: bool = False
+    backbone: Backbone,
+    inputs: tuple[str, ...],
+    max_tokens: int,
+    stopped: threading.Event,
+    *,
+    mixed: bool = False,
+    int8: bool = False,
 ) -> ProgramFiles:
-    """The program of a backbone's forward, or of its mixed passes: from the cache, or compiled now. Raises
-    `EngineError` where there is none, `OSError` where the cache cannot be used. stopped: ends the compiler early."""
+    """The program of a backbone's forward, or of its mixed passes (on an int8 base): from the cache, or compiled now.
+
+    Raises `EngineError` where there is none, `OSError` where the cache cannot be used. stopped: ends the compiler
+    early.
+    """
     import transformers
 
     job = {
@@ -41,6 +50,7 @@ def find_or_compile(
         "max_tokens": max_tokens,
         "threads": torch.get_num_threads(),
         "mixed": mixed,
+        "int8": int8,
         "ops": native.exports(),
     }
     versions = {
