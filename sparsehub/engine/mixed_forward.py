@@ -60,11 +60,11 @@ class MixedBatch:
     """One mixed pass: which rows are which task's, and what each task changes. `BatchRunner` makes one per batch,
     generation's `Packer` one per kind of step.
 
-    adapters: by slot, None for a task (or the plain backbone) that changes nothing, but not all None (on an int8
-    base they may be); bounds: (slot,
-    first row, row after the last), in order, without gaps; packed: the rows are the tokens of one long sequence
-    [1, rows, width], not sequences; outputs: as `bounds`, of the rows that reach the output layer where those are
-    fewer; readers: further targets that have a forward here, since they may read what rows share.
+    adapters: by slot, None for a task (or the plain backbone) that changes nothing, but not all None (on an int8 base
+    they may be); bounds: (slot, first row, row after the last), in order, without gaps; packed: the rows are the
+    tokens of one long sequence [1, rows, width], not sequences; outputs: as `bounds`, of the rows that reach the
+    output layer where those are fewer; readers: further targets that have a forward here, since they may read what
+    rows share.
     """
 
     def __init__(
@@ -166,9 +166,7 @@ class MixedBatch:
         if self.targets.int8 is not None:
             own |= self.targets.int8.matrices.keys()
         targets = [self.targets.targets[index] for index in own]
-        forwards: dict[nn.Module, Callable[..., Any]] = {
-            target.module: functools.partial(_FORWARDS[target.kind], self, target) for target in targets
-        }
+        forwards: dict[nn.Module, Any] = {t.module: functools.partial(_FORWARDS[t.kind], self, t) for t in targets}
         if self.targets.int8 is not None:
             forwards |= dict.fromkeys(self.targets.int8.gelus, gelu)
         try:
