@@ -29,7 +29,8 @@ def finite_rows(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list
     finite = logits.isfinite().cpu()
     if task.kind == TOKEN_CLASSIFICATION:
         return [bool(finite[i, list(row.word_starts)].all()) for i, row in enumerate(rows)]
-    return [bool(row.all()) for row in finite]
+    result: list[bool] = finite.reshape(len(finite), -1).all(1).tolist()
+    return result
 
 
 def answers(task: TaskSpec, rows: Sequence[Encoded], logits: Tensor) -> list[Prediction]:
