@@ -1,12 +1,15 @@
-"""Return freed memory to the operating system, for training, selection, extraction, and after large requests."""
+"""What becomes of freed memory: training, selection and extraction return it to the operating system, and so does an
+endpoint after large requests; between its batches an engine keeps it."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGE = 1 << 20  # bytes
+KEPT = 256 << 20  # bytes that are kept at the end of the heap, and
+KEPT_BLOCK = 32 << 20  # the largest block among them, which is as much as glibc allows
 
 
 def return_freed_memory() -> None:
@@ -19,6 +22,19 @@ def return_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE)
         trim_memory()
+
+
+def keep_freed_memory() -> None:
+    """Keep up to `KEPT` bytes of freed memory for what is allocated next; the opposite of `return_freed_memory`.
+
+    What one layer frees the next one allocates: given back meanwhile, every page of it is found and cleared anew. With
+    this a pass of 16 tasks on 16 texts took 151 ms in place of 162 (MiniLM, trunk and branches). `trim_memory` still
+    gives it back. Does nothing with other C libraries.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
 def trim_memory() -> None:

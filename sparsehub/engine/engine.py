@@ -36,6 +36,7 @@ from sparsehub.engine.task_registry import TaskRegistry, find_task
 from sparsehub.engine.trunk_check import with_resuming
 from sparsehub.errors import RequestError, SparsehubError
 from sparsehub.kernels.openmp import release_threads
+from sparsehub.memory import keep_freed_memory
 from sparsehub.package.outputs import Prediction
 from sparsehub.task_ref import Reference
 
@@ -67,6 +68,8 @@ class Engine(ServedTasks):
         allow_quantised: bool = False,
         generation: GenerationLimits | None = None,
     ):
+        if backbone.device.type == "cpu":
+            keep_freed_memory()
         self.backbone = backbone
         self.tokenizer = load_tokenizer(backbone.checkpoint)
         self.tasks = TaskRegistry()

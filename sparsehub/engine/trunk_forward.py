@@ -25,9 +25,8 @@ from sparsehub.engine.target_modules import TargetModules
 from sparsehub.engine.trunk_plan import Stage, TrunkPlan
 from sparsehub.errors import EngineError
 
-# Tokens of branches that go through a layer together on a CPU. What a layer makes of them then stays in the caches:
-# that of all branches at once is fresh memory, which the kernel has to find and to clear first.
-TOGETHER = 1024
+# Tokens of branches that go through a layer together on a CPU. What a layer makes of them then stays in the caches.
+TOGETHER = 2048
 
 
 @dataclass(frozen=True)
