@@ -115,7 +115,7 @@ def row_of(address: str, what: str, path: str, body: Callable[[], bytes]) -> Row
         took = (time.perf_counter() - began) / TIMES
     status = ", ".join(map(str, sorted(statuses)))
     waits = {HEALTH: round(max(healths) * 1e3, 1), ROW: round(max(singles) * 1e3, 1)}
-    return Row(what, {"at": path}, {"bytes": len(content), "status": status, ANSWER: took * 1e3, **waits})
+    return Row(what, {}, {"at": path, "bytes": len(content), "status": status, ANSWER: took * 1e3, **waits})
 
 
 @contextmanager
