@@ -84,8 +84,8 @@ NOTES = (
     "`wrong`: answers that differ from those before the flip by more than rounding, between the flip and its being "
     "found; `refused`: that ended with an error in that time; `wrong after`: after it was mended, which must be 0.",
     "`no effect`: a switch has written over the place before its turn came; these count as neither found nor missed.",
-    "Throughput is the median of rounds with and without looks, in turn, every other round backwards; on a shared machine "
-    "it differs by some percent from one run to the next, so the limit is on the time that looks take.",
+    "Throughput is the median of rounds with and without looks, in turn, every other round backwards. On a shared "
+    "machine it differs by some percent from one run to the next, so the limit is on the time that looks take.",
 )
 
 
