@@ -72,5 +72,5 @@ def test_the_whole_demo_runs_as_it_was_looked_at_and_keeps_what_it_has_trained(
     beats_its_probe(read_manifest(tmp_path / "demo-run" / TRAINED / LIVE.name))
     progress: list[str] = []
     monkeypatch.setattr("sparsehub.cli.demo.progress", progress.append)
-    train_live(DATA, tmp_path / "demo-run")
+    train_live(DATA, Path("demo-run"))
     assert "by an earlier demo" in progress[0]
