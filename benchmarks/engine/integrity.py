@@ -265,8 +265,8 @@ def cost_of_looking(engine: Engine, dtype: str, rounds: int) -> tuple[float, Row
     engine.mode = "auto"
     with timed_looks(engine) as looks:
         for case in in_turn(list(seconds), rounds + 2):
-            with engine.arena.lock:
-                engine.arena._check_seconds = case
+            with engine.arena.lock:  # what was not looked at in a round without looks is not made up for
+                engine.arena._check_seconds, engine.arena._checked = case, time.monotonic()
             seconds[case].append(seconds_of_rows(engine))
     pairs = list(zip(seconds[LOOK_SECONDS][2:], seconds[0.0][2:], strict=True))
     share = sum(looks) / sum(seconds[LOOK_SECONDS])
