@@ -31,6 +31,7 @@ from sparsehub.engine.cost_model import MIXED, SWAP
 from sparsehub.errors import SparsehubError
 
 TASKS, CLIENTS, ROWS, LOOK_SECONDS = 8, 4, 256, 1.0
+TIMES = 10  # so many times all rows in a round, which then is of several looks
 COMPOSED = "task0+task2*0.5"
 DTYPES = ("float32", "bfloat16", "float16")
 CLOSE = 2e-3  # two answers of one text differ by no more, whatever runs beside it; looser in half precision
@@ -44,7 +45,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     parser = argparse.ArgumentParser()
     parser.add_argument("--flips", type=int, default=1, help="bits that flip in every place, each way of running")
-    parser.add_argument("--rounds", type=int, default=31, help="of the throughput with and without looks")
+    parser.add_argument("--rounds", type=int, default=9, help="of the throughput with and without looks")
     parser.add_argument("--switches", type=int, default=5_000, help="between tasks, in each dtype")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     options = parser.parse_args()
@@ -267,12 +268,12 @@ def cost_of_looking(engine: Engine, dtype: str, rounds: int) -> tuple[float, Row
         for case in in_turn(list(seconds), rounds + 2):
             with engine.arena.lock:  # what was not looked at in a round without looks is not made up for
                 engine.arena._check_seconds, engine.arena._checked = case, time.monotonic()
-            seconds[case].append(seconds_of_rows(engine))
+            seconds[case].append(sum(seconds_of_rows(engine) for _ in range(TIMES)))
     pairs = list(zip(seconds[LOOK_SECONDS][2:], seconds[0.0][2:], strict=True))
     share = sum(looks) / sum(seconds[LOOK_SECONDS])
     measured = {
-        "rows a second with looks": ROWS / statistics.median(a for a, _ in pairs),
-        "without": ROWS / statistics.median(b for _, b in pairs),
+        "rows a second with looks": TIMES * ROWS / statistics.median(a for a, _ in pairs),
+        "without": TIMES * ROWS / statistics.median(b for _, b in pairs),
         "cost by these": 1 - 1 / statistics.median(a / b for a, b in pairs),
         "time of looks, of all": share,
     }
