@@ -13,9 +13,9 @@ from torch import nn
 
 from sparsehub import kernels
 from sparsehub.backbone import Backbone
-from sparsehub.engine.compiled.plain_graph import find_gelus
 from sparsehub.engine.int8_matrix import Int8Base, Int8Matrix
 from sparsehub.engine.mixing_check import checked_targets
+from sparsehub.engine.module_forwards import find_gelus
 from sparsehub.engine.target_modules import LINEAR, TargetModules
 from sparsehub.engine.trunk_check import with_layers
 from sparsehub.errors import UsageError

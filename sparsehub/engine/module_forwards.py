@@ -1,4 +1,5 @@
-"""Forwards of our own on a backbone's modules for the time of one pass; mixed batches and graphs put theirs on so."""
+"""Forwards of our own on a backbone's modules for the time of one pass; mixed batches, trunks and graphs put theirs on
+so."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn import functional
+from transformers.activations import GELUActivation
 
 
 @contextmanager
@@ -20,3 +23,14 @@ def with_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[
     finally:
         for module in forwards:
             module.__dict__.pop("forward", None)
+
+
+def find_gelus(module: nn.Module) -> list[nn.Module]:
+    """The modules of a model that compute the exact GELU and nothing else."""
+    return [each for each in module.modules() if _is_gelu(each)]
+
+
+def _is_gelu(module: nn.Module) -> bool:
+    if type(module) is GELUActivation:
+        return module.act is functional.gelu
+    return type(module) is nn.GELU and module.approximate == "none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from sparsehub.engine.layer_stack import LayerStack
+from sparsehub.engine.module_forwards import with_forwards
 
 
 class OneToken:
@@ -31,14 +32,9 @@ class OneToken:
         """The same of some of the rows."""
         return OneToken(self._layers, self._positions[rows])
 
-    @contextmanager
-    def on_model(self) -> Iterator[None]:
+    def on_model(self) -> AbstractContextManager[None]:
         """Inside, the last layer runs so."""
-        self._layer.__dict__["forward"] = self.run  # past nn.Module's attribute setting
-        try:
-            yield
-        finally:
-            self._layer.__dict__.pop("forward", None)
+        return with_forwards({self._layer: self.run})
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """What the last layer gives, cut from `token_from` on, each row's token in all of its places."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.layer_stack import LayerStack, Path
 from sparsehub.engine.mixed_forward import MixedBatch, RowGroups
+from sparsehub.engine.module_forwards import with_forwards
 from sparsehub.engine.one_token import OneToken
 from sparsehub.engine.state_cache import TextStates
 from sparsehub.engine.target_modules import TargetModules
@@ -84,11 +85,8 @@ class TrunkPass:
                 stack.enter_context(self._mixed.on_model())
             if self._reads is not None and not branching:
                 stack.enter_context(self._reads.on_model())
-            for index in branching:
-                module = self._layers.modules[index]
-                stack.callback(module.__dict__.pop, "forward", None)
-                # Past nn.Module's own attribute setting, which would look for parameters and hooks first.
-                module.__dict__["forward"] = functools.partial(self._layer, index)
+            modules = self._layers.modules
+            stack.enter_context(with_forwards({modules[i]: functools.partial(self._layer, i) for i in branching}))
             yield
 
     def _layer(self, index: int, *args: Any, **kwargs: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from sparsehub.engine.compiled.plain_graph import find_gelus
+from sparsehub.engine.module_forwards import find_gelus
 from sparsehub.kernels import library, native
 from sparsehub.kernels.gelu import gelu
 

@@ -8,9 +8,8 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import GELUActivation
 
-from sparsehub.engine.module_forwards import with_forwards
+from sparsehub.engine.module_forwards import find_gelus, with_forwards
 from sparsehub.kernels import library
 
 
@@ -23,17 +22,6 @@ def linears_as_ops(module: nn.Module) -> AbstractContextManager[None]:
 def gelus_as_ops(module: nn.Module) -> AbstractContextManager[None]:
     """Inside, the exact GELUs of a base model are `library.exact_gelu`; a mixed pass's graph has them too."""
     return with_forwards(dict.fromkeys(find_gelus(module), _gelu))
-
-
-def find_gelus(module: nn.Module) -> list[nn.Module]:
-    """The modules of a model that compute the exact GELU and nothing else."""
-    return [each for each in module.modules() if _is_gelu(each)]
-
-
-def _is_gelu(module: nn.Module) -> bool:
-    if type(module) is GELUActivation:
-        return module.act is functional.gelu
-    return type(module) is nn.GELU and module.approximate == "none"
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
