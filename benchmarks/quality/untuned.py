@@ -54,6 +54,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings than the defaults")
     parser.add_argument("--rows", type=int, default=1000, help="training rows, at most; half as many for validation")
+    parser.add_argument("--packages", type=Path, metavar="FOLDER", help="keep the packages of the runs in this folder")
     parser.add_argument("--no-test", action="store_true", help="leave the test rows alone: for a search")
     return parser.parse_args(arguments)
 
@@ -83,14 +84,17 @@ def key_of(line: Mapping[str, Any]) -> tuple[str, str, int, int, str]:
 
 
 def run_once(task: Task, method: str, seed: int, settings: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Train, judge, add the line."""
+    """Train, judge, add the line, and keep the package where that is wanted."""
     from sparsehub.training import TrainConfig, fit
+    from sparsehub.training.run import write_fitted
 
     start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="untuned-"))
     try:
-        given = config_of(task, method, seed, arguments, folder) | settings
-        fitted = fit(TrainConfig(**given), folder / "run")
+        config = TrainConfig(**(config_of(task, method, seed, arguments, folder) | settings))
+        fitted = fit(config, folder / "run")
         line = line_of(task, method, fitted)
+        if arguments.packages:
+            write_fitted(arguments.packages / f"{task.name}-{seed}", config, fitted)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     line |= {"seed": seed, "rows": arguments.rows, "settings": settings, "seconds": round(time.monotonic() - start, 1)}

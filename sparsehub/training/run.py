@@ -80,12 +80,17 @@ def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda
             )
         aside = out.with_name(f"{out.name}-{config.method}") if fitted.aside else None
         if processes.first:
-            write_package(out, _manifest(config, fitted), fitted.delta or Delta({}), fitted.head)
+            write_fitted(out, config, fitted)
             _keep_aside(fitted, aside)
             shutil.rmtree(run)
             report(f"wrote {out}")
         wait_for_all()
     return TrainResult(out, read_manifest(out), aside)
+
+
+def write_fitted(out: Path, config: TrainConfig, fitted: Fitted) -> None:
+    """Write the package of what `fit` gave for these settings; `train` and benchmarks, which judge it too, do."""
+    write_package(out, _manifest(config, fitted), fitted.delta or Delta({}), fitted.head)
 
 
 def measure(config: TrainConfig, *, restart: bool = False, report: Report = lambda _: None) -> Measured:
