@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ DEPLOY = ROOT / "deploy"
 # Of files of Kustomize, values of a chart and objects of the Prometheus operator kubernetes-validate has no schema.
 FOREIGN = ("kustomization.yaml", "adapter-values.yaml", "monitor.yaml")
 KUBERNETES = [path for path in sorted(DEPLOY.glob("kubernetes/**/*.yaml")) if path.name not in FOREIGN]
-CLUSTER = DEPLOY / "kubernetes" / "cluster"
+BASE, CLUSTER = DEPLOY / "kubernetes" / "base", DEPLOY / "kubernetes" / "cluster"
+OVERLAYS = [DEPLOY / "kubernetes", DEPLOY / "kubernetes" / "gpu", CLUSTER]  # what `kubectl apply -k` is given
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -29,7 +32,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def replica() -> dict[str, Any]:
-    (found,) = documents(DEPLOY / "kubernetes" / "statefulset.yaml")
+    (found,) = documents(BASE / "statefulset.yaml")
     return found
 
 
@@ -83,15 +86,32 @@ def test_probes_ask_what_needs_no_key_and_a_drain_has_its_time() -> None:
 def test_selectors_and_ports_meet() -> None:
     labels = replica()["spec"]["template"]["metadata"]["labels"]
     names = {port["name"] for port in container()["ports"]}
-    services = documents(DEPLOY / "kubernetes" / "service.yaml")
+    services = documents(BASE / "service.yaml")
     for service in services:
         assert service["spec"]["selector"].items() <= labels.items()
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
     assert replica()["spec"]["serviceName"] in {service["metadata"]["name"] for service in services}
-    for folder in (DEPLOY / "kubernetes", DEPLOY / "kubernetes" / "gpu", CLUSTER):
+    for folder in (BASE, *OVERLAYS):
         kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
         for resource in kustomization["resources"] + [patch["path"] for patch in kustomization.get("patches", [])]:
             assert (folder / resource).exists()
+            assert (folder / resource).resolve() not in folder.parents, "Kustomize takes no base around its overlay"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_an_overlay_builds_and_kubernetes_takes_what_it_makes(overlay: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl, which has Kustomize inside")
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate: pip install '.[deploy]'")
+    built = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=False)
+    assert not built.returncode, built.stderr
+    found = {document["kind"]: document for document in yaml.safe_load_all(built.stdout)}
+    for kind in found.keys() - {"ServiceMonitor"}:
+        validate.validate(found[kind], "1.33", strict=True)
+    (one,) = found["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    variables = {entry["name"]: entry["value"] for entry in one["env"]}
+    assert settings_of(variables).device == ("cuda" if overlay.name == "gpu" else "auto")
+    assert ("HorizontalPodAutoscaler" in found) == (overlay == CLUSTER)
 
 
 def test_a_gpu_replica_has_one_gpu_and_settings_that_the_service_knows() -> None:
@@ -126,7 +146,7 @@ def test_a_cluster_scales_and_watches_what_there_is() -> None:
     assert rule["name"]["as"] == scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
     registry = Metrics().registry
     assert rule["name"]["matches"].strip("^$").removesuffix("_sum") in {family.name for family in registry.collect()}
-    service, _ = documents(DEPLOY / "kubernetes" / "service.yaml")
+    service, _ = documents(BASE / "service.yaml")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert network["spec"]["podSelector"]["matchLabels"].items() <= service["spec"]["selector"].items()
 
@@ -136,6 +156,27 @@ def test_a_read_only_root_leaves_room_for_what_is_written() -> None:
     written = [entry["value"] for entry in container()["env"] if entry["name"] in ("BENTOML_HOME", "SPARSEHUB_CACHE")]
     mounts = [mount["mountPath"] for mount in container()["volumeMounts"] if not mount.get("readOnly")]
     assert len(written) == 2 and all(any(path.startswith(mount) for mount in mounts) for path in written)
+
+
+@pytest.mark.parametrize(
+    ("given", "runs"),
+    [
+        (["serve"], "python -m bentoml serve serving.service:SparsehubService"),
+        (["serve", "--port", "3001"], "python -m bentoml serve serving.service:SparsehubService --port 3001"),
+        (["--backbone", "a b"], "sparsehub serve --backbone a b"),
+        ([], "sparsehub serve"),
+    ],
+)
+def test_an_image_takes_what_compose_and_kubernetes_give_it_and_flags(
+    tmp_path: Path, given: list[str], runs: str
+) -> None:
+    for name in ("python", "sparsehub"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "${0##*/}" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    told = subprocess.run(
+        ["/bin/sh", DEPLOY / "entrypoint.sh", *given], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == runs and container()["args"] == ["serve"]
 
 
 def test_the_image_runs_as_the_user_of_the_manifests_and_copies_what_it_builds() -> None:
