@@ -36,7 +36,7 @@ class Flag:
     """How the command line shows a setting."""
 
     name: str = ""  # where it is another than the setting's
-    panel: str | None = None  # the box of the help in which it stands
+    panel: str | None = None  # the heading of the help under which it stands
     metavar: str | None = None
     repeated: bool = False  # one item each time, rather than all of them between commas
     inherited: bool = False  # `sparsehub serve` takes the variable where the flag is not given

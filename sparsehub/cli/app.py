@@ -36,6 +36,7 @@ from sparsehub.cli import (
     train,
     verify,
 )
+from sparsehub.cli.help_page import Verb, VerbGroup
 from sparsehub.cli.lazy_command import LazyCommand
 from sparsehub.cli.output import errors
 from sparsehub.cli.progress_display import showing_progress
@@ -48,40 +49,40 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="sparsehub",
+    cls=VerbGroup,
     help="Train, publish and serve sparse task deltas on one copy of a pretrained transformer.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 TRAIN, HUB, SERVE, LOOK = "Train", "Hub", "Serve", "Look"  # the groups of `sparsehub --help`
 app.command("train", cls=LazyCommand, rich_help_panel=TRAIN)(train.train)
 app.command("extract", cls=LazyCommand, rich_help_panel=TRAIN)(extract.command)
-app.command("merge", rich_help_panel=TRAIN)(merge.merge)
+app.command("merge", cls=Verb, rich_help_panel=TRAIN)(merge.merge)
 app.command("stability", cls=LazyCommand, rich_help_panel=TRAIN)(stability.stability)
-app.command("materialize", rich_help_panel=TRAIN)(materialize.materialize)
-app.command("export", rich_help_panel=TRAIN)(export.export)
-app.command("ask", rich_help_panel=LOOK)(ask.ask)
+app.command("materialize", cls=Verb, rich_help_panel=TRAIN)(materialize.materialize)
+app.command("export", cls=Verb, rich_help_panel=TRAIN)(export.export)
+app.command("ask", cls=Verb, rich_help_panel=LOOK)(ask.ask)
 app.command("evaluate", cls=LazyCommand, rich_help_panel=LOOK)(evaluate.evaluate)
-app.command("inspect", rich_help_panel=LOOK)(inspect.inspect)
-app.command("diff", rich_help_panel=LOOK)(merge.diff)
-app.command("compare", rich_help_panel=LOOK)(compare.compare)
-app.command("verify", rich_help_panel=LOOK)(verify.verify)
-app.command("push", rich_help_panel=HUB)(hub.push)
-app.command("pull", rich_help_panel=HUB)(hub.pull)
-app.command("ls", rich_help_panel=HUB)(hub.ls)
-app.command("search", rich_help_panel=HUB)(search.search)
-app.command("show", rich_help_panel=HUB)(show.show)
-app.command("tag", rich_help_panel=HUB)(tag.tag)
-app.command("rollback", rich_help_panel=HUB)(tag.rollback)
-app.command("lock", rich_help_panel=HUB)(lock.lock)
-app.command("sign", rich_help_panel=HUB)(sign.sign)
-app.command("copy", rich_help_panel=HUB)(copy.copy)
-app.command("gc", rich_help_panel=HUB)(gc.gc)
+app.command("inspect", cls=Verb, rich_help_panel=LOOK)(inspect.inspect)
+app.command("diff", cls=Verb, rich_help_panel=LOOK)(merge.diff)
+app.command("compare", cls=Verb, rich_help_panel=LOOK)(compare.compare)
+app.command("verify", cls=Verb, rich_help_panel=LOOK)(verify.verify)
+app.command("push", cls=Verb, rich_help_panel=HUB)(hub.push)
+app.command("pull", cls=Verb, rich_help_panel=HUB)(hub.pull)
+app.command("ls", cls=Verb, rich_help_panel=HUB)(hub.ls)
+app.command("search", cls=Verb, rich_help_panel=HUB)(search.search)
+app.command("show", cls=Verb, rich_help_panel=HUB)(show.show)
+app.command("tag", cls=Verb, rich_help_panel=HUB)(tag.tag)
+app.command("rollback", cls=Verb, rich_help_panel=HUB)(tag.rollback)
+app.command("lock", cls=Verb, rich_help_panel=HUB)(lock.lock)
+app.command("sign", cls=Verb, rich_help_panel=HUB)(sign.sign)
+app.command("copy", cls=Verb, rich_help_panel=HUB)(copy.copy)
+app.command("gc", cls=Verb, rich_help_panel=HUB)(gc.gc)
 app.command("serve", cls=LazyCommand, rich_help_panel=SERVE)(serve.serve)
 app.add_typer(catalog.app, name="catalog", rich_help_panel=SERVE)
 app.add_typer(keys.app, name="keys", rich_help_panel=SERVE)
-app.command("demo", rich_help_panel=SERVE)(demo.demo)
+app.command("demo", cls=Verb, rich_help_panel=SERVE)(demo.demo)
 
 
 def _show_version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsehub.cli.help_page import Verb, VerbGroup
 from sparsehub.cli.output import JSON, console, progress, show_json, show_table
 from sparsehub.cli.packages import HUB_VARIABLE, hub_of_environment
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sparsehub.hub import PackageHub
 
 app = typer.Typer(
+    cls=VerbGroup,
     help="The tasks that endpoints serve: add, remove, set, canary, promote, rollback, status.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,7 +31,7 @@ Expect = Annotated[int | None, typer.Option(help="Fail unless the catalogue is a
 Items = Annotated[float | None, typer.Option(help="Quota of one replica, for all callers together.")]
 
 
-@app.command("add")
+@app.command("add", cls=Verb)
 def add(
     catalog: Where,
     reference: Annotated[str, typer.Argument(help="A task reference; the catalogue gets its exact version.")],
@@ -48,7 +50,7 @@ def add(
     _change(catalog, revision, lambda found: changes.add(found, name, entry))
 
 
-@app.command("remove")
+@app.command("remove", cls=Verb)
 def remove(catalog: Where, task: TaskName, revision: Expect = None) -> None:
     """Remove a task; requests in flight are still answered."""
     from serving.catalog import changes
@@ -56,7 +58,7 @@ def remove(catalog: Where, task: TaskName, revision: Expect = None) -> None:
     _change(catalog, revision, lambda found: changes.remove(found, task))
 
 
-@app.command("set")
+@app.command("set", cls=Verb)
 def set_options(
     catalog: Where,
     task: TaskName,
@@ -83,7 +85,7 @@ def set_options(
     _change(catalog, revision, edit)
 
 
-@app.command("canary")
+@app.command("canary", cls=Verb)
 def canary(
     catalog: Where,
     reference: Annotated[str, typer.Argument(help="The version to try: name@version.")],
@@ -99,7 +101,7 @@ def canary(
     _change(catalog, revision, lambda found: changes.canary(found, name, target, percent))
 
 
-@app.command("promote")
+@app.command("promote", cls=Verb)
 def promote(catalog: Where, task: TaskName, revision: Expect = None) -> None:
     """Serve the canary's version to all callers."""
     from serving.catalog import changes
@@ -107,7 +109,7 @@ def promote(catalog: Where, task: TaskName, revision: Expect = None) -> None:
     _change(catalog, revision, lambda found: changes.promote(found, task))
 
 
-@app.command("rollback")
+@app.command("rollback", cls=Verb)
 def rollback(catalog: Where, task: TaskName, revision: Expect = None) -> None:
     """End a canary; where none runs, go back to the stable version before this one."""
     from serving.catalog import changes
@@ -115,7 +117,7 @@ def rollback(catalog: Where, task: TaskName, revision: Expect = None) -> None:
     _change(catalog, revision, lambda found: changes.rollback(found, task))
 
 
-@app.command("status")
+@app.command("status", cls=Verb)
 def status(catalog: Where, as_json: bool = JSON) -> None:
     """Show the catalogue as it is stored; an endpoint's own state is at its /v1/admin/catalog."""
     from serving.catalog import open_catalog, parse_catalog

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from sparsehub.cli.choices import completion
 from sparsehub.errors import UsageError
@@ -44,8 +43,8 @@ def _parameter(setting: Setting, required: bool) -> inspect.Parameter:
     flag = setting.flag_name
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if setting.type is bool else flag,
-        help=_help(setting),
-        metavar=setting.flag.metavar,
+        help=_help(setting, marked=required),
+        metavar=setting.flag.metavar or ("NAME" if setting.choices else None),
         autocompletion=completion(setting.choices) if setting.choices else None,
         rich_help_panel=setting.flag.panel,
         envvar=setting.variable if setting.flag.inherited else None,
@@ -56,14 +55,14 @@ def _parameter(setting: Setting, required: bool) -> inspect.Parameter:
     return inspect.Parameter(setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _help(setting: Setting) -> str:
-    """The setting's help with what it may be and what it is where nobody says."""
+def _help(setting: Setting, marked: bool) -> str:
+    """The setting's help with what it may be and what it is where nobody says. marked: the flag says itself that it is
+    required."""
     default = f"default: {setting.default_text}" if setting.default_text else ""
     choices = f"one of {', '.join(setting.choices)}" if setting.choices else ""
-    needed = "required" if setting.default is REQUIRED else ""
+    needed = "required" if setting.default is REQUIRED and not marked else ""
     notes = [note for note in (needed, choices, setting.range, default) if note]
-    text = escape(setting.help)
-    return f"{text} [dim]\\[{escape('; '.join(notes))}][/]" if notes else text
+    return f"{setting.help} [{'; '.join(notes)}]" if notes else setting.help
 
 
 def name_values(given: Sequence[str], problem: str, example: str) -> dict[str, str]:

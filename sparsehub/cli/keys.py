@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsehub.cli.choices import one_of
+from sparsehub.cli.help_page import Verb, VerbGroup
 from sparsehub.cli.output import JSON, progress, show_json, show_table
 from sparsehub.errors import UsageError
 from sparsehub.schema import unknown_name
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     from serving.auth.keys import KeyRing
 
 app = typer.Typer(
-    help="API keys of an endpoint: add, remove, ls.", no_args_is_help=True, pretty_exceptions_enable=False
+    cls=VerbGroup,
+    help="API keys of an endpoint: add, remove, ls.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 ROLES = ("predict", "watch", "admin")
 FileArgument = Annotated[Path, typer.Argument(help="The key file, which holds hashes only.")]
 
 
-@app.command("add")
+@app.command("add", cls=Verb)
 def add(
     file: FileArgument,
     name: Annotated[str, typer.Argument(help="The key's name, as logs show it.")],
@@ -54,14 +58,14 @@ def add(
     typer.echo(secret)
 
 
-@app.command("remove")
+@app.command("remove", cls=Verb)
 def remove(file: FileArgument, name: Annotated[str, typer.Argument(help="The key's name.")]) -> None:
     """Remove a key; running endpoints reject it within seconds."""
     _change(file, lambda ring: ring.without(name))
     progress(f"removed {name}")
 
 
-@app.command("ls")
+@app.command("ls", cls=Verb)
 def ls(file: FileArgument, as_json: bool = JSON) -> None:
     """List the keys of a file by name; the keys themselves are stored nowhere."""
     from serving.auth.keys import parse_keys
