@@ -37,6 +37,7 @@ from sparsehub.hub.cache import check_cache
 from sparsehub.hub.documents import FileDocument
 from sparsehub.hub.user_settings import read_policy
 from sparsehub.package import MANIFEST_FILE, Manifest, read_manifest
+from sparsehub.package.validation import package_beside
 from sparsehub.settings import shown
 
 T = TypeVar("T")
@@ -141,7 +142,9 @@ def needed_hub(reference: str, hub: PackageHub | None) -> PackageHub:
     """The hub that a task is fetched from; raises `UsageError` where there is none."""
     if hub is None:
         problem = f"{reference!r} is no package folder, and no hub is given"
-        raise UsageError(problem, fix=f"give {shown('hub')}")
+        near = package_beside(Path(reference))
+        fix = f"give {shown('hub')}"
+        raise UsageError(problem, fix=f"{fix}, or the package folder {near}" if near else fix)
     return hub
 
 

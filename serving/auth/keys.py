@@ -17,7 +17,7 @@ from typing import Any
 from sparsehub.errors import FormatError, UsageError
 from sparsehub.files import canonical_json, sha256_bytes, strict_json
 from sparsehub.hub.documents import Document, change
-from sparsehub.schema import build
+from sparsehub.schema import build, unknown_name
 
 PREDICT, WATCH, ADMIN = "predict", "watch", "admin"
 ROLES = {
@@ -91,7 +91,7 @@ class KeyRing:
     def without(self, name: str) -> KeyRing:
         """This ring without the key of that name; raises `UsageError` where there is none."""
         if all(key.name != name for key in self.keys):
-            raise UsageError("there is no such key", found=name[:100], expected=", ".join(k.name for k in self.keys))
+            raise UsageError(unknown_name("key", name, [key.name for key in self.keys]))
         return KeyRing(tuple(key for key in self.keys if key.name != name))
 
     def to_json(self) -> dict[str, Any]:

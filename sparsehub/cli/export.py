@@ -10,8 +10,6 @@ import typer
 from sparsehub.cli.choices import one_of
 from sparsehub.cli.output import show_fields, show_json
 from sparsehub.cli.packages import HUB, load_reference
-from sparsehub.errors import UsageError
-from sparsehub.schema import unknown_name
 
 FORMATS = ("shira",)
 
@@ -20,7 +18,7 @@ def export(
     reference: Annotated[str, typer.Argument(help="A package folder, or a task reference in --hub.")],
     backbone: Annotated[str, typer.Option(help="The backbone: a folder or an id on the Hugging Face Hub.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
-    to: Annotated[str, one_of(FORMATS, "shira: a PEFT adapter with sparse changes of Linear weights.")] = "shira",
+    to: Annotated[str, one_of(FORMATS, "A PEFT adapter: sparse changes of Linear weights.", what="format")] = "shira",
     hub: Annotated[str | None, HUB] = None,
     revision: Annotated[str | None, typer.Option(help="The backbone's revision on the Hugging Face Hub.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -30,8 +28,7 @@ def export(
     from sparsehub.convert.name_matching import layout_of
     from sparsehub.convert.shira import export_shira
 
-    if to not in FORMATS:
-        raise UsageError(unknown_name("format", to, list(FORMATS)))
+    del to  # the only format there is
     package = load_reference(reference, hub)
     found = export_shira(package, layout_of(open_checkpoint(backbone, revision), package.manifest.task), out)
     if as_json:

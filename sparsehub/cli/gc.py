@@ -16,6 +16,7 @@ def gc(
     hub: Annotated[
         str | None, typer.Argument(help=f"{WHERE} Default: the local cache, whatever {HUB_VARIABLE} says.")
     ] = None,
+    hub_beside: Annotated[str | None, typer.Option("--hub", help="The hub, in place of HUB.")] = None,
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove the objects; without it they are only listed.")
     ] = False,
@@ -26,6 +27,9 @@ def gc(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """List objects that no version and no channel needs, older than a day; remove them with --delete."""
+    if hub is not None and hub_beside is not None:
+        raise UsageError("two hubs are named", found=f"{hub} and --hub {hub_beside}", fix="give one of them")
+    hub = hub or hub_beside
     if hub is None:
         _cache(delete, keep_bytes, as_json)
         return

@@ -11,7 +11,15 @@ import typer
 from rich.markup import escape
 
 from sparsehub.cli.output import console, errors, show_fields, show_json, show_table
-from sparsehub.cli.packages import HUB_ARGUMENT, HUB_VARIABLE, POLICY, WHERE, hub_of_environment
+from sparsehub.cli.packages import (
+    HUB_ARGUMENT,
+    HUB_BESIDE,
+    HUB_VARIABLE,
+    POLICY,
+    WHERE,
+    hub_and_name,
+    hub_of_environment,
+)
 from sparsehub.errors import UsageError
 from sparsehub.hub.listing import HubEntry
 from sparsehub.package.units import size_text
@@ -25,7 +33,8 @@ _METRICS = {"regression": "pearson", "token-classification": "f1", "text-generat
 
 def push(
     package: Annotated[Path, typer.Argument(help="A package folder.")],
-    hub: Annotated[str, HUB_ARGUMENT],
+    hub: Annotated[str | None, HUB_ARGUMENT] = None,
+    hub_beside: Annotated[str | None, HUB_BESIDE] = None,
     version: Annotated[
         str | None, typer.Option(help="Publish under this version (default: the package's own).")
     ] = None,
@@ -40,13 +49,16 @@ def push(
     from sparsehub.cli.transfers import transfer
     from sparsehub.hub import open_hub
 
-    home = open_hub(hub, private=private)
+    where, twice = hub_and_name(hub, None, hub_beside)
+    if twice is not None:
+        raise UsageError("two hubs are named", found=f"{hub} and --hub {hub_beside}", fix="give one of them")
+    home = open_hub(where, private=private)
     with transfer(f"publishing {package}") as report:
         resolved = home.publish(package, name=name, version=version, progress=report)
     if as_json:
-        show_json({"name": resolved.name, "version": resolved.version, "digest": resolved.digest, "hub": hub})
+        show_json({"name": resolved.name, "version": resolved.version, "digest": resolved.digest, "hub": where})
         return
-    show_fields(f"published {resolved.name}@{resolved.version}", {"hub": hub, "digest": resolved.digest})
+    show_fields(f"published {resolved.name}@{resolved.version}", {"hub": where, "digest": resolved.digest})
 
 
 def pull(
@@ -102,16 +114,18 @@ def _show_pulled(found: Sequence[PulledPackage], as_json: bool) -> None:
 
 
 def ls(
-    hub: Annotated[str, HUB_ARGUMENT],
+    hub: Annotated[str | None, HUB_ARGUMENT] = None,
     task: Annotated[str | None, typer.Argument(help="List all versions of this task.")] = None,
+    hub_beside: Annotated[str | None, HUB_BESIDE] = None,
     everything: Annotated[bool, typer.Option("--all", help="List all versions of all tasks.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """List the tasks of a hub, each at the version that its bare name means."""
     from sparsehub.cli.packages import open_location
 
-    entries = open_location(hub).list(task, newest=task is None and not everything)
-    show_entries(entries, as_json, f"{hub} holds no tasks yet; publish one: sparsehub push PACKAGE {hub}")
+    where, name = hub_and_name(hub, task, hub_beside)
+    entries = open_location(where).list(name, newest=name is None and not everything)
+    show_entries(entries, as_json, f"{where} holds no tasks yet; publish one: sparsehub push PACKAGE {where}")
 
 
 def show_entries(entries: Sequence[HubEntry], as_json: bool, nothing: str) -> None:

@@ -11,8 +11,6 @@ import typer
 from sparsehub.cli.choices import one_of
 from sparsehub.cli.help_page import Verb, VerbGroup
 from sparsehub.cli.output import JSON, progress, show_json, show_table
-from sparsehub.errors import UsageError
-from sparsehub.schema import unknown_name
 
 if TYPE_CHECKING:
     from serving.auth.keys import KeyRing
@@ -45,8 +43,6 @@ def add(
     from serving.auth.keys import Key, new_secret
     from sparsehub.files import sha256_bytes
 
-    if role not in ROLES:
-        raise UsageError(unknown_name("role", role, list(ROLES)))
     secret = new_secret()
     tasks = tuple(task or ("*",))
     key = Key(name, sha256_bytes(secret.encode()), role, tasks, requests_per_second, tokens_per_second, weight)
@@ -61,6 +57,7 @@ def add(
 @app.command("remove", cls=Verb)
 def remove(file: FileArgument, name: Annotated[str, typer.Argument(help="The key's name.")]) -> None:
     """Remove a key; running endpoints reject it within seconds."""
+    _read(file)
     _change(file, lambda ring: ring.without(name))
     progress(f"removed {name}")
 
@@ -68,14 +65,7 @@ def remove(file: FileArgument, name: Annotated[str, typer.Argument(help="The key
 @app.command("ls", cls=Verb)
 def ls(file: FileArgument, as_json: bool = JSON) -> None:
     """List the keys of a file by name; the keys themselves are stored nowhere."""
-    from serving.auth.keys import parse_keys
-    from sparsehub.errors import NotFoundError
-    from sparsehub.hub.documents import FileDocument
-
-    found = FileDocument(file).read()
-    if found is None:
-        raise NotFoundError(f"there is no key file at {file}", fix="create one: sparsehub keys add FILE NAME")
-    ring = parse_keys(found[0])
+    ring = _read(file)
     if as_json:
         show_json(ring.to_json())
         return
@@ -92,6 +82,18 @@ def ls(file: FileArgument, as_json: bool = JSON) -> None:
         for key in ring.keys
     ]
     show_table(columns, rows, drop=("weight", "tokens/s", "requests/s"))
+
+
+def _read(file: Path) -> KeyRing:
+    """The keys of a file; raises `NotFoundError` where there is none."""
+    from serving.auth.keys import parse_keys
+    from sparsehub.errors import NotFoundError
+    from sparsehub.hub.documents import FileDocument
+
+    found = FileDocument(file).read()
+    if found is None:
+        raise NotFoundError(f"there is no key file at {file}", fix="create one: sparsehub keys add FILE NAME")
+    return parse_keys(found[0])
 
 
 def _change(file: Path, edit: Callable[[KeyRing], KeyRing]) -> None:

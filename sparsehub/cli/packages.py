@@ -23,7 +23,8 @@ POLICY = "A policy file (default: the user's settings)."
 WHERE = "The hub: a folder, s3://, gs://, az:// or hf://name."
 HUB_VARIABLE = "SPARSEHUB_HUB"
 HUB: Any = typer.Option("--hub", help=WHERE, envvar=HUB_VARIABLE)
-HUB_ARGUMENT: Any = typer.Argument(help=WHERE, envvar=HUB_VARIABLE)
+HUB_ARGUMENT: Any = typer.Argument(help=f"{WHERE} Default: --hub, else {HUB_VARIABLE}.")
+HUB_BESIDE: Any = typer.Option("--hub", help=f"The hub, in place of HUB (default: {HUB_VARIABLE}).")
 
 
 def hub_of_environment() -> str | None:
@@ -32,6 +33,21 @@ def hub_of_environment() -> str | None:
     For commands where one of those comes before the variable; the others have it in `HUB`.
     """
     return os.environ.get(HUB_VARIABLE) or None
+
+
+def hub_and_name(first: str | None, second: str | None, option: str | None) -> tuple[str, str | None]:
+    """The hub, and the name that may stand behind it, of verbs that take `HUB [NAME]`, or `--hub HUB [NAME]`.
+
+    first, second: the arguments. Raises `UsageError` where there is no hub, or one too many.
+    """
+    if option is not None:
+        if second is not None:
+            raise UsageError("two hubs are named", found=f"{first} and --hub {option}", fix="give one of them")
+        return option, first
+    hub = first or hub_of_environment()
+    if hub is None:
+        raise UsageError("no hub is given", fix=f"name it, as an argument or by --hub, or set {HUB_VARIABLE}")
+    return hub, second
 
 
 def with_package(reference: str, hub: str | None, use: Callable[[Path], T], policy: Policy | None = None) -> T:

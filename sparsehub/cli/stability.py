@@ -92,8 +92,14 @@ def _changes(given: list[str] | None) -> dict[str, Any]:
     import yaml
 
     from sparsehub.cli.flags import name_values
+    from sparsehub.schema import unknown_name
+    from sparsehub.settings import settings_of
+    from sparsehub.training.config import TrainConfig
 
     changes = name_values(given or (), "a setting is name=value", "method=random")
+    known = [setting.name for setting in settings_of(TrainConfig)]
+    for name in changes.keys() - set(known):
+        raise UsageError(f"--set: {unknown_name('setting', name, known)}")
     return {name: yaml.safe_load(value) for name, value in changes.items()}
 
 

@@ -19,6 +19,7 @@ from sparsehub.hub.listing import Entries, list_entries
 from sparsehub.hub.resolver import Resolved, fetch_manifest, resolve, resolve_version
 from sparsehub.hub.transfer import Download, Meter, Progress, download_all, download_bytes
 from sparsehub.hub.versions import highest
+from sparsehub.schema import unknown_name
 from sparsehub.task_ref import LATEST, TaskRef, check_tag, check_task_name, is_channel
 
 if TYPE_CHECKING:
@@ -144,7 +145,12 @@ class PackageHub:
         check_task_name(name)
         if not is_channel(channel):
             raise UsageError("not a channel", found=channel, expected="a word without digits: latest, stable, canary")
-        now = change_channel(self.backend, name, channel, step_back(name, channel))
+        try:
+            now = change_channel(self.backend, name, channel, step_back(name, channel))
+        except NotFoundError:
+            if known := list(self.channels(name)):
+                raise NotFoundError(f"{name}: {unknown_name('channel', channel, known)}") from None
+            raise
         assert now is not None, "a step back always gives a channel"
         return Resolved(name, now.target.version, now.target.digest, channel)
 

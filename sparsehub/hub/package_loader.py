@@ -50,13 +50,16 @@ def load_package(
     `TrustError` before anything of the package is used.
     """
     from sparsehub.package import MANIFEST_FILE, read_package  # lazy: torch
+    from sparsehub.package.validation import package_beside
 
     if isinstance(reference, str) and (Path(reference) / MANIFEST_FILE).is_file():
         package = read_package(Path(reference))
         (policy or read_policy()).check(Path(reference), package.manifest)
         return package
     if hub is None:
-        raise UsageError(f"{str(reference)!r} is no package folder, and no hub is given", fix="give --hub")
+        near = package_beside(Path(str(reference)))
+        fix = f"give --hub, or the package folder {near}" if near else "give --hub"
+        raise UsageError(f"{str(reference)!r} is no package folder, and no hub is given", fix=fix)
 
     def read(folder: Path, resolved: Resolved) -> Package:
         package = read_package(folder)

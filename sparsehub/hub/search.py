@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sparsehub.errors import UsageError
 from sparsehub.hub.listing import HubEntry
+from sparsehub.schema import unknown_name
 
 SPLITS = ("test", "validation")  # in this order, where a condition names no split
 _CONDITION = re.compile(r"(?:(?P<split>[^<>=:]+):)?(?P<metric>[^<>=:]+?)\s*(?P<sign>>=|<=|>|<)\s*(?P<value>[-+.\deE]+)")
@@ -75,6 +76,22 @@ def parse_condition(text: str) -> Condition:
 def search(entries: Iterable[HubEntry], query: Query) -> list[HubEntry]:
     """The entries that match, in their order."""
     return [entry for entry in entries if query.matches(entry)]
+
+
+def named_nowhere(entries: Iterable[HubEntry], query: Query) -> list[str]:
+    """What a query names and no entry has: its tag, its metrics and their splits, each with the nearest name there is.
+
+    For whoever has found nothing: a misspelt name fits nothing too.
+    """
+    sound = [entry for entry in entries if entry.error is None]
+    tags = {tag for entry in sound for tag in (entry.version, *entry.channels)}
+    splits = {split for entry in sound for split in entry.metrics}
+    metrics = {metric for entry in sound for row in entry.metrics.values() for metric in row}
+    named = [("version or channel", query.tag, tags)] if query.tag else []
+    for condition in query.conditions:
+        named += [("split", condition.split, splits)] if condition.split else []
+        named.append(("metric", condition.metric, metrics))
+    return [unknown_name(what, name, sorted(known)) for what, name, known in named if known and name not in known]
 
 
 def measured_split(entry: HubEntry) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import os
 import re
@@ -43,7 +44,19 @@ def read_manifest(folder: Path) -> Manifest:
         return parse_manifest(read_bounded(folder, MANIFEST_FILE, MAX_PACKAGE_JSON_BYTES, ManifestError))
     except OSError as error:
         found = f"no {MANIFEST_FILE}" if isinstance(error, FileNotFoundError | NotADirectoryError) else str(error)
-        raise ManifestError(f"{folder} is not a package", found=found, fix="give a package folder") from error
+        near = package_beside(folder)
+        fix = f"give a package folder, such as {near}" if near else "give a package folder"
+        raise ManifestError(f"{folder} is not a package", found=found, fix=fix) from error
+
+
+def package_beside(folder: Path) -> Path | None:
+    """The package whose folder is named most like one that is none, for messages; None where nothing is near."""
+    try:
+        names = [found.parent.name for found in folder.parent.glob(f"*/{MANIFEST_FILE}")]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(folder.name, names, n=1, cutoff=0.75)
+    return folder.parent / near[0] if near else None
 
 
 def read_bounded(folder: Path, name: str, limit: int, error: type[SparsehubError]) -> bytes:
