@@ -19,7 +19,6 @@ from sparsehub.hub.listing import Entries, list_entries
 from sparsehub.hub.resolver import Resolved, fetch_manifest, resolve, resolve_version
 from sparsehub.hub.transfer import Download, Meter, Progress, download_all, download_bytes
 from sparsehub.hub.versions import highest
-from sparsehub.schema import unknown_name
 from sparsehub.task_ref import LATEST, TaskRef, check_tag, check_task_name, is_channel
 
 if TYPE_CHECKING:
@@ -149,7 +148,8 @@ class PackageHub:
             now = change_channel(self.backend, name, channel, step_back(name, channel))
         except NotFoundError:
             if known := list(self.channels(name)):
-                raise NotFoundError(f"{name}: {unknown_name('channel', channel, known)}") from None
+                expected = f"one of {', '.join(sorted(known))}"
+                raise NotFoundError(f"{name} has no channel {channel!r}", expected=expected) from None
             raise
         assert now is not None, "a step back always gives a channel"
         return Resolved(name, now.target.version, now.target.digest, channel)
