@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from sparsehub.errors import UsageError
 
-ALL = "all"
-_FORMS = f"last:2, first:2, 3-5 or {ALL}"
+ALL, AUTO = "all", "auto"
+MARGIN = 0.01  # of `auto`
+_FORMS = f"last:2, first:2, 3-5, {ALL}, {AUTO} or {AUTO}:0.02"
 _TEXT = re.compile(r"(last|first):(\d{1,6})|(\d{1,6})-(\d{1,6})")
 
 
@@ -40,6 +41,19 @@ def depth(text: str) -> Depth:
     if (end and not number) or first > last:
         raise UsageError("there is no layer in scope", found=text, expected=_FORMS)
     return Depth(text)
+
+
+def margin_of(text: str) -> float | None:
+    """How far a score may be below that of all layers where `--layers` says `auto` or `auto:0.02`, and None where it
+    says which layers; raises `UsageError`."""
+    if text == AUTO:
+        return MARGIN
+    if not text.startswith(f"{AUTO}:"):
+        return None
+    number = text.removeprefix(f"{AUTO}:")
+    if not re.fullmatch(r"\d{0,3}\.?\d{1,6}", number, re.ASCII):
+        raise UsageError("the margin is a number", found=text, expected=_FORMS)
+    return float(number)
 
 
 def _parts(text: str) -> tuple[str, int, int, int]:

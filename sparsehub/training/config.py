@@ -126,8 +126,8 @@ class TrainConfig(Configuration):
     ] = ()
     layers: Annotated[
         str,
-        Flag(panel=CHANGES, metavar="last:K|first:K|N-M|all"),
-        Field(description="Layers that may change: last:2, first:2, 3-5 (from 0) or all."),
+        Flag(panel=CHANGES, metavar="last:K|first:K|N-M|all|auto[:MARGIN]"),
+        Field(description="Layers that may change: last:2, first:2, 3-5 (from 0), all; auto for the fewest that do."),
     ] = ALL
     granularity: Annotated[
         str | None,

@@ -20,8 +20,9 @@ from sparsehub.package.task_spec import (
     TEXT_GENERATION,
     label_columns,
 )
-from sparsehub.selection.depth import depth
+from sparsehub.selection.depth import depth, margin_of
 from sparsehub.settings import shown
+from sparsehub.training.method import method_named
 
 
 def check_settings(config: Any) -> None:
@@ -35,7 +36,7 @@ def check_settings(config: Any) -> None:
     if config.density is not None and config.nnz is not None:
         both = f"{shown('density')} and {shown('nnz')}"
         raise UsageError(f"{both} are two ways to say the same", fix="give one of them")
-    depth(config.layers)
+    _check_layers(config)
     for name in ("patience", "metric"):
         if getattr(config, name) and config.validation is None:
             raise UsageError(f"{shown(name)} needs a validation split", fix=f"give {shown('validation')}")
@@ -47,6 +48,19 @@ def check_settings(config: Any) -> None:
     _check_generation(config)
     _check_embedding(config)
     _check_head(config)
+
+
+def _check_layers(config: Any) -> None:
+    """Raises `UsageError` for layers that cannot be, and where nothing can say how few are enough."""
+    if margin_of(config.layers) is None:
+        depth(config.layers)
+        return
+    said = f"{shown('layers')} {config.layers}"
+    if config.validation is None:
+        raise UsageError(f"{said} compares scores on a validation split", fix=f"give {shown('validation')}")
+    if config.density == 0 or config.method == HEAD_METHOD or not method_named(config.method).packages:
+        fix = f"leave {shown('layers')} out"
+        raise UsageError(f"{said} has nothing to compare: no weight of a layer changes", found=config.method, fix=fix)
 
 
 def _check_examples(config: Any) -> None:

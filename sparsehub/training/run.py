@@ -18,8 +18,10 @@ from sparsehub.package import Manifest, read_manifest, write_package
 from sparsehub.package.manifest import CONFIGURATION, FORMAT_VERSION, HEAD_METHOD
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.package.task_spec import EMBEDDING
+from sparsehub.selection.depth import margin_of
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import SPLITS
+from sparsehub.training.fewest_layers import fit_fewest_layers
 from sparsehub.training.fitting import Fitted, Metrics, device_named, fit
 from sparsehub.training.job import Report
 from sparsehub.training.method import method_named
@@ -70,7 +72,7 @@ def train(config: TrainConfig, *, restart: bool = False, report: Report = lambda
         )
     out = Path(config.out)
     with _run_of(config, restart, report) as (run, processes):
-        fitted = fit(config, run, report=report)
+        fitted = (fit if margin_of(config.layers) is None else fit_fewest_layers)(config, run, report=report)
         changed = fitted.delta is not None and fitted.delta.nnz > 0
         alone = config.has_linear_head or config.kind == EMBEDDING or config.method == HEAD_METHOD
         if not changed and not alone:
@@ -173,8 +175,9 @@ def open_run(config: TrainConfig, folder: Path, restart: bool, report: Report) -
 
 def _has_begun(folder: Path) -> bool:
     """Whether there is something to go on with."""
-    kept = any((folder / name).is_file() for name in (MASK_FILE, FOUND_FILE))
-    return kept or any(last_checkpoint(place) for place in (folder, folder / FIRST))
+    fits = [folder, *(place for place in folder.glob("*") if place.is_dir())]  # several, where layers are compared
+    kept = any((place / name).is_file() for place in fits for name in (MASK_FILE, FOUND_FILE))
+    return kept or any(last_checkpoint(place) for its in fits for place in (its, its / FIRST))
 
 
 def run_identity(config: TrainConfig) -> str:

@@ -21,6 +21,7 @@ import torch
 
 from sparsehub.errors import UsageError
 from sparsehub.files import write_file
+from sparsehub.selection.depth import margin_of
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.fitting import Fitted, fit
@@ -71,6 +72,8 @@ def measure_stability(
     """
     if not method_named(config.method).packages:
         raise UsageError(f"{config.method} changes no weights, and the theory is about weights")
+    if margin_of(config.layers) is not None:
+        raise UsageError("stability is that of one set of layers", found=config.layers, expected="last:2, or all")
     config = dataclasses.replace(config, report_to=None)  # a tracker follows a run, and here are dozens
     notes: list[str] = []
     data = load_data(config, notes.append)
