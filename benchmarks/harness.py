@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparsehub import __version__
-from sparsehub.kernels import native
+from sparsehub.kernels import native_module
 
 RESULTS = Path(__file__).parent / "results"
 KEY = "key"  # of a setup: for programs, not shown
@@ -117,7 +117,7 @@ def _cpu() -> str:
 
 def kind_of_cpu() -> str:
     """Its name, the instruction set in use and the caches of a core: what the ratios of CPU kernels depend on."""
-    instructions = native.machine().instruction_set if native.extension() else "no native kernels"
+    instructions = native_module.machine().instruction_set if native_module.extension() else "no native kernels"
     caches = []
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparsehub import kernels
 from sparsehub.engine.adapter_weights import AdapterWeights
+from sparsehub.engine.address_tables import PartsBySlot, address_tables
 from sparsehub.engine.checksum import checksum
 from sparsehub.engine.int8_matrix import Int8Matrix, QuantisedInput
 from sparsehub.engine.module_forwards import with_forwards
@@ -88,7 +89,7 @@ class MixedBatch:
         self._once: dict[int, tuple[Tensor, Tensor]] = {}
         self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
         self._quantised: QuantisedInput | None = None  # the last one
-        self._tables = _tables(targets, adapters)
+        self._tables = address_tables(targets, adapters)
         self._digest = checksum([self._tables])
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(targets.targets) else 0
 
@@ -142,7 +143,7 @@ class MixedBatch:
     def changes(self, target: TargetModule) -> kernels.Changes[Any]:
         """What every task changes in a target, for a kernel."""
         address = self._address + target.index * self._stride
-        return kernels.Changes(_Parts(self.adapters, target), self._tables, target.index, address)
+        return kernels.Changes(PartsBySlot(self.adapters, target), self._tables, target.index, address)
 
     def called_with(self, target: TargetModule) -> list[TargetModule]:
         """The changed targets that are called after this one with the same input."""
@@ -178,31 +179,6 @@ class MixedBatch:
             self._quantised = None
 
 
-def _tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
-    """[targets, slots, ADDRESSES] int64 on the device: where the change of every target is for every slot; on an int8
-    base a last one says where its own weights are, for programs."""
-    base, weights = targets.base_addresses() if None in adapters else None, targets.int8_addresses()
-    each: list[Any] = [base if a is None else a.table for a in adapters]
-    tables: Tensor = torch.stack(each if weights is None else [*each, weights], dim=1)
-    return tables.to(targets.device)
-
-
-class _Parts(Sequence[Any]):
-    """The changes of one target by slot; looked up only by kernels that do not read the address tables."""
-
-    __slots__ = ("adapters", "target")
-
-    def __init__(self, adapters: Sequence[AdapterWeights | None], target: TargetModule):
-        self.adapters, self.target = adapters, target
-
-    def __len__(self) -> int:
-        return len(self.adapters)
-
-    def __getitem__(self, slot: Any) -> Any:
-        adapter = self.adapters[slot]
-        return self.target.base if adapter is None else adapter.parts.get(self.target.index, self.target.base)
-
-
 def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
     """Linear and Conv1D: the outputs of the target and of those that will be called with the same input, all at once;
     the latter are kept in `done` for their own calls."""
@@ -221,14 +197,25 @@ def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
 def _outputs_of(batch: MixedBatch, targets: Sequence[TargetModule], x: Tensor) -> list[Tensor]:
     """The outputs of linear targets that read one input. Where it is made of other rows, their base products are
     handed out, and only each task's own part is computed for all rows."""
-    products: list[Tensor] = []
     if (made := batch.shared(x)) is not None:
-        source, rows = made
-        products = [batch.of_shared(target, source).index_select(0, rows) for target in targets]
-        if not any(map(batch.touches, targets)):
-            return products
+        return _outputs_of_shared(batch, targets, x, *made)
     maps = [kernels.Map(*target.matrix, batch.changes(target)) for target in targets]
-    return kernels.linear(x.contiguous(), maps, batch.segments(_tokens(x)), products)
+    return kernels.linear(x.contiguous(), maps, batch.segments(_tokens(x)))
+
+
+def _outputs_of_shared(
+    batch: MixedBatch, targets: Sequence[TargetModule], x: Tensor, source: Tensor, rows: Tensor
+) -> list[Tensor]:
+    """The same for an input whose row i is `source`'s row rows[i]."""
+    products = [batch.of_shared(target, source) for target in targets]
+    if not any(map(batch.touches, targets)):
+        return [product.index_select(0, rows) for product in products]
+    once, *flat = (tensor.contiguous().view(-1, tensor.shape[-1]) for tensor in (source, *products))
+    length = len(once) // len(source)
+    tokens = (rows[:, None] * length + torch.arange(length, device=rows.device)).flatten()
+    changes = [batch.changes(target) for target in targets]
+    ys = kernels.shared_linear(once, tokens, flat, changes, batch.segments(len(tokens)))
+    return [y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
 
 
 def _int8_outputs(

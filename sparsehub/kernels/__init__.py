@@ -22,7 +22,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sparsehub.kernels import native, torch_ops
+from sparsehub.kernels import native, native_module, torch_ops
 from sparsehub.kernels.int8 import (
     MOST_INPUTS,
     Int8Map,
@@ -60,6 +60,7 @@ __all__ = [
     "scatter_add_",
     "scatter_copy_",
     "segments_of",
+    "shared_linear",
     "sparse_linear_",
     "sparse_lookup_",
 ]
@@ -109,15 +110,29 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
     _kernels(y, sparse=True).sparse_linear_(y, x, segments, changes)
 
 
-def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequence[Tensor] = ()) -> list[Tensor]:
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map and token i, t its slot; in float32, rounded twice at most.
 
     x: [..., in] float32, float16 or bfloat16; y: [..., out]. Every token is in a segment; if its task changes nothing,
-    y is what the plain product gives, bit for bit. Maps together cost less than one by one. products: x W + b of every
-    map, [..., out] of the input's dtype, where there are such already; they are written over, and returned.
+    y is what the plain product gives, bit for bit. Maps together cost less than one by one.
     """
-    result: list[Tensor] = _kernels(x, sparse=True).linear(x, maps, segments, products)
+    result: list[Tensor] = _kernels(x, sparse=True).linear(x, maps, segments)
     return result
+
+
+def shared_linear(
+    x: Tensor, rows: Tensor, products: Sequence[Tensor], changes: Sequence[Changes[SparseChange]], segments: Segments
+) -> list[Tensor]:
+    """y[i] = product[rows[i]] + dW_t x[rows[i]] + db_t for every product and token i, t its slot; in float32, rounded
+    once: what `linear` gives for tokens of which many are made of one, with its product computed once.
+
+    x: [n, in] float32, float16 or bfloat16; rows: [tokens] int64, below n; products: x W + b of each map, [n, out];
+    y: [tokens, out]. Every token is in a segment.
+    """
+    ops = _kernels(x, sparse=True)
+    if ops is native:
+        return native.shared_linear(x, rows, products, changes, segments)
+    return torch_ops.shared_linear(x, rows, products, changes, segments, add=ops.sparse_linear_)
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
@@ -173,5 +188,5 @@ def _gpu() -> ModuleType:
     try:
         return importlib.import_module("sparsehub.kernels.triton_ops")
     except ImportError:
-        native.log.warning("Triton is not installed, torch's kernels are used on the GPU")
+        native_module.log.warning("Triton is not installed, torch's kernels are used on the GPU")
         return torch_ops

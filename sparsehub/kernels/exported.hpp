@@ -33,7 +33,7 @@ void by_width(int64_t width, F f) {
 EXPORTED void sparsehub_sparse_linear(const float* x, int64_t in, const int64_t* maps, int64_t map_count,
                                       const int64_t* blocks, int64_t count) {
     by_width(in, [&](auto c) {
-        sparse_linear<float, decltype(c), true>(x, in, reinterpret_cast<const Map*>(maps), map_count,
+        sparse_linear<float, decltype(c), BIAS>(x, in, reinterpret_cast<const Map*>(maps), map_count,
                                                 reinterpret_cast<const Block*>(blocks), count, omp_get_max_threads());
     });
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sparsehub.kernels import native
+from sparsehub.kernels import native_module
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def gelu(x: Tensor) -> Tensor:
     Within 1e-6 of the true values, as torch's own is, which every tensor gets that is not contiguous float32 on a CPU
     or needs gradients.
     """
-    module: Any = native.extension() if x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() else None
+    module: Any = native_module.extension() if x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() else None
     if not hasattr(module, "gelu") or (x.requires_grad and torch.is_grad_enabled()):
         return functional.gelu(x)
     y = torch.empty_like(x)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparsehub.kernels import native, torch_ops
+from sparsehub.kernels import native, native_module, torch_ops
 from sparsehub.kernels.sparse import Addresses, Changes, Segments, SparseChange
 
 PANEL, GROUP = 64, 4  # outputs, and inputs of each, whose weights lie together, as in int8_product.hpp
@@ -158,5 +158,5 @@ def _up_to(count: int, whole: int) -> int:
 
 def _module() -> ModuleType | None:
     """The compiled kernels, where they have these."""
-    module = native.extension()
+    module = native_module.extension()
     return module if hasattr(module, "int8_product") else None

@@ -173,19 +173,22 @@ PyObject* py_compress(PyObject*, PyObject* arguments) {
 }
 
 PyObject* py_sparse_linear(PyObject*, PyObject* arguments) {
-    Address x, maps, blocks;
+    Address x, maps, blocks, rows;
     int dtype, column_bytes, fresh, threads;
     Py_ssize_t in, map_count, count;
-    if (!PyArg_ParseTuple(arguments, "KinipKnKni", &x, &dtype, &in, &column_bytes, &fresh, &maps, &map_count, &blocks,
-                          &count, &threads))
+    if (!PyArg_ParseTuple(arguments, "KinipKnKniK", &x, &dtype, &in, &column_bytes, &fresh, &maps, &map_count, &blocks,
+                          &count, &threads, &rows))
         return nullptr;
     return run([&] {
         return by_column(column_bytes, [&](auto c) {
             return by_matrix_dtype(dtype, [&](auto t) {
                 using T = decltype(t);
                 using C = decltype(c);
-                (fresh ? sparse_linear<T, C, true> : sparse_linear<T, C, false>)(
-                    at<const T>(x), in, at<const Map>(maps), map_count, at<const Block>(blocks), count, threads);
+                const auto kernel = rows    ? sparse_linear<T, C, ROWS>
+                                    : fresh ? sparse_linear<T, C, BIAS>
+                                            : sparse_linear<T, C, ITSELF>;
+                kernel(at<const T>(x), in, at<const Map>(maps), map_count, at<const Block>(blocks), count, threads,
+                       at<const int64_t>(rows));
                 return true;
             });
         });
@@ -312,7 +315,7 @@ PyMethodDef methods[] = {
      "(positions, position_bytes, values, count, rows, width, transposed, starts, columns, column_bytes, out_values, "
      "order)"},
     {"sparse_linear", py_sparse_linear, METH_VARARGS,
-     "(x, dtype, in, column_bytes, fresh, maps, map_count, blocks, block_count, threads)"},
+     "(x, dtype, in, column_bytes, fresh, maps, map_count, blocks, block_count, threads, rows)"},
     {"sparse_lookup", py_sparse_lookup, METH_VARARGS,
      "(ids, y, dtype, width, column_bytes, blocks, block_count, table, threads)"},
     {"scale_shift", py_scale_shift, METH_VARARGS, "(y, dtype, width, blocks, block_count, table, threads)"},

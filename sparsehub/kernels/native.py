@@ -1,27 +1,19 @@
 """The kernels in C++ for the CPU, called by `sparsehub.kernels`, which states their contracts.
 
-The extension is built at install where there is a compiler. Where it was not, `takes` and `takes_matrix` are False, one
-warning is logged, and `sparsehub.kernels` uses torch. It uses the best instruction set that the CPU has, or the one
-that the environment's `SPARSEHUB_CPU` names.
+Where the compiled module was not built at install, `takes` and `takes_matrix` are False, and `sparsehub.kernels` uses
+torch.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import importlib
-import logging
-import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from sparsehub.errors import UsageError
 from sparsehub.kernels import torch_ops
+from sparsehub.kernels.native_module import extension, module_of_kernels
 from sparsehub.kernels.sparse import (
     MAX_SHORT_COLUMNS,
     Changes,
@@ -33,72 +25,9 @@ from sparsehub.kernels.sparse import (
 )
 
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-INSTRUCTION_SETS = ("plain", "avx2", "avx512")  # in the order of `enum InstructionSet` in cpu.hpp
-FORCED = "SPARSEHUB_CPU"
 Addend = tuple[
     int, Tensor | None, Changes[SparseChange]
 ]  # of a linear map: its outputs, b [out] and each task's change
-log = logging.getLogger("sparsehub")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the kernels know of the machine that they run on; printed by benchmarks, changed by tests."""
-
-    instruction_set: str  # in use: one of INSTRUCTION_SETS
-    available: tuple[str, ...]  # those that the CPU has
-    second_cache: int  # bytes of a core's second-level cache: how many tokens are packed together follows from it
-
-
-@functools.cache
-def extension() -> ModuleType | None:
-    """The compiled module, or None where it was not built. Raises `UsageError` where `SPARSEHUB_CPU` cannot be had."""
-    try:
-        module = importlib.import_module("sparsehub.kernels._native")
-    except ImportError:
-        log.warning("the native kernels are not built, torch's are used; install sparsehub again with a C++ compiler")
-        return None
-    if forced := os.environ.get(FORCED):
-        if not hasattr(module, "choose"):
-            fix = "install sparsehub again"
-            raise UsageError(f"{FORCED} is set, and the native kernels are of an older build", found=forced, fix=fix)
-        _choose(module, forced)
-    return module
-
-
-def exports() -> bool:
-    """Whether programs that are loaded from now on find the kernels as plain C functions (`exported.hpp`)."""
-    module = extension()
-    if module is None or module.__file__ is None:
-        return False
-    try:
-        return hasattr(ctypes.CDLL(module.__file__, ctypes.RTLD_GLOBAL), "sparsehub_int8_linear")
-    except OSError:
-        return False
-
-
-def machine() -> Machine:
-    """The machine, and what is in use of it."""
-    used, there, second_cache = _module().machine()
-    available = tuple(name for name, has in zip(INSTRUCTION_SETS, there, strict=True) if has)
-    return Machine(INSTRUCTION_SETS[used], available, second_cache)
-
-
-def choose(instruction_set: str, second_cache: int | None = None) -> None:
-    """Use another instruction set from now on, or another size of the second cache (bytes) than the machine's.
-
-    For tests and benchmarks, while no kernel runs. Raises `UsageError` where the CPU does not have it.
-    """
-    _choose(_module(), instruction_set, second_cache)
-
-
-def _choose(module: ModuleType, instruction_set: str, second_cache: int | None = None) -> None:
-    _, there, known = module.machine()
-    available = [name for name, has in zip(INSTRUCTION_SETS, there, strict=True) if has]
-    if instruction_set not in available:
-        expected = f"one of those that this CPU has: {', '.join(available)}"
-        raise UsageError("the kernels cannot use this instruction set", found=instruction_set, expected=expected)
-    module.choose(INSTRUCTION_SETS.index(instruction_set), known if second_cache is None else second_cache)
 
 
 def takes(arena: Tensor) -> bool:
@@ -135,7 +64,7 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 def _call(name: str, arena: Tensor, positions: Tensor, values: Tensor, kind: int) -> None:
     # A mistake here would write into memory that is not the arena's, so what costs nothing is checked again.
     assert arena.is_contiguous() and positions.is_contiguous() and len(values) == len(positions)
-    strays = getattr(_module(), name)(
+    strays = getattr(module_of_kernels(), name)(
         arena.data_ptr(),
         positions.data_ptr(),
         values.data_ptr(),
@@ -155,7 +84,7 @@ def compress(positions: Tensor, values: Tensor, rows: int, width: int, transpose
     starts = torch.empty(out + 1, dtype=torch.int32)
     columns, sorted_values = torch.empty(len(values), dtype=column_dtype(inside)), torch.empty(len(values))
     order = torch.empty(out, dtype=torch.uint8)
-    _module().compress(
+    module_of_kernels().compress(
         positions.data_ptr(),
         positions.element_size(),
         values.data_ptr(),
@@ -181,11 +110,25 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
     _sparse_linear(x, (y.shape[-1], 0, y.data_ptr(), changes.address), segments, fresh=False)
 
 
-def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequence[Tensor] = ()) -> list[Tensor]:
+def shared_linear(
+    x: Tensor, rows: Tensor, products: Sequence[Tensor], changes: Sequence[Changes[SparseChange]], segments: Segments
+) -> list[Tensor]:
+    """y[i] = product[rows[i]] + dW_t x[rows[i]] + db_t for every product."""
+    assert rows.is_contiguous() and rows.dtype == torch.int64
+    ys, table = [], list[int]()
+    for product, its in zip(products, changes, strict=True):
+        assert product.is_contiguous() and product.dtype == x.dtype and len(product) == len(x)
+        ys.append(x.new_empty((len(rows), product.shape[1])))
+        table += product.shape[1], product.data_ptr(), ys[-1].data_ptr(), its.address
+    _sparse_linear(x, table, segments, fresh=False, rows=rows.data_ptr())
+    return ys
+
+
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map."""
     # torch, too, copies b to every row of y and adds the product to that. Writing b + dW x + db there in its place
     # leaves only the sums of the changes as extra cost. For 16-bit types torch is fastest when it adds b itself.
-    if not products and x.dtype == torch.float32:
+    if x.dtype == torch.float32:
         ys, tokens = (
             sparse_linear(x, [(m.weight.shape[1], m.bias, m.changes) for m in maps], segments),
             torch_ops.flat(x),
@@ -193,7 +136,7 @@ def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequenc
         for y, m in zip(ys, maps, strict=True):
             torch_ops.flat(y).addmm_(tokens, m.weight)
         return ys
-    ys = list(products) or [torch.nn.functional.linear(x, m.weight.t(), m.bias) for m in maps]
+    ys = [torch.nn.functional.linear(x, m.weight.t(), m.bias) for m in maps]
     table: list[int] = []
     for y, m in zip(ys, maps, strict=True):
         out = m.weight.shape[1]
@@ -215,11 +158,12 @@ def sparse_linear(x: Tensor, maps: Sequence[Addend], segments: Segments) -> list
     return ys
 
 
-def _sparse_linear(x: Tensor, maps: Sequence[int], segments: Segments, *, fresh: bool) -> None:
-    """maps: the fields of `struct Map` in sparse.hpp, map after map. fresh: y[i] = b + ... in place of y[i] += ..."""
+def _sparse_linear(x: Tensor, maps: Sequence[int], segments: Segments, *, fresh: bool, rows: int = 0) -> None:
+    """maps: the fields of `struct Map` in sparse.hpp, map after map. fresh: y[i] = b + ... in place of y[i] += ...;
+    rows: the address of which row of x and of the products each token has, where there are products."""
     assert x.is_contiguous()
     width, table = x.shape[-1], array("q", maps)
-    _module().sparse_linear(
+    module_of_kernels().sparse_linear(
         x.data_ptr(),
         _DTYPES[x.dtype],
         width,
@@ -230,6 +174,7 @@ def _sparse_linear(x: Tensor, maps: Sequence[int], segments: Segments, *, fresh:
         segments.address,
         segments.count,
         torch.get_num_threads(),
+        rows,
     )
 
 
@@ -237,7 +182,7 @@ def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[
     """y[i] += dW_t[ids[i]]."""
     tokens, width = y.shape
     assert y.is_contiguous() and ids.is_contiguous() and ids.dtype == torch.int64 and ids.shape == (tokens,)
-    _module().sparse_lookup(
+    module_of_kernels().sparse_lookup(
         ids.data_ptr(),
         y.data_ptr(),
         _DTYPES[y.dtype],
@@ -254,7 +199,7 @@ def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) ->
     """y[i] = y[i] * w_t + b_t."""
     _, width = y.shape
     assert y.is_contiguous()
-    _module().scale_shift(
+    module_of_kernels().scale_shift(
         y.data_ptr(),
         _DTYPES[y.dtype],
         width,
@@ -278,7 +223,7 @@ def rms_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilo
 def _norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: float, *, centered: bool) -> Tensor:
     assert x.is_contiguous()
     y = torch.empty_like(x)
-    _module().norm(
+    module_of_kernels().norm(
         x.data_ptr(),
         y.data_ptr(),
         _DTYPES[x.dtype],
@@ -291,9 +236,3 @@ def _norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilon: 
         torch.get_num_threads(),
     )
     return y
-
-
-def _module() -> ModuleType:
-    module = extension()
-    assert module is not None  # `sparsehub.kernels` calls these functions only where `takes` is True
-    return module

@@ -59,19 +59,26 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
             y[i] = (y[i].double() + change + bias).to(y.dtype)
 
 
-def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequence[Tensor] = ()) -> list[Tensor]:
-    """y[i] = round(x[i] (W + dW_t') + b + db_t), in float64 up to the one rounding; with `products`, products[i] in
-    place of x[i] W + b."""
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
+    """y[i] = round(x[i] (W + dW_t') + b + db_t), in float64 up to the one rounding."""
     ys = []
-    for number, m in enumerate(maps):
+    for m in maps:
         y = x.double() @ m.weight.double()
         if m.bias is not None:
             y = y + m.bias.double()
-        if products:
-            y = products[number].double()
         sparse_linear_(y, x, segments, m.changes)
         ys.append(y.to(x.dtype))
     return ys
+
+
+def shared_linear(
+    x: Tensor, rows: Tensor, products: Sequence[Tensor], changes: Sequence[Changes[SparseChange]], segments: Segments
+) -> list[Tensor]:
+    """y[i] = round(product[rows[i]] + dW_t x[rows[i]] + db_t), in float64 up to the one rounding."""
+    ys = [product[rows].double() for product in products]
+    for y, its in zip(ys, changes, strict=True):
+        sparse_linear_(y, x[rows], segments, its)
+    return [y.to(x.dtype) for y in ys]
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

@@ -1,5 +1,6 @@
-// y[rows] += x[rows] dW' + db, with a dW and a db for each task of a batch; or y[rows] = b + x[rows] dW' + db ("fresh"), to
-// which the caller then adds the product x W: that way y is written once, not written with b, read and written again.
+// y += x dW' + db, with a dW and a db for each task of a batch; or y = b + x dW' + db, to which the caller then adds the
+// product x W: that way y is written once, not written with b, read and written again; or, where tokens are made of fewer
+// ones whose products with W are there, y[i] = product[rows[i]] + x[rows[i]] dW' + db.
 //
 // Tokens of one task are taken in blocks of 8, 16 or 32. A block is transposed to feature-major order ("packed") right
 // before it is used, into memory that stays in the thread's cache, so that an entry of dW is one multiply-add over whole
@@ -20,7 +21,9 @@ constexpr int64_t NARROWEST = 8;  // tokens of the smallest packed block
 constexpr int64_t WIDEST = 32;    // tokens of the largest
 constexpr int64_t SHORT = 24;     // mean entries of a tile's rows up to which the rows are summed together
 
-struct Map {  // one of the maps that share x: its y [tokens, out], b [out] where FRESH (or 0), the changes by task
+enum Start { ITSELF, BIAS, ROWS };  // what a change is added to: what y is, b, or a row of a product
+
+struct Map {  // one of the maps that share x: its y [tokens, out]; b [out] of BIAS (or 0), or [rows, out] of ROWS; the changes
     int64_t out, b, y, matrices;
 };
 
@@ -33,21 +36,34 @@ struct Part {  // some of a map's rows, whole tiles of them: what one thread com
     }
 };
 
-// x [count, in] to packed [in, W]; tokens beyond count are zeros. All tokens of a few columns before the next columns:
-// so each line of `packed` is written whole, and is not fetched again for other tokens.
+// Which row of some matrix each token of a block has: its own, or of ROWS that which it is made of.
+template <int64_t W, Start START, class T>
+struct BlockRows {
+    const T* row[W];
+
+    INLINE BlockRows(const T* matrix, int64_t width, const Block& block, const int64_t* rows) {
+        for (int64_t q = 0; q < block.count; q++) {
+            const int64_t token = block.token + q;
+            row[q] = matrix + (START == ROWS ? rows[token] : token) * width;
+        }
+    }
+};
+
+// x, a pointer to [in] for each of count tokens, to packed [in, W]; tokens beyond count are zeros. All tokens of a few
+// columns before the next columns: so each line of `packed` is written whole, and is not fetched again for other tokens.
 template <int64_t W, class V, class T>
-INLINE void pack_block(const T* x, int64_t in, int64_t count, float* packed) {
+INLINE void pack_block(const T* const* x, int64_t in, int64_t count, float* packed) {
     constexpr int64_t S = LANES<V>;
     int64_t c = 0;
     for (; c + S <= in; c += S)
         for (int64_t q = 0; q < W; q += S) {
             V r[S];
-            for (int64_t u = 0; u < S; u++) r[u] = q + u < count ? load<V>(x + (q + u) * in + c) : V{};
+            for (int64_t u = 0; u < S; u++) r[u] = q + u < count ? load<V>(x[q + u] + c) : V{};
             transpose(r);
             for (int64_t u = 0; u < S; u++) *reinterpret_cast<V*>(packed + (c + u) * W + q) = r[u];
         }
     for (; c < in; c++)
-        for (int64_t q = 0; q < W; q++) packed[c * W + q] = q < count ? to_float(x[q * in + c]) : 0.f;
+        for (int64_t q = 0; q < W; q++) packed[c * W + q] = q < count ? to_float(x[q][c]) : 0.f;
 }
 
 // tile [rows, W]: the products of rows first to last of dW with a packed block, plus b where there is one.
@@ -70,9 +86,11 @@ INLINE void sum_rows(const Matrix& m, const T* b, const float* packed, int64_t f
     }
 }
 
-// y [count, out] += tile', or = tile', for rows first to last.
-template <class V, int64_t W, bool FRESH, class T>
-INLINE void add_tile(T* y, int64_t out, int64_t count, int64_t first, int64_t last, const float* tile) {
+// y [count, out] = tile' for rows first to last, added to what a change is added to: where `starts` points for each token;
+// the tile of BIAS has it already.
+template <class V, int64_t W, Start START, class T>
+INLINE void add_tile(T* y, const T* const* starts, int64_t out, int64_t count, int64_t first, int64_t last,
+                     const float* tile) {
     constexpr int64_t S = LANES<V>;
     const int64_t whole = first + (last - first) / S * S;
     for (int64_t q = 0; q < count; q += S) {  // a token's rows one after the other: they lie in one cache line of y
@@ -82,15 +100,14 @@ INLINE void add_tile(T* y, int64_t out, int64_t count, int64_t first, int64_t la
             for (int64_t u = 0; u < S; u++) part[u] = *reinterpret_cast<const V*>(tile + (r - first + u) * W + q);
             transpose(part);
             for (int64_t u = 0; u < tokens; u++) {
-                T* place = y + (q + u) * out + r;
-                store(place, FRESH ? part[u] : load<V>(place) + part[u]);
+                store(y + (q + u) * out + r, START == BIAS ? part[u] : load<V>(starts[q + u] + r) + part[u]);
             }
         }
     }
     for (int64_t r = whole; r < last; r++)
         for (int64_t q = 0; q < count; q++) {
-            T& place = y[q * out + r];
-            round_to((FRESH ? 0.f : to_float(place)) + tile[(r - first) * W + q], place);
+            const float start = START == BIAS ? 0.f : to_float(starts[q][r]);
+            round_to(start + tile[(r - first) * W + q], y[q * out + r]);
         }
 }
 
@@ -139,12 +156,11 @@ INLINE void long_rows(const int32_t* starts, const C* columns, const float* valu
 
 // y [count, out] += x dW' + bias, for rows from to to, without packing: for few tokens.
 template <class C, class T>
-INLINE void plain_rows(const Matrix& m, const T* x, T* y, int64_t in, int64_t out, int64_t count, int64_t from,
-                       int64_t to) {
+INLINE void plain_rows(const Matrix& m, const T* const* x, T* y, int64_t out, int64_t count, int64_t from, int64_t to) {
     const int32_t* starts = at<const int32_t>(m.starts);
     const C* columns = at<const C>(m.columns);
     const float *values = at<const float>(m.values), *bias = at<const float>(m.bias);
-    for (int64_t q = 0; q < count; q++, x += in, y += out) {
+    for (int64_t q = 0; q < count; q++, y += out) {
         if (!starts) {
             for (int64_t r = from; r < to; r++) round_to(to_float(y[r]) + bias[r], y[r]);
             continue;
@@ -152,9 +168,9 @@ INLINE void plain_rows(const Matrix& m, const T* x, T* y, int64_t in, int64_t ou
         for (int64_t first = from; first < to; first += TILE) {
             const int64_t last = std::min(to, first + TILE);
             if (starts[last] - starts[first] <= SHORT * TILE)
-                short_rows<C>(starts, columns, values, bias, x, y, first, last);
+                short_rows<C>(starts, columns, values, bias, x[q], y, first, last);
             else
-                long_rows<C>(starts, columns, values, bias, x, y, first, last);
+                long_rows<C>(starts, columns, values, bias, x[q], y, first, last);
         }
     }
 }
@@ -182,39 +198,55 @@ INLINE void fill(const T* b, T* y, int64_t out, int64_t count, int64_t from, int
     }
 }
 
+// y [count, out] = a row of the product for each token, for rows from to to.
+template <class T>
+INLINE void copy_rows(const T* const* starts, T* y, int64_t out, int64_t count, int64_t from, int64_t to) {
+    for (int64_t q = 0; q < count; q++, y += out) std::copy(starts[q] + from, starts[q] + to, y + from);
+}
+
 // All maps for one block of at most W tokens; of each, a part of its rows.
-template <class Set, int64_t W, class C, bool FRESH, class T>
-INLINE void packed_block(const T* x, int64_t in, const Map* maps, int64_t count, const Block& block, Part part) {
+template <class Set, int64_t W, class C, Start START, class T>
+INLINE void packed_block(const T* x, int64_t in, const Map* maps, int64_t count, const Block& block, Part part,
+                         const int64_t* rows) {
     typedef std::conditional_t<(W < LANES<typename Set::Widest>), V8, typename Set::Widest> V;
     float* packed = nullptr;
     alignas(64) float tile[TILE * W];
     for (const Map* map = maps; map < maps + count; map++) {
         const Matrix& m = at<const Matrix>(map->matrices)[block.task];
         T* y = at<T>(map->y) + block.token * map->out;
-        const T* b = FRESH ? at<const T>(map->b) : nullptr;
+        const T* b = START == BIAS ? at<const T>(map->b) : nullptr;
+        const BlockRows<W, START, T> starts(at<const T>(START == ROWS ? map->b : map->y), map->out, block, rows);
         const auto [from, to] = part.of(map->out);
         if (!m.starts && !m.bias) {
-            if (FRESH) fill(b, y, map->out, block.count, from, to);
+            if (START == BIAS) fill(b, y, map->out, block.count, from, to);
+            if (START == ROWS) copy_rows(starts.row, y, map->out, block.count, from, to);
             continue;
         }
         if (m.starts && !packed)
-            pack_block<W, typename Set::Square>(x + block.token * in, in, block.count, packed = scratch(in * W));
+            pack_block<W, typename Set::Square>(BlockRows<W, START, T>(x, in, block, rows).row, in, block.count,
+                                                packed = scratch(in * W));
         for (int64_t first = from; first < to; first += TILE) {
             const int64_t last = std::min(to, first + TILE);
             sum_rows<V, W, C>(m, b, packed, first, last, tile);
-            add_tile<typename Set::Square, W, FRESH>(y, map->out, block.count, first, last, tile);
+            add_tile<typename Set::Square, W, START>(y, starts.row, map->out, block.count, first, last, tile);
         }
     }
 }
 
-template <class C, bool FRESH, class T>
-INLINE void small_block(const T* x, int64_t in, const Map* maps, int64_t count, const Block& block, Part part) {
+template <class C, Start START, class T>
+INLINE void small_block(const T* x, int64_t in, const Map* maps, int64_t count, const Block& block, Part part,
+                        const int64_t* rows) {
+    const BlockRows<FEW, START, T> tokens(x, in, block, rows);
     for (const Map* map = maps; map < maps + count; map++) {
         const Matrix& m = at<const Matrix>(map->matrices)[block.task];
         T* y = at<T>(map->y) + block.token * map->out;
         const auto [from, to] = part.of(map->out);
-        if (FRESH) fill(at<const T>(map->b), y, map->out, block.count, from, to);
-        if (m.starts || m.bias) plain_rows<C>(m, x + block.token * in, y, in, map->out, block.count, from, to);
+        if (START == BIAS) fill(at<const T>(map->b), y, map->out, block.count, from, to);
+        if (START == ROWS) {
+            const BlockRows<FEW, START, T> starts(at<const T>(map->b), map->out, block, rows);
+            copy_rows(starts.row, y, map->out, block.count, from, to);
+        }
+        if (m.starts || m.bias) plain_rows<C>(m, tokens.row, y, map->out, block.count, from, to);
     }
 }
 
@@ -226,10 +258,10 @@ inline int64_t tokens_together(int64_t in) {
     return tokens;
 }
 
-// Blocks times parts of the maps' rows, in any order: each writes its own part of every y.
-template <class T, class C, bool FRESH>
+// Blocks times parts of the maps' rows, in any order: each writes its own part of every y. rows: of ROWS, by token.
+template <class T, class C, Start START>
 void sparse_linear(const T* x, int64_t in, const Map* maps, int64_t map_count, const Block* blocks, int64_t count,
-                   int threads) {
+                   int threads, const int64_t* rows = nullptr) {
     const int parts = count >= 2 * threads ? 1 : threads;
     const int64_t together = tokens_together(in);
     share_out(count * parts, threads, [=](auto set, int64_t i) INLINE_BODY {
@@ -239,13 +271,13 @@ void sparse_linear(const T* x, int64_t in, const Map* maps, int64_t map_count, c
         for (int64_t left = block.count; left > 0; left -= block.count, block.token += block.count) {
             block.count = std::min(left, together);
             if (block.count < FEW)
-                small_block<C, FRESH>(x, in, maps, map_count, block, part);
+                small_block<C, START>(x, in, maps, map_count, block, part, rows);
             else if (block.count <= NARROWEST)
-                packed_block<Set, NARROWEST, C, FRESH>(x, in, maps, map_count, block, part);
+                packed_block<Set, NARROWEST, C, START>(x, in, maps, map_count, block, part, rows);
             else if (block.count <= WIDEST / 2)
-                packed_block<Set, WIDEST / 2, C, FRESH>(x, in, maps, map_count, block, part);
+                packed_block<Set, WIDEST / 2, C, START>(x, in, maps, map_count, block, part, rows);
             else
-                packed_block<Set, WIDEST, C, FRESH>(x, in, maps, map_count, block, part);
+                packed_block<Set, WIDEST, C, START>(x, in, maps, map_count, block, part, rows);
         }
     });
 }

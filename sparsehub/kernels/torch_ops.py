@@ -90,14 +90,29 @@ def linear(
     x: Tensor,
     maps: Sequence[Map],
     segments: Segments,
-    products: Sequence[Tensor] = (),
     add: SparseLinear = sparse_linear_,
 ) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map. add: the kernel for what the changes add."""
-    ys = products or [torch.nn.functional.linear(x, m.weight.t(), m.bias).contiguous() for m in maps]
+    ys = [torch.nn.functional.linear(x, m.weight.t(), m.bias).contiguous() for m in maps]
     for m, y in zip(maps, ys, strict=True):
         add(y, x, segments, m.changes)
-    return list(ys)
+    return ys
+
+
+def shared_linear(
+    x: Tensor,
+    rows: Tensor,
+    products: Sequence[Tensor],
+    changes: Sequence[Changes[SparseChange]],
+    segments: Segments,
+    add: SparseLinear,
+) -> list[Tensor]:
+    """y[i] = product[rows[i]] + dW_t x[rows[i]] + db_t for every product. add: the kernel for what the changes add."""
+    grown = x.index_select(0, rows)
+    ys = [product.index_select(0, rows) for product in products]
+    for y, its in zip(ys, changes, strict=True):
+        add(y, grown, segments, its)
+    return ys
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

@@ -237,10 +237,10 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
         _over_blocks(_sparse_linear, ROWS, entries, y, torch_ops.flat(x), x.shape[-1], segments, changes)
 
 
-def linear(x: Tensor, maps: Sequence[Map], segments: Segments, products: Sequence[Tensor] = ()) -> list[Tensor]:
+def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map."""
     add = functools.partial(_prefill, features=_features(x)) if segments.most >= MANY else sparse_linear_
-    return torch_ops.linear(x, maps, segments, products, add=add)
+    return torch_ops.linear(x, maps, segments, add=add)
 
 
 def _features(x: Tensor) -> Tensor:

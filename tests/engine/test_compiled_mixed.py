@@ -25,11 +25,11 @@ from sparsehub.engine.int8 import int8_linears, prepared_targets
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import RMS_NORM, TargetModules, find_target_modules, sample_batch
 from sparsehub.errors import EngineError
-from sparsehub.kernels import native
+from sparsehub.kernels import native_module
 from sparsehub.patch import make_patch
 from tests.engine.test_mixed_forward import mixable, random_delta, run_mixed, side_of
 
-needs_exports = pytest.mark.skipif(not native.exports(), reason="compiled mixed passes need the native kernels")
+needs_exports = pytest.mark.skipif(not native_module.exports(), reason="compiled mixed passes need the native kernels")
 FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "llama", "gpt2"]
 Bounds = Sequence[tuple[int, int, int]]
 # (slot, first row, row after the last), and tokens: one task, a task for each row, several rows, the plain backbone

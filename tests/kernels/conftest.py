@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from sparsehub.kernels import native
+from sparsehub.kernels import native_module
 
 
-@pytest.fixture(params=native.INSTRUCTION_SETS)
+@pytest.fixture(params=native_module.INSTRUCTION_SETS)
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """One of the sets, in use; afterwards what was in use before."""
-    before = native.machine()
+    before = native_module.machine()
     if request.param not in before.available:
         pytest.skip(f"this CPU does not have {request.param}")
-    native.choose(request.param)
+    native_module.choose(request.param)
     yield request.param
-    native.choose(before.instruction_set, before.second_cache)
+    native_module.choose(before.instruction_set, before.second_cache)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsehub.kernels import library, native
+from sparsehub.kernels import library, native_module
 
-pytestmark = pytest.mark.skipif(not native.exports(), reason="needs the native kernels: a C++ compiler")
+pytestmark = pytest.mark.skipif(not native_module.exports(), reason="needs the native kernels: a C++ compiler")
 FEW = {"plain": 2, "avx2": 16, "avx512": 32}  # rows that each takes
 
 
 def few_rows(x: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, *, add: bool) -> bool:
     """What compiled programs call; whether it did something."""
-    extension = native.extension()
+    extension = native_module.extension()
     assert extension is not None and extension.__file__ is not None
     call: Callable[..., int] = ctypes.CDLL(extension.__file__).sparsehub_few_rows
     pointer, size = ctypes.c_void_p, ctypes.c_int64

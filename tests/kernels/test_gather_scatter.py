@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsehub import kernels
-from sparsehub.kernels import native, reference, torch_ops
+from sparsehub.kernels import native, native_module, reference, torch_ops
 
 ARENA_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 POSITION_DTYPES = [torch.int64, torch.int32]
@@ -26,7 +26,7 @@ def random_positions(size: int, count: int, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.fixture(params=[kernels, torch_ops, native], ids=["door", "torch", "native"])
 def ops(request: pytest.FixtureRequest) -> ModuleType:
-    if request.param is native and native.extension() is None:
+    if request.param is native and native_module.extension() is None:
         pytest.skip("the native kernels are not built: there was no C++ compiler at install")
     return request.param
 
@@ -35,7 +35,7 @@ def test_the_native_kernels_are_built_where_there_is_a_compiler() -> None:
     """The extension is optional, so a build that broke would install in silence."""
     if shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
-    assert native.extension() is not None
+    assert native_module.extension() is not None
 
 
 @pytest.mark.parametrize("dtype", ARENA_DTYPES)
@@ -59,7 +59,7 @@ def test_without_the_extension_torch_takes_over_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "sparsehub.kernels._native", None)
-    native.extension.cache_clear()
+    native_module.extension.cache_clear()
     try:
         arena = torch.zeros(4)
         kernels.scatter_add_(arena, torch.tensor([1, 2]), torch.ones(2))
@@ -68,11 +68,11 @@ def test_without_the_extension_torch_takes_over_and_says_so_once(
         assert kernels.position_dtype(arena) == torch.int64
         assert caplog.text.count("native kernels are not built") == 1
     finally:
-        native.extension.cache_clear()
+        native_module.extension.cache_clear()
 
 
 def test_an_arena_that_is_not_contiguous_is_refused_before_a_byte_is_written() -> None:
-    if native.extension() is None:
+    if native_module.extension() is None:
         pytest.skip("the native kernels are not built")
     arena = torch.zeros(8)[::2]
     with pytest.raises(AssertionError):

@@ -13,10 +13,10 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from sparsehub.engine.module_forwards import find_gelus
-from sparsehub.kernels import library, native
+from sparsehub.kernels import library, native_module
 from sparsehub.kernels.gelu import gelu
 
-needs_native = pytest.mark.skipif(not native.exports(), reason="needs the native kernels: a C++ compiler")
+needs_native = pytest.mark.skipif(not native_module.exports(), reason="needs the native kernels: a C++ compiler")
 
 
 def right(x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def test_any_shape(instruction_set: str, shape: tuple[int, ...]) -> None:
 @needs_native
 def test_what_programs_call_is_the_same() -> None:
     x = torch.randn(1000)
-    extension = native.extension()
+    extension = native_module.extension()
     assert extension is not None and extension.__file__ is not None
     y = torch.empty_like(x)
     call = ctypes.CDLL(extension.__file__).sparsehub_gelu

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparsehub.errors import UsageError
-from sparsehub.kernels import Map, ScaleShift, changes_of, native, reference, segments_of
+from sparsehub.kernels import Map, ScaleShift, changes_of, native, native_module, reference, segments_of
 from tests.kernels.test_sparse import POPULARITY, bounds_of, compare, every_kind_of_change
 
 SIZES = [(7, 13), (24, 200), (130, 67)]
@@ -19,16 +19,17 @@ SIZES = [(7, 13), (24, 200), (130, 67)]
 CACHES = [1 << 30, 2 * 16 * 130 * 4, 0]
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(native.extension(), "choose"), reason="the native kernels are not built, or are of an older build"
+    not hasattr(native_module.extension(), "choose"),
+    reason="the native kernels are not built, or are of an older build",
 )
 
 
 @pytest.mark.parametrize("second_cache", CACHES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear_with_each_set(instruction_set: str, dtype: torch.dtype, second_cache: int) -> None:
-    """Fresh sums and added ones."""
-    native.choose(instruction_set, second_cache)
-    assert native.machine().instruction_set == instruction_set
+    """Fresh sums, added ones, and those of tokens that are made of others."""
+    native_module.choose(instruction_set, second_cache)
+    assert native_module.machine().instruction_set == instruction_set
     generator = torch.Generator().manual_seed(3)
     for popularity in (POPULARITY[name] for name in ("zipf", "identical")):
         for inside, out in SIZES:
@@ -44,11 +45,15 @@ def test_linear_with_each_set(instruction_set: str, dtype: torch.dtype, second_c
             native.sparse_linear_(found, x, segments, changes)
             reference.sparse_linear_(expected, x, segments, changes)
             compare(found / scale, expected / scale)
+            rows = torch.randint(tokens, (tokens,), generator=generator)
+            (found,) = native.shared_linear(x, rows, [expected], [changes], segments)
+            (expected,) = reference.shared_linear(x, rows, [expected], [changes], segments)
+            compare(found / scale, expected / scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_with_each_set(instruction_set: str, dtype: torch.dtype) -> None:
-    assert native.machine().instruction_set == instruction_set
+    assert native_module.machine().instruction_set == instruction_set
     bounds, tokens = bounds_of(POPULARITY["zipf"])
     segments = segments_of(bounds)
     for width in (1, 7, 16, 33, 100):
@@ -65,18 +70,18 @@ def test_norms_with_each_set(instruction_set: str, dtype: torch.dtype) -> None:
 
 def test_the_environment_forces_a_set(instruction_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The module reads it once, when it is loaded."""
-    native.choose("plain")
-    monkeypatch.setenv(native.FORCED, instruction_set)
-    native.extension.cache_clear()
-    assert native.extension() is not None and native.machine().instruction_set == instruction_set
+    native_module.choose("plain")
+    monkeypatch.setenv(native_module.FORCED, instruction_set)
+    native_module.extension.cache_clear()
+    assert native_module.extension() is not None and native_module.machine().instruction_set == instruction_set
 
 
 @pytest.mark.parametrize("forced", ["avx1024", "neon"])
 def test_a_set_that_the_machine_lacks_is_refused(forced: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.FORCED, forced)
-    native.extension.cache_clear()
+    monkeypatch.setenv(native_module.FORCED, forced)
+    native_module.extension.cache_clear()
     with pytest.raises(UsageError, match=f"found: {forced}; expected: one of those that this CPU has: plain"):
-        native.extension()
+        native_module.extension()
 
 
 def test_the_kernels_compile_for_arm64() -> None:

@@ -17,6 +17,7 @@ from sparsehub.kernels import (
     int8_linear,
     int8_product,
     native,
+    native_module,
     pack_int8,
     quantise_rows,
     segments_of,
@@ -154,12 +155,12 @@ def test_what_tasks_change_is_added(int8_way: str, biased: bool, monkeypatch: py
 
 def test_more_levels_than_the_instructions_hold_are_refused() -> None:
     """Or two products in 16 bits would be cut off in silence."""
-    if "avx2" not in native.machine().available or not hasattr(native.extension(), "int8_product"):
+    if "avx2" not in native_module.machine().available or not hasattr(native_module.extension(), "int8_product"):
         pytest.skip("needs the native kernels and AVX2")
-    before, rows = native.machine(), Int8Rows(torch.zeros(1, 4, dtype=torch.uint8), torch.ones(1), 127)
-    native.choose("avx2")
+    before, rows = native_module.machine(), Int8Rows(torch.zeros(1, 4, dtype=torch.uint8), torch.ones(1), 127)
+    native_module.choose("avx2")
     try:
         with pytest.raises(TypeError, match="no native kernel"):
             int8_product(rows, pack_int8(torch.ones(1, 4)), None)
     finally:
-        native.choose(before.instruction_set, before.second_cache)
+        native_module.choose(before.instruction_set, before.second_cache)

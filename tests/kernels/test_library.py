@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from sparsehub import kernels
-from sparsehub.kernels import Map, ScaleShift, changes_of, library, native, segments_of
+from sparsehub.kernels import Map, ScaleShift, changes_of, library, native_module, segments_of
 from tests.kernels.test_sparse import every_kind_of_change, random_change
 
-pytestmark = pytest.mark.skipif(native.extension() is None, reason="the ops need the native kernels: a C++ compiler")
+pytestmark = pytest.mark.skipif(
+    native_module.extension() is None, reason="the ops need the native kernels: a C++ compiler"
+)
 ROWS, LENGTH, INSIDE, OUT, SLOTS = 5, 7, 24, 40, 3
 BOUNDS = [(0, 0, 2), (1, 2, 3), (2, 3, 5)]
 SEGMENTS = segments_of(BOUNDS, LENGTH)
@@ -48,7 +50,9 @@ def test_linear_maps(maps: int, biased: bool, transposed: bool) -> None:
     torch.library.opcheck(torch.ops.sparsehub.mixed_linear.default, arguments)
 
 
-@pytest.mark.skipif(not hasattr(native.extension(), "int8_product"), reason="the native kernels are of an older build")
+@pytest.mark.skipif(
+    not hasattr(native_module.extension(), "int8_product"), reason="the native kernels are of an older build"
+)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("maps", [1, 3])
 def test_linear_maps_in_8_bits(maps: int, biased: bool) -> None:

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsehub import kernels
-from sparsehub.kernels import Map, ScaleShift, SparseChange, changes_of, native, reference, segments_of, torch_ops
+from sparsehub.kernels import (
+    Map,
+    ScaleShift,
+    SparseChange,
+    changes_of,
+    native,
+    native_module,
+    reference,
+    segments_of,
+    torch_ops,
+)
 from sparsehub.kernels.sparse import column_dtype
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -30,7 +40,7 @@ POPULARITY = {
 
 @pytest.fixture(params=["door", "torch", "native"])
 def ops(request: pytest.FixtureRequest) -> ModuleType:
-    if request.param == "native" and native.extension() is None:
+    if request.param == "native" and native_module.extension() is None:
         pytest.skip("the native kernels are not built: there was no C++ compiler at install")
     return {"door": kernels, "torch": torch_ops, "native": native}[request.param]
 
@@ -271,7 +281,7 @@ def check_order(entries: list[int], order: list[int]) -> None:
         assert [min(31, here[row]) for row in tile] == sorted((min(31, n) for n in here), reverse=True)
 
 
-@pytest.mark.skipif(native.extension() is None, reason="the native kernels are not built")
+@pytest.mark.skipif(native_module.extension() is None, reason="the native kernels are not built")
 def test_compressed_rows_have_an_order_that_the_kernel_may_miss() -> None:
     """Changes that torch's code compressed have none: the same sums."""
     generator = torch.Generator().manual_seed(5)
@@ -328,8 +338,29 @@ def test_any_batch_of_any_tasks(
     definitions = reference.linear(x, maps, segments)
     for whole, definition in zip(kernels.linear(x, maps, segments), definitions, strict=True):
         compare(whole, definition)
-    products = [torch.nn.functional.linear(x, m.weight.t(), m.bias) for m in maps]  # that were computed elsewhere
-    again = kernels.linear(x, maps, segments, products)
-    for product, whole, definition in zip(products, again, definitions, strict=True):
-        assert whole is product
-        compare(whole, definition)
+    sources = max(1, rows // 3)  # of which the tokens are made: some of them of the same one
+    made_of = torch.randint(sources, (len(x),))
+    once, changes = torch.randn(sources, inside), [m.changes for m in maps]
+    products = [torch.nn.functional.linear(once, m.weight.t(), m.bias) for m in maps]
+    definitions = reference.shared_linear(once, made_of, products, changes, segments)
+    found_each = kernels.shared_linear(once, made_of, products, changes, segments)
+    for shared, definition in zip(found_each, definitions, strict=True):
+        compare(shared, definition)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("popularity", POPULARITY)
+def test_tokens_that_are_made_of_fewer_ones(popularity: str, dtype: torch.dtype) -> None:
+    """With and without native kernels; tasks that change a weight, a bias, both and nothing."""
+    bounds, tokens = bounds_of(POPULARITY[popularity])
+    segments, rows = segments_of(bounds), torch.randint(5, (tokens,))
+    x = torch.randn(5, 130).to(dtype)
+    products = [torch.randn(5, out).to(dtype) for out in (67, 13)]
+    changes = [changes_of([every_kind_of_change(130, out, slot) for slot in range(9)]) for out in (67, 13)]
+    expected = reference.shared_linear(x, rows, products, changes, segments)
+    before = [product.clone() for product in products]
+    plain = torch_ops.shared_linear(x, rows, products, changes, segments, torch_ops.sparse_linear_)
+    for way in (kernels.shared_linear(x, rows, products, changes, segments), plain):
+        for y, definition in zip(way, expected, strict=True):
+            compare(y, definition)
+    assert all(map(torch.equal, products, before))

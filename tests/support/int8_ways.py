@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sparsehub.kernels import native
+from sparsehub.kernels import native_module
 
-INT8_WAYS = (*native.INSTRUCTION_SETS, "torch")
+INT8_WAYS = (*native_module.INSTRUCTION_SETS, "torch")
 
 
 def in_use(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
@@ -17,11 +17,11 @@ def in_use(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         monkeypatch.setattr("sparsehub.kernels.int8._module", lambda: None)
         yield way
         return
-    if not hasattr(native.extension(), "int8_product"):
+    if not hasattr(native_module.extension(), "int8_product"):
         pytest.skip("the native kernels are not built: there was no C++ compiler at install")
-    before = native.machine()
+    before = native_module.machine()
     if way not in before.available:
         pytest.skip(f"this CPU does not have {way}")
-    native.choose(way)
+    native_module.choose(way)
     yield way
-    native.choose(before.instruction_set, before.second_cache)
+    native_module.choose(before.instruction_set, before.second_cache)

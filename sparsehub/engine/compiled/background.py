@@ -24,7 +24,7 @@ from sparsehub.engine.compiled.proof import SHAPES, TrialTasks, compare, compare
 from sparsehub.engine.cost_model import SWAP, CompiledCurve
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.errors import SparsehubError, UsageError
-from sparsehub.kernels import native
+from sparsehub.kernels import native_module
 
 AUTO, ON, OFF = "auto", "on", "off"
 COMPILE_MODES = (AUTO, ON, OFF)
@@ -95,7 +95,7 @@ class BackgroundCompiler:
     def _why_not_mixed(self) -> str | None:
         if self._planner.mode == SWAP and not self._planner.only_mixed:
             return "no batch is mixed"
-        if not native.exports():
+        if not native_module.exports():
             return "the native kernels are not built, or of an older build"
         return why_no_graph(self._targets)
 

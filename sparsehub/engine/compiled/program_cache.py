@@ -22,7 +22,7 @@ from sparsehub.backbone import Backbone
 from sparsehub.engine.compiled.program_files import ProgramFiles, program_ops, read_program
 from sparsehub.errors import EngineError, UsageError
 from sparsehub.files import cache_root, canonical_json, new_folder, sha256_bytes, sha256_file
-from sparsehub.kernels import native
+from sparsehub.kernels import native_module
 
 COMPILE_SECONDS = 1800.0  # a busy machine takes long at the lowest priority
 _LOOK_SECONDS = 0.2
@@ -51,7 +51,7 @@ def find_or_compile(
         "threads": torch.get_num_threads(),
         "mixed": mixed,
         "int8": int8,
-        "ops": native.exports(),
+        "ops": native_module.exports(),
     }
     versions = {
         "sparsehub": sparsehub.__version__,
