@@ -1,4 +1,4 @@
-"""The pictures of README.md and of the docs' front page: two plots of what `benchmarks/results` holds, and a terminal.
+"""The pictures of README.md and of the docs: plots of what `benchmarks/results` holds, and a terminal.
 
 `python -m benchmarks.pictures` draws the plots, `python -m benchmarks.pictures terminal` runs the terminal's commands
 as well. A plot keeps the numbers that it was drawn from, and a test holds them to the results.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS
+from benchmarks.quality import layers
 from benchmarks.quality.runs import lines
 from benchmarks.quality.setup import METHODS
 from benchmarks.quality.table import Result, complete_columns, results_of, rows_of
@@ -127,6 +128,38 @@ def draw_throughput(series: Mapping[str, Sequence[tuple[int, float]]], theme: st
     _save(figure, f"throughput-{theme}", {SERIES[case]: points for case, points in series.items()})
 
 
+def layer_depths() -> list[layers.Depth]:
+    """Probe, last layers and all of them, from `layers.jsonl` and `trunk.jsonl`."""
+    return layers.depths(list(lines(layers.SCORES)), list(lines(layers.COSTS)))
+
+
+def draw_layers(depths: Sequence[layers.Depth]) -> None:
+    """Score by answers a second, of tasks that change more and more of the last layers; on white, for any page."""
+    colours = THEMES["light"]
+    figure, axes = _axes(
+        colours, "Few layers or all", "answers a second, 16 tasks on the same texts", "mean score of four tasks"
+    )
+    figure.patch.set(facecolor="white", alpha=1)
+    axes.plot([d.answers for d in depths], [d.mean for d in depths], "o-", color=colours["accent"], markersize=6.5)
+    for depth in depths:
+        probe = depth.layers == layers.PROBE
+        name, place, side = ("head alone (probe)", (4, -15), "right") if probe else (depth.layers, (8, 4), "left")
+        axes.annotate(
+            name.replace(":", " "),
+            (depth.answers, depth.mean),
+            place,
+            textcoords="offset points",
+            ha=side,
+            color=colours["ink"],
+            fontsize=9,
+        )
+    axes.set_xlim(200, 9000)
+    low, high = min(d.mean for d in depths), max(d.mean for d in depths)
+    axes.set_ylim(low - 0.2 * (high - low), high + 0.25 * (high - low))
+    axes.set_xticks([300, 1000, 3000], ["300", "1,000", "3,000"])
+    _save(figure, "layers", [asdict(depth) for depth in depths])
+
+
 def _axes(colours: Mapping[str, str], title: str, across: str, up: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
@@ -163,6 +196,7 @@ def main() -> None:
     for theme in THEMES:
         draw_quality(quality_dots(), theme)
         draw_throughput(throughput(), theme)
+    draw_layers(layer_depths())
     if sys.argv[1:] == ["terminal"]:
         from benchmarks.terminal_picture import draw_terminal
 

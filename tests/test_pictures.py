@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import pictures, terminal_picture
+from benchmarks.quality import layers
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +33,15 @@ def test_the_plots_show_what_was_measured(theme: str) -> None:
     assert numbers_of(f"quality-{theme}") == [asdict(dot) for dot in pictures.quality_dots()], fix
     series = {pictures.SERIES[case]: [list(p) for p in points] for case, points in pictures.throughput().items()}
     assert numbers_of(f"throughput-{theme}") == series, fix
+
+
+def test_the_page_that_helps_to_choose_has_the_table_of_the_plot() -> None:
+    depths = pictures.layer_depths()
+    assert numbers_of("layers") == [asdict(depth) for depth in depths], "run: python -m benchmarks.pictures"
+    page = layers.PAGE.read_text(encoding="utf-8")
+    assert layers.put_into(page, layers.table(depths)) == page, "run: python -m benchmarks.quality.layers render"
+    assert len(depths) >= 4 and all(len(depth.scores) == 4 for depth in depths)
+    assert all(len(seeds) == 3 for depth in depths if depth.layers != layers.PROBE for seeds in depth.scores.values())
 
 
 def test_a_plot_is_drawn_again_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
