@@ -4,6 +4,7 @@ of the example data; requests are answered; Python runs. What needs a cluster or
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -226,7 +227,7 @@ def test_the_commands_of_the_readme_run_in_their_order(after_readme: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hub", "methods", "quickstart", "serving", "settings", "training"])
+@pytest.mark.parametrize("name", ["data", "hub", "methods", "quickstart", "serving", "settings", "training"])
 def test_the_commands_of_a_page_run_after_those_of_the_readme(
     name: str, after_readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +236,20 @@ def test_the_commands_of_a_page_run_after_those_of_the_readme(
     shutil.copytree(after_readme, folder)
     if name == "hub":
         _write_keys(folder)
+    if name == "data":
+        _write_table(folder)
     run_all(ROOT / "docs" / f"{name}.md", folder)
+
+
+def _write_table(folder: Path) -> None:
+    """The table that the page begins with, split as the page splits it."""
+    lines = (ROOT / "examples/support/topic/train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = sorted((row["label"], row["text"]) for row in map(json.loads, lines))[: 24 * LABELS]
+    with (folder / "tickets.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("queue", "message"), *rows])
+    with inside(folder):
+        parts = execute(python_of(ROOT / "docs" / "data.md"))[0]["parts"]
+    assert all(parts.values()) and sum(map(len, parts.values())) == len(rows)
 
 
 def _write_keys(folder: Path) -> None:
@@ -258,7 +272,7 @@ def test_pages_with_commands_are_run() -> None:
         SERVING,
         METHODS,
         GENERATION,
-        *(ROOT / f"docs/{n}.md" for n in ("quickstart", "settings", "training")),
+        *(ROOT / f"docs/{n}.md" for n in ("data", "quickstart", "settings", "training")),
     }
     served = {page for page in PAGES if any(c.startswith("sparsehub serve ") for c in commands(page))}
     assert {page for page in PAGES if any(c.startswith("sparsehub ") for c in commands(page))} - run_here <= served
