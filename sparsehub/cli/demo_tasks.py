@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sparsehub.training import TrainConfig
 
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+EXAMPLES = 3  # test rows of each sort on a task's card, right and wrong ones: their licence allows it
 CARRIED = "packages"  # in the folder of data: what a clone brings; `digests.json` in it pins them
 
 
@@ -38,6 +39,7 @@ class DemoTask:
             train=str(data / "train.jsonl"),
             validation=str(data / "validation.jsonl"),
             test=str(data / "test.jsonl"),
+            examples=EXAMPLES,
             out=str(out),
         )
 
