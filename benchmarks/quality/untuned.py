@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.quality.runs import append_line, lines, stored_bytes, surroundings
 from benchmarks.quality.setup import BACKBONE, METHODS, TASKS, Task
-from benchmarks.quality.untuned_tables import write_tables
+from benchmarks.quality.untuned_tables import backbone_of, write_tables
 
 RESULTS = Path(__file__).parents[1] / "results" / "untuned.jsonl"
 SUPPORT = Path(__file__).parents[2] / "examples" / "support"
@@ -48,6 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("verb", choices=("run", "render"))
     parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--backbone", default=BACKBONE, help="another one, such as that of benchmarks.quality.fetch")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--tasks", nargs="+", choices=list(CHOSEN), default=list(CHOSEN))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["sam"])
@@ -63,11 +64,11 @@ def run_all(arguments: argparse.Namespace) -> None:
     """Every run that is wanted and has no line yet: seed by seed, method by method, so that tables fill evenly."""
     settings = dict(setting.split("=", 1) for setting in arguments.set)
     settings = {name: _value(value) for name, value in settings.items()}
-    done = {key_of(line) for line in lines(arguments.results)}
+    done, name = {key_of(line) for line in lines(arguments.results)}, Path(arguments.backbone).name
     for seed in arguments.seeds:
         for method in arguments.methods:
             for task in arguments.tasks:
-                if (task, method, seed, arguments.rows, json.dumps(settings, sort_keys=True)) not in done:
+                if (name, task, method, seed, arguments.rows, json.dumps(settings, sort_keys=True)) not in done:
                     run_once(CHOSEN[task], method, seed, settings, arguments)
 
 
@@ -79,8 +80,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def key_of(line: Mapping[str, Any]) -> tuple[str, str, int, int, str]:
-    return line["task"], line["method"], line["seed"], line["rows"], json.dumps(line["settings"], sort_keys=True)
+def key_of(line: Mapping[str, Any]) -> tuple[str, str, str, int, int, str]:
+    settings = json.dumps(line["settings"], sort_keys=True)
+    return backbone_of(line), line["task"], line["method"], line["seed"], line["rows"], settings
 
 
 def run_once(task: Task, method: str, seed: int, settings: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -94,9 +96,13 @@ def run_once(task: Task, method: str, seed: int, settings: dict[str, Any], argum
         fitted = fit(config, folder / "run")
         line = line_of(task, method, fitted)
         if arguments.packages:
-            write_fitted(arguments.packages / f"{task.name}-{seed}", config, fitted)
+            write_fitted(
+                arguments.packages / f"{task.name}-{method}-{seed}".replace(", ", "-").replace(" ", "-"), config, fitted
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if arguments.backbone != BACKBONE:
+        line["backbone"] = Path(arguments.backbone).name
     line |= {"seed": seed, "rows": arguments.rows, "settings": settings, "seconds": round(time.monotonic() - start, 1)}
     append_line(arguments.results, line | surroundings("cpu"))
     print({name: line[name] for name in ("task", "method", "seed", "settings", "dev", "test", "seconds")}, flush=True)
@@ -111,7 +117,7 @@ def config_of(task: Task, method: str, seed: int, arguments: argparse.Namespace,
     if arguments.no_test:
         del given["test"]
     return {
-        "backbone": BACKBONE,
+        "backbone": arguments.backbone,
         "kind": task.kind,
         "name": task.name,
         "text": task.text,

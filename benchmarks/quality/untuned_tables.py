@@ -1,4 +1,4 @@
-"""The table of `benchmarks.quality.untuned`, from the lines of its results file and nothing else."""
+"""The tables of `benchmarks.quality.untuned`, from the lines of its results file and nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.quality.setup import BACKBONE
 
 Line = Mapping[str, Any]
 PROBE, OURS = "probe", "sam"
@@ -22,21 +24,36 @@ def write_tables(lines: Sequence[Line], path: Path) -> None:
 
 
 def report(lines: Sequence[Line]) -> list[str]:
-    """Test scores of all that was run: tasks by methods, averages over the tasks that each method shares with the
-    probe, and which tasks lose to it."""
-    plain = [line for line in lines if not line["settings"] and line["test"] is not None]
-    if not plain:
+    """Test scores of all that was run: a table for each backbone, number of training rows and settings."""
+    judged = [line for line in lines if line["test"] is not None]
+    if not judged:
         return ["Nothing was run."]
-    tasks = list(dict.fromkeys(line["task"] for line in plain))
-    methods = [OURS, *sorted({line["method"] for line in plain} - {OURS})]
+    found = []
+    for title in dict.fromkeys(map(_title, judged)):
+        found += [f"## {title}", "", *_table([line for line in judged if _title(line) == title]), ""]
+    return [*found, *_notes(judged)]
+
+
+def _title(line: Line) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in line["settings"].items())
+    return ", ".join([backbone_of(line), f"at most {line['rows']:,} training rows", *([settings] if settings else [])])
+
+
+def backbone_of(line: Line) -> str:
+    """The name of the backbone; lines say it where it is another than the usual one."""
+    return str(line.get("backbone", BACKBONE.rpartition("/")[2]))
+
+
+def _table(lines: Sequence[Line]) -> list[str]:
+    """Tasks by methods, averages over the tasks that each method shares with the probe, and which lose to it."""
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    methods = [OURS, *sorted({line["method"] for line in lines} - {OURS})]
     head = ["task", "test rows", PROBE, *methods, f"{OURS} less {PROBE}"]
-    rows = [_row(task, methods, plain) for task in tasks]
+    rows = [_row(task, methods, lines) for task in tasks]
     return [
         "| " + " | ".join(head) + " |",
         "|---|" + "---:|" * (len(head) - 1),
-        *("| " + " | ".join(row) + " |" for row in [*rows, _averages(tasks, methods, plain)]),
-        "",
-        *_notes(plain),
+        *("| " + " | ".join(row) + " |" for row in [*rows, _averages(tasks, methods, lines)]),
     ]
 
 
@@ -90,8 +107,8 @@ def _notes(lines: Sequence[Line]) -> list[str]:
     return [
         "- mean ± deviation of the test score (seeds): accuracy; of CoLA Matthews, of STS-B the mean of Pearson and",
         "  Spearman, of MRPC and CB the mean of accuracy and F1, of urgency Pearson.",
-        "- every setting is the default; at most 1,000 training and 500 validation rows. Every method",
-        "  has the same linear head, fitted first. `full` and `lora` are judged as they were trained.",
+        "- every setting that a title does not name is the default; half as many validation rows as training rows.",
+        "  Every method has the same linear head, fitted first. `full` and `lora` are judged as they were trained.",
         "- loses: below the probe by more than .005, of fewer than 500 test rows by more than one standard error.",
         f"- {len(lines)} runs on {lines[0]['device']}, commits {commits}; {'; '.join(versions)}.",
     ]
