@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quality import fetch, render, runs, table, untuned, untuned_tables
+from benchmarks.quality import fetch, few_shot, render, runs, table, untuned, untuned_tables
 from benchmarks.quality.__main__ import parse
 from benchmarks.quality.setup import METHODS, PLANS, TASKS
 from sparsehub.training import TrainConfig
@@ -230,3 +230,19 @@ def test_a_larger_backbone_is_put_together_from_its_parts(monkeypatch: pytest.Mo
     assert [path.name for path in model.iterdir()] == ["config.json"]
     assert [path.name for path in (tmp_path / "models").iterdir()] == [fetch.NAME]
     assert fetch.fetch(tmp_path / "models", "never looked at") == model
+
+
+def test_a_few_rows_a_class_are_drawn_by_the_seed_and_their_table_says_what_was_run() -> None:
+    rows = [{"text": str(number), "label": "ab"[number % 2]} for number in range(50)]
+    first, again, other = (few_shot.drawn(rows, 8, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert [row["label"] for row in first] == ["a"] * 8 + ["b"] * 8
+    made = [
+        {"task": "sst2", "method": method, "shots": 8, "seed": seed, "test": test, "test_rows": 1821, **more}
+        for method, seed, test, more in [
+            ("sam", 0, 0.6, {"probe": 0.5}),
+            ("sam", 1, 0.8, {"probe": 0.7}),
+            ("setfit", 0, 0.65, {}),
+        ]
+    ]
+    assert few_shot.table(made)[2:] == ["| sst2 | 8 | 1,821 | 0.600 ± 0.141 (2) | 0.650 (1) | 0.700 ± 0.141 (2) |"]
