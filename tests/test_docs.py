@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import re
@@ -71,13 +72,42 @@ def test_every_error_has_its_way_out() -> None:
         for name, value in vars(errors).items()
         if inspect.isclass(value) and issubclass(value, errors.SparsehubError) and value.__module__ == errors.__name__
     } - {"SparsehubError"}
-    named = re.findall(r"^\| `(\w+Error)` \| .+ \| .+ \|$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
-    assert sorted(named) == sorted(raised)
+    classes, of_endpoint = (DOCS / "troubleshooting.md").read_text().split("These only an endpoint gives")
+    assert sorted(rows_of(classes)) == sorted(raised)
+    pytest.importorskip("ray", reason="needs ray: pip install '.[ray]'")
+    assert sorted(rows_of(of_endpoint)) == sorted([*errors_of_the_endpoint(), "malformed_body"])
+
+
+def test_an_error_has_the_status_that_the_page_says() -> None:
+    from serving.protocol.errors import status_of
+
+    kinds = {**vars(errors), **errors_of_the_endpoint()}
+    for name, what in rows_of((DOCS / "troubleshooting.md").read_text()).items():
+        if (said := re.search(r"\((\d{3})\)$", what)) and name in kinds:
+            kind = kinds[name]
+            assert status_of(kind.__new__(kind)) == int(said[1]), name
+
+
+def rows_of(text: str) -> dict[str, str]:
+    """The errors of a page's tables, with what happened."""
+    return dict(re.findall(r"^\| `(\w+Error|malformed_body)` \| (.+) \| .+ \|$", text, re.MULTILINE))
+
+
+def errors_of_the_endpoint() -> dict[str, type[errors.SparsehubError]]:
+    """Those of our errors that clients of an endpoint meet and that are defined in it."""
+    for module in ("serving.protocol.errors", "serving.protocol.request_model", "serving.request.results"):
+        importlib.import_module(module)
+    with contextlib.suppress(errors.MissingExtraError):
+        importlib.import_module("serving.ray.ingress")
+    found, last = {}, [errors.SparsehubError]
+    while last:
+        last = [kind for parent in last for kind in parent.__subclasses__()]
+        found.update({kind.__name__: kind for kind in last if kind.__module__.startswith("serving.")})
+    inside = ("ClientLeft", "AnswerError")  # of a client that reads no answer; of the console's own requests
+    return {name: kind for name, kind in found.items() if name not in inside}
 
 
 def test_what_the_api_page_names_is_there() -> None:
-    import importlib
-
     for name in re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(), re.MULTILINE):
         module, _, last = name.rpartition(".")
         assert name == "sparsehub.errors" or hasattr(importlib.import_module(module), last), name

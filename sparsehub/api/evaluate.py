@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparsehub.errors import UsageError
+from sparsehub.package.task_spec import EVEN, LINEAR_KINDS, TaskSpec
 from sparsehub.training.error_analysis import Difference, JudgedRow, confusion, difference, worst_rows
 from sparsehub.training.evaluation import Outputs, outputs_of
 from sparsehub.training.metrics import compute
@@ -30,6 +32,25 @@ class Evaluation:
     worst: list[JudgedRow]  # the rows with the largest losses
 
 
+@dataclass(frozen=True)
+class ProbeScores:
+    """A linear head on the frozen backbone, fitted on rows that were given, and how the package differs from it."""
+
+    fitted_on: int  # rows
+    metrics: Mapping[str, float]
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `evaluate` gives: a package's evaluation, and what stands beside it on the same rows."""
+
+    found: Evaluation
+    against: Evaluation | None
+    difference: Difference | None  # from `against`
+    probe: ProbeScores | None
+
+
 def evaluate(
     package: Package,
     split: Split,
@@ -37,20 +58,53 @@ def evaluate(
     *,
     worst: int = 5,
     against: Package | None = None,
-) -> tuple[Evaluation, Evaluation | None, Difference | None]:
-    """The evaluation of a package, that of `against`, and how they differ on the same rows.
+    probe_rows: Split | None = None,
+) -> Comparison:
+    """The evaluation of a package, and beside it that of `against` and of a probe, on the same rows.
 
-    split: rows as `load_split` reads them for the package's task. worst: rows to show.
-    Raises `BackboneMismatchError`, and `UsageError` where the two tasks differ.
+    split, probe_rows: rows as `load_split` reads them for the package's task; on the second a probe is fitted as
+    training fits it without validation rows. worst: rows to show. Raises `BackboneMismatchError`, and `UsageError`
+    where the two tasks differ or the task's kind has no probe.
     """
+    task = package.manifest.task
     if against is not None:
         _check_same_task(package, against)
+    if probe_rows is not None:
+        _check_has_probe(task)
     first = _outputs(package, split, checkpoint)
-    found = _evaluation(package, first, worst)
-    if against is None:
-        return found, None, None
-    second = _outputs(against, split, checkpoint)
-    return found, _evaluation(against, second, worst), difference(package.manifest.task, first, second)
+    second = None if against is None else _outputs(against, split, checkpoint)
+    return Comparison(
+        _evaluation(package, first, worst),
+        None if against is None or second is None else _evaluation(against, second, worst),
+        None if second is None else difference(task, first, second),
+        None if probe_rows is None else _probe(task, first, probe_rows, checkpoint),
+    )
+
+
+def _check_has_probe(task: TaskSpec) -> None:
+    if task.kind not in LINEAR_KINDS:
+        kinds = ", ".join(LINEAR_KINDS)
+        raise UsageError("there is no probe to compare a task of this kind with", found=task.kind, expected=kinds)
+
+
+def _probe(task: TaskSpec, first: Outputs, rows: Split, checkpoint: Checkpoint) -> ProbeScores:
+    """The best probe of those that training would fit on the rows. Its labels of several have even thresholds: it has
+    no validation rows to choose others by."""
+    from sparsehub.backbone import load_backbone
+    from sparsehub.backbone.tokenizer import load_tokenizer
+    from sparsehub.training.head_candidates import probe_heads
+    from sparsehub.training.probe import fit_probe, frozen_features, scores_of
+
+    backbone, tokenizer, tried = load_backbone(checkpoint), load_tokenizer(checkpoint), []
+    even = dataclasses.replace(task, thresholds=(EVEN,) * len(task.thresholds))
+    for head in probe_heads(task, checkpoint):
+        plain = dataclasses.replace(even, head=head)
+        frozen = frozen_features(backbone, plain, tokenizer, {"train": rows, "test": first.split})
+        tried.append((fit_probe(plain, {"train": frozen["train"]}), frozen["test"]))
+    probe, test = min(tried, key=lambda each: each[0].held_out)
+    outputs = dataclasses.replace(first, logits=scores_of(probe.fit, test))
+    metrics = compute(even, outputs.logits, outputs.targets)
+    return ProbeScores(len(rows.rows), metrics, difference(task, first, outputs))
 
 
 def _check_same_task(package: Package, other: Package) -> None:

@@ -12,7 +12,7 @@ from sparsehub.cli.output import console, fits, progress, show_json, show_table
 from sparsehub.cli.packages import HUB, load_reference
 
 if TYPE_CHECKING:
-    from sparsehub.api.evaluate import Evaluation
+    from sparsehub.api.evaluate import Comparison, Evaluation, ProbeScores
     from sparsehub.training.error_analysis import Difference
 
 SHOWN_LABELS = 8  # of a confusion matrix; of more labels the pairs that are mixed up most
@@ -40,6 +40,14 @@ def _evaluate(
     against: Annotated[
         str | None, typer.Option(metavar="REFERENCE", help="Another package of this task, to compare with.")
     ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Rows to fit a linear head on the frozen backbone with, as training does, to compare with: those that "
+            "the package was trained on.",
+        ),
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst rows to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -48,23 +56,36 @@ def _evaluate(
     from sparsehub.backbone import open_checkpoint
     from sparsehub.settings import Naming, errors_named
     from sparsehub.training.data import load_split
+    from sparsehub.training.field_checks import RENAMING
     from sparsehub.training.tables import Layout
 
     package = load_reference(reference, hub)
     other = None if against is None else load_reference(against, hub)
     with errors_named(Naming("evaluate", lambda setting: f"--{setting}")):
-        split = load_split(package.manifest.task, test, Layout(**layout), progress)
+        task, how = package.manifest.task, Layout(**layout)
+        split = load_split(task, test, how, progress, way=RENAMING)
+        rows = None if probe is None else load_split(task, probe, how, progress, "probe", RENAMING)
     record = package.manifest.backbone
     checkpoint = open_checkpoint(backbone or record.id, revision or (None if backbone else record.revision or None))
-    found, second, gap = measure(package, split, checkpoint, worst=worst, against=other)
+    result = measure(package, split, checkpoint, worst=worst, against=other, probe_rows=rows)
     if as_json:
-        show_json({**_as_json(found), "against": None if second is None else _as_json(second), "difference": _gap(gap)})
+        show_json(_all_as_json(result))
         return
-    _show_scores(found, second)
-    if gap is not None:
-        console.print(_sentence(gap), highlight=False)
-    _show_confusion(found)
-    _show_worst(found)
+    _show_scores(result.found, result.against, result.probe)
+    _show_gap("the other", result.difference)
+    _show_gap("the probe", None if result.probe is None else result.probe.difference)
+    _show_confusion(result.found)
+    _show_worst(result.found)
+
+
+def _all_as_json(result: Comparison) -> dict[str, Any]:
+    against, probe = result.against, result.probe
+    return {
+        **_as_json(result.found),
+        "against": None if against is None else _as_json(against),
+        "difference": _gap(result.difference),
+        "probe": None if probe is None else dataclasses.asdict(probe),
+    }
 
 
 def _as_json(found: Evaluation) -> dict[str, Any]:
@@ -84,19 +105,24 @@ def _gap(gap: Difference | None) -> dict[str, Any] | None:
     return None if gap is None else dataclasses.asdict(gap)
 
 
-def _sentence(gap: Difference) -> str:
+def _show_gap(other: str, gap: Difference | None) -> None:
+    if gap is None:
+        return
     verdict = "more than chance" if gap.p < 0.05 else "chance alone explains it"
-    return f"[dim]better on {gap.better} rows, worse on {gap.worse}: {verdict} (p = {gap.p:.3g}, {gap.test})[/]"
+    counts = f"better on {gap.better} rows than {other}, worse on {gap.worse}"
+    console.print(f"[dim]{counts}: {verdict} (p = {gap.p:.3g}, {gap.test})[/]", highlight=False)
 
 
-def _show_scores(found: Evaluation, second: Evaluation | None) -> None:
-    """The package, the other one, and what the package's own test split had, the probe among it."""
+def _show_scores(found: Evaluation, second: Evaluation | None, probe: ProbeScores | None) -> None:
+    """The package, the other one, the probe, and what the package's own test split had."""
     manifest = found.package.manifest
     lines = {f"{manifest.name}@{manifest.version}": found.metrics}
     if second is not None:
         other = second.package.manifest
         name = f"{other.name}@{other.version}"
         lines[name if name not in lines else f"{name} ({second.package.digest[:19]})"] = second.metrics
+    if probe is not None:
+        lines[f"probe, fitted on {probe.fitted_on:,} rows"] = probe.metrics
     for name, row in _stated(manifest.metrics, manifest.training.get("baselines")).items():
         lines[name] = row
     columns = list(found.metrics)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsehub.errors import DataError, UsageError
+from sparsehub.errors import DataError
 from sparsehub.package.encoding import is_blank, is_broken, text_of, words_of
 from sparsehub.package.manifest_builder import metric_names
 from sparsehub.package.task_spec import (
@@ -22,11 +21,11 @@ from sparsehub.package.task_spec import (
     label_columns,
 )
 from sparsehub.training.config import TrainConfig
+from sparsehub.training.field_checks import SETTING, check_fields, check_layout
 from sparsehub.training.labels import alike, found_labels, kind_that_fits, label_index, number
 from sparsehub.training.multi_label import HOW, column_target, listed_target
 from sparsehub.training.similarity import text_ids
 from sparsehub.training.sources import AS_DETECTED, read_table, source_name
-from sparsehub.training.tables.files import FILES
 from sparsehub.training.tables.layout_settings import Layout
 from sparsehub.training.tables.table import Part, Row, Table, place_of
 
@@ -76,11 +75,11 @@ def load_data(config: TrainConfig, report: Callable[[str], None] = lambda _: Non
     columns = label_columns(config.kind, config.label)
     wanted, layout = (*fields, *columns), Layout(config.quoting, config.delimiter, config.encoding)
     tables = {name: read_table(source, name, wanted, layout) for name, source in given.items()}
-    _check_layout(layout, tables.values())
+    check_layout(layout, tables.values())
     label = _label_field(config, tables["train"])
     for name, table in tables.items():
         report(_described(name, sources[name], table))
-        _check_fields(sources[name], table, fields, label_columns(config.kind, label))
+        check_fields(sources[name], table, fields, label_columns(config.kind, label))
     labels = config.choices or _labels_named(config) or _find_labels(config, tables["train"], sources["train"])
     if config.kind not in _UNLABELLED and not 2 <= len(labels) == len(set(labels)):
         raise DataError("a task needs at least two labels, each of them once", found=", ".join(labels)[:300] or "none")
@@ -102,14 +101,22 @@ def load_data(config: TrainConfig, report: Callable[[str], None] = lambda _: Non
 
 
 def load_split(
-    task: TaskSpec, source: str, layout: Layout = AS_DETECTED, report: Callable[[str], None] = lambda _: None
+    task: TaskSpec,
+    source: str,
+    layout: Layout = AS_DETECTED,
+    report: Callable[[str], None] = lambda _: None,
+    name: str = "test",
+    way: str = SETTING,
 ) -> Split:
-    """Rows of one source for a task that is known; raises `DataError`, which names the row and its line."""
+    """Rows of one source for a task that is known; raises `DataError`, which names the row and its line.
+
+    name: what the report calls the rows; way: see `check_fields`.
+    """
     fields = (*task.text_fields, *task.choice_fields)
     table = read_table(source, source, (*fields, *task.label_columns), layout)
-    _check_layout(layout, [table])
-    report(_described("test", source, table))
-    _check_fields(source, table, fields, task.label_columns)
+    check_layout(layout, [table])
+    report(_described(name, source, table))
+    check_fields(source, table, fields, task.label_columns, way)
     return _split(task, source, table)
 
 
@@ -118,43 +125,12 @@ def _described(name: str, source: str, table: Table) -> str:
     return f"{name}: {found}" if source == name else f"{name}: {source}: {found}"
 
 
-def _check_layout(layout: Layout, tables: Sequence[Table] | Any) -> None:
-    given = [f"--{name}" for name in ("quoting", "delimiter") if getattr(layout, name)]
-    if given and not any(table.untyped for table in tables):
-        raise UsageError(f"{' and '.join(given)} can only be given for CSV and TSV files", fix="leave it out")
-
-
 def _label_field(config: TrainConfig, table: Table) -> str:
     """The field of the labels; none for a text generation without completions, and an embedding without scores."""
     if config.kind == EMBEDDING and len(config.text) > 2:
         return ""
     whole = config.kind in (TEXT_GENERATION, EMBEDDING) and config.label == TrainConfig.label
     return "" if whole and config.label not in table.fields else config.label
-
-
-def _check_fields(source: str, table: Table, texts: Sequence[str], labels: Sequence[str]) -> None:
-    """Raise `DataError` for a source without rows, or without a field in use."""
-    if not table.rows:
-        raise DataError(f"{source} has no rows")
-    found = f"fields {', '.join(table.fields)}"
-    for field in texts:
-        if field not in table.fields:
-            problem = f"{table.place(0)}: no row has a field {field!r}"
-            raise DataError(problem, found=found, fix=_other_field(table, field, "--text"))
-    for label in (label for label in labels if label not in table.fields):
-        raise DataError(f"{source} has no field {label!r}", found=found, fix=_other_field(table, label, "--label"))
-
-
-def _other_field(table: Table, field: str, flag: str) -> str:
-    near = difflib.get_close_matches(field.casefold(), [name.casefold() for name in table.fields], n=1)
-    meant = next((name for name in table.fields if near and name.casefold() == near[0]), None)
-    if meant is not None:
-        return f"did you mean {meant!r}? set {flag}"
-    if len(table.fields) == 1 and table.untyped:
-        return f"set {flag}, or --delimiter"
-    if len(table.fields) == 1 and "paragraphs" in table.detected:
-        return f"a .txt file has the field {table.fields[0]!r} alone: tables are {FILES}"
-    return f"set {flag}"
 
 
 def _labels_named(config: TrainConfig) -> Sequence[str]:

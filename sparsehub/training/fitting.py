@@ -33,12 +33,13 @@ from sparsehub.training.calibration import calibration_batches
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.gradients import head_of
+from sparsehub.training.head_candidates import head_candidates
 from sparsehub.training.job import Job, PreparedTraining, Report, prepare
 from sparsehub.training.language_modeling import tokenised
 from sparsehub.training.learning_curve import learning_curve
 from sparsehub.training.methods.phases import set_head
 from sparsehub.training.metrics import best_metric
-from sparsehub.training.probe import Probe, best_probe, head_candidates
+from sparsehub.training.probe import Probe, best_probe
 from sparsehub.training.processes import join_processes, speaks, wait_for_all
 from sparsehub.training.sources import Source
 from sparsehub.training.sparse_model import SparseModel

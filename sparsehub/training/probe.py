@@ -22,29 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsehub.backbone import Backbone, Checkpoint
-from sparsehub.backbone.backbone import read_config
+from sparsehub.backbone import Backbone
 from sparsehub.extras import require
 from sparsehub.files import write_file
 from sparsehub.package.linear_head import BIAS, WEIGHT, features
-from sparsehub.package.pooling import default_pooling, normalizes
-from sparsehub.package.task_spec import (
-    COSINE,
-    EMBEDDING,
-    JOINT,
-    LINEAR,
-    MULTI_LABEL,
-    MULTIPLE_CHOICE,
-    NONE,
-    REGRESSION,
-    SEPARATE,
-    HeadSpec,
-    TaskSpec,
-)
+from sparsehub.package.task_spec import COSINE, MULTI_LABEL, MULTIPLE_CHOICE, REGRESSION, HeadSpec, TaskSpec
 from sparsehub.progress import work
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 from sparsehub.training.batches import Collator
-from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute
 from sparsehub.training.multi_label import with_thresholds
@@ -75,6 +60,11 @@ class Probe:
     modesty: float  # factor of weight and bias, at most 1, with which training starts; see `_modesty`
 
     @property
+    def fit(self) -> Fit:
+        """Weight and bias as `scores_of` takes them."""
+        return self.tensors[WEIGHT].double().numpy(), self.tensors[BIAS].double().numpy()
+
+    @property
     def start(self) -> dict[str, Tensor]:
         """The head that training starts from: it gives the same labels, as surely as it would on rows that it has not
         seen."""
@@ -87,20 +77,6 @@ class Frozen:
 
     rows: Numbers  # [rows, features], of a multiple choice [rows, choices, features]
     targets: Numbers
-
-
-def head_candidates(config: TrainConfig, task: TaskSpec, checkpoint: Checkpoint) -> list[HeadSpec]:
-    """The heads that a run may have: one, or one for each way to read a pair, of which the probe takes the best."""
-    if task.kind == EMBEDDING:
-        pooling = config.pooling or default_pooling(checkpoint.folder, read_config(checkpoint))
-        return [HeadSpec(NONE, pooling, normalize=config.normalize or normalizes(checkpoint.folder))]
-    if not config.has_linear_head:
-        return [task.head]
-    pooling = config.pooling or default_pooling(checkpoint.folder, read_config(checkpoint))
-    forms = [JOINT]
-    if len(task.text_fields) == 2 and task.kind != MULTIPLE_CHOICE:
-        forms = [JOINT, SEPARATE, *([COSINE] if task.kind == REGRESSION else [])]
-    return [HeadSpec(LINEAR, pooling, config.normalize, pair) for pair in ([config.pair] if config.pair else forms)]
 
 
 def best_probe(
@@ -176,7 +152,7 @@ def fit_probe(task: TaskSpec, frozen: Mapping[str, Frozen]) -> Probe:
     place = int(np.argmin(losses))
     weight, bias = _fit(task, train, strengths[place])
     judged = {name: split for name, split in frozen.items() if name != "train"}
-    scores = {name: _scores((weight, bias), split) for name, split in judged.items()}
+    scores = {name: scores_of((weight, bias), split) for name, split in judged.items()}
     if "validation" in judged:
         task = with_thresholds(task, scores["validation"], judged["validation"].targets)
     return Probe(
@@ -252,15 +228,15 @@ def _differences(rows: Frozen) -> tuple[Numbers, Numbers]:
     return np.concatenate([found, -found]), np.repeat([1, 0], len(found))
 
 
-def _scores(fit: Fit, rows: Frozen) -> Numbers:
-    """As the model gives them: [rows, outputs], or [rows, choices]."""
+def scores_of(fit: Fit, rows: Frozen) -> Numbers:
+    """What a fitted head gives for rows, as the model does: [rows, outputs], or [rows, choices]."""
     weight, bias = fit
     scores: Numbers = rows.rows @ weight.T + bias
     return scores[..., 0] if rows.rows.ndim == 3 else scores
 
 
 def _loss(task: TaskSpec, fit: Fit, rows: Frozen) -> float:
-    scores, targets = torch.from_numpy(_scores(fit, rows)), torch.from_numpy(rows.targets)
+    scores, targets = torch.from_numpy(scores_of(fit, rows)), torch.from_numpy(rows.targets)
     if task.kind == REGRESSION:
         return float(torch.nn.functional.mse_loss(scores.view(-1), targets.double()))
     if task.kind == MULTI_LABEL:

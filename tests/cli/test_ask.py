@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import sparsehub.api.ask as api_ask
 from sparsehub.backbone import load_backbone
 from sparsehub.engine import Engine
 from sparsehub.package import read_package
+from sparsehub.package.task_spec import HeadSpec
 
 TEXTS = ["the fox", "a lazy dog", "it rains", "the quick brown fox jumps"]
 
@@ -162,6 +164,80 @@ def test_evaluate_gives_scores_confusion_and_the_worst_rows(
     assert [row["loss"] for row in found["worst"]] == pytest.approx(losses[:3], abs=1e-3)
     shown = run(*asked).out
     assert "confusion matrix" in shown and "the worst rows" in shown and "accuracy" in shown
+
+
+def test_evaluate_compares_with_the_probe_of_training_on_the_same_rows(
+    run: Any, suite: Mapping[str, Path], tiny_tasks: Any, labelled: Path, tmp_path: Path
+) -> None:
+    asked = ("evaluate", suite["three"], "--test", labelled, "--backbone", tiny_tasks.folder, "--probe", labelled)
+    (found,) = lines_of(run(*asked, "--json"))
+    trained = {"kind": "text-classification", "name": "head", "text": "text", "method": "head", "epochs": 1}
+    named = [word for name, value in trained.items() for word in (f"--{name}", value)]
+    flags = ("--backbone", tiny_tasks.folder, "--train", labelled, "--test", labelled, "--out", tmp_path / "head")
+    (made,) = lines_of(run("train", *named, *flags, "--json"))
+    of_training = made["training"]["baselines"]["test"]["probe"]
+    assert found["probe"]["metrics"] == pytest.approx({name: of_training[name] for name in found["metrics"]}, abs=1e-6)
+    assert found["probe"]["fitted_on"] == 30
+    gap, wins = found["probe"]["difference"], found["metrics"]["accuracy"] - found["probe"]["metrics"]["accuracy"]
+    assert gap["better"] - gap["worse"] == round(30 * wins)
+    shown = run(*asked).out
+    assert "probe, fitted on 30 rows" in shown and "rows than the probe, worse on" in shown
+    strange = tmp_path / "strange.jsonl"
+    strange.write_text('{"text": "the fox", "label": "label0"}\n{"text": "a dog", "label": "other"}\n')
+    refused = run(*asked[:-1], strange)
+    assert refused.code == 2 and re.search(r"line 2 of .*strange\.jsonl.*found: 'other'", refused.err), refused.err
+    strange.write_text('{"Text": "the fox", "label": "label0"}\n')
+    renamed = "did you mean 'Text'? rename it in the file to 'text'"
+    assert renamed in run(*asked[:-1], strange).err, "there is no flag for what a package says"
+
+
+def rows_of(kind: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Rows whose label a linear head can see: of which of two words there is more."""
+    choices, rows = random.Random(3), []
+    for number in range(60):
+        fox = number % 2
+        words = [
+            " ".join(choices.choices(["fox", "rain", "a"], weights=[9 * fox, 9 - 9 * fox, 1], k=6)) for _ in fields
+        ]
+        label = {"regression": float(fox), "multi-label-classification": ["label0"] if fox else ["label1", "label2"]}
+        rows.append({**dict(zip(fields, words, strict=True)), "label": label.get(kind, f"label{fox}")})
+    return rows
+
+
+@pytest.mark.parametrize(
+    "kind, fields, head",
+    [
+        ("multi-label-classification", ("text",), None),
+        ("regression", ("text_a", "text_b"), None),
+        ("text-classification", ("text_a", "text_b"), HeadSpec("linear", "mean", normalize=True, pair="separate")),
+    ],
+)
+def test_a_probe_stands_beside_every_kind_that_may_have_a_linear_head(
+    run: Any, tiny_tasks: Any, tmp_path: Path, kind: str, fields: tuple[str, ...], head: Any
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of(kind, fields)))
+    package = tiny_tasks.write("probed", kind, fields=fields, head=head)
+    asked = ("evaluate", package, "--test", rows, "--probe", rows, "--backbone", tiny_tasks.folder)
+    (found,) = lines_of(run(*asked, "--json"))
+    probe = found["probe"]
+    assert probe["metrics"].keys() == found["metrics"].keys() and probe["fitted_on"] == 60
+    name = {"regression": "mse", "multi-label-classification": "micro_f1"}.get(kind, "accuracy")
+    scores = {which["metrics"][name] for which in (found, probe)}
+    assert probe["metrics"][name] == (min if name == "mse" else max)(scores), "it was made to be seen by one"
+    if kind == "multi-label-classification":  # rows are not judged by themselves
+        assert probe["difference"] is None
+    else:
+        assert probe["difference"]["worse"] > probe["difference"]["better"] and probe["difference"]["p"] < 0.05
+    assert run(*asked).code == 0
+
+
+def test_kinds_that_have_no_probe_say_so(run: Any, tiny_tasks: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"tokens": ["the", "fox"], "label": ["label0", "label1"]}\n')
+    tagged = tiny_tasks.write("tagged", "token-classification", fields=("tokens",))
+    done = run("evaluate", tagged, "--test", rows, "--probe", rows, "--backbone", tiny_tasks.folder)
+    assert done.code == 2 and "no probe" in done.err and "multiple-choice" in done.err, done.err
 
 
 def test_evaluate_compares_two_packages_of_a_task(

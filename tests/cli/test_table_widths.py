@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving.catalog import Catalog, CatalogEntry, CatalogTarget
-from sparsehub.api.evaluate import Evaluation
+from sparsehub.api.evaluate import Evaluation, ProbeScores
 from sparsehub.cli import catalog, compare, evaluate, extract, hub, merge, output, present, stability
 from sparsehub.cli.heat_map_names import heat_map_names
 from sparsehub.convert.extract import Layer
@@ -21,6 +21,7 @@ from sparsehub.package import read_package
 from sparsehub.package.delta_stats import Cell, HeatMap
 from sparsehub.package.results import LabelScores, SplitResults
 from sparsehub.package.summary import summarize
+from sparsehub.training.error_analysis import Difference, JudgedRow
 from sparsehub.training.stability import Stability
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -91,6 +92,17 @@ def show_confusion() -> None:
     evaluate._show_confusion(Evaluation(package, 36, {}, matrix, []))
 
 
+def show_evaluation() -> None:
+    package: Any = read_package(GOLDEN / "package")
+    scores = {"accuracy": 0.8229, "macro_f1": 0.8155, "matthews": 0.8078}
+    rows = [JudgedRow({"text": "My parcel " + "is late " * 20}, "delivery_delay", "praise", 4.25)]
+    found, gap = Evaluation(package, 1240, scores, None, rows), Difference("McNemar's exact test", 120, 79, 0.0044)
+    probe = ProbeScores(4960, {name: score - 0.1 for name, score in scores.items()}, gap)
+    evaluate._show_scores(found, dataclasses.replace(found, metrics=probe.metrics), probe)
+    evaluate._show_gap("the probe", gap)
+    evaluate._show_worst(found)
+
+
 def show_layers() -> None:
     extract.show_layers([Layer(f"encoder.layer.{i}", 1_774_464, 9296 * (i + 1), 0.1 * i) for i in range(2)])
     merge.show_parts([LayerComparison(f"encoder.layer.{i}", 9296, 9000, 400 * i, 0.1 * i) for i in range(2)])
@@ -104,6 +116,7 @@ SHOWN: tuple[Callable[[], None], ...] = (
     show_catalog,
     show_overlap,
     show_confusion,
+    show_evaluation,
     show_layers,
 )
 
@@ -122,7 +135,7 @@ def test_tables_are_as_they_were_looked_at(
 ) -> None:
     found = rendered(width, monkeypatch, capsys)
     assert found == (GOLDEN / "cli" / f"{width}.txt").read_text(encoding="utf-8")
-    prose = ("Of the package as written", "no room for")  # goes on in the next line of a terminal
+    prose = ("Of the package as written", "no room for", "better on")  # goes on in the next line of a terminal
     assert [line for line in found.splitlines() if len(line) > width and not line.startswith(prose)] == []
 
 
