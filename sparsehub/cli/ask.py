@@ -14,6 +14,7 @@ import typer
 from sparsehub.cli.output import errors, progress, show_json, show_table
 from sparsehub.cli.packages import HUB, load_reference
 from sparsehub.errors import DataError, SparsehubError, UsageError
+from sparsehub.progress import work
 
 if TYPE_CHECKING:
     from sparsehub.api.ask import Answer
@@ -53,6 +54,8 @@ def ask(
     failed, table = 0, _Table(tuple(packages))
     with ExitStack() as stack:
         inputs = iter(texts) if texts else _lines(stack, source or STANDARD_INPUT, jsonl)
+        if texts or source not in (None, STANDARD_INPUT):  # else somebody may be typing
+            stack.enter_context(work("asking"))
         for given, answers in answer(packages, inputs, loaded):
             failed += sum(found.error is not None for found in answers)
             if as_json:

@@ -10,6 +10,7 @@ import typer
 
 from sparsehub.cli.output import progress, show_json, show_table
 from sparsehub.cli.packages import HUB
+from sparsehub.progress import work
 
 if TYPE_CHECKING:
     from sparsehub.package.delta_stats import Histogram
@@ -44,7 +45,8 @@ def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -
         show_json({**shown, "manifest": json.loads(manifest.to_bytes())})
         return
     stored = manifest.files.get(DELTA_FILE)
-    spread = histogram(validate_stored_delta(read_file(folder, DELTA_FILE, stored), manifest)) if stored else None
+    with work("counting the changes by size"):
+        spread = histogram(validate_stored_delta(read_file(folder, DELTA_FILE, stored), manifest)) if stored else None
     if html is not None:
         _write_report(html, package, spread, as_json)
         return

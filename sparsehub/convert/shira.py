@@ -23,6 +23,7 @@ from sparsehub.errors import UsageError
 from sparsehub.files import canonical_json, new_folder
 from sparsehub.package import Package
 from sparsehub.package.task_spec import MULTIPLE_CHOICE, TEXT_GENERATION, TOKEN_CLASSIFICATION
+from sparsehub.progress import work
 
 _TASK_TYPES = {TOKEN_CLASSIFICATION: "TOKEN_CLS", MULTIPLE_CHOICE: None, TEXT_GENERATION: "CAUSAL_LM"}
 SHOWN = 3
@@ -65,7 +66,7 @@ def export_shira(package: Package, layout: CheckpointLayout, out: Path) -> Expor
     # int8 values are products by now: the import keeps them as float32
     value_dtype = "float32" if delta.value_dtype == "int8" else delta.value_dtype
     nnz = json.dumps({name: len(part.indices) for name, part in delta.parameters.items()})
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, work(f"writing {out.name}"):
         metadata = {"format": "pt", NNZ_KEY: nnz, DTYPE_KEY: value_dtype}
         save_file(tensors, folder / WEIGHTS_FILE, metadata=metadata)
         (folder / CONFIG_FILE).write_bytes(canonical_json(_config(package, layout, rank)))

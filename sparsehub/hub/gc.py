@@ -11,6 +11,7 @@ from sparsehub.errors import HubError, NotFoundError, SparsehubError, UsageError
 from sparsehub.hub.blob_store_backend import BLOBS, MANIFESTS, SIGNATURES, BlobStoreBackend, object_path
 from sparsehub.hub.channels import read_channel
 from sparsehub.hub.package_hub import PackageHub
+from sparsehub.progress import work
 from sparsehub.task_ref import is_channel, is_safe
 
 # A running publish has written objects that nothing references yet; none takes this long. `REUSABLE` is half of it.
@@ -31,23 +32,26 @@ def find_garbage(hub: PackageHub, grace: timedelta = GRACE) -> list[Garbage]:
     Raises `HubError` where a version or channel cannot be read, since what it needs would be taken for garbage, and
     `UsageError` for a hub that does its own garbage collection.
     """
-    backend, needed, before = _store(hub), _needed(hub), datetime.now(UTC) - grace
-    found = []
-    for folder in (MANIFESTS, SIGNATURES, BLOBS):  # in the order in which to remove them
-        for path, size, changed in backend.objects.ages(f"{folder}/sha256"):
-            if path not in needed and changed < before:
-                found.append(Garbage(path, size))
+    backend, found = _store(hub), []
+    with work("looking for what nothing needs"):
+        needed, before = _needed(hub), datetime.now(UTC) - grace
+        for folder in (MANIFESTS, SIGNATURES, BLOBS):  # in the order in which to remove them
+            for path, size, changed in backend.objects.ages(f"{folder}/sha256"):
+                if path not in needed and changed < before:
+                    found.append(Garbage(path, size))
     return found
 
 
 def remove_garbage(hub: PackageHub, garbage: list[Garbage], grace: timedelta = GRACE) -> list[Garbage]:
     """Remove what `find_garbage` found, except what a publisher has reused meanwhile; returns what was removed."""
     backend, before, removed = _store(hub), datetime.now(UTC) - grace, []
-    for item in garbage:
-        changed = backend.objects.changed(item.path)
-        if changed is not None and changed < before:
-            backend.objects.delete(item.path)
-            removed.append(item)
+    with work("removing", len(garbage), "objects") as advance:
+        for item in garbage:
+            changed = backend.objects.changed(item.path)
+            if changed is not None and changed < before:
+                backend.objects.delete(item.path)
+                removed.append(item)
+            advance(1)
     return removed
 
 

@@ -12,6 +12,7 @@ from sparsehub.hub.backend import HubBackend
 from sparsehub.hub.channels import read_channels
 from sparsehub.hub.resolver import fetch_manifest, resolve, resolve_version, unknown_task
 from sparsehub.hub.versions import version_order
+from sparsehub.progress import work
 from sparsehub.task_ref import check_task_name, is_safe
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def list_entries(backend: HubBackend, name: str | None, newest: bool) -> Entries
     if name is not None:
         check_task_name(name)
     names = [name] if name is not None else backend.names()
-    with ThreadPoolExecutor(backend.requests) as workers:
+    with ThreadPoolExecutor(backend.requests) as workers, work("listing the hub"):
         found = workers.map(lambda task: _list_versions(backend, task, newest), names)
         entries = list(workers.map(lambda entry: _describe(backend, entry), [e for entries in found for e in entries]))
     if name is not None and not entries:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sparsehub.delta import Overlap, overlap
 from sparsehub.errors import UsageError
 from sparsehub.package.reader import Package
+from sparsehub.progress import work
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def compare_packages(packages: Sequence[Package]) -> PackageComparison:
     replaced = [package.manifest.name for package in packages if package.delta.value_kind != "add"]
     if replaced:
         raise UsageError("only `add` values have a direction", found=f"`set` values in {', '.join(replaced)}")
-    rows = tuple(tuple(overlap(a.delta, b.delta) for b in packages) for a in packages)
+    with work(f"comparing {len(packages)} packages"):
+        rows = tuple(tuple(overlap(a.delta, b.delta) for b in packages) for a in packages)
     return PackageComparison(_names(packages), rows)
 
 

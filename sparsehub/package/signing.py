@@ -18,6 +18,7 @@ from sparsehub.extras import require
 from sparsehub.files import strict_json, write_file
 from sparsehub.package.manifest import MANIFEST_FILE, MAX_SIGNATURE_BYTES, SIGNATURE_FILE, Manifest
 from sparsehub.package.validation import read_bounded, validate_package
+from sparsehub.progress import work
 
 EXTRA = "sign"
 
@@ -59,8 +60,8 @@ def sign_package(folder: Path, signer: Signer) -> Manifest:
     descriptor, name = tempfile.mkstemp(prefix="sparsehub-sign-")
     os.close(descriptor)
     try:
-        config = _configured(signing.Config(), signer).set_hashing_config(_hashing())
-        config.sign(folder, Path(name))
+        with work(f"signing {manifest.name}@{manifest.version}"):
+            _configured(signing.Config(), signer).set_hashing_config(_hashing()).sign(folder, Path(name))
         signature = Path(name).read_bytes()
     except Exception as error:  # keys, certificates and the network fail in the ways of four libraries
         raise UsageError("the package cannot be signed", found=_reason(error), fix=_hint(signer)) from error

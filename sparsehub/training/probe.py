@@ -148,7 +148,12 @@ def fit_probe(task: TaskSpec, frozen: Mapping[str, Frozen]) -> Probe:
     strengths = PENALTIES if task.kind == REGRESSION else STRENGTHS
     few = validation is None or len(validation.targets) < SMALL
     parts = _folds(train) if few else [(train, validation)]
-    losses = [float(np.mean([_loss(task, _fit(task, a, s), b) for a, b in parts if b is not None])) for s in strengths]
+    losses = []
+    with work("fitting the probe", len(strengths), "strengths") as advance:
+        for strength in strengths:
+            found = [_loss(task, _fit(task, a, strength), b) for a, b in parts if b is not None]
+            losses.append(float(np.mean(found)))
+            advance(1)
     place = int(np.argmin(losses))
     weight, bias = _fit(task, train, strengths[place])
     judged = {name: split for name, split in frozen.items() if name != "train"}

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator
 from sparsehub.errors import DataError, SparsehubError
 from sparsehub.extras import require
 from sparsehub.files import sha256_bytes, sha256_file
+from sparsehub.progress import work
 from sparsehub.settings import wrong_type
 from sparsehub.training.tables.files import FILES, format_of, read_file
 from sparsehub.training.tables.folder import split_files
@@ -66,7 +67,7 @@ def read_table(source: Source, name: str, wanted: Sequence[str] | None = None, l
             return _in_memory(source, shown, wanted)
         files = source_files(source)
         if files is not None:
-            tables = [read_file(path, wanted, layout) for path in files]
+            tables = [_read_file(path, wanted, layout) for path in files]
             return (
                 tables[0]
                 if len(files) == 1 and Path(source).expanduser() == files[0]
@@ -78,6 +79,11 @@ def read_table(source: Source, name: str, wanted: Sequence[str] | None = None, l
     except Exception as error:  # the libraries behind the readers raise whatever they like
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"{shown} cannot be read as a data set", found=reason[0][:300]) from error
+
+
+def _read_file(path: Path, wanted: Sequence[str] | None, layout: Layout) -> Table:
+    with work(f"reading {path.name}"):
+        return read_file(path, wanted, layout)
 
 
 def source_files(source: str | Path) -> tuple[Path, ...] | None:

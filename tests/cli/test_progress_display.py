@@ -97,14 +97,21 @@ def test_what_shows_progress_is_what_fits(
     assert current_display() is None
 
 
-@pytest.mark.parametrize("verb", ["verify", "materialize", "merge", "diff", "extract"])
+@pytest.mark.parametrize(
+    "verb",
+    ["verify", "materialize", "merge", "diff", "extract", "compare", "inspect", "ask", "ls", "gc", "evaluate"],
+)
 def test_what_takes_long_says_so_in_a_log_file(
     run: Any, tiny_tasks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     one, two = (tiny_tasks.write(name, seed=seed) for name, seed in (("one", 1), ("two", 2)))
-    base = ("--backbone", tiny_tasks.folder)
+    base, hub = ("--backbone", tiny_tasks.folder), tmp_path / "hub"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"text": "the fox {i}", "label": "label{i % 3}"}}\n' for i in range(9)))
     if verb == "extract":
         assert run("materialize", one, *base, "--out", tmp_path / "tuned").code == 0
+    if verb in ("ls", "gc"):
+        assert run("push", one, hub).code == 0
     monkeypatch.setenv("SPARSEHUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(progress_display, "AFTER", 0.0)
     arguments, expected = {
@@ -115,6 +122,15 @@ def test_what_takes_long_says_so_in_a_log_file(
         "extract": (
             (tmp_path / "tuned", *base, "--out", tmp_path / "out", "--name", "x", "--nnz", 50, "--task-of", one),
             ("choosing 50 entries", "collecting what was chosen", "loading "),
+        ),
+        "compare": ((one, two), ("comparing 2 packages",)),
+        "inspect": ((one,), ("checking one@", "counting the changes")),
+        "ask": ((one, "--input", rows, "--jsonl", *base), ("loading ", "asking")),
+        "ls": ((hub,), ("listing the hub",)),
+        "gc": ((hub, "--delete"), ("looking for what nothing needs", "removing")),
+        "evaluate": (
+            (one, *base, "--test", rows, "--probe", rows),
+            ("reading rows.jsonl", "measuring", "frozen features", "fitting the probe"),
         ),
     }[verb]
     done = run(verb, *arguments)
