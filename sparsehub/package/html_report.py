@@ -13,8 +13,8 @@ from sparsehub.package.rendering import render_html
 from sparsehub.package.summary import PackageSummary
 from sparsehub.package.units import percent
 
-_LOW, _HIGH = (234, 243, 246), (7, 59, 80)  # RGB of no density and of the highest one in a heat map
-_DARK = 0.65  # of the highest density: beyond it white has a contrast of 4.5 and more, below it black has
+# Of the highest density: up to here text has a contrast of 4.5, white on a dark page and black on a light one.
+_WHITE_ON_DARK, _BLACK_ON_LIGHT = 0.58, 0.6775
 _CHART = (640, 180)  # pixels: width and height of the histogram
 _WIDEST_BAR = 220  # pixels
 
@@ -119,10 +119,9 @@ def _heat_cell(cell: Cell | None, highest: float) -> HeatCell | None:
 
 
 def _shade(part: float) -> str:
-    """The CSS of a cell: no colour at 0, the darkest at 1."""
-    red, green, blue = (round(low + (high - low) * part) for low, high in zip(_LOW, _HIGH, strict=True))
-    ink = "#fff" if part > _DARK else "#000"
-    return f"background:rgb({red},{green},{blue});color:{ink}"
+    """The CSS of a cell: the page's own colour at 0, the strongest one at 1, on a light page as on a dark one."""
+    ink = "var(--faint)" if part <= _WHITE_ON_DARK else "#000" if part <= _BLACK_ON_LIGHT else "var(--strong)"
+    return f"background:rgb(var(--heat)/{part:.3f});color:{ink}"
 
 
 def _outside(found: HeatMap) -> list[OutsideRow]:

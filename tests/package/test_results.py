@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from sparsehub.package import Manifest, read_manifest
 from sparsehub.package.card import render_card
-from sparsehub.package.html_report import render_report
+from sparsehub.package.html_report import _shade, render_report
 from sparsehub.package.plots import draw_pictures
 from sparsehub.package.results import (
     Example,
@@ -172,3 +173,29 @@ def test_one_point_and_equal_numbers_can_be_drawn(manifest: Manifest, make_task:
     package = summary(dataclasses.replace(manifest, task=make_task("regression")), results, curve)
     assert {"learning_curve.png", "predictions.png"} <= set(draw_pictures(package, None))
     assert "<circle" in render_report(package, None)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_cell_of_any_shade_can_be_read(manifest: Manifest, dark: bool) -> None:
+    page = render_report(summary(manifest), None)
+    ground = re.findall(r"background:(#[0-9a-f]{3,6})[;}]", page)
+    colours = dict(re.findall(r"--(heat|faint|strong):([^;}]+)", page.split("prefers-color-scheme:dark")[dark]))
+    heat, below = [int(part) for part in colours["heat"].split()], _channels("#12181d" if dark else "#fff")
+    assert ("#12181d" if dark else "#fff") in ground
+    for part in range(101):
+        share, ink = re.match(r"background:rgb\(var\(--heat\)/(.+)\);color:(.+)", _shade(part / 100)).groups()
+        ink = re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], ink)
+        mixed = [low + (high - low) * float(share) for low, high in zip(below, heat, strict=True)]
+        lights = sorted((_luminance(mixed), _luminance(_channels(ink))))
+        assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5, part
+
+
+def _channels(colour: str) -> list[float]:
+    digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
+    return [int(digits[i : i + 2], 16) for i in (0, 2, 4)]
+
+
+def _luminance(channels: Sequence[float]) -> float:
+    """The relative luminance of WCAG 2."""
+    parts = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
