@@ -23,6 +23,7 @@ from serving.catalog import open_catalog, parse_catalog
 from serving.catalog.storage import hub_beside, last_good_file
 from serving.settings import AUTO, Settings
 from sparsehub.backbone.checkpoint import WEIGHTS_FILE, Checkpoint, find_checkpoint, open_checkpoint, weight_files
+from sparsehub.backbone.gguf_file import GGUF_SUFFIX
 from sparsehub.errors import (
     BackboneMismatchError,
     FormatError,
@@ -166,13 +167,17 @@ def _checkpoint(settings: Settings) -> Checkpoint | None:
     if revision is not None and Path(reference).expanduser().is_dir():
         raise UsageError(f"{reference} is a folder, which has no revisions", fix=f"leave out {shown('revision')}")
     folder, _ = find_checkpoint(reference, revision)
-    weight_files(folder)
+    if weight_files(folder)[0].suffix != GGUF_SUFFIX:  # which holds its configuration itself
+        _check_configuration(folder)
+    return open_checkpoint(reference, revision) if settings.tasks else None
+
+
+def _check_configuration(folder: Path) -> None:
     try:
         strict_json((folder / CONFIG_FILE).read_bytes(), CONFIG_FILE)
     except (OSError, FormatError) as error:
         expected = f"a model's folder, with {CONFIG_FILE} and {WEIGHTS_FILE}"
         raise UsageError(f"{folder} has no readable {CONFIG_FILE}", found=str(error), expected=expected) from error
-    return open_checkpoint(reference, revision) if settings.tasks else None
 
 
 def _check_fit(manifest: Manifest, checkpoint: Checkpoint | None) -> None:

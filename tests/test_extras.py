@@ -129,6 +129,7 @@ def test_the_extras_are_these() -> None:
         "peft",
         "ray",
         "demo",
+        "quantised",
         "bench",
         "deploy",
         "dev",

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone.arena import Arena, build_arena
-from sparsehub.backbone.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint, open_checkpoint
+from sparsehub.backbone.checkpoint import Checkpoint, open_checkpoint
 from sparsehub.backbone.configuration import computed_with
+from sparsehub.backbone.gguf_file import gguf_option
+from sparsehub.backbone.loading import load_dequantised, load_plain
+from sparsehub.backbone.quantised import GGUF
 from sparsehub.errors import BackboneError
 from sparsehub.progress import work
 
@@ -31,7 +34,9 @@ class Backbone:
     module: nn.Module  # transformers' base model; its parameters are views of `arena`
     arena: Arena
     checkpoint: Checkpoint  # which weights they are
-    digests: Mapping[str, str]  # by arena parameter: `sha256:...` of the stored tensor it was loaded from
+    digests: Mapping[str, str]
+    """By arena parameter: `sha256:...` of the stored tensor it was loaded from. A parameter of a quantised checkpoint
+    is made of several tensors and of settings: there it is the fingerprint, which covers them all."""
     # The whole model around `module`, where the checkpoint is of a causal language model: its output layer is in the
     # arena too.
     language_model: nn.Module | None = None
@@ -110,14 +115,20 @@ def read_config(checkpoint: Checkpoint) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        option = gguf_option(checkpoint.folder)
+        return AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False, **option)
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"transformers cannot load {checkpoint.id}", found=str(error)) from error
 
 
 def is_language_model(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint says that it was saved as a causal language model."""
-    names = getattr(read_config(checkpoint), "architectures", None) or [""]
+    """Whether a checkpoint says that it was saved as a causal language model. GGUF files say an architecture only."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = read_config(checkpoint)
+    if checkpoint.quantised == GGUF:
+        return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    names = getattr(config, "architectures", None) or [""]
     return str(names[0]).endswith(LANGUAGE_MODELS)
 
 
@@ -145,18 +156,9 @@ def load_module(
     logging.disable_progress_bar()
     try:
         config = config or read_config(checkpoint)
-        refuse_quantised(config, checkpoint.id)
-        refuse_unindexed(checkpoint)
         with work(f"loading {checkpoint.id}"):
-            model, info = auto.from_pretrained(
-                checkpoint.folder,
-                config=config,
-                dtype=dtype_named(dtype),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
+            load = load_plain if checkpoint.quantised is None else load_dequantised
+            model, info = load(auto, checkpoint, config, dtype_named(dtype))
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"transformers cannot load {checkpoint.id}", found=str(error)) from error
     finally:
@@ -215,6 +217,8 @@ def _is_tied_to(parameter: nn.Parameter, found: Mapping[str, nn.Parameter], dige
 
 def _stored_digest(module: nn.Module, checkpoint: Checkpoint, name: str) -> str | None:
     """The digest of the stored tensor behind a parameter: same name, with the base prefix, or in an old spelling."""
+    if checkpoint.quantised is not None:
+        return checkpoint.fingerprint
     prefix = getattr(module, "base_model_prefix", "")
     for stored in (name, f"{prefix}.{name}"):
         for spelling in spellings(stored):
@@ -227,26 +231,6 @@ def spellings(name: str) -> list[str]:
     """The names under which checkpoints store a parameter: its own, then the old ones of a LayerNorm."""
     old = [name.removesuffix(new) + old for old, new in _LEGACY.items() if name.endswith("LayerNorm" + new)]
     return [name, *old]
-
-
-def refuse_quantised(config: Any, name: str) -> None:
-    """Raises `BackboneError` for a checkpoint whose weights are not plain numbers."""
-    if getattr(config, "quantization_config", None) is not None:
-        raise BackboneError(
-            f"{name} is quantised and cannot be changed entry by entry",
-            found=str(config.quantization_config)[:200],
-            fix="use the checkpoint it was quantised from, in float32, float16 or bfloat16",
-        )
-
-
-def refuse_unindexed(checkpoint: Checkpoint) -> None:
-    """Raises `BackboneError` for shards without their index, of which transformers loads nothing."""
-    if not any((checkpoint.folder / name).is_file() for name in (WEIGHTS_FILE, INDEX_FILE)):
-        raise BackboneError(
-            f"{checkpoint.id} holds shards without their index",
-            expected=INDEX_FILE,
-            fix="copy the index too, or load and save the model once with transformers",
-        )
 
 
 def refuse_sharded(module: nn.Module, name: str) -> None:

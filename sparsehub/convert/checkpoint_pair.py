@@ -14,7 +14,7 @@ from sparsehub.backbone import Checkpoint
 from sparsehub.backbone.backbone import read_config
 from sparsehub.backbone.configuration import computed_with
 from sparsehub.convert.name_matching import SHOWN, CheckpointLayout, Matched, match_layout
-from sparsehub.convert.tensor_reader import TensorReader, stored_tensors
+from sparsehub.convert.tensor_reader import TensorReader, refuse_quantised, stored_tensors
 from sparsehub.convert.wrapped_names import unwrapped, wrapper_note
 from sparsehub.errors import BackboneError, BackboneMismatchError
 from sparsehub.package.manifest import BackboneRef
@@ -92,7 +92,9 @@ class BackboneTensors:
 
 
 def backbone_tensors(layout: CheckpointLayout, checkpoint: Checkpoint) -> BackboneTensors:
-    """Find a layout's parameters in a backbone's checkpoint; raises `BackboneError` where there are none."""
+    """Find a layout's parameters in a backbone's checkpoint; raises `BackboneError` where there are none, and
+    for a quantised one."""
+    refuse_quantised(checkpoint)
     matched = match_layout(layout, checkpoint.digests, checkpoint.id)
     names = {name: place for name in layout.base if (place := _place(layout, matched, name))}
     lacking = tuple(layout.prefix + name for name in layout.base if name not in names)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparsehub.backbone import Checkpoint
-from sparsehub.backbone.backbone import read_config, refuse_quantised
+from sparsehub.backbone.backbone import read_config
 from sparsehub.backbone.configuration import fields_read, is_harmless, plain
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.convert.task_inference import CONFIG_FILE
+from sparsehub.convert.tensor_reader import refuse_quantised
 from sparsehub.convert.tokenizer_check import has_tokenizer
 from sparsehub.errors import BackboneError
 from sparsehub.package.task_model import task_config
@@ -23,10 +24,10 @@ _SHOWN = 60  # characters of a value
 
 def check_configuration(base: Checkpoint, tuned: Checkpoint, task: TaskSpec) -> tuple[str, ...]:
     """What a report says of harmless differences; raises `BackboneError` for any that changes what is computed."""
+    refuse_quantised(tuned)
     if not (tuned.folder / CONFIG_FILE).is_file():
         return (f"{tuned.id} has no {CONFIG_FILE}: the backbone's was taken for it",)
     theirs = read_config(tuned)
-    refuse_quantised(theirs, tuned.id)
     pad = load_tokenizer(base).pad_token_id
     own = read_config(base)
     mine, other = (task_config(config, task, pad).to_dict() for config in (own, theirs))

@@ -139,8 +139,8 @@ def _base_of(package: Package, checkpoint: Checkpoint | None) -> Callable[[str],
             found=f"{checkpoint.id} {checkpoint.fingerprint}",
             expected=f"{package.manifest.backbone.id} {package.manifest.backbone.fingerprint}",
         )
-    tensors = stored_tensors(checkpoint.folder)
     places = backbone_tensors(layout_of(checkpoint, package.manifest.task), checkpoint).names
+    tensors = stored_tensors(checkpoint.folder)
     dtype = getattr(torch, package.delta.value_dtype)
     return lambda parameter: tensors[places[parameter]].read().to(dtype)
 

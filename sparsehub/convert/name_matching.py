@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sparsehub.backbone import Checkpoint
-from sparsehub.backbone.backbone import spellings
+from sparsehub.backbone.backbone import read_config, spellings
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
 from sparsehub.package.task_model import auto_class, base_prefix, task_config
@@ -43,10 +43,10 @@ def on_base_model(task: TaskSpec) -> bool:
 
 def layout_of(checkpoint: Checkpoint, task: TaskSpec) -> CheckpointLayout:
     """The layout of a task's model on a backbone; no weight is read."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
     from transformers.pytorch_utils import Conv1D
 
-    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    config = read_config(checkpoint)
     with torch.device("meta"):
         model: Any = (AutoModel if on_base_model(task) else auto_class(task.kind)).from_config(
             task_config(config, task, load_tokenizer(checkpoint).pad_token_id), trust_remote_code=False

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sparsehub.backbone.checkpoint import weight_files
-from sparsehub.errors import FormatError
+from sparsehub.backbone.checkpoint import Checkpoint, weight_files
+from sparsehub.errors import BackboneError, FormatError
 from sparsehub.tensorfile import TensorEntry, read_header
 
 PIECE = 1 << 18  # entries that are held at once; a multiple of the format's blocks
@@ -54,6 +54,16 @@ class TensorReader:
                     raise FormatError(f"{self.path.name} was cut while it was read")
                 yield torch.frombuffer(data, dtype=dtype)
                 left -= size
+
+
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Raises `BackboneError` for a checkpoint whose stored tensors are not its weights."""
+    if checkpoint.quantised is not None:
+        raise BackboneError(
+            f"{checkpoint.id} is quantised, and its stored tensors cannot be compared entry by entry",
+            found=checkpoint.quantised,
+            fix="give the checkpoint it was quantised from, in float32, float16 or bfloat16, or train on this one",
+        )
 
 
 def stored_tensors(folder: Path) -> dict[str, TensorReader]:

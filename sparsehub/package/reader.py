@@ -112,9 +112,11 @@ def _check_configuration(manifest: Manifest, backbone: Backbone) -> None:
 def _mismatch(
     manifest: Manifest, backbone: Backbone, what: str, found: object, expected: object
 ) -> BackboneMismatchError:
+    here = backbone.checkpoint
+    name = here.id if here.quantised is None else f"{here.id}, quantised by {here.quantised},"
     return BackboneMismatchError(
         f"{manifest.name} was made for another backbone: {what}",
-        found=f"{backbone.checkpoint.id} with {found}",
+        found=f"{name} with {found}",
         expected=f"{manifest.backbone.id} with {expected}",
         fix="load the checkpoint that the package was trained on",
     )

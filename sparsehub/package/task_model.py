@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sparsehub.backbone import Backbone, Checkpoint
-from sparsehub.backbone.backbone import adopt, adopt_language_model, load_module
+from sparsehub.backbone.backbone import adopt, adopt_language_model, load_module, read_config
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.errors import BackboneError
 from sparsehub.package.linear_head import BIAS, WEIGHT
@@ -75,12 +75,10 @@ def load_task_model(
     checkpoint: Checkpoint, task: TaskSpec, *, dtype: str = "float32", device: str = "cpu"
 ) -> TaskModel:
     """The task's model on the checkpoint's weights, with a new head drawn from torch's random state."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     pad = load_tokenizer(checkpoint).pad_token_id
-    config = task_config(
-        AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False), task, pad
-    )
+    config = task_config(read_config(checkpoint), task, pad)
     if task.head.type == LINEAR or task.kind == EMBEDDING:
         module, missing = load_module(AutoModel, checkpoint, dtype=dtype, device=device, config=config)
         return on_pooled_states(adopt(module, checkpoint, missing), task)

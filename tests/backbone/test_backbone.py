@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sparsehub.backbone import Checkpoint, dtype_named, load_backbone, open_checkpoint
-from sparsehub.backbone.backbone import adopt, load_module, refuse_quantised, refuse_sharded
+from sparsehub.backbone.backbone import adopt, load_module, refuse_sharded
 from sparsehub.errors import BackboneError
 
 SaveTiny = Callable[..., Path]
@@ -175,20 +173,6 @@ def test_another_dtype_is_refused(name: str) -> None:
 def test_a_wrong_dtype_is_refused_when_a_backbone_is_loaded(save_tiny: SaveTiny) -> None:
     with pytest.raises(BackboneError, match="unknown dtype"):
         load_backbone(str(save_tiny("gpt2")), dtype="half")
-
-
-def test_a_quantised_checkpoint_is_refused_before_it_is_loaded(save_tiny: SaveTiny) -> None:
-    folder = save_tiny("llama")
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BackboneError, match="quantised"):
-        load_backbone(str(folder))
-
-
-def test_a_plain_configuration_is_not_called_quantised() -> None:
-    refuse_quantised(SimpleNamespace(quantization_config=None), "plain")
-    refuse_quantised(SimpleNamespace(), "plain")
 
 
 def test_parameters_without_storage_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ def place(suite: Mapping[str, Path], tiny_tasks: Any, speakers: Any, tmp_path_fa
     for name in ("empty", "noweights"):
         (folder / name).mkdir()
     (folder / "noweights" / "config.json").write_text("{}")
+    (folder / "packed").mkdir()
+    table = struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", 1) + b"a" + struct.pack("<IQIQ", 1, 8, 0, 0)
+    (folder / "packed" / "tiny.gguf").write_bytes((b"GGUF" + table).ljust(96, b"\0"))
     (folder / "bad.json").write_text("{bad")
     (folder / "file").write_text("")
     return folder
@@ -46,6 +50,7 @@ WRONG = [
     ({"tasks": "three@9"}, "--task: three has no version '9'"),
     ({"tasks": "./three", "hub": None}, "--task: './three' is no package folder, and no hub .*; to do: give --hub"),
     ({"tasks": "other"}, "--task: talk@1.0.0 changes .* of another backbone; found: bert; expected: .*--backbone"),
+    ({"backbone": "packed", "tasks": "three"}, "--task: three@1.0.0 changes .* of another backbone; found: packed"),
     ({"policy": "nowhere.yaml"}, "--policy: nowhere.yaml cannot be read"),
     ({"policy": "bad.json"}, "--policy: bad.json cannot be read"),
     ({"keys": "nowhere.json"}, "--keys: there is no file nowhere.json; to do: make it: sparsehub keys add"),
