@@ -199,6 +199,7 @@ class Step:
 def captured(call: Callable[[], Any]) -> Callable[[], None]:
     """The device's work of a call, to be replayed."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             call()

@@ -84,9 +84,9 @@ class ArenaManager:
         with self.lock:
             if not self.swap.healthy:
                 raise UnhealthyError("the base weights are unknown, so no task can be made ready", fix="restart it")
-            self.swap.to(None)
             if buffer.device.type == "cuda":  # this is another stream than the model's
                 torch.cuda.current_stream(buffer.device).wait_stream(torch.cuda.default_stream(buffer.device))
+            self.swap.to(None)
             if not all(self._checker.is_sound(index, None) for index in blocks):
                 self._mend(Damage(BACKBONE))
                 if not self.swap.healthy:

@@ -27,7 +27,8 @@ from sparsehub.engine.trunk_batch import trunk_batch
 from sparsehub.engine.trunk_check import with_layers
 from sparsehub.package.encoding import Encoded, encode_ids
 from sparsehub.package.task_spec import HeadSpec
-from tests.support.fake_gpu import GPU, fake_gpu, on_gpu
+from tests.support.fake_gpu import fake_gpu, on_gpu
+from tests.support.fake_streams import GPU, StreamOrderError, Streams
 from tests.support.tiny_tasks import TinyTasks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the benchmarks and tests run on it")
@@ -45,6 +46,7 @@ class OnGpu:
     runner: BatchRunner
     tokenizer: Any
     launched: list[str]  # kernels
+    streams: Streams
 
     def resident(self, package: Any) -> Resident:
         return self.loader.place(self.loader.lay_out(package))
@@ -60,14 +62,14 @@ def there(tiny_tasks: TinyTasks, monkeypatch: pytest.MonkeyPatch) -> Iterator[On
     real = load_backbone(str(tiny_tasks.folder))
     tokenizer = load_tokenizer(real.checkpoint)
     layers = with_layers(real, find_target_modules(real)).layers  # found by looking at values
-    with fake_gpu(monkeypatch) as launched, torch.inference_mode():
+    with fake_gpu(monkeypatch) as gpu, torch.inference_mode():
         on_gpu(real.module)
         backbone = dataclasses.replace(real, arena=build_arena(dict(real.module.named_parameters())))
         targets, arena = dataclasses.replace(find_target_modules(backbone), layers=layers), ArenaManager(backbone, 0)
         loader = TaskLoader(backbone, targets, arena, tokenizer.pad_token_id)
         states, passes = StateCache(backbone, 0, left=False), (PlainPass(backbone), MixedPass(backbone))
         runner = BatchRunner(backbone, *passes, targets, arena.swap, tokenizer, states)
-        yield OnGpu(backbone, targets, arena, loader, runner, tokenizer, launched)
+        yield OnGpu(backbone, targets, arena, loader, runner, tokenizer, gpu.launched, gpu.streams)
 
 
 def test_two_devices_in_one_operation_are_an_error(there: OnGpu) -> None:
@@ -116,3 +118,22 @@ def test_rows_of_one_text_share_their_layers(tiny_head: Any, there: OnGpu) -> No
     trunk = trunk_batch(groups, there.targets)
     assert trunk is not None
     there.runner.run(TRUNK, groups, Clock(), trunk)
+
+
+def test_two_streams_that_use_the_same_memory_wait_for_each_other(there: OnGpu) -> None:
+    streams, (buffer,) = there.streams, there.backbone.arena.buffers.values()
+    buffer.zero_()
+    with torch.cuda.stream(other := torch.cuda.Stream(GPU)):
+        with pytest.raises(StreamOrderError, match="add on stream 1 reads what aten::zero_ on the default stream"):
+            buffer + 1
+        other.wait_stream(streams.default)
+        buffer + 1
+        mine = torch.zeros(4, device=GPU)
+    with pytest.raises(StreamOrderError, match="zero_ on the default stream writes what aten::add on stream 1"):
+        buffer.zero_()
+    other.synchronize()
+    buffer.zero_()
+    mine + 1
+    del mine
+    with pytest.raises(StreamOrderError, match="memory was freed that aten::add on the default stream may still use"):
+        torch.zeros(1, device=GPU)

@@ -1,14 +1,18 @@
 """A GPU that is not there: tensors that have a device, a shape and a dtype but no memory, on a machine without a GPU.
 
-Two devices in one operation are an error, as they would be on the GPU (`FakeTensorDeviceMismatchError`); a Triton
-kernel is not launched, but its tensors are looked at.
+Two devices in one operation are an error, as they would be on the GPU (`FakeTensorDeviceMismatchError`), and so are two
+streams that do not wait for each other (`fake_streams.py`); a Triton kernel is not launched, but its tensors are looked
+at.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,58 @@ from torch import Tensor, nn
 from torch._subclasses.fake_impls import op_implementations_dict
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
-from sparsehub.engine import checksum, task_loader
+from sparsehub.engine import checksum, residency
 from sparsehub.package import heads
+from tests.support.fake_streams import GPU, PINNED, Streams, WatchedOperators
 
-GPU = torch.device("cuda", 0)
 CUDA, META = 1, 14  # of `c10::DeviceType`
-KERNELS = [f"_{name}" for name in ("gather", "scatter_copy", "scatter_add", "sparse_linear", "sparse_prefill")]
-KERNELS += ["_sparse_lookup", "_scale_shift"]
+# The Triton kernels, and which of its arguments each of them writes.
+KERNELS = {"_gather": 2, "_scatter_copy": 0, "_scatter_add": 0, "_scale_shift": 0}
+KERNELS |= {"_sparse_linear": 1, "_sparse_prefill": 1, "_sparse_lookup": 1}
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FakeGpu:
+    """The GPU that is not there, inside `fake_gpu`."""
+
+    mode: FakeTensorMode
+    launched: list[str] = field(default_factory=list)  # kernels
+    streams: Streams = field(default_factory=Streams)
+    generators: list[Any] = field(default_factory=list)  # of random numbers, on it
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Inside, this thread's tensors may be on the GPU."""
+        with self.mode, WatchedOperators(self.streams, self.generators):
+            yield
+
+    def threads(self, count: int, thread_name_prefix: str = "") -> ThreadPoolExecutor:
+        """Stands for `ThreadPoolExecutor`: threads whose tensors may be on the GPU."""
+        return _Threads(self, count, thread_name_prefix)
+
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """Stands for `torch.Generator`."""
+        made = _Generator()
+        if torch.device(device).type == "cuda":
+            self.generators.append(made)
+        return made
+
+
+_Generator = torch.Generator
+
+
+class _Threads(ThreadPoolExecutor):
+    def __init__(self, gpu: FakeGpu, count: int, prefix: str):
+        super().__init__(count, prefix)
+        self._gpu = gpu
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        def run() -> Any:
+            with self._gpu.on():
+                return function(*arguments, **named)
+
+        return super().submit(run)
 
 
 @contextmanager
@@ -46,8 +95,8 @@ def device_guard() -> Iterator[None]:
 class Launch:
     """Stands for a Triton kernel: looks at the tensors that it would get."""
 
-    def __init__(self, name: str, launched: list[str]):
-        self._name, self._launched = name, launched
+    def __init__(self, name: str, gpu: FakeGpu):
+        self._name, self._gpu = name, gpu
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         assert all(size > 0 for size in grid), (self._name, grid)
@@ -57,7 +106,8 @@ class Launch:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         assert all(tensor.device == GPU for tensor in tensors), (self._name, [tensor.device for tensor in tensors])
         assert all(tensor.is_contiguous() for tensor in tensors), self._name
-        self._launched.append(self._name)
+        self._gpu.streams.work(self._name, tensors, [arguments[KERNELS[self._name]]])
+        self._gpu.launched.append(self._name)
 
 
 def _real(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,20 +124,52 @@ def _without_values(tensor: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`torch.tensor`: a single value would be kept beside the fake tensor, and really moved to the GPU."""
 
     def make(data: Any, *, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
-        made = tensor(data, dtype=dtype)
-        return made if device is None else torch.empty(made.shape, dtype=made.dtype, device=device)
+        there = torch.empty(0).device if device is None else torch.device(device)
+        made = tensor(data, dtype=dtype, device="cpu")
+        return made if there.type == "cpu" else torch.empty(made.shape, dtype=made.dtype, device=there)
 
     return make
 
 
 def _one(mode: FakeTensorMode, operator: Any, tensor: Tensor) -> Any:
-    """What `item` reads: yes, or 1."""
-    return True if tensor.dtype == torch.bool else 1
+    """What `item` reads: yes, 1, or no difference."""
+    return True if tensor.dtype == torch.bool else 0.0 if tensor.dtype.is_floating_point else 1
+
+
+def _equal(mode: FakeTensorMode, operator: Any, first: Tensor, second: Tensor, *near: Any, **named: Any) -> bool:
+    """What `equal` and `allclose` say."""
+    assert first.device == second.device, (first.device, second.device)
+    return True
 
 
 def _nowhere(mode: FakeTensorMode, operator: Any, tensor: Tensor) -> Tensor:
     """What `nonzero` finds."""
     return tensor.new_empty((0, tensor.dim()), dtype=torch.int64)
+
+
+def _all_differ(mode: FakeTensorMode, operator: Any, tensor: Tensor, *options: Any, **named: Any) -> tuple[Tensor, ...]:
+    """What `unique` finds."""
+    return tuple(tensor.new_empty(tensor.numel(), dtype=dtype) for dtype in (tensor.dtype, torch.int64, torch.int64))
+
+
+def _everywhere(index: Callable[..., Any]) -> Callable[..., Any]:
+    """What is taken by a mask: everything."""
+
+    def take(mode: FakeTensorMode, operator: Any, tensor: Tensor, indices: Any) -> Any:
+        flat: list[Tensor | None] = []
+        for its in indices:
+            if its is None or its.dtype != torch.bool:
+                flat.append(its)
+            else:
+                flat += [its.new_empty(its.numel(), dtype=torch.int64) for _ in range(its.dim())]
+        return index(mode, operator, tensor, flat)
+
+    return take
+
+
+def _drawn(mode: FakeTensorMode, operator: Any, tensor: Tensor, *options: Any, **named: Any) -> Tensor:
+    """What `exponential_` leaves."""
+    return tensor
 
 
 def _pinned(mode: FakeTensorMode, operator: Any, tensor: Tensor, device: Any = None) -> Tensor:
@@ -96,35 +178,79 @@ def _pinned(mode: FakeTensorMode, operator: Any, tensor: Tensor, device: Any = N
     return tensor.new_empty(tensor.shape)
 
 
-def _stretches(tensor: Tensor) -> list[Any]:
-    """What `tolist` reads: True where truths are asked for, else rows that follow each other, one entry in each."""
-    if tensor.dim() == 2:
-        return [[row, row + 1] for row in range(tensor.shape[0])]
-    return [tensor.dtype == torch.bool] * tensor.shape[0]
+def is_pinned(tensor: Tensor) -> bool:
+    """Whether `pin_memory` has made a tensor."""
+    return getattr(tensor, PINNED, False)
+
+
+def _values(tensor: Tensor) -> list[Any]:
+    """What `tolist` reads: true where truths are asked for, zeros, else 0 and 1 in turn, which are labels and tokens
+    that there are; rows of two are the first and the last of one entry each."""
+    if tensor.dim() > 1:
+        return [[row, row + 1] if tensor.shape[1] == 2 else _values(tensor[row]) for row in range(len(tensor))]
+    if tensor.dtype == torch.bool or tensor.dtype.is_floating_point:
+        return [True if tensor.dtype == torch.bool else 0.0] * len(tensor)
+    return [place % 2 for place in range(len(tensor))]
+
+
+def _read(gpu: FakeGpu) -> Callable[[Tensor], Any]:
+    def tolist(tensor: Tensor) -> Any:
+        gpu.streams.work("tolist", [tensor], [])
+        gpu.streams.current.synchronize()
+        return _values(tensor) if tensor.dim() else tensor.item()
+
+    return tolist
 
 
 @contextmanager
-def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Inside, `torch.empty(..., device=GPU)` works, and the yielded list says which kernels would have been launched.
+def fake_gpu(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu | None = None) -> Iterator[FakeGpu]:
+    """Inside, `torch.empty(..., device=GPU)` works, in this thread and in those that load tasks.
 
-    What reads a value, which no tensor has, gets one that says that all is well.
+    What reads a value, which no tensor has, gets one that says that all is well. gpu: of tensors made before.
     """
     triton_ops = pytest.importorskip("sparsehub.kernels.triton_ops")
-    launched: list[str] = []
+    gpu = gpu or FakeGpu(FakeTensorMode(allow_non_fake_inputs=True))
     for name in KERNELS:
-        monkeypatch.setattr(triton_ops, name, Launch(name, launched))
-    monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: 64, raising=False)
-    monkeypatch.setattr(FakeTensor, "tolist", _stretches, raising=False)
+        monkeypatch.setattr(triton_ops, name, Launch(name, gpu))
+    _without_memory(monkeypatch, gpu)
+    _with_streams(monkeypatch, gpu.streams)
+    monkeypatch.setattr(torch, "Generator", gpu.generator)
+    monkeypatch.setattr(residency, "ThreadPoolExecutor", gpu.threads)
     monkeypatch.setattr(checksum, "_bytes", lambda tensor: memoryview(b""))
     monkeypatch.setattr(checksum, "_weights", checksum._weights.__wrapped__)  # none of these stays
-    monkeypatch.setitem(op_implementations_dict, torch.ops.aten._local_scalar_dense.default, _one)
-    monkeypatch.setitem(op_implementations_dict, torch.ops.aten.nonzero.default, _nowhere)
-    monkeypatch.setitem(op_implementations_dict, torch.ops.aten._pin_memory.default, _pinned)
-    monkeypatch.setattr(torch, "tensor", _without_values(torch.tensor))
     monkeypatch.setattr(heads, "_template", _real(heads._template))
-    monkeypatch.setattr(task_loader, "_beside_batches", lambda device: nullcontext())
-    with device_guard(), FakeTensorMode(allow_non_fake_inputs=True):
-        yield launched
+    with device_guard(), gpu.on():
+        yield gpu
+
+
+def _without_memory(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu) -> None:
+    """What reads or makes values."""
+    monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: 64, raising=False)
+    monkeypatch.setattr(FakeTensor, "tolist", _read(gpu), raising=False)
+    monkeypatch.setattr(torch, "tensor", _without_values(torch.tensor))
+    known = op_implementations_dict
+    monkeypatch.setitem(known, aten._local_scalar_dense.default, _one)
+    monkeypatch.setitem(known, aten.equal.default, _equal)
+    monkeypatch.setitem(known, aten.allclose.default, _equal)
+    monkeypatch.setitem(known, aten.nonzero.default, _nowhere)
+    monkeypatch.setitem(known, aten._unique2.default, _all_differ)
+    monkeypatch.setitem(known, aten.index.Tensor, _everywhere(known[aten.index.Tensor]))
+    monkeypatch.setitem(known, aten.exponential_.default, _drawn)
+    monkeypatch.setitem(known, aten._pin_memory.default, _pinned)
+
+
+def _with_streams(monkeypatch: pytest.MonkeyPatch, streams: Streams) -> None:
+    """The streams of `torch.cuda`, and the one that transformers computes on."""
+    monkeypatch.setattr(torch.cuda, "Stream", streams.stream)
+    monkeypatch.setattr(torch.cuda, "stream", streams.use)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams.current)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: streams.default)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: streams.synchronize())
+    for name in ("input_outputs", "model_runner"):
+        with suppress(ImportError):  # an older release
+            module = importlib.import_module(f"transformers.generation.continuous_batching.{name}")
+            monkeypatch.setattr(module, "create_device_stream", streams.stream, raising=False)
+            monkeypatch.setattr(module, "stream_context", streams.use, raising=False)
 
 
 def on_gpu(module: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
 from transformers.generation.continuous_batching.requests import RequestState
@@ -98,6 +99,7 @@ class Batcher:
         sampled = [part.generation for part in parts if part.is_sampled]
         self.sampler.generations = sampled
         self._config._attn_implementation = self._paged  # for the step alone: other rows' attention knows no pages
+        self._wait_for_weights()
         try:
             self._processor._generation_step(self._model)
         finally:
@@ -113,6 +115,13 @@ class Batcher:
                 self._running.pop(generation.id, None)
                 self.sampler.forget(generation)
         return list(zip(sampled, tokens, self.sampler.chosen, strict=True))
+
+    def _wait_for_weights(self) -> None:
+        """On a GPU transformers computes on a stream of its own, and it does not wait for what this thread has begun
+        before: the switch to a task's weights, and the tokens of the step."""
+        stream = getattr(self._processor.inputs_and_outputs, "compute_stream", None)
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
 
 
 class _NoOutput:
