@@ -28,9 +28,8 @@ def export(
     from sparsehub.convert.name_matching import layout_of
     from sparsehub.convert.shira import export_shira
 
-    del to  # the only format there is
-    package = load_reference(reference, hub)
-    found = export_shira(package, layout_of(open_checkpoint(backbone, revision), package.manifest.task), out)
+    package, writers = load_reference(reference, hub), {"shira": export_shira}  # one for each of FORMATS
+    found = writers[to](package, layout_of(open_checkpoint(backbone, revision), package.manifest.task), out)
     if as_json:
         show_json({"adapter": str(out), "r": found.rank, "entries": found.entries, "stored": found.stored})
         return

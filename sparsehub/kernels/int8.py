@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparsehub.kernels import native, native_module, torch_ops
+from sparsehub.kernels import native, torch_ops
+from sparsehub.kernels.native_module import extension
 from sparsehub.kernels.sparse import Addresses, Changes, Segments, SparseChange
 
 PANEL, GROUP = 64, 4  # outputs, and inputs of each, whose weights lie together, as in int8_product.hpp
@@ -65,7 +66,7 @@ def quantise_rows(x: Tensor) -> Int8Rows:
     assert x.is_contiguous() and x.dtype == torch.float32 and x.is_cpu and x.ndim == 2
     rows, width = x.shape
     padded = _up_to(width, GROUP)
-    if (module := _module()) is None:
+    if (module := extension()) is None:
         return _quantised_by_torch(x, padded)
     steps, levels, units = module.int8_steps(), x.new_empty((rows, padded), dtype=torch.uint8), x.new_empty(rows)
     addresses = x.data_ptr(), levels.data_ptr(), units.data_ptr()
@@ -115,7 +116,7 @@ def _add_product(y: Tensor, x: Int8Rows, weight: Int8Weight, start: Tensor | Non
     assert y.numel() == len(x.levels) * out == len(x.units) * out
     assert x.levels.shape[1] == _up_to(width, GROUP) == GROUP * weight.packed.shape[1]
     assert start is None or (start.is_contiguous() and start.dtype == torch.float32 and start.shape == (out,))
-    if (module := _module()) is None:
+    if (module := extension()) is None:
         _add_by_torch(y.view(-1, out), x, weight, start)
         return
     _call(module, y, x, weight.addresses, start)
@@ -123,7 +124,7 @@ def _add_product(y: Tensor, x: Int8Rows, weight: Int8Weight, start: Tensor | Non
 
 def add_product_at(y: Tensor, x: Int8Rows, addresses: Sequence[int]) -> None:
     """y[i] += x[i] W', W by the addresses of its parts (`Int8Weight.addresses`); by the native kernels alone."""
-    module = _module()
+    module = extension()
     assert module is not None and y.is_contiguous() and y.dtype == torch.float32
     _call(module, y, x, addresses, None)
 
@@ -154,9 +155,3 @@ def _add_by_torch(y: Tensor, x: Int8Rows, weight: Int8Weight, start: Tensor | No
 
 def _up_to(count: int, whole: int) -> int:
     return -(-count // whole) * whole
-
-
-def _module() -> ModuleType | None:
-    """The compiled kernels, where they have these."""
-    module = native_module.extension()
-    return module if hasattr(module, "int8_product") else None

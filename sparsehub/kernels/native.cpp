@@ -305,6 +305,8 @@ PyObject* py_choose(PyObject*, PyObject* arguments) {
     Py_RETURN_NONE;
 }
 
+constexpr int INTERFACE = 1;  // of these functions; native_module.py calls none of a module with another one
+
 PyMethodDef methods[] = {
     {"gather", py_gather, METH_VARARGS, "(arena, positions, out, item_bytes, position_bytes, count, threads, size)"},
     {"scatter_copy", py_scatter_copy, METH_VARARGS,
@@ -337,6 +339,7 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, methods, nu
 PyMODINIT_FUNC PyInit__native() {
     PyObject* made = PyModule_Create(&module);
     if (made == nullptr) return nullptr;
+    PyModule_AddIntConstant(made, "INTERFACE", INTERFACE);
     PyModule_AddIntConstant(made, "HAS_FLOAT16", HAS_FLOAT16);
     PyModule_AddIntConstant(made, "WIDEST_BLOCK", WIDEST);
     return made;

@@ -18,6 +18,7 @@ from sparsehub.errors import UsageError
 
 INSTRUCTION_SETS = ("plain", "avx2", "avx512")  # in the order of `enum InstructionSet` in cpu.hpp
 FORCED = "SPARSEHUB_CPU"
+INTERFACE = 1  # of the compiled functions, as in native.cpp: raise both where what a function takes or does changes
 log = logging.getLogger("sparsehub")
 
 
@@ -32,16 +33,19 @@ class Machine:
 
 @functools.cache
 def extension() -> ModuleType | None:
-    """The compiled module, or None where it was not built. Raises `UsageError` where `SPARSEHUB_CPU` cannot be had."""
+    """The compiled module, or None where it was not built or is of another build.
+
+    Raises `UsageError` where `SPARSEHUB_CPU` cannot be had.
+    """
     try:
         module = importlib.import_module("sparsehub.kernels._native")
     except ImportError:
         log.warning("the native kernels are not built, torch's are used; install sparsehub again with a C++ compiler")
         return None
+    if getattr(module, "INTERFACE", 0) != INTERFACE:
+        log.warning("the native kernels are of another build, torch's are used; install sparsehub again")
+        return None
     if forced := os.environ.get(FORCED):
-        if not hasattr(module, "choose"):
-            fix = "install sparsehub again"
-            raise UsageError(f"{FORCED} is set, and the native kernels are of an older build", found=forced, fix=fix)
         _choose(module, forced)
     return module
 
@@ -82,6 +86,7 @@ def _choose(module: ModuleType, instruction_set: str, second_cache: int | None =
 
 
 def module_of_kernels() -> ModuleType:
+    """The compiled module where it is known to be there."""
     module = extension()
     assert module is not None  # `sparsehub.kernels` calls these functions only where `takes` is True
     return module

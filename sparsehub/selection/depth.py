@@ -9,6 +9,7 @@ from sparsehub.errors import UsageError
 
 ALL, AUTO = "all", "auto"
 MARGIN = 0.01  # of `auto`
+MOST_MARGIN = 1.0  # scores lie between 0 and 1; of what has no end, such as a perplexity, it is a share
 _FORMS = f"last:2, first:2, 3-5, {ALL}, {AUTO} or {AUTO}:0.02"
 _TEXT = re.compile(r"(last|first):(\d{1,6})|(\d{1,6})-(\d{1,6})")
 
@@ -51,8 +52,8 @@ def margin_of(text: str) -> float | None:
     if not text.startswith(f"{AUTO}:"):
         return None
     number = text.removeprefix(f"{AUTO}:")
-    if not re.fullmatch(r"\d{0,3}\.?\d{1,6}", number, re.ASCII):
-        raise UsageError("the margin is a number", found=text, expected=_FORMS)
+    if not re.fullmatch(r"\d?\.?\d{1,6}", number, re.ASCII) or float(number) > MOST_MARGIN:
+        raise UsageError("the margin is a number from 0 to 1, in plain decimals", found=text, expected=_FORMS)
     return float(number)
 
 

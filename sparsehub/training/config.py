@@ -127,7 +127,7 @@ class TrainConfig(Configuration):
     layers: Annotated[
         str,
         Flag(panel=CHANGES, metavar="last:K|first:K|N-M|all|auto[:MARGIN]"),
-        Field(description="Layers that may change: last:2, first:2, 3-5 (from 0), all; auto for the fewest that do."),
+        Field(description="Layers that may change: last:2, first:2, 3-5 (from 0), all; auto: as few as do as well."),
     ] = ALL
     granularity: Annotated[
         str | None,

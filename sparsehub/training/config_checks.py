@@ -61,6 +61,11 @@ def _check_layers(config: Any) -> None:
     if config.density == 0 or config.method == HEAD_METHOD or not method_named(config.method).packages:
         fix = f"leave {shown('layers')} out"
         raise UsageError(f"{said} has nothing to compare: no weight of a layer changes", found=config.method, fix=fix)
+    if config.include:
+        fix = f"name the layers: {shown('layers')} last:2"
+        raise UsageError(
+            f"{said} tries layers that {shown('include')} may have nothing of", found=config.include, fix=fix
+        )
 
 
 def _check_examples(config: Any) -> None:

@@ -30,6 +30,7 @@ from sparsehub.selection.depth import ALL
 from sparsehub.training.baselines import PROBE, baselines, probe_scores, report_baseline, with_frozen_scores
 from sparsehub.training.batches import Collator
 from sparsehub.training.calibration import calibration_batches
+from sparsehub.training.checkpoints import ended_at, note_end, resume_from
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.gradients import head_of
@@ -46,7 +47,7 @@ from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.split_results import split_results
 from sparsehub.training.tracking import tracking
 from sparsehub.training.trainable import Trainable, candidates
-from sparsehub.training.trainer import Judgement, evaluate, improved, make_trainer, quiet_libraries, resume_from
+from sparsehub.training.trainer import Judgement, evaluate, improved, make_trainer, quiet_libraries
 
 ASIDE = "aside"  # folder of a run for what was trained and a package cannot hold
 Metrics = dict[str, dict[str, float]]
@@ -75,17 +76,18 @@ def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report:
     """
     return_freed_memory()
     with quiet_libraries():
-        job = open_job(config, data or load_data(config, report if speaks() else _silent), run, report)
+        job = open_job(config, data or load_data(config, report if speaks() else silent), run, report)
         start = time.monotonic()
         prepared = _prepare(job)
         chosen_in = time.monotonic() - start
-        trainer = make_trainer(job, prepared.model, prepared.epochs, run)
+        trainer = make_trainer(job, prepared.model, ended_at(run) or prepared.epochs, run)
         job.report(_what_is_trained(prepared.model))
         with tracking(job.config, trainer, job.report) as tracker:
             tracker.log_baselines(probe_scores(job))
             start = time.monotonic()
             if prepared.epochs:
                 trainer.train(resume_from_checkpoint=resume_from(run, job.report))
+                note_end(trainer, run)
             seconds = {"selection": round(chosen_in, 1), "training": round(time.monotonic() - start, 1)}
             fitted = _finish(job, prepared, trainer, seconds)
             tracker.log_baselines(fitted.training["baselines"])
@@ -100,7 +102,7 @@ def open_job(config: TrainConfig, data: TaskData, run: Path, report: Report) -> 
     config, device = config.resolved(), device_named(config.device)
     best_metric(data.task, config.metric)
     processes = join_processes(device)
-    report = report if processes.first else _silent
+    report = report if processes.first else silent
     checkpoint = open_checkpoint(str(config.backbone), config.revision)
     set_seed(config.seed)
     heads = head_candidates(config, data.task, checkpoint)
@@ -157,7 +159,7 @@ def _as_tokens(data: TaskData, tokenizer: Any, packing: bool) -> TaskData:
     return TaskData(data.task, train, judged.get("validation"), judged.get("test"))
 
 
-def _silent(_: str) -> None:
+def silent(_: str) -> None:
     """Other processes than the first say nothing."""
 
 

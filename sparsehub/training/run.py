@@ -19,6 +19,7 @@ from sparsehub.package.manifest import CONFIGURATION, FORMAT_VERSION, HEAD_METHO
 from sparsehub.package.manifest_builder import backbone_ref, delta_record
 from sparsehub.package.task_spec import EMBEDDING
 from sparsehub.selection.depth import margin_of
+from sparsehub.training.checkpoints import last_checkpoint
 from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import SPLITS
 from sparsehub.training.fewest_layers import fit_fewest_layers
@@ -29,7 +30,6 @@ from sparsehub.training.methods.phases import FIRST, FOUND_FILE
 from sparsehub.training.methods.selected import MASK_FILE
 from sparsehub.training.processes import Processes, join_processes, wait_for_all
 from sparsehub.training.sources import source_digest, source_name
-from sparsehub.training.trainer import last_checkpoint
 
 RUN_FILE = "run.json"
 BESIDE = ("report_to",)  # settings without a part in what a package holds

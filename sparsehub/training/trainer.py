@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 import time
@@ -18,11 +17,12 @@ from sparsehub.errors import UsageError
 from sparsehub.extras import require
 from sparsehub.package.task_spec import TEXT_GENERATION, TaskSpec
 from sparsehub.progress import Quiet, current_display
+from sparsehub.selection.depth import ALL
 from sparsehub.training.activation_checkpointing import checkpoint_activations
 from sparsehub.training.batches import by_length
 from sparsehub.training.data import Split
 from sparsehub.training.evaluation import Outputs
-from sparsehub.training.job import Job, Report
+from sparsehub.training.job import Job
 from sparsehub.training.language_modeling import row_scores
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute, mean_loss
 from sparsehub.training.multi_label import with_thresholds
@@ -31,7 +31,6 @@ from sparsehub.training.trainable import Trainable
 
 EVALUATION_ROWS = 64  # rows of one evaluation batch
 SILENCE = 60.0  # seconds after which a log file hears that training goes on
-STATE_FILE = "trainer_state.json"
 CHOICE = "choice"  # what an evaluation calls the number of which the largest is the best epoch
 NOISE = (f"eval_{CHOICE}", "eval_model_preparation_time")  # of an evaluation, what tells nobody anything
 SPEED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
@@ -112,7 +111,7 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         save_strategy="steps" if config.evaluation_steps else "epoch",
         eval_steps=config.evaluation_steps or None,
         save_steps=config.evaluation_steps or 500,
-        run_name=f"{config.name}-{config.version}",
+        run_name="-".join([config.name, config.version, *([] if config.layers == ALL else [config.layers])]),
         logging_strategy="steps" if config.logging_steps else "epoch",
         logging_steps=config.logging_steps or 500,
         load_best_model_at_end=judged,
@@ -122,6 +121,7 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",  # `tracking` does it
+        restore_callback_states_from_checkpoint=True,  # how long patience has lasted
     )
 
 
@@ -204,28 +204,6 @@ def evaluate(trainer: Any, job: Job, splits: Mapping[str, Split]) -> Judgement:
             task = with_thresholds(task, logits, labels)
         metrics[name], losses[name] = compute(task, logits, labels), float(output.metrics["test_loss"])
     return Judgement(task, metrics, losses, outputs)
-
-
-def last_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; the Trainer writes its state file last."""
-    found = [folder for folder in run.glob("checkpoint-*") if _is_whole(folder / STATE_FILE)]
-    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def resume_from(run: Path, report: Report) -> str | None:
-    """The newest checkpoint in the Trainer's own terms: its folder, or None to begin anew."""
-    checkpoint = last_checkpoint(run)
-    if checkpoint is None:
-        return None
-    report(f"resuming at step {checkpoint.name.rpartition('-')[2]}")
-    return str(checkpoint)
-
-
-def _is_whole(state: Path) -> bool:
-    try:
-        return isinstance(json.loads(state.read_text())["global_step"], int)
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _progress() -> Any:

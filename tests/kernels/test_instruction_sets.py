@@ -18,10 +18,7 @@ SIZES = [(7, 13), (24, 200), (130, 67)]
 # bytes of the second cache, of which half holds packed tokens: 32 of any size, 16 of 130 columns, 8
 CACHES = [1 << 30, 2 * 16 * 130 * 4, 0]
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(native_module.extension(), "choose"),
-    reason="the native kernels are not built, or are of an older build",
-)
+pytestmark = pytest.mark.skipif(native_module.extension() is None, reason="the native kernels are not built")
 
 
 @pytest.mark.parametrize("second_cache", CACHES)
@@ -82,6 +79,19 @@ def test_a_set_that_the_machine_lacks_is_refused(forced: str, monkeypatch: pytes
     native_module.extension.cache_clear()
     with pytest.raises(UsageError, match=f"found: {forced}; expected: one of those that this CPU has: plain"):
         native_module.extension()
+
+
+def test_a_module_of_another_build_is_not_called(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its functions may take other arguments."""
+    monkeypatch.setattr(native_module, "INTERFACE", native_module.INTERFACE + 1)
+    native_module.extension.cache_clear()
+    try:
+        assert native_module.extension() is None and not native.takes(torch.zeros(1)) and not native_module.exports()
+        assert "install sparsehub again" in caplog.text
+    finally:
+        native_module.extension.cache_clear()
 
 
 def test_the_kernels_compile_for_arm64() -> None:

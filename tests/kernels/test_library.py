@@ -50,9 +50,6 @@ def test_linear_maps(maps: int, biased: bool, transposed: bool) -> None:
     torch.library.opcheck(torch.ops.sparsehub.mixed_linear.default, arguments)
 
 
-@pytest.mark.skipif(
-    not hasattr(native_module.extension(), "int8_product"), reason="the native kernels are of an older build"
-)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("maps", [1, 3])
 def test_linear_maps_in_8_bits(maps: int, biased: bool) -> None:

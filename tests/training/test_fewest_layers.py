@@ -42,11 +42,12 @@ def same_weights(left: Package, right: Package) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("layers", "scores", "chosen", "made"),
+    ("layers", "scores", "chosen"),
     [
-        ("auto", {"last:1": 0.895, "all": 0.9}, "last:1", ["last:1", "all", "last:1"]),
-        ("auto", {"last:1": 0.88, "all": 0.9}, "all", ["last:1", "all"]),
-        ("auto:0.05", {"last:1": 0.86, "all": 0.9}, "last:1", ["last:1", "all", "last:1"]),
+        ("auto:0.01", {"last:1": 0.895, "all": 0.9}, "last:1"),
+        ("auto:0.01", {"last:1": 0.88, "all": 0.9}, "all"),
+        ("auto:0.05", {"last:1": 0.86, "all": 0.9}, "last:1"),
+        ("auto:0.01", {"last:1": 0.06, "all": 0.07}, "last:1"),  # in binary .07 less .01 is more than .06
     ],
 )
 def test_the_package_is_that_of_the_fewest_layers_within_the_margin(
@@ -56,12 +57,11 @@ def test_the_package_is_that_of_the_fewest_layers_within_the_margin(
     layers: str,
     scores: dict[str, float],
     chosen: str,
-    made: list[str],
 ) -> None:
     told: list[str] = []
     fits = scored(monkeypatch, scores)
     found = read_package(train(dataclasses.replace(config, layers=layers), report=told.append).folder)
-    assert fits == made
+    assert fits == ["last:1", "all"]  # each once: a fit of the tiny backbone, which has two layers
     training = found.manifest.training
     assert training["layers"] == ("" if chosen == "all" else chosen)
     assert training["layers_tried"] == scores and training["layers_margin"] == margin_of(layers)
@@ -71,14 +71,31 @@ def test_the_package_is_that_of_the_fewest_layers_within_the_margin(
 
 
 def test_a_lower_perplexity_is_the_better_score(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> None:
+    """And the margin is a share of it."""
     monkeypatch.setattr(fewest_layers, "LOWER_IS_BETTER", ("accuracy",))
-    scored(monkeypatch, {"last:1": 0.7, "all": 0.9})
-    trained = read_package(train(dataclasses.replace(config, layers="auto")).folder)
-    assert trained.manifest.training["layers"] == "last:1"
+    for score, kept in ((19.0, "last:1"), (20.19, "last:1"), (20.21, "")):
+        scored(monkeypatch, {"last:1": score, "all": 20.0})
+        out = f"{config.out}-{score}"
+        trained = read_package(train(dataclasses.replace(config, layers="auto:0.01", out=out)).folder)
+        assert trained.manifest.training["layers"] == kept
+
+
+def test_a_fit_that_stopped_early_is_what_was_compared(config: TrainConfig) -> None:
+    """Also after it was interrupted: who reads it again does not train it further."""
+    patient = dataclasses.replace(config, layers="auto:1", patience=1, epochs=30, learning_rate=1e-2)
+    trained = read_package(train(patient).folder)
+    training = trained.manifest.training
+    assert training["layers"] == "last:1" and training["steps"] < 30 * 3
+    assert training["layers_tried"]["last:1"] == pytest.approx(trained.manifest.metrics["validation"]["accuracy"])
+
+
+def test_few_rows_are_compared_by_a_margin_that_is_named_alone(config: TrainConfig) -> None:
+    with pytest.raises(UsageError, match=r"cannot tell scores apart.*auto:0\.05"):
+        train(dataclasses.replace(config, layers="auto"))
 
 
 def test_an_interrupted_comparison_goes_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = dataclasses.replace(config, layers="auto")
+    deep = dataclasses.replace(config, layers="auto:0.01")
     scored(monkeypatch, {"last:1": 0.9})  # all layers have no score: the run fails after their fit
     with pytest.raises(KeyError):
         train(deep)
@@ -86,7 +103,7 @@ def test_an_interrupted_comparison_goes_on(config: TrainConfig, monkeypatch: pyt
     told: list[str] = []
     assert train(deep, report=told.append).manifest.training["layers"] == "last:1"
     assert "going on with an interrupted run" in told
-    assert sum(line.startswith("resuming at step") for line in told) == 3, told  # neither is trained twice
+    assert sum(line.startswith("resuming at step") for line in told) == 2, told  # neither is trained twice
 
 
 def test_what_cannot_be_compared_is_refused(config: TrainConfig, tmp_path: Path) -> None:
@@ -94,7 +111,9 @@ def test_what_cannot_be_compared_is_refused(config: TrainConfig, tmp_path: Path)
         ({"validation": None, "metric": None}, "validation split"),
         ({"method": "head", "density": None}, "nothing to compare"),
         ({"method": "adapter"}, "nothing to compare"),
-        ({"layers": "auto:deep"}, "margin is a number"),
+        ({"include": ("*layer.0.*",)}, "--include|include"),
+        ({"layers": "auto:1.5"}, "margin is a number from 0 to 1"),
+        ({"layers": "auto:deep"}, "margin is a number from 0 to 1"),
     ]:
         with pytest.raises(UsageError, match=message):
             dataclasses.replace(config, **{"layers": "auto", **changed})

@@ -112,17 +112,21 @@ debug_launcher(main, (sys.argv[1:],), num_processes=2)
 """
 
 
+@pytest.mark.parametrize("layers", ["all", "auto:1"])
 def test_the_command_under_accelerate_writes_one_package_and_speaks_once(
-    make_config: Configure, still: str, tmp_path: Path
+    make_config: Configure, still: str, tmp_path: Path, layers: str
 ) -> None:
     config = make_config()
     command = ["train", "--backbone", still, "--kind", config.kind, "--name", "two", "--json", "--device", "cpu"]
     command += ["--train", config.train, "--validation", config.train, "--text", "text", "--batch-size", "2"]
-    shown = launch([sys.executable, "-c", LAUNCHED, *command, "--density", "0.01", "--out", "out"], tmp_path)
+    shown = launch(
+        [sys.executable, "-c", LAUNCHED, *command, "--density", "0.01", "--layers", layers, "--out", "out"], tmp_path
+    )
     package = read_package(tmp_path / "out")
     assert package.manifest.training["batch_size"] == 4
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     assert sum(line.startswith("{") for line in shown.splitlines()) == 1
+    assert shown.count("layers last:1: the fewest") == (layers != "all") and shown.count(": 8 rows") <= 2
 
 
 def test_alone_there_is_one_process() -> None:

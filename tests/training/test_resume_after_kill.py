@@ -78,7 +78,7 @@ def test_a_run_killed_while_it_chooses_begins_its_choice_anew(config: TrainConfi
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(config: TrainConfig, tmp_path: Path) -> None:
-    from sparsehub.training.trainer import last_checkpoint
+    from sparsehub.training.checkpoints import last_checkpoint
 
     for step, state in {2: '{"global_step": 2}', 4: '{"global_step": 4}', 10: '{"global_st', 12: None}.items():
         folder = tmp_path / f"checkpoint-{step}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,16 @@ def test_clipping_acts_on_values_and_head_together(
 def test_a_run_stops_when_nothing_gets_better(config: TrainConfig, tmp_path: Path) -> None:
     patient = dataclasses.replace(config, learning_rate=1e-9, head_learning_rate=0.0, patience=2, epochs=30)
     assert fit(patient, tmp_path / "run").training["steps"] == 9  # the first evaluation, and two that are no better
+    again = fit(patient, tmp_path / "run")  # as after a crash before its package was written
+    assert again.training["steps"] == 9, "it was trained further"
+
+
+def test_patience_lasts_over_an_interruption(config: TrainConfig, tmp_path: Path) -> None:
+    patient = dataclasses.replace(config, learning_rate=1e-9, head_learning_rate=0.0, patience=2, epochs=30)
+    fit(patient, tmp_path / "run")
+    (tmp_path / "run" / "ended.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-9")  # killed before its third evaluation
+    assert fit(patient, tmp_path / "run").training["steps"] == 9
 
 
 def test_the_best_evaluation_is_the_one_that_is_kept(config: TrainConfig, tmp_path: Path, monkeypatch: Any) -> None:

@@ -12,9 +12,10 @@ from sparsehub.errors import UsageError
 from sparsehub.files import write_file
 from sparsehub.selection.largest import largest
 from sparsehub.tensorfile import load_tensors, tensor_bytes
+from sparsehub.training.checkpoints import resume_from
 from sparsehub.training.dense import DenseModel
 from sparsehub.training.job import Job
-from sparsehub.training.trainer import make_trainer, resume_from
+from sparsehub.training.trainer import make_trainer
 
 FOUND_FILE = "first-phase.safetensors"
 FIRST = "first-phase"
