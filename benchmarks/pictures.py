@@ -141,11 +141,11 @@ def draw_layers(depths: Sequence[layers.Depth]) -> None:
     )
     figure.patch.set(facecolor="white", alpha=1)
     axes.plot([d.answers for d in depths], [d.mean for d in depths], "o-", color=colours["accent"], markersize=6.5)
+    beside = {layers.PROBE: ("head alone (probe)", (4, -15), "right"), "last:3": ("last 3", (-4, -14), "right")}
     for depth in depths:
-        probe = depth.layers == layers.PROBE
-        name, place, side = ("head alone (probe)", (4, -15), "right") if probe else (depth.layers, (8, 4), "left")
+        name, place, side = beside.get(depth.layers, (depth.layers.replace(":", " "), (8, 4), "left"))
         axes.annotate(
-            name.replace(":", " "),
+            name,
             (depth.answers, depth.mean),
             place,
             textcoords="offset points",
