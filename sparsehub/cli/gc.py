@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sparsehub.cli.output import console, show_json, show_table
-from sparsehub.cli.packages import HUB_VARIABLE, WHERE
+from sparsehub.cli.packages import HUB_VARIABLE, WHERE, one_hub
 from sparsehub.errors import UsageError
 from sparsehub.package.units import size_text
 
@@ -27,9 +27,7 @@ def gc(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """List objects that no version and no channel needs, older than a day; remove them with --delete."""
-    if hub is not None and hub_beside is not None:
-        raise UsageError("two hubs are named", found=f"{hub} and --hub {hub_beside}", fix="give one of them")
-    hub = hub or hub_beside
+    hub = one_hub(hub, hub_beside)
     if hub is None:
         _cache(delete, keep_bytes, as_json)
         return

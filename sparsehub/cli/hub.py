@@ -18,6 +18,7 @@ from sparsehub.cli.packages import (
     POLICY,
     WHERE,
     hub_and_name,
+    hub_named,
     hub_of_environment,
 )
 from sparsehub.errors import UsageError
@@ -49,9 +50,7 @@ def push(
     from sparsehub.cli.transfers import transfer
     from sparsehub.hub import open_hub
 
-    where, twice = hub_and_name(hub, None, hub_beside)
-    if twice is not None:
-        raise UsageError("two hubs are named", found=f"{hub} and --hub {hub_beside}", fix="give one of them")
+    where = hub_named(hub, hub_beside)
     home = open_hub(where, private=private)
     with transfer(f"publishing {package}") as report:
         resolved = home.publish(package, name=name, version=version, progress=report)

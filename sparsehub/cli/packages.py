@@ -35,19 +35,37 @@ def hub_of_environment() -> str | None:
     return os.environ.get(HUB_VARIABLE) or None
 
 
+def one_hub(argument: str | None, option: str | None) -> str | None:
+    """The hub of a verb that takes it as an argument or by `--hub`; raises `UsageError` where both name one."""
+    if argument is not None and option is not None:
+        raise UsageError("two hubs are named", found=f"{argument} and --hub {option}", fix="give one of them")
+    return argument if argument is not None else option
+
+
+def hub_named(argument: str | None, option: str | None) -> str:
+    """The same, else that of the environment; raises `UsageError` where there is none either."""
+    hub = one_hub(argument, option) or hub_of_environment()
+    if hub is None:
+        raise UsageError("no hub is given", fix=f"name it, as an argument or by --hub, or set {HUB_VARIABLE}")
+    return hub
+
+
 def hub_and_name(first: str | None, second: str | None, option: str | None) -> tuple[str, str | None]:
-    """The hub, and the name that may stand behind it, of verbs that take `HUB [NAME]`, or `--hub HUB [NAME]`.
+    """The hub, and the name that may stand behind it, of verbs that take `HUB [NAME]`, `--hub HUB [NAME]`, or a name
+    alone where the environment names the hub.
 
     first, second: the arguments. Raises `UsageError` where there is no hub, or one too many.
     """
-    if option is not None:
-        if second is not None:
-            raise UsageError("two hubs are named", found=f"{first} and --hub {option}", fix="give one of them")
-        return option, first
-    hub = first or hub_of_environment()
-    if hub is None:
-        raise UsageError("no hub is given", fix=f"name it, as an argument or by --hub, or set {HUB_VARIABLE}")
-    return hub, second
+    if second is not None:
+        return hub_named(first, option), second
+    if option is None and first is not None and (hub_of_environment() is None or _is_location(first)):
+        return first, None
+    return hub_named(None, option), first
+
+
+def _is_location(text: str) -> bool:
+    """Whether a word is a hub rather than a task's name or what is searched for."""
+    return "://" in text or "/" in text or Path(text).expanduser().is_dir()
 
 
 def with_package(reference: str, hub: str | None, use: Callable[[Path], T], policy: Policy | None = None) -> T:

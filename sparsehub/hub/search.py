@@ -79,15 +79,18 @@ def search(entries: Iterable[HubEntry], query: Query) -> list[HubEntry]:
 
 
 def named_nowhere(entries: Iterable[HubEntry], query: Query) -> list[str]:
-    """What a query names and no entry has: its tag, its metrics and their splits, each with the nearest name there is.
+    """What a query names and no entry of its kind has: its backbone, its tag, its metrics and their splits, each with
+    the nearest name there is.
 
     For whoever has found nothing: a misspelt name fits nothing too.
     """
-    sound = [entry for entry in entries if entry.error is None]
+    sound = [entry for entry in entries if entry.error is None and query.kind in (None, entry.kind)]
     tags = {tag for entry in sound for tag in (entry.version, *entry.channels)}
     splits = {split for entry in sound for split in entry.metrics}
     metrics = {metric for entry in sound for row in entry.metrics.values() for metric in row}
     named = [("version or channel", query.tag, tags)] if query.tag else []
+    if query.backbone and not search(sound, Query(backbone=query.backbone)):
+        named.append(("backbone", query.backbone, {entry.backbone for entry in sound}))
     for condition in query.conditions:
         named += [("split", condition.split, splits)] if condition.split else []
         named.append(("metric", condition.metric, metrics))

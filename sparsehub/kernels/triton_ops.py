@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsehub.kernels import torch_ops
+from sparsehub.kernels.launch import launch
 from sparsehub.kernels.sparse import ADDRESSES, MAX_SHORT_COLUMNS, Changes, Map, ScaleShift, Segments, SparseChange
 
 ENTRIES = 1024  # of a gather or scatter, for each program
@@ -225,7 +226,7 @@ def scatter_copy_(arena: Tensor, positions: Tensor, values: Tensor) -> None:
 def _over_entries(kernel: triton.JITFunction, arena: Tensor, positions: Tensor, values: Tensor) -> None:
     count = positions.shape[0]
     if count:
-        kernel[(triton.cdiv(count, ENTRIES),)](arena, positions, values, count, BLOCK=ENTRIES)
+        launch(kernel, (triton.cdiv(count, ENTRIES),), arena, positions, values, count, BLOCK=ENTRIES)
 
 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
@@ -265,13 +266,12 @@ def _over_blocks(
 ) -> None:
     """A program for each block of tokens and so many rows of dW. x: [tokens, in] or [in, tokens], by the kernel."""
     y = torch_ops.flat(y)
-    kernel[(segments.count, triton.cdiv(y.shape[1], rows))](
-        x,
-        y,
-        changes.tables[changes.module],
-        segments.blocks_on(y.device),
-        x.shape[1],
-        y.shape[1],
+    grid = (segments.count, triton.cdiv(y.shape[1], rows))
+    given = x, y, changes.tables[changes.module], segments.blocks_on(y.device), x.shape[1], y.shape[1]
+    launch(
+        kernel,
+        grid,
+        *given,
         FIELDS=ADDRESSES,
         SHORT=inside <= MAX_SHORT_COLUMNS,
         R=rows,
@@ -285,14 +285,14 @@ def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[
     tokens, width = y.shape
     table, slots = changes.tables[changes.module], segments.slots_on(y.device, tokens)
     short = width <= MAX_SHORT_COLUMNS
-    _sparse_lookup[(tokens,)](ids, y, table, slots, width, FIELDS=ADDRESSES, SHORT=short, K=SEVERAL)
+    launch(_sparse_lookup, (tokens,), ids, y, table, slots, width, FIELDS=ADDRESSES, SHORT=short, K=SEVERAL)
 
 
 def scale_shift_(y: Tensor, segments: Segments, changes: Changes[ScaleShift]) -> None:
     """y[i] = y[i] * w_t + b_t."""
     tokens, width = y.shape
     table, slots = changes.tables[changes.module], segments.slots_on(y.device, tokens)
-    _scale_shift[(tokens, triton.cdiv(width, WIDTH))](y, table, slots, width, FIELDS=ADDRESSES, W=WIDTH)
+    launch(_scale_shift, (tokens, triton.cdiv(width, WIDTH)), y, table, slots, width, FIELDS=ADDRESSES, W=WIDTH)
 
 
 layer_norm = functools.partial(torch_ops.layer_norm, scale=scale_shift_)

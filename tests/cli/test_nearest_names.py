@@ -41,6 +41,7 @@ def test_a_search_that_finds_nothing_says_what_no_package_has(run: Any, hub: Pat
     for flags, message in (
         (("--metric", "acuracy>=0.1"), "unknown metric 'acuracy', did you mean 'accuracy'?"),
         (("--metric", "tests:accuracy>=0.1"), "unknown split 'tests', did you mean 'test'?"),
+        (("--backbone", "no-such-model"), "unknown backbone 'no-such-model'"),
         (("--tag", "lates"), "unknown version or channel 'lates', did you mean 'latest'?"),
     ):
         done = run("search", hub, *flags)
@@ -74,5 +75,10 @@ def test_the_hub_is_an_argument_or_a_flag_of_every_verb(run: Any, hub: Path, mon
     assert run("gc", "--hub", hub).out == run("gc", hub).out
     for verb in (("ls", hub, "three"), ("gc", hub), ("search", hub, "x"), ("push", "package", hub)):
         assert "two hubs are named" in run(*verb, "--hub", "other").err
+    monkeypatch.setenv("SPARSEHUB_HUB", str(hub))
+    assert run("ls", "three").out == run("ls", hub, "three").out and run("search", "thr").out == run("search", hub).out
+    assert "three@1.0.0" in run("ls", "--hub", hub, "three").out
+    monkeypatch.chdir(hub.parent)
+    assert run("ls", "hub").out == run("ls").out, "a folder that is there is the hub"
     monkeypatch.delenv("SPARSEHUB_HUB")
     assert "no hub is given; to do: name it, as an argument or by --hub, or set SPARSEHUB_HUB" in run("ls").err

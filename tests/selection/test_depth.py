@@ -39,7 +39,7 @@ def test_layers_are_named_from_an_end_or_by_number(text: str, left: list[str]) -
 
 @pytest.mark.parametrize("text", ["", "last", "last:0", "last:-1", "lost:2", "3-2", "1-", "2", " 1-2", "last:2,0-1"])
 def test_what_names_no_layers_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="last:2, first:2, 3-5 or all"):
+    with pytest.raises(UsageError, match=r"last:2, first:2, 3-5, all, auto or auto:0\.02"):
         depth(text)
 
 

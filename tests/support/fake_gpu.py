@@ -106,6 +106,7 @@ class Launch:
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         assert all(tensor.device == GPU for tensor in tensors), (self._name, [tensor.device for tensor in tensors])
         assert all(tensor.is_contiguous() for tensor in tensors), self._name
+        assert self._gpu.streams.device == GPU, self._name  # Triton launches on the current device
         self._gpu.streams.work(self._name, tensors, [arguments[KERNELS[self._name]]])
         self._gpu.launched.append(self._name)
 
@@ -245,6 +246,7 @@ def _with_streams(monkeypatch: pytest.MonkeyPatch, streams: Streams) -> None:
     monkeypatch.setattr(torch.cuda, "stream", streams.use)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams.current)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: streams.default)
+    monkeypatch.setattr(torch.cuda, "device_of", streams.on_device_of)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: streams.synchronize())
     for name in ("input_outputs", "model_runner"):
         with suppress(ImportError):  # an older release

@@ -66,6 +66,20 @@ class Streams:
         finally:
             self._local.stream = before
 
+    @property
+    def device(self) -> torch.device | None:
+        """The current device of this thread, where one was chosen: what needs one is not to lean on the first."""
+        return getattr(self._local, "device", None)
+
+    @contextmanager
+    def on_device_of(self, tensor: Tensor) -> Iterator[None]:
+        """Inside, a tensor's device is current."""
+        before, self._local.device = self.device, tensor.device
+        try:
+            yield
+        finally:
+            self._local.device = before
+
     def synchronize(self) -> None:
         """The host waits for everything."""
         for stream in self._all:
