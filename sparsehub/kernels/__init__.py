@@ -129,10 +129,8 @@ def shared_linear(
     x: [n, in] float32, float16 or bfloat16; rows: [tokens] int64, below n; products: x W + b of each map, [n, out];
     y: [tokens, out]. Every token is in a segment.
     """
-    ops = _kernels(x, sparse=True)
-    if ops is native:
-        return native.shared_linear(x, rows, products, changes, segments)
-    return torch_ops.shared_linear(x, rows, products, changes, segments, add=ops.sparse_linear_)
+    result: list[Tensor] = _kernels(x, sparse=True).shared_linear(x, rows, products, changes, segments)
+    return result
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

@@ -11,6 +11,8 @@ from sparsehub.kernels.sparse import Changes, Map, ScaleShift, Segments, SparseC
 
 SparseLinear = Callable[[Tensor, Tensor, Segments, Changes[SparseChange]], None]
 ScaleShiftOf = Callable[[Tensor, Segments, Changes[ScaleShift]], None]
+# The kernel for what changes add to products of an input, which may be laid out for it once.
+Adder = Callable[[Tensor, Segments], SparseLinear]
 
 
 def gather(arena: Tensor, positions: Tensor) -> Tensor:
@@ -86,14 +88,18 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
         y[rows] = total.to(y.dtype)
 
 
+def _adder(x: Tensor, segments: Segments) -> SparseLinear:  # noqa: ARG001
+    return sparse_linear_
+
+
 def linear(
     x: Tensor,
     maps: Sequence[Map],
     segments: Segments,
-    add: SparseLinear = sparse_linear_,
+    adder: Adder = _adder,
 ) -> list[Tensor]:
-    """y[i] = x[i] (W + dW_t') + b + db_t for every map. add: the kernel for what the changes add."""
-    ys = [torch.nn.functional.linear(x, m.weight.t(), m.bias).contiguous() for m in maps]
+    """y[i] = x[i] (W + dW_t') + b + db_t for every map. adder: of the kernel for what the changes add."""
+    add, ys = adder(x, segments), [torch.nn.functional.linear(x, m.weight.t(), m.bias).contiguous() for m in maps]
     for m, y in zip(maps, ys, strict=True):
         add(y, x, segments, m.changes)
     return ys
@@ -105,11 +111,11 @@ def shared_linear(
     products: Sequence[Tensor],
     changes: Sequence[Changes[SparseChange]],
     segments: Segments,
-    add: SparseLinear,
+    adder: Adder = _adder,
 ) -> list[Tensor]:
-    """y[i] = product[rows[i]] + dW_t x[rows[i]] + db_t for every product. add: the kernel for what the changes add."""
+    """y[i] = product[rows[i]] + dW_t x[rows[i]] + db_t for every product. adder: as of `linear`."""
     grown = x.index_select(0, rows)
-    ys = [product.index_select(0, rows) for product in products]
+    add, ys = adder(grown, segments), [product.index_select(0, rows) for product in products]
     for y, its in zip(ys, changes, strict=True):
         add(y, grown, segments, its)
     return ys

@@ -232,7 +232,7 @@ def _over_entries(kernel: triton.JITFunction, arena: Tensor, positions: Tensor, 
 def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:
     """y[i] += dW_t x[i] + db_t."""
     if segments.most >= MANY:
-        _prefill(y, x, segments, changes, features=_features(x))
+        _adder(x, segments)(y, x, segments, changes)
     elif segments.count:
         entries = SEVERAL if segments.most == 1 else 1
         _over_blocks(_sparse_linear, ROWS, entries, y, torch_ops.flat(x), x.shape[-1], segments, changes)
@@ -240,13 +240,21 @@ def sparse_linear_(y: Tensor, x: Tensor, segments: Segments, changes: Changes[Sp
 
 def linear(x: Tensor, maps: Sequence[Map], segments: Segments) -> list[Tensor]:
     """y[i] = x[i] (W + dW_t') + b + db_t for every map."""
-    add = functools.partial(_prefill, features=_features(x)) if segments.most >= MANY else sparse_linear_
-    return torch_ops.linear(x, maps, segments, add=add)
+    return torch_ops.linear(x, maps, segments, _adder)
 
 
-def _features(x: Tensor) -> Tensor:
-    """x in feature-major order: [in, tokens]."""
-    return torch_ops.flat(x).t().contiguous()
+def shared_linear(
+    x: Tensor, rows: Tensor, products: Sequence[Tensor], changes: Sequence[Changes[SparseChange]], segments: Segments
+) -> list[Tensor]:
+    """y[i] = product[rows[i]] + dW_t x[rows[i]] + db_t for every product."""
+    return torch_ops.shared_linear(x, rows, products, changes, segments, _adder)
+
+
+def _adder(x: Tensor, segments: Segments) -> torch_ops.SparseLinear:
+    """`sparse_linear_` for several changes of one input, which is laid out for long segments once."""
+    if segments.most < MANY:
+        return sparse_linear_
+    return functools.partial(_prefill, features=torch_ops.flat(x).t().contiguous())  # [in, tokens]
 
 
 def _prefill(y: Tensor, x: Tensor, segments: Segments, changes: Changes[SparseChange], *, features: Tensor) -> None:
@@ -268,16 +276,8 @@ def _over_blocks(
     y = torch_ops.flat(y)
     grid = (segments.count, triton.cdiv(y.shape[1], rows))
     given = x, y, changes.tables[changes.module], segments.blocks_on(y.device), x.shape[1], y.shape[1]
-    launch(
-        kernel,
-        grid,
-        *given,
-        FIELDS=ADDRESSES,
-        SHORT=inside <= MAX_SHORT_COLUMNS,
-        R=rows,
-        T=triton.next_power_of_2(segments.most),
-        K=entries,
-    )
+    short, most = inside <= MAX_SHORT_COLUMNS, triton.next_power_of_2(segments.most)
+    launch(kernel, grid, *given, FIELDS=ADDRESSES, SHORT=short, R=rows, T=most, K=entries)
 
 
 def sparse_lookup_(y: Tensor, ids: Tensor, segments: Segments, changes: Changes[SparseChange]) -> None:

@@ -359,7 +359,7 @@ def test_tokens_that_are_made_of_fewer_ones(popularity: str, dtype: torch.dtype)
     changes = [changes_of([every_kind_of_change(130, out, slot) for slot in range(9)]) for out in (67, 13)]
     expected = reference.shared_linear(x, rows, products, changes, segments)
     before = [product.clone() for product in products]
-    plain = torch_ops.shared_linear(x, rows, products, changes, segments, torch_ops.sparse_linear_)
+    plain = torch_ops.shared_linear(x, rows, products, changes, segments)
     for way in (kernels.shared_linear(x, rows, products, changes, segments), plain):
         for y, definition in zip(way, expected, strict=True):
             compare(y, definition)

@@ -109,6 +109,21 @@ def test_linear(ops: ModuleType, dtype: torch.dtype, tokens: int) -> None:
         compare(y / scale, definition / scale)
 
 
+@pytest.mark.parametrize("tokens", [4, 11])
+def test_shared_linear(ops: ModuleType, tokens: int) -> None:
+    """Tokens that are made of one another's; of two maps, a few tokens of the task that changes something, and many."""
+    x, segments = torch.randn(3, 24), segments_of([(0, 0, tokens), (1, tokens, tokens + 5)])
+    rows, products = torch.arange(tokens + 5) % 3, [torch.randn(3, 12), torch.randn(3, 33)]
+    parts = [random_change(24, product.shape[1], torch.float32, product.shape[1]) for product in products]
+    there = [changes_of([moved(part), None], DEVICE) for part in parts]
+    moved_products = [product.to(DEVICE) for product in products]
+    ys = ops.shared_linear(x.to(DEVICE), rows.to(DEVICE), moved_products, there, segments)
+    expected = [changes_of([part, None]) for part in parts]
+    for y, right in zip(ys, reference.shared_linear(x, rows, products, expected, segments), strict=True):
+        scale = right.abs().max()
+        compare(y / scale, right / scale)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sparse_lookup(ops: ModuleType, dtype: torch.dtype) -> None:
     bounds = [(0, 0, 4), (1, 4, 6), (2, 7, 12)]
