@@ -159,14 +159,19 @@ def _rename(folder: Path, path: Path) -> None:
         raise _exists(path) if os.path.lexists(path) else error from None
 
 
+def refuse_existing(path: Path) -> None:
+    """Raises `UsageError` where something has the name that `new_folder` is to give; asked before long work."""
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears whole under its name when the block ends, or not at all when it raises.
 
     Raises `UsageError` where something is there already: nothing is ever overwritten.
     """
-    if os.path.lexists(path):
-        raise _exists(path)
+    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparsehub.errors import UsageError
+from sparsehub.package.results import QUANTISED, QuantisedScores, stated
 from sparsehub.package.task_spec import EVEN, LINEAR_KINDS, TaskSpec
 from sparsehub.training.error_analysis import Difference, JudgedRow, confusion, difference, worst_rows
 from sparsehub.training.evaluation import Outputs, outputs_of
@@ -42,6 +43,15 @@ class ProbeScores:
 
 
 @dataclass(frozen=True)
+class QuantisedEvaluation:
+    """A package on quantised weights: its scores there, and how they differ from those on the weights as stored."""
+
+    weights: str  # their kind
+    metrics: Mapping[str, float]
+    difference: Difference | None  # better: rows on which the quantised weights are better
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What `evaluate` gives: a package's evaluation, and what stands beside it on the same rows."""
 
@@ -49,6 +59,7 @@ class Comparison:
     against: Evaluation | None
     difference: Difference | None  # from `against`
     probe: ProbeScores | None
+    quantised: QuantisedEvaluation | None = None
 
 
 def evaluate(
@@ -59,12 +70,15 @@ def evaluate(
     worst: int = 5,
     against: Package | None = None,
     probe_rows: Split | None = None,
+    weights: str | None = None,
 ) -> Comparison:
-    """The evaluation of a package, and beside it that of `against` and of a probe, on the same rows.
+    """The evaluation of a package, and beside it that of `against`, of a probe and of the package on quantised weights,
+    on the same rows.
 
     split, probe_rows: rows as `load_split` reads them for the package's task; on the second a probe is fitted as
-    training fits it without validation rows. worst: rows to show. Raises `BackboneMismatchError`, and `UsageError`
-    where the two tasks differ or the task's kind has no probe.
+    training fits it without validation rows. worst: rows to show. weights: of an endpoint's `--weights`, to compare
+    with the weights as stored. Raises `BackboneMismatchError`, and `UsageError` where the two tasks differ, the task's
+    kind has no probe, or the backbone cannot run on such weights.
     """
     task = package.manifest.task
     if against is not None:
@@ -78,7 +92,30 @@ def evaluate(
         None if against is None or second is None else _evaluation(against, second, worst),
         None if second is None else difference(task, first, second),
         None if probe_rows is None else _probe(task, first, probe_rows, checkpoint),
+        None if weights is None else _quantised(package, first, split, checkpoint, weights),
     )
+
+
+def quantised_record(comparison: Comparison, source: str) -> dict[str, Any]:
+    """What a package's `training` says of its evaluation on quantised weights. source: what its rows are called."""
+    on = comparison.quantised
+    if on is None:
+        raise UsageError("the package was not evaluated on quantised weights", fix="say which: weights='int8'")
+    found = comparison.found
+    gap: dict[str, Any] = {} if on.difference is None else dataclasses.asdict(on.difference)
+    scores = QuantisedScores(source, found.rows, dict(found.metrics), dict(on.metrics), **gap)
+    known = found.package.manifest.training.get(QUANTISED)
+    return {QUANTISED: {**(known if isinstance(known, dict) else {}), on.weights: stated(scores)}}
+
+
+def _quantised(
+    package: Package, first: Outputs, split: Split, checkpoint: Checkpoint, weights: str
+) -> QuantisedEvaluation:
+    from sparsehub.api.quantised import quantised_outputs
+
+    task, outputs = package.manifest.task, quantised_outputs(package, split, checkpoint, weights)
+    metrics = compute(task, outputs.logits, outputs.targets)
+    return QuantisedEvaluation(weights, metrics, difference(task, outputs, first))
 
 
 def _check_has_probe(task: TaskSpec) -> None:

@@ -1,20 +1,28 @@
-"""sparsehub evaluate: how good a package is on labelled rows, where it is wrong, and whether another one is better."""
+"""sparsehub evaluate: how good a package is on labelled rows, where it is wrong, whether another one is better, and
+what it loses on quantised weights."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparsehub.cli.choices import one_of
 from sparsehub.cli.output import console, fits, progress, show_json, show_table
-from sparsehub.cli.packages import HUB, load_reference
+from sparsehub.cli.packages import HUB, load_reference, with_package
+from sparsehub.errors import UsageError
+from sparsehub.files import refuse_existing
 
 if TYPE_CHECKING:
-    from sparsehub.api.evaluate import Comparison, Evaluation, ProbeScores
+    from sparsehub.api.evaluate import Comparison, Evaluation, ProbeScores, QuantisedEvaluation
+    from sparsehub.backbone import Checkpoint
+    from sparsehub.package import Package
     from sparsehub.training.error_analysis import Difference
 
+QUANTISED_WEIGHTS = ("int8",)  # those of `sparsehub serve --weights`
 SHOWN_LABELS = 8  # of a confusion matrix; of more labels the pairs that are mixed up most
 SHOWN_PAIRS = 10
 SHOWN_TEXT = 70  # characters of a row
@@ -48,43 +56,83 @@ def _evaluate(
             "the package was trained on.",
         ),
     ] = None,
+    weights: Annotated[
+        str | None,
+        one_of(QUANTISED_WEIGHTS, "Measure it on weights of this kind too, as an endpoint with --weights runs it."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the package anew, with the scores on --weights in it and on its card.")
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst rows to show.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """The verb; layout: settings of `Layout`, as they were given."""
     from sparsehub.api.evaluate import evaluate as measure
-    from sparsehub.backbone import open_checkpoint
+    from sparsehub.api.evaluate import quantised_record
     from sparsehub.settings import Naming, errors_named
     from sparsehub.training.data import load_split
     from sparsehub.training.field_checks import RENAMING
     from sparsehub.training.tables import Layout
 
+    if out is not None:
+        _check_out(out, weights)
     package = load_reference(reference, hub)
     other = None if against is None else load_reference(against, hub)
     with errors_named(Naming("evaluate", lambda setting: f"--{setting}")):
         task, how = package.manifest.task, Layout(**layout)
         split = load_split(task, test, how, progress, way=RENAMING)
         rows = None if probe is None else load_split(task, probe, how, progress, "probe", RENAMING)
-    record = package.manifest.backbone
-    checkpoint = open_checkpoint(backbone or record.id, revision or (None if backbone else record.revision or None))
-    result = measure(package, split, checkpoint, worst=worst, against=other, probe_rows=rows)
+    checkpoint = _checkpoint_of(package, backbone, revision)
+    result = measure(package, split, checkpoint, worst=worst, against=other, probe_rows=rows, weights=weights)
+    written = None if out is None else _written(reference, hub, out, quantised_record(result, Path(test).name))
     if as_json:
-        show_json(_all_as_json(result))
+        show_json({**_all_as_json(result), "written": written})
         return
-    _show_scores(result.found, result.against, result.probe)
+    _show_all(result)
+    if written is not None:
+        console.print(f"\nwritten to {out}: {written}", highlight=False, markup=False)
+
+
+def _check_out(out: Path, weights: str | None) -> None:
+    """Raises `UsageError` before anything is measured in vain."""
+    if weights is None:
+        raise UsageError("--out writes scores on quantised weights", fix="say on which: --weights int8")
+    refuse_existing(out)
+
+
+def _checkpoint_of(package: Package, backbone: str | None, revision: str | None) -> Checkpoint:
+    """The checkpoint of the backbone that is named, else of the package's own."""
+    from sparsehub.backbone import open_checkpoint
+
+    record = package.manifest.backbone
+    return open_checkpoint(backbone or record.id, revision or (None if backbone else record.revision or None))
+
+
+def _show_all(result: Comparison) -> None:
+    _show_scores(result.found, result.against, result.probe, result.quantised)
     _show_gap("the other", result.difference)
     _show_gap("the probe", None if result.probe is None else result.probe.difference)
+    if (on := result.quantised) is not None:
+        _show_gap("on the weights as stored", on.difference, f"on {on.weights} weights: ")
     _show_confusion(result.found)
     _show_worst(result.found)
 
 
+def _written(reference: str, hub: str | None, out: Path, training: dict[str, Any]) -> str:
+    """The digest of the package that is written anew with what its evaluation found."""
+    from sparsehub.package import restate_package
+
+    return with_package(reference, hub, lambda folder: restate_package(folder, out, training)).digest
+
+
 def _all_as_json(result: Comparison) -> dict[str, Any]:
-    against, probe = result.against, result.probe
+    against, probe, quantised = result.against, result.probe, result.quantised
     return {
         **_as_json(result.found),
         "against": None if against is None else _as_json(against),
         "difference": _gap(result.difference),
         "probe": None if probe is None else dataclasses.asdict(probe),
+        "quantised": None if quantised is None else dataclasses.asdict(quantised),
     }
 
 
@@ -105,18 +153,25 @@ def _gap(gap: Difference | None) -> dict[str, Any] | None:
     return None if gap is None else dataclasses.asdict(gap)
 
 
-def _show_gap(other: str, gap: Difference | None) -> None:
-    if gap is None:
-        return
-    verdict = "more than chance" if gap.p < 0.05 else "chance alone explains it"
-    counts = f"better on {gap.better} rows than {other}, worse on {gap.worse}"
-    console.print(f"[dim]{counts}: {verdict} (p = {gap.p:.3g}, {gap.test})[/]", highlight=False)
+def _show_gap(other: str, gap: Difference | None, opening: str = "") -> None:
+    from sparsehub.package.describe import gap_text
+
+    if gap is not None:
+        text = opening + gap_text(other, gap.better, gap.worse, gap.p, gap.test)
+        console.print(f"[dim]{text}[/]", highlight=False)
 
 
-def _show_scores(found: Evaluation, second: Evaluation | None, probe: ProbeScores | None) -> None:
-    """The package, the other one, the probe, and what the package's own test split had."""
+def _show_scores(
+    found: Evaluation,
+    second: Evaluation | None,
+    probe: ProbeScores | None,
+    quantised: QuantisedEvaluation | None = None,
+) -> None:
+    """The package, the same on quantised weights, the other one, the probe, and what its own test split had."""
     manifest = found.package.manifest
     lines = {f"{manifest.name}@{manifest.version}": found.metrics}
+    if quantised is not None:
+        lines[f"on {quantised.weights} weights"] = quantised.metrics
     if second is not None:
         other = second.package.manifest
         name = f"{other.name}@{other.version}"

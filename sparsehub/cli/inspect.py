@@ -52,6 +52,7 @@ def _inspect(folder: Path, parameters: bool, html: Path | None, as_json: bool) -
         return
     present.show_package(package)
     present.show_metrics(package)
+    present.show_quantised(package)
     present.show_scores(package)
     present.show_training(package)
     if parameters:

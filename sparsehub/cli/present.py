@@ -11,7 +11,7 @@ from rich.text import Text
 from sparsehub.cli.heat_map_names import heat_map_names
 from sparsehub.cli.output import console, show_fields, show_table
 from sparsehub.package.card import shown_scores
-from sparsehub.package.describe import head_text, thresholds_text
+from sparsehub.package.describe import head_text, quantised_text, thresholds_text
 from sparsehub.package.units import size_text
 
 if TYPE_CHECKING:
@@ -64,6 +64,17 @@ def show_metrics(package: PackageSummary) -> None:
         columns = ["split", "data", *map(_visible, metrics.measured)]
         show_table(columns, rows, "\nhow good it is", drop=("data", *columns[:2:-1]))
         console.print(f"[dim]{metrics.note.replace('`', '')}[/]", highlight=False)
+
+
+def show_quantised(package: PackageSummary) -> None:
+    """The scores on quantised weights beside those on the weights as stored; nothing where none were measured."""
+    for kind, its in package.quantised.items():
+        lines = {"as stored": its.exact, _visible(kind): its.metrics}
+        rows = [[name, *(_number(scores.get(metric)) for metric in its.metrics)] for name, scores in lines.items()]
+        title = f"\non {_visible(kind)} weights: {its.rows:,} rows of {escape(_visible(its.source))}"
+        show_table(["weights", *map(_visible, its.metrics)], rows, title)
+        if text := quantised_text(its):
+            console.print(f"[dim]{escape(_visible(text))}[/]", highlight=False)
 
 
 def show_scores(package: PackageSummary) -> None:

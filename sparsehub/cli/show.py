@@ -37,6 +37,7 @@ def show(
     signature = "signed" if peek.signature else "none"
     present.show_package(package, channels=", ".join(pointing) or "none", signature=signature)
     present.show_metrics(package)
+    present.show_quantised(package)
     present.show_scores(package)
     present.show_training(package)
     present.show_heat_map(package.changes.heat_map)

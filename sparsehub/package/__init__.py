@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sparsehub.package.reader import Package, read_package
     from sparsehub.package.task_spec import TaskSpec
     from sparsehub.package.validation import read_manifest, rename_package, validate_package
-    from sparsehub.package.writer import finalize_package, rewrite_package, write_package
+    from sparsehub.package.writer import finalize_package, restate_package, rewrite_package, write_package
 
 __all__ = [
     "MANIFEST_FILE",
@@ -21,6 +21,7 @@ __all__ = [
     "read_package",
     "rename_package",
     "finalize_package",
+    "restate_package",
     "rewrite_package",
     "write_package",
 ]
@@ -30,6 +31,6 @@ _HOMES = {
     **dict.fromkeys(["MANIFEST_FILE", "Manifest"], "manifest"),
     "TaskSpec": "task_spec",
     **dict.fromkeys(["validate_package", "read_manifest", "rename_package"], "validation"),
-    **dict.fromkeys(["finalize_package", "rewrite_package", "write_package"], "writer"),
+    **dict.fromkeys(["finalize_package", "restate_package", "rewrite_package", "write_package"], "writer"),
 }
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparsehub.package.manifest import CONFIGURATION, Manifest
-from sparsehub.package.results import LEARNING_CURVE, RESULTS
+from sparsehub.package.results import LEARNING_CURVE, QUANTISED, RESULTS, QuantisedScores
 from sparsehub.package.task_spec import (
     COSINE,
     EMBEDDING,
@@ -30,6 +30,7 @@ from sparsehub.package.task_spec import (
 
 # The end of a split's name, where its metrics are those of answering the commonest label, or of the untouched backbone.
 BASELINES = (" (majority)", " (backbone)", " (probe)")
+SIGNIFICANT = 0.05  # a smaller p is more than chance
 POOLED = {MEAN: "the mean", FIRST: "the first", LAST: "the last", MAX: "the maximum"}
 PAIRED = {
     JOINT: "",
@@ -95,12 +96,23 @@ def thresholds_text(task: TaskSpec, shown: int) -> str:
 
 def training_text(manifest: Manifest) -> dict[str, str]:
     """How the package was made, by the name of the setting."""
-    elsewhere = ("baselines", CONFIGURATION, LEARNING_CURVE, RESULTS)
+    elsewhere = ("baselines", CONFIGURATION, LEARNING_CURVE, RESULTS, QUANTISED)
     told = {name: value for name, value in manifest.training_stated.items() if name not in elsewhere}
     stated = {_SETTINGS.get(name, name): _flat(value, name) for name, value in told.items()}
     if isinstance(data := manifest.training.get("data"), dict) and data:
         stated["data"] = "; ".join(f"{split}: {_rows(record)}" for split, record in data.items())
     return stated
+
+
+def gap_text(than: str, better: int, worse: int, p: float, test: str) -> str:
+    """On how many rows something is better and worse than something else, and whether chance alone explains it."""
+    verdict = "more than chance" if p < SIGNIFICANT else "chance alone explains it"
+    return f"better on {better:,} rows than {than}, worse on {worse:,}: {verdict} (p = {p:.3g}, {test})"
+
+
+def quantised_text(its: QuantisedScores) -> str:
+    """What a measurement on quantised weights says of its rows; empty where rows are not judged by themselves."""
+    return gap_text("on the weights as stored", its.better, its.worse, its.p, its.test) if its.test else ""
 
 
 def limits(manifest: Manifest) -> tuple[str, ...]:

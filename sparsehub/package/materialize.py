@@ -34,8 +34,21 @@ def native_dtype_of(manifest: Manifest) -> str:
 def task_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "float32") -> TaskModel:
     """The task's whole model in memory: the backbone with the package's delta applied, and its head.
 
-    Raises `BackboneMismatchError` for another backbone, `FormatError` for a head that does not fit, `DeltaError` for
-    weights that the dtype cannot hold.
+    Raises what `headed_model_of` raises, and `DeltaError` for weights that the dtype cannot hold.
+    """
+    task_model = headed_model_of(package, checkpoint, dtype=dtype)
+    patch = make_patch(task_model.backbone, package.delta)
+    refuse_overflow(task_model.backbone.arena, patch)
+    apply_patch(task_model.backbone.arena, patch)
+    return task_model
+
+
+@torch.no_grad()
+def headed_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "float32") -> TaskModel:
+    """The task's model with its head, and the backbone as it is: `task_model_of` applies the delta to it, and a
+    measurement on quantised weights runs the delta beside it.
+
+    Raises `BackboneMismatchError` for another backbone, `FormatError` for a head that does not fit.
     """
     task_model = load_task_model(checkpoint, package.manifest.task, dtype=dtype)
     check_backbone(package.manifest, task_model.backbone)
@@ -44,9 +57,6 @@ def task_model_of(package: Package, checkpoint: Checkpoint, *, dtype: str = "flo
     found = {name: tuple(tensor.shape) for name, tensor in package.head.items()}
     if shapes != found:
         raise FormatError("the head does not fit the task's model", found=found, expected=shapes)
-    patch = make_patch(task_model.backbone, package.delta)
-    refuse_overflow(task_model.backbone.arena, patch)
-    apply_patch(task_model.backbone.arena, patch)
     for name in task_model.head:
         parameters[name].copy_(package.head[name])
     return task_model

@@ -45,6 +45,7 @@ def _markdown() -> Environment:
 def _environment(*, autoescape: bool) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from sparsehub.package.describe import quantised_text
     from sparsehub.package.units import percent, size_text
 
     environment = Environment(
@@ -55,7 +56,7 @@ def _environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(fmt=format, percent=percent, size=size_text)
+    environment.filters.update(fmt=format, percent=percent, size=size_text, quantised_text=quantised_text)
     return environment
 
 

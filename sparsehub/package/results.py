@@ -16,12 +16,14 @@ from sparsehub.files import canonical_json
 from sparsehub.package.task_spec import TaskSpec
 from sparsehub.schema import build
 
-LEARNING_CURVE, RESULTS = "learning_curve", "results"  # keys of `training`
+LEARNING_CURVE, RESULTS, QUANTISED = "learning_curve", "results", "quantised"  # keys of `training`
 MAX_POINTS = 200  # of a curve, and of a regression's predictions
 MAX_MATRIX = 30  # labels of a confusion matrix; of more labels the pairs that are mixed up most
 MAX_LABELS = 200
 MAX_PAIRS = 10
 MAX_EXAMPLES = 100
+MAX_QUANTISED = 16  # kinds of weights
+MAX_METRICS = 32
 MAX_TEXT = 300  # characters of an example that is written
 _LONGEST = 1000  # characters of a text that is shown
 _LARGEST = 1e12  # number that is drawn
@@ -83,7 +85,21 @@ class SplitResults:
     examples: tuple[Example, ...] = ()  # only where whoever trained the task asked for them
 
 
-def stated(value: LearningCurve | SplitResults) -> dict[str, Any]:
+@dataclass(frozen=True)
+class QuantisedScores:
+    """What a task loses on quantised weights: the same rows judged on the backbone's weights and on quantised ones."""
+
+    source: str  # the file of the rows, by its last name
+    rows: int
+    exact: dict[str, float]  # metrics on the weights as stored
+    metrics: dict[str, float]  # on the quantised ones
+    better: int = 0  # rows on which quantised weights are better; 0 where rows are not judged by themselves
+    worse: int = 0
+    p: float = 1.0
+    test: str = ""  # which gave p; empty where none was made
+
+
+def stated(value: LearningCurve | SplitResults | QuantisedScores) -> dict[str, Any]:
     """What `training` holds of it: the fields that are not empty, as JSON gives them back."""
     fields = {name: item for name, item in dataclasses.asdict(value).items() if item not in ("", (), None)}
     found: dict[str, Any] = json.loads(canonical_json(fields))
@@ -110,6 +126,22 @@ def results_of(training: dict[str, Any], task: TaskSpec) -> SplitResults | None:
     few = len(found.labels) <= MAX_LABELS and len(found.mixed_up) <= MAX_PAIRS and len(found.examples) <= MAX_EXAMPLES
     short = all(len(text) <= _LONGEST for text in _texts(found))
     return found if square and few and short and all(0 <= count < _LARGEST for count in counts) else None
+
+
+def quantised_of(training: dict[str, Any]) -> dict[str, QuantisedScores]:
+    """What the task was measured to lose on quantised weights, by their kind; what cannot be shown is left out."""
+    given = training.get(QUANTISED)
+    if not isinstance(given, dict) or len(given) > MAX_QUANTISED:
+        return {}
+    read = {str(kind): _read(QuantisedScores, record) for kind, record in given.items()}
+    return {kind: its for kind, its in read.items() if its is not None and _can_be_shown(kind, its)}
+
+
+def _can_be_shown(kind: str, its: QuantisedScores) -> bool:
+    texts = (kind, its.source, its.test, *its.exact, *its.metrics)
+    numbers = (its.rows, its.better, its.worse, its.p, *its.exact.values(), *its.metrics.values())
+    few = len(its.exact) <= MAX_METRICS and len(its.metrics) <= MAX_METRICS
+    return few and all(len(text) <= MAX_TEXT for text in texts) and _is_small(numbers)
 
 
 def _texts(found: SplitResults) -> Iterator[str]:

@@ -13,7 +13,14 @@ from typing import Any
 from sparsehub.package.delta_stats import Cell, HeatMap, Sizes, heat_map, sizes
 from sparsehub.package.describe import BASELINES, depth_text, limits, metrics_note, training_text, values_text
 from sparsehub.package.manifest import BackboneRef, Lineage, Manifest
-from sparsehub.package.results import LearningCurve, SplitResults, learning_curve_of, results_of
+from sparsehub.package.results import (
+    LearningCurve,
+    QuantisedScores,
+    SplitResults,
+    learning_curve_of,
+    quantised_of,
+    results_of,
+)
 from sparsehub.package.task_spec import NONE, TaskSpec
 from sparsehub.package.usage import UsageSnippets, usage_snippets
 
@@ -88,6 +95,7 @@ class PackageSummary:
     metrics: MetricsSummary
     learning_curve: LearningCurve | None
     results: SplitResults | None  # of one split, label by label
+    quantised: Mapping[str, QuantisedScores]  # by kind of weights, where it was measured on them
     changes: ChangesSummary
     sizes: Sizes
     size_rows: tuple[SizeRow, ...]
@@ -121,6 +129,7 @@ def summarize(manifest: Manifest) -> PackageSummary:
         metrics=_metrics(manifest),
         learning_curve=learning_curve_of(manifest.training),
         results=results_of(manifest.training, manifest.task),
+        quantised=quantised_of(manifest.training),
         changes=_changes(manifest),
         sizes=found,
         size_rows=_size_rows(found, manifest.nnz),

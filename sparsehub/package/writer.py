@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +131,26 @@ def rewrite_package(
 
     It is written anew, so it has another digest; `sparsehub extract` does so when it has measured what it made.
     """
+    return _written_anew(package, out, metrics, training, os.rename)
+
+
+def restate_package(package: Path, out: Path, training: dict[str, Any]) -> Manifest:
+    """Copy a package to the new folder `out`, with `training` added to what it says of its making; its signature is
+    left out, since it is of another digest. `sparsehub evaluate --out` does so."""
+    return _written_anew(package, out, read_manifest(package).metrics, training, shutil.copyfile)
+
+
+def _written_anew(
+    package: Path,
+    out: Path,
+    metrics: dict[str, dict[str, float]],
+    training: dict[str, Any],
+    put: Callable[[Path, Path], object],
+) -> Manifest:
     manifest = read_manifest(package)
     draft = dataclasses.replace(manifest, metrics=metrics, training={**manifest.training, **training})
     with new_folder(out) as folder:
         for name in (DELTA_FILE, HEAD_FILE):
             if name in manifest.files:
-                (package / name).rename(folder / name)
+                put(package / name, folder / name)
         return finalize_package(folder, draft)
