@@ -41,7 +41,7 @@ from sparsehub.settings import (
 LIMITS, TEXTS, ACCESS = "Limits", "Text generation", "Who may ask"  # boxes of the command line's help
 DTYPES = ("float32", "float16", "bfloat16")
 BATCH_MODES = ("auto", "swap", "mixed", "trunk")
-WEIGHTS = ("float", "int8")
+WEIGHTS = ("float", "int8", "fp8", "nf4")
 COMPILE_MODES = ("auto", "on", "off")
 SERVER_GRACE = 30.0  # seconds that the server around the app waits longer than the app does
 STARTED_BY = "SPARSEHUB_STARTED_BY"  # the variable by which `sparsehub serve` says that the user typed flags
@@ -104,10 +104,14 @@ class Settings(Configuration):
         str, OneOf(BATCH_MODES), Field(description="How batches run; auto takes the cheapest way for each.")
     ] = "auto"
     weights: Annotated[
-        str, OneOf(WEIGHTS), Field(description="What Linear maps multiply by; int8 is faster on a CPU, and rounds.")
+        str,
+        OneOf(WEIGHTS),
+        Field(
+            description="What Linear maps multiply by: int8 is faster on a CPU; int8, fp8 and nf4 are smaller on a GPU."
+        ),
     ] = "float"
     allow_quantised: Annotated[
-        bool, Field(description="Let tasks that were trained on float weights run on int8 ones.")
+        bool, Field(description="Let tasks that were trained on float weights run on quantised ones.")
     ] = False
     compile: Annotated[
         str,

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from benchmarks.engine import gpu
+from sparsehub.engine import packed_matrix
+from sparsehub.kernels import native
 from tests.support.fake_gpu import fake_gpu
 from tests.support.fake_streams import GPU
+from tests.support.packed_weights import PlainWeight
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the script would measure it")
 
@@ -55,6 +58,9 @@ def test_the_whole_script_runs_where_there_is_a_gpu(
     reports: list[Any] = []
     monkeypatch.setattr(gpu, "write_report", lambda report, *_, **named: reports.append(report) or named["kind"])
     monkeypatch.setattr(gpu, "ROUNDS", 1)
+    monkeypatch.setattr(gpu, "PACKERS", ["fp8"])
+    monkeypatch.setitem(packed_matrix.PACKERS, "fp8", PlainWeight)
+    monkeypatch.setattr(native, "takes", lambda arena: False)  # the arena in host memory has no bytes either
     monkeypatch.setattr(gpu, "threading", SimpleNamespace(Thread=Thread, Event=gpu.threading.Event))
     with fake_gpu(monkeypatch) as fake:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -67,5 +73,7 @@ def test_the_whole_script_runs_where_there_is_a_gpu(
         assert gpu.beside(model, 0).segments[0].base.device == GPU
     (report,) = reports
     assert [row.case for row in report.rows][:5] == ["switch", "plain", "mixed", "plain, graph", "mixed, graph"]
+    quantised = ["fp8", "fp8, mixed", "fp8, graph", "fp8, mixed, graph"]
+    assert [row.case for row in report.rows][-4:] == quantised and report.rows[-1].measured["MiB"] >= 0
     assert {"_scatter_add", "_scatter_copy", "_sparse_linear", "_gather"} <= set(fake.launched)
     assert capsys.readouterr().out == "a GPU\n"

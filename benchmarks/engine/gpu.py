@@ -1,4 +1,4 @@
-"""Switching, mixing and loading on a GPU, with the shapes of Llama 8B and random weights, in bfloat16.
+"""Switching, mixing, loading and quantised weights on a GPU: shapes of Llama 8B, random weights, in bfloat16.
 
     python -m benchmarks.engine.gpu               # needs one GPU with 40 GiB or more, and Triton
     python -m benchmarks.engine.gpu --shape tiny  # a few layers of 64, to try the script, on a CPU too
@@ -9,6 +9,7 @@ Everything is made on the device: nothing is downloaded.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import threading
@@ -27,8 +28,11 @@ from sparsehub.backbone import Backbone, Checkpoint
 from sparsehub.backbone.arena import build_arena
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.mixed_forward import MixedBatch
+from sparsehub.engine.packed import packed_base
+from sparsehub.engine.packed_matrix import PACKERS
 from sparsehub.engine.swap import Swap
 from sparsehub.engine.target_modules import TargetModules, find_target_modules
+from sparsehub.errors import MissingExtraError
 from sparsehub.kernels import position_dtype
 from sparsehub.patch import Patch, PatchLayout, bind
 
@@ -62,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         model = make_model(shape, device)
         rows = [*switching(model, shape), *decoding(model, shape), *loading(model, shape)]
+        plain = next(row.measured["ms"] for row in rows if row.case == "plain")
+        del model  # its memory is for the next ones
+        rows += [row for weights in PACKERS for row in quantised(shape, device, weights, plain)]
     report = Report(f"gpu_{shape.lower()}", f"On a GPU, {shape} shape", rows, NOTES, checks_of(rows))
     text = write_report(report, "1", kind=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
     print(text)
@@ -73,6 +80,8 @@ NOTES = (
     "and written, positions, values), at the bandwidth that a copy of 1 GiB reaches here.",
     "decode: one token for each of 16 rows over 128 tokens of context, the same rows in all cases; `graph` replays a "
     "captured forward, so that only the device's work counts.",
+    "int8, fp8, nf4: the same step on packed weights (`--weights`), without tasks and with all of them; `of float`: of "
+    "`plain`; MiB: what passes read in the GPU's memory, without tasks. A kind whose library is missing is left out.",
     "load: batches of one task run back to back while another thread moves tasks from pinned memory to the device.",
 )
 
@@ -170,6 +179,41 @@ def decoding(model: Model, shape: str) -> list[Row]:
         Row(name, setup, {"ms": ms, "of plain": ms / found["plain, graph" if "graph" in name else "plain"]})
         for name, ms in found.items()
     ]
+
+
+def quantised(shape: str, device: torch.device, weights: str, plain: float) -> list[Row]:
+    """A decoding step on packed weights. plain: ms of one on float weights."""
+    model = make_model(shape, device)
+    try:
+        base = packed_base(model.backbone, model.targets, weights, True)
+    except MissingExtraError as error:
+        print(error, file=sys.stderr)
+        return []
+    targets = dataclasses.replace(model.targets, packed=base)
+    arena, step = model.backbone.arena, Step(model.backbone, device)
+    made = [make_adapter_weights(targets, arena, bind(layout, arena)) for layout in model.layouts]
+    adapters = [adapter for adapter in made if isinstance(adapter, AdapterWeights)]
+    batches = {
+        weights: MixedBatch(targets, [None], [(0, 0, TASKS)]),
+        f"{weights}, mixed": MixedBatch(targets, adapters, [(slot, slot, slot + 1) for slot in range(TASKS)]),
+    }
+    cases: dict[str, Callable[[], Any]] = {name: on_model(batch, step) for name, batch in batches.items()}
+    if device.type == "cuda":
+        cases |= {f"{name}, graph": captured_mixed(batch, step) for name, batch in batches.items()}
+    read = sum(tensor.nbytes for _, tensor in base.tensors) if base.copies else None
+    setup = {"what": "decode", "shape": shape, "rows": TASKS, "tasks": TASKS, "context": CONTEXT}
+    size = {} if read is None else {"MiB": round(read / 2**20)}
+    return [Row(name, setup, {"ms": ms, "of float": ms / plain, **size}) for name, ms in timed(cases, device).items()]
+
+
+def on_model(batch: MixedBatch, step: Step) -> Callable[[], Tensor]:
+    """The step as a mixed batch."""
+
+    def run() -> Tensor:
+        with batch.on_model():
+            return step.run()
+
+    return run
 
 
 class Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsehub.engine.adapter_weights import make_adapter_weights
-from sparsehub.engine.int8 import prepared_targets
+from sparsehub.engine.base_weights import prepared_targets
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.errors import BackboneMismatchError
 from sparsehub.package.materialize import headed_model_of, native_dtype

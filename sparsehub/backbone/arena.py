@@ -30,13 +30,24 @@ class Slot:
 class Arena:
     """The parameters of a backbone as flat buffers; patches are applied to it."""
 
-    buffers: Mapping[torch.dtype, Tensor]  # one [n] tensor a dtype, all on one device
+    buffers: dict[torch.dtype, Tensor]  # one [n] tensor a dtype, all on one device
     slots: Mapping[str, Slot]  # by parameter name; tied names share their place
 
     @property
     def numel(self) -> int:
         """Entries of the backbone; a tied parameter counts once, padding does not count."""
         return sum(numel for _, _, numel in {(s.dtype, s.offset, s.numel) for s in self.slots.values()})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the buffers are."""
+        return next(iter(self.buffers.values())).device
+
+    def move_to_host(self) -> None:
+        """Copy the buffers to host memory, in place of those that are elsewhere. Whatever was a view of them stays one:
+        the caller has given the parameters memory of their own."""
+        for dtype, buffer in self.buffers.items():
+            self.buffers[dtype] = _zeros(len(buffer), dtype, torch.device("cpu")).copy_(buffer)
 
     @property
     def nbytes(self) -> int:

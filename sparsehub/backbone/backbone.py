@@ -31,7 +31,8 @@ _LEGACY = {".gamma": ".weight", ".beta": ".bias"}
 class Backbone:
     """The shared model, as training, extraction and the engine use it."""
 
-    module: nn.Module  # transformers' base model; its parameters are views of `arena`
+    # transformers' base model; its parameters are views of `arena` (but see `engine/packed.py`)
+    module: nn.Module
     arena: Arena
     checkpoint: Checkpoint  # which weights they are
     digests: Mapping[str, str]
@@ -67,7 +68,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.arena.buffers.values())).device
+        """Where passes run; the arena is there too, but for an engine's quantised weights on a GPU."""
+        return next(self.module.parameters()).device
 
     def digest_of(self, name: str) -> str:
         """The digest of the stored tensor behind an arena parameter; a tied name shares another name's tensor."""
@@ -174,7 +176,7 @@ def reload(backbone: Backbone) -> None:
     """Read the checkpoint again into the arena and the modules' buffers, after their memory was damaged. Storage stays
     where it is."""
     dtype = next(name for name, value in _DTYPES.items() if value == backbone.dtype)
-    fresh = load_backbone(backbone.checkpoint, dtype=dtype, device=str(backbone.device))
+    fresh = load_backbone(backbone.checkpoint, dtype=dtype, device=str(backbone.arena.device))
     parameters, buffers = fresh.parameters, dict(fresh.whole.named_buffers())
     for buffer in backbone.arena.buffers.values():
         buffer.zero_()  # what lies between two parameters

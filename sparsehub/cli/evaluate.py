@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sparsehub.package import Package
     from sparsehub.training.error_analysis import Difference
 
-QUANTISED_WEIGHTS = ("int8",)  # those of `sparsehub serve --weights`
+QUANTISED_WEIGHTS = ("int8", "fp8", "nf4")  # those of `sparsehub serve --weights`
 SHOWN_LABELS = 8  # of a confusion matrix; of more labels the pairs that are mixed up most
 SHOWN_PAIRS = 10
 SHOWN_TEXT = 70  # characters of a row

@@ -59,7 +59,8 @@ class WeightSlice:
 
 def make_adapter_weights(targets: TargetModules, arena: Arena, patch: Patch) -> AdapterWeights | str:
     """A patch cut up by target module, for mixed batches; or why it cannot be mixed (`TargetModules.why_not`)."""
-    pieces = list(pieces_of(arena, patch))
+    device = targets.device if targets.targets else arena.device
+    pieces = list(pieces_of(arena, patch, device))
     problem = targets.why_not({piece.slot for piece in pieces})
     return problem or _by_target(targets, pieces)
 
@@ -76,17 +77,19 @@ def _by_target(targets: TargetModules, pieces: Sequence[WeightSlice]) -> Adapter
     return AdapterWeights(parts, addresses, checksum([addresses]), targets.first_changed(parts))
 
 
-def pieces_of(arena: Arena, patch: Patch) -> Iterator[WeightSlice]:
-    """A patch cut up by the places of the arena, in their order; places that it does not change are left out."""
+def pieces_of(arena: Arena, patch: Patch, device: torch.device) -> Iterator[WeightSlice]:
+    """A patch cut up by the places of the arena, in their order; places that it does not change are left out. device:
+    where the pieces are to be."""
     for segment in patch.segments:
         slots = sorted({s for s in arena.slots.values() if s.dtype == segment.dtype}, key=lambda slot: slot.offset)
         edges = torch.tensor([[slot.offset, slot.offset + slot.numel] for slot in slots])
         edges = edges.to(segment.positions.device, segment.positions.dtype)
         bounds = torch.searchsorted(segment.positions, edges).tolist()
-        change = new_values(segment, patch.value_kind).float() - segment.base.float()
+        change = (new_values(segment, patch.value_kind).float() - segment.base.float()).to(device)
+        positions = segment.positions.to(device)
         for slot, (first, last) in zip(slots, bounds, strict=True):
             if first < last:
-                local = segment.positions[first:last] - slot.offset
+                local = positions[first:last] - slot.offset
                 yield WeightSlice(slot, local, change[first:last])
 
 

@@ -15,9 +15,11 @@ from sparsehub.engine.target_modules import TargetModule, TargetModules
 def address_tables(targets: TargetModules, adapters: Sequence[AdapterWeights | None]) -> Tensor:
     """[targets, slots, ADDRESSES] int64 on the device: where the change of every target is for every slot; on an int8
     base a last one says where its own weights are, for programs."""
-    base, weights = targets.base_addresses() if None in adapters else None, targets.int8_addresses()
+    base = targets.base_addresses() if None in adapters else None
     each: list[Any] = [base if a is None else a.table for a in adapters]
-    tables: Tensor = torch.stack(each if weights is None else [*each, weights], dim=1)
+    if targets.int8 is not None:
+        each.append(targets.int8.addresses(len(targets.targets)))
+    tables: Tensor = torch.stack(each, dim=1)
     return tables.to(targets.device)
 
 

@@ -14,7 +14,7 @@ from sparsehub.backbone import Backbone, reload
 from sparsehub.engine.fair_lock import FairLock
 from sparsehub.engine.int8_matrix import Int8Digests
 from sparsehub.engine.integrity import IntegrityChecker, TensorDigests, same_bits
-from sparsehub.engine.integrity_round import BACKBONE, Damage, IntegrityRound, WatchedTasks
+from sparsehub.engine.integrity_round import BACKBONE, Damage, IntegrityRound, WatchedCopies, WatchedTasks
 from sparsehub.engine.resident import BASE, POSITIONS, Resident
 from sparsehub.engine.state_cache import StateCache
 from sparsehub.engine.swap import Swap
@@ -41,6 +41,7 @@ class ArenaManager:
         self.checks = self.failures = self.repairs = 0  # integrity checks, for metrics
         self._backbone = backbone
         self._targets: TargetModules | None = None
+        self._proved: tuple[WatchedCopies, ...] = ()  # what is looked at before every load
         self._states: StateCache | None = None
         self._checker = IntegrityChecker(backbone.arena)
         buffers = TensorDigests(("a module's buffer", buffer) for buffer in backbone.whole.buffers())
@@ -53,9 +54,13 @@ class ArenaManager:
         """Look at what mixed batches have copied of the arena, and at these tasks, too; forget kept states where the
         weights that they were computed with are damaged. Called once, by `Engine`."""
         self._targets, self._round.tasks, self._states = targets, tasks, states
-        self._round.copies.append(TensorDigests(("a norm's copy", copy) for copy in targets.copies))
+        copies: list[WatchedCopies] = [TensorDigests(("a norm's copy", copy) for copy in targets.copies)]
         if targets.int8 is not None:
-            self._round.copies.append(Int8Digests(targets.int8))
+            copies.append(Int8Digests(targets.int8))
+        self._proved = tuple(copies)
+        if targets.packed is not None:
+            copies.append(TensorDigests(targets.packed.tensors))
+        self._round.copies += copies
 
     @property
     def bound_seconds(self) -> float:
@@ -99,7 +104,7 @@ class ArenaManager:
     def prove_copies(self) -> None:
         """See that what mixed batches have copied of the arena is right, before a task is made ready with it."""
         with self.lock:
-            damaged = next((d.first_damaged() for d in self._round.copies[1:] if d.first_damaged()), None)
+            damaged = next((found for its in self._proved if (found := its.first_damaged())), None)
             if damaged is not None and self.swap.healthy:
                 self._mend(Damage(damaged))
 

@@ -53,8 +53,8 @@ class BatchPlanner:
 
     @property
     def only_mixed(self) -> bool:
-        """Whether every batch runs mixed, whatever the mode: nothing writes the weights of an int8 base."""
-        return self._targets.int8 is not None
+        """Whether every batch runs mixed, whatever the mode: nothing writes quantised weights."""
+        return self._targets.quantised is not None
 
     @functools.cached_property
     def costs(self) -> CostModel:

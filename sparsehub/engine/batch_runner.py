@@ -78,7 +78,7 @@ class BatchRunner:
         """
         if mode == TRUNK and trunk is not None:
             return self._run_trunk(groups, trunk, clock)
-        if mode == MIXED or self._targets.int8 is not None:
+        if mode == MIXED or self._targets.quantised is not None:
             return self._run_mixed(groups, clock)
         return [self._run_alone(rows, clock) for rows in groups]
 

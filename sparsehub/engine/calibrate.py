@@ -11,6 +11,7 @@ import torch
 from sparsehub.backbone import Backbone
 from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
+from sparsehub.engine.base_weights import on_base
 from sparsehub.engine.cost_model import CalibrationPoints, RowGroup, padded_tokens, work_of
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import TargetModules, sample_batch
@@ -34,14 +35,14 @@ def measure_points(backbone: Backbone, targets: TargetModules, max_tokens: int) 
     which `CALIBRATION_SECONDS` leave no time are left out, but for the few that the model cannot do without.
     """
     end = time.monotonic() + CALIBRATION_SECONDS
-    forward = _forward_points(backbone, max_tokens)
+    forward = _forward_points(backbone, targets, max_tokens)
     patches = [_random_patch(backbone, targets, share) for share in (1.0, 0.1)]
     switch = [(patch.nnz, _switch_seconds(backbone, patch)) for patch in patches]
     batches = _batches_until(end, forward)
     return CalibrationPoints(forward, switch, _sparse_points(backbone, targets, patches, batches, max_tokens))
 
 
-def _forward_points(backbone: Backbone, max_tokens: int) -> list[tuple[int, float]]:
+def _forward_points(backbone: Backbone, targets: TargetModules, max_tokens: int) -> list[tuple[int, float]]:
     """(tokens, seconds) of plain forwards, both rising: two at least, others while there is time and they are short."""
     end = time.monotonic() + FORWARD_SECONDS
     points: list[tuple[int, float]] = []
@@ -49,7 +50,7 @@ def _forward_points(backbone: Backbone, max_tokens: int) -> list[tuple[int, floa
         tokens = rows * length
         if len(points) > 1 and (time.monotonic() > end or _expected(points, tokens) > FORWARD_SECONDS):
             break
-        points.append((tokens, _forward_seconds(backbone, rows, min(length, max_tokens))))
+        points.append((tokens, _forward_seconds(backbone, targets, rows, min(length, max_tokens))))
     return _rising(points)
 
 
@@ -111,7 +112,8 @@ def _extra_seconds(
             backbone.module(**batch)
 
     def plain() -> None:
-        backbone.module(**batch)
+        with on_base(targets, bounds[-1][2]):
+            backbone.module(**batch)
 
     pairs: list[tuple[float, float]] = []
     while len(pairs) < REPEATS and not (pairs and sum(pairs[-1]) > LONG):
@@ -119,9 +121,10 @@ def _extra_seconds(
     return max(0.0, min(m for m, _ in pairs) - min(p for _, p in pairs))
 
 
-def _forward_seconds(backbone: Backbone, rows: int, length: int) -> float:
+def _forward_seconds(backbone: Backbone, targets: TargetModules, rows: int, length: int) -> float:
     batch = sample_batch(backbone, rows, length)
-    return _best_seconds(backbone, lambda: backbone.module(**batch))
+    with on_base(targets, rows):
+        return _best_seconds(backbone, lambda: backbone.module(**batch))
 
 
 def _switch_seconds(backbone: Backbone, patch: Patch) -> float:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from sparsehub.backbone import Backbone
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.arena_manager import ArenaManager
+from sparsehub.engine.base_weights import FLOAT, prepared_targets
 from sparsehub.engine.batch_planner import AUTO, BatchPlanner, check_mode
 from sparsehub.engine.batch_runner import BatchRunner
 from sparsehub.engine.compiled.background import OFF, BackgroundCompiler
@@ -20,7 +21,6 @@ from sparsehub.engine.generation.generator import Generator
 from sparsehub.engine.generation.request import Generation, PreparedGeneration, Sampling, TextListener
 from sparsehub.engine.health import EngineHealth
 from sparsehub.engine.input_processor import InputProcessor, KnownRows
-from sparsehub.engine.int8 import FLOAT, prepared_targets
 from sparsehub.engine.lane_policy import LanePolicy
 from sparsehub.engine.many_tasks import ask_many
 from sparsehub.engine.model_loop import ModelLoop
@@ -51,7 +51,8 @@ class Engine(ServedTasks):
     limits: of queue and batch; observer: told of every batch; budgets: memory for tasks; mode: how batches run, `auto`,
     `swap`, `mixed` or `trunk` where possible; check_seconds: between two looks at the weights, 0 for none;
     compile_mode: whether `start` has passes compiled, `auto`, `on` or `off` (`compiler.join` waits for them); weights:
-    `float`, or `int8`, on which tasks that were trained on float ones run where `allow_quantised` says so.
+    `float`, or `int8`, `fp8` or `nf4`, on which tasks that were trained on float ones run where `allow_quantised` says
+    so; on a GPU the backbone's arena moves to host memory then.
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class Engine(ServedTasks):
         self.backbone = backbone
         self.tokenizer = load_tokenizer(backbone.checkpoint)
         self.tasks = TaskRegistry()
+        targets = prepared_targets(backbone, weights, allow_quantised)
         self.arena = ArenaManager(backbone, check_seconds)
         budgets = budgets or Budgets()
-        targets = prepared_targets(backbone, weights, allow_quantised)
         self._targets = targets = with_resuming(backbone, targets) if budgets.state_bytes else targets
         self.states = StateCache(backbone, budgets.state_bytes, left=self.tokenizer.padding_side == "left")
         self._loader = TaskLoader(backbone, targets, self.arena, self.tokenizer.pad_token_id)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsehub import kernels
 from sparsehub.engine.checksum import checksum
-from sparsehub.kernels.sparse import Addresses
+from sparsehub.kernels.sparse import ADDRESSES, NOTHING, Addresses
 
 
 class QuantisedInput:
@@ -76,6 +76,17 @@ class Int8Base:
     matrices: Mapping[int, Int8Matrix]  # by target index
     allowed: bool
     gelus: Sequence[nn.Module] = ()  # those that compute the exact GELU, which runs by our own kernel
+    weights: str = "int8"  # as `PackedBase` says it
+
+    def addresses(self, count: int) -> Tensor:
+        """[count, ADDRESSES] int64 in host memory: where the weights of so many targets are, by their indices."""
+        rows = [self.matrices[i].addresses if i in self.matrices else NOTHING for i in range(count)]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, ADDRESSES)
+
+    def copy_again(self) -> None:
+        """Round the float weights once more. The arena holds the base weights."""
+        for matrix in self.matrices.values():
+            matrix.pack()
 
 
 class Int8Digests:

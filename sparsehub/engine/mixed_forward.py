@@ -61,8 +61,8 @@ class MixedBatch:
     """One mixed pass: which rows are which task's, and what each task changes. `BatchRunner` makes one per batch,
     generation's `Packer` one per kind of step.
 
-    adapters: by slot, None for a task (or the plain backbone) that changes nothing, but not all None (on an int8 base
-    they may be); bounds: (slot, first row, row after the last), in order, without gaps; packed: the rows are the
+    adapters: by slot, None for a task (or the plain backbone) that changes nothing, but not all None (on a quantised
+    base they may be); bounds: (slot, first row, row after the last), in order, without gaps; packed: the rows are the
     tokens of one long sequence [1, rows, width], not sequences; outputs: as `bounds`, of the rows that reach the
     output layer where those are fewer; readers: further targets that have a forward here, since they may read what
     rows share.
@@ -164,8 +164,8 @@ class MixedBatch:
         self.tables()
         self._touched = set().union(*(adapter.parts for adapter in self.adapters if adapter is not None))
         own = {*self._touched, *self._readers}
-        if self.targets.int8 is not None:
-            own |= self.targets.int8.matrices.keys()
+        if self.targets.quantised is not None:
+            own |= self.targets.quantised.matrices.keys()
         targets = [self.targets.targets[index] for index in own]
         forwards: dict[nn.Module, Any] = {t.module: functools.partial(_FORWARDS[t.kind], self, t) for t in targets}
         if self.targets.int8 is not None:
@@ -197,6 +197,8 @@ def _linear(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
 def _outputs_of(batch: MixedBatch, targets: Sequence[TargetModule], x: Tensor) -> list[Tensor]:
     """The outputs of linear targets that read one input. Where it is made of other rows, their base products are
     handed out, and only each task's own part is computed for all rows."""
+    if batch.targets.packed is not None:
+        return [_packed_output(batch, target, x) for target in targets]
     if (made := batch.shared(x)) is not None:
         return _outputs_of_shared(batch, targets, x, *made)
     maps = [kernels.Map(*target.matrix, batch.changes(target)) for target in targets]
@@ -227,6 +229,18 @@ def _int8_outputs(
         return [matrix.product(given) for matrix in matrices]
     maps = [matrix.with_changes(batch.changes(each)) for matrix, each in zip(matrices, targets, strict=True)]
     return kernels.int8_linear(given.whole, given.rows, maps, batch.segments(_tokens(x)))
+
+
+def _packed_output(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor:
+    """The output of one target on a packed base: the product by a library, and what the tasks change in float."""
+    assert batch.targets.packed is not None
+    matrix, segments = batch.targets.packed.matrices.get(target.index), batch.segments(_tokens(x))
+    if matrix is None:
+        return kernels.linear(x.contiguous(), [kernels.Map(*target.matrix, batch.changes(target))], segments)[0]
+    y = matrix(x)
+    if batch.touches(target):
+        kernels.sparse_linear_(y, x.contiguous(), segments, batch.changes(target))
+    return y
 
 
 def _norm_of_shared(batch: MixedBatch, target: TargetModule, x: Tensor) -> Tensor | None:

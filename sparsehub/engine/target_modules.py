@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparsehub.backbone import Arena, Backbone, Slot
 from sparsehub.engine.int8_matrix import Int8Base
 from sparsehub.engine.layer_stack import BEFORE, LayerStack
+from sparsehub.engine.packed_matrix import PackedBase
 from sparsehub.kernels import ScaleShift
 from sparsehub.kernels.sparse import ADDRESSES, NOTHING
 
@@ -46,6 +47,10 @@ class TargetModule:
         module: Any = self.module
         return module.weight.t() if self.kind == LINEAR else module.weight, module.bias
 
+    def forget_matrix(self) -> None:
+        """Look at the module anew: its weight has other memory."""
+        vars(self).pop("matrix", None)
+
 
 @dataclass(frozen=True)
 class TargetModules:
@@ -59,7 +64,14 @@ class TargetModules:
     # the layers through which rows of one text may run once for several tasks; None where that was not proved, and why
     layers: LayerStack | None = None
     why_no_trunk: str | None = None
-    int8: Int8Base | None = None  # weights of 8 bits that mixed batches multiply by; then no row runs in another way
+    # Quantised weights that mixed batches multiply by, of our own or a library's; then no row runs in another way.
+    int8: Int8Base | None = None
+    packed: PackedBase | None = None
+
+    @property
+    def quantised(self) -> Int8Base | PackedBase | None:
+        """The quantised weights, where there are any."""
+        return self.packed if self.int8 is None else self.int8
 
     @cached_property
     def sharing(self) -> frozenset[int]:
@@ -88,6 +100,8 @@ class TargetModules:
     @torch.no_grad()
     def copy_again(self) -> None:
         """Copy the arena again, into the same memory, after the copies were damaged. It holds the base weights."""
+        if self.quantised is not None:
+            self.quantised.copy_again()  # first: norms are read from it
         for target in self.targets:
             if target.base is not None:
                 if target.neutral is not None:
@@ -95,21 +109,11 @@ class TargetModules:
                 fresh = _scale_shift(target.module, target.neutral)
                 for mine, right in zip(target.base.tensors, fresh.tensors, strict=True):
                     mine.copy_(right)
-        for matrix in self.int8.matrices.values() if self.int8 is not None else ():
-            matrix.pack()
 
     def base_addresses(self) -> Tensor:
         """[targets, ADDRESSES] int64 in host memory: the address table of a task that changes nothing. A norm always
         has a scale."""
         rows = [NOTHING if target.base is None else target.base.addresses for target in self.targets]
-        return torch.tensor(rows, dtype=torch.int64).view(-1, ADDRESSES)
-
-    def int8_addresses(self) -> Tensor | None:
-        """[targets, ADDRESSES] int64 in host memory: where the weights of an int8 base are; None of another."""
-        if self.int8 is None:
-            return None
-        matrices = self.int8.matrices
-        rows = [matrices[t.index].addresses if t.index in matrices else NOTHING for t in self.targets]
         return torch.tensor(rows, dtype=torch.int64).view(-1, ADDRESSES)
 
     def first_changed(self, touched: Collection[int]) -> int:

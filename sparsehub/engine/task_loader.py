@@ -65,7 +65,7 @@ class TaskLoader:
     def lay_out(self, package: Package) -> HostTask:
         """A package in host memory, laid out for this backbone; raises `BackboneMismatchError` or `DeltaError`."""
         check_backbone(package.manifest, self._backbone)
-        self._refuse_int8(package)
+        self._refuse_quantised(package)
         layout = lay_out(self._backbone.arena, package.delta)
         slots = {self._backbone.arena.slots[name] for name in package.delta.parameters}
         info = info_of(package.manifest, package.digest, self._targets.shares_layers(slots))
@@ -76,12 +76,13 @@ class TaskLoader:
         layout = PatchLayout(pinned, layout.value_kind)
         return HostTask(info, layout, head, host_digests(layout, head))
 
-    def _refuse_int8(self, package: Package) -> None:
-        """Raises `BackboneMismatchError` for an int8 base that tasks trained on its float weights may not run on."""
-        if self._targets.int8 is not None and not self._targets.int8.allowed:
+    def _refuse_quantised(self, package: Package) -> None:
+        """Raises `BackboneMismatchError` for quantised weights that tasks trained on the float ones may not run on."""
+        base = self._targets.quantised
+        if base is not None and not base.allowed:
             raise BackboneMismatchError(
                 f"{package.manifest.name} was trained on the backbone's float weights",
-                found="int8 weights",
+                found=f"{base.weights} weights",
                 fix="measure what it loses, then allow it with --allow-quantised, or serve with --weights float",
             )
 
@@ -97,8 +98,10 @@ class TaskLoader:
             self._arena.prove_copies()
             made = make_adapter_weights(self._targets, backbone.arena, patch)
             adapter, why_swap = (None, made) if isinstance(made, str) else (made, None)
-            if self._targets.int8 is not None and adapter is None:
-                raise BackboneMismatchError(f"{host.info.reference} cannot run on int8 weights", found=why_swap)
+            if (base := self._targets.quantised) is not None and adapter is None:
+                raise BackboneMismatchError(
+                    f"{host.info.reference} cannot run on {base.weights} weights", found=why_swap
+                )
             why_unshared = _why_unshared(self._targets, adapter, why_swap)
             digests = device_digests(patch, adapter, head)
             return Resident(host.info, patch, adapter, why_swap, head, digests, why_unshared)

@@ -16,7 +16,7 @@ from sparsehub.api.evaluate import quantised_record
 from sparsehub.api.quantised import quantised_outputs
 from sparsehub.backbone import open_checkpoint
 from sparsehub.cli.evaluate import QUANTISED_WEIGHTS
-from sparsehub.engine.int8 import FLOAT, WEIGHTS
+from sparsehub.engine.base_weights import FLOAT, WEIGHTS
 from sparsehub.errors import UsageError
 from sparsehub.package import read_manifest, read_package
 from sparsehub.package.card import render_card

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone, load_backbone
 from sparsehub.engine.adapter_weights import AdapterWeights
+from sparsehub.engine.base_weights import prepared_targets
 from sparsehub.engine.compiled.mixed_graph import MixedGraph, why_no_graph
 from sparsehub.engine.compiled.mixed_pass import MixedPass, arguments_of
 from sparsehub.engine.compiled.plain_pass import CompiledPass
 from sparsehub.engine.compiled.program_files import ARGUMENTS
 from sparsehub.engine.compiled.proof import compare, compare_changed, trial_tasks
 from sparsehub.engine.cost_model import MIXED, CalibrationPoints, CompiledCurve, CostModel, RowGroup
-from sparsehub.engine.int8 import int8_linears, prepared_targets
+from sparsehub.engine.int8 import int8_linears
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import RMS_NORM, TargetModules, find_target_modules, sample_batch
 from sparsehub.errors import EngineError

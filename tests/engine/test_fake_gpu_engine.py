@@ -23,13 +23,16 @@ from sparsehub.engine.batch_runner import Clock
 from sparsehub.engine.cost_model import MIXED
 from sparsehub.engine.layer_stack import LayerStack
 from sparsehub.engine.model_loop import ModelLoop
+from sparsehub.engine.packed_matrix import PACKERS
 from sparsehub.engine.resident import HostTask, Resident
 from sparsehub.engine.target_modules import TargetModules
+from sparsehub.kernels import native
 from sparsehub.package.encoding import encode
 from sparsehub.package.outputs import Prediction
 from sparsehub.package.task_spec import HeadSpec
 from tests.support.fake_gpu import FakeGpu, fake_gpu, is_pinned, on_gpu
 from tests.support.fake_streams import GPU
+from tests.support.packed_weights import PlainWeight
 from tests.support.tiny_tasks import TinyTasks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the benchmarks and tests run on it")
@@ -298,3 +301,46 @@ def generate(running: Running, *names: str | None) -> set[str]:
     assert all(1 <= len(generation.result(0).tokens) <= 3 for generation in asked)
     assert generator.usage().pages == 0
     return set(running.gpu.launched)
+
+
+@pytest.fixture(params=["plain", "int8", "fp8", "nf4"])
+def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Kinds of packed weights: one that needs no library, under the name of another, and those that are there."""
+    monkeypatch.setattr(native, "takes", lambda arena: False)  # the arena in host memory has no bytes either
+    if request.param == "plain":
+        monkeypatch.setitem(PACKERS, "fp8", PlainWeight)
+        return "fp8"
+    pytest.importorskip("bitsandbytes" if request.param == "nf4" else "torchao")
+    return str(request.param)
+
+
+def is_split(running: Running) -> bool:
+    """Whether the arena is in host memory, and what is computed with on the GPU."""
+    engine = running.engine
+    base, places = engine._targets.packed, {parameter.device for parameter in engine.backbone.parameters.values()}
+    assert base is not None and base.matrices and base.copies
+    places |= {tensor.device for _, tensor in base.tensors}
+    return engine.backbone.arena.device.type == "cpu" and places == {GPU}
+
+
+def test_rows_run_on_packed_weights(packed: str, tiny_tasks: TinyTasks) -> None:
+    packages = [tiny_tasks.read(f"packed-{i}", head=head, seed=i) for i, head in enumerate((None, linear()))]
+    with started(tiny_tasks.folder, packages, weights=packed, allow_quantised=True) as running:
+        asked = [running.engine.classify(package.manifest.name, TEXTS) for package in packages]
+        running.finish([*asked, running.engine.embed(None, TEXTS)])
+        running.finish([running.engine.embed(None, TEXTS)])
+        assert is_split(running) and running.engine.arena.check_all() and running.engine.arena.failures == 0
+        handle = running.engine._residency.handle(packages[0].digest)
+        assert handle is not None and handle.resident is not None and handle.resident.adapter is not None
+        parts = handle.resident.adapter.parts.values()
+        assert {tensor.device for part in parts for tensor in part.tensors} == {GPU}
+
+
+def test_texts_are_generated_on_packed_weights(packed: str, speakers: TinyTasks) -> None:
+    packages = [speakers.read(f"speaker{i}", "text-generation", seed=i) for i in range(2)]
+    limits = GenerationLimits(cache_tokens=512, batch_tokens=16)
+    options: dict[str, Any] = {"weights": packed, "allow_quantised": True}
+    with started(speakers.folder, packages, generation=limits, **options) as running:
+        assert "_sparse_lookup" in generate(running, "speaker0", "speaker1", None)
+        assert "_sparse_lookup" in generate(running, "speaker1")
+        assert not generate(running, None) and is_split(running), "the plain backbone adds nothing"

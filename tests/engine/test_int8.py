@@ -13,9 +13,11 @@ from torch import nn
 from sparsehub import Engine
 from sparsehub.backbone import load_backbone
 from sparsehub.engine.int8_matrix import Int8Matrix
+from sparsehub.engine.packed_matrix import PACKERS
 from sparsehub.errors import BackboneMismatchError, UsageError
 from sparsehub.kernels import quantise_rows
 from tests.support.int8_ways import INT8_WAYS, in_use
+from tests.support.packed_weights import PlainWeight
 from tests.support.tiny_tasks import TinyTasks
 
 TEXTS = ["one two three", "four", "five six seven eight nine ten", "two two"]
@@ -111,8 +113,10 @@ def test_damage_of_the_int8_weights_is_found_and_mended(tiny_checkpoint: Any, ca
     assert torch.equal(vectors(engine, None, TEXTS), before)
 
 
-def test_what_int8_is_not_for_is_refused(tiny_checkpoint: Any) -> None:
-    with pytest.raises(UsageError, match="int8 weights are for a CPU and dtype float32; found: bfloat16 on cpu"):
-        Engine(load_backbone(str(tiny_checkpoint("bert")), dtype="bfloat16"), weights="int8")
-    with pytest.raises(UsageError, match="unknown kind of weights"):
+def test_what_our_int8_is_not_for_is_packed_by_a_library(tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKERS, "int8", PlainWeight)
+    engine = Engine(load_backbone(str(tiny_checkpoint("bert")), dtype="bfloat16"), weights="int8", check_seconds=0)
+    assert engine._targets.int8 is None and engine._targets.packed is not None
+    assert vectors(engine, None, TEXTS).isfinite().all()
+    with pytest.raises(UsageError, match="unknown kind of weights; found: int4; expected: float, int8, fp8, nf4"):
         Engine(load_backbone(str(tiny_checkpoint("bert"))), weights="int4")

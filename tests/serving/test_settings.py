@@ -91,10 +91,10 @@ def test_what_makes_no_sense_is_named_by_its_variable(variables: dict[str, str],
 
 def test_the_names_of_modes_and_dtypes_are_the_engines_own() -> None:
     from sparsehub.backbone.backbone import _DTYPES
-    from sparsehub.engine import int8
+    from sparsehub.engine import base_weights
     from sparsehub.engine.batch_planner import MODES
     from sparsehub.engine.compiled import background
 
-    assert set(WEIGHTS) == set(int8.WEIGHTS)
+    assert set(WEIGHTS) == set(base_weights.WEIGHTS)
     assert set(COMPILE_MODES) == set(background.COMPILE_MODES)
     assert set(DTYPES) == set(_DTYPES) and set(BATCH_MODES) == set(MODES)

@@ -86,6 +86,8 @@ class BackgroundCompiler:
         backbone = self._backbone
         if backbone.device.type != "cpu" or {b.dtype for b in backbone.arena.buffers.values()} != {torch.float32}:
             return "only those in float32 on a CPU are compiled"
+        if self._targets.packed is not None:
+            return f"those on {self._targets.packed.weights} weights are not compiled"
         if unknown := set(self._inputs) - set(_INPUTS):
             return f"its tokenizer gives {', '.join(sorted(unknown))}"
         if self._mode == AUTO and not (backbone.arena.numel >= SMALLEST and backbone.arena.nbytes <= LARGEST):

@@ -18,7 +18,7 @@ from sparsehub.engine.generation.request import PreparedGeneration, Sampling
 from sparsehub.engine.input_bounds import check_prompt
 from sparsehub.engine.input_processor import check_text
 from sparsehub.engine.pending_request import AcquiredTask
-from sparsehub.errors import DataError, RequestError
+from sparsehub.errors import BackboneError, DataError, RequestError
 from sparsehub.package.chat import Conversation
 from sparsehub.package.encoding import text_ids
 from sparsehub.package.task_spec import TEXT_GENERATION
@@ -37,8 +37,14 @@ def make_generator(context: GenerationContext) -> Generator | None:
         return None
     tokenizer = load_tokenizer(backbone.checkpoint)
     batcher = Batcher(backbone, context.limits, end_tokens(tokenizer, backbone.language_model))
-    runner = ModelRunner(context.arena, batcher, Packer(context.targets))
+    runner = ModelRunner(context.arena, batcher, Packer(context.targets), only_mixed=context.planner.only_mixed)
     if not mixes_well(runner, context):
+        if (base := context.targets.quantised) is not None:
+            raise BackboneError(
+                f"{backbone.checkpoint.id} cannot generate text on {base.weights} weights",
+                found="its mixed steps are not proved to be right",
+                fix="give generation a larger cache, or serve with --weights float",
+            )
         context = dataclasses.replace(context, lanes=dataclasses.replace(context.lanes, mixes=False))
     runner.rest()
     context.arena.release_active()

@@ -21,10 +21,10 @@ NextTokens = list[tuple[Generation, int | None, SampledToken | None]]
 
 class ModelRunner:
     """Runs the steps of a `Generator`. It holds the arena's lock for the time of a step; between two of them the model
-    loop may use the model."""
+    loop may use the model. only_mixed: whether no step runs with a task's weights in place, as on quantised ones."""
 
-    def __init__(self, arena: ArenaManager, batcher: Batcher, packer: Packer):
-        self.batcher = batcher
+    def __init__(self, arena: ArenaManager, batcher: Batcher, packer: Packer, *, only_mixed: bool):
+        self.batcher, self._only_mixed = batcher, only_mixed
         self._arena, self._packer = arena, packer
         self._failures = arena.failures  # damage that was found before what runs now was begun
 
@@ -59,7 +59,7 @@ class ModelRunner:
         self._failures = self._arena.failures
 
     def _run(self, parts: Sequence[PackedSpan], mode: str) -> NextTokens:
-        alone = len({part.generation.digest for part in parts}) == 1
+        alone = len({part.generation.digest for part in parts}) == 1 and not self._only_mixed
         if alone and not (mode == MIXED and parts[0].adapter is not None):
             self._arena.swap.to(_patch_of(parts[0]))
             return self.batcher.run(parts)

@@ -36,7 +36,8 @@ class Packer:
         self._last: tuple[tuple[object, ...], MixedBatch] | None = None
 
     def pack(self, parts: Sequence[PackedSpan]) -> MixedBatch:
-        """The mixed batch of a step. parts: in the order of their tokens; at least one of them has an adapter."""
+        """The mixed batch of a step. parts: in the order of their tokens; one of them has an adapter, but on quantised
+        weights none need have."""
         key = tuple((part.generation.id, part.tokens, part.is_sampled) for part in parts)
         if self._last is None or self._last[0] != key:
             self._last = (key, _mixed(self._targets, parts))
