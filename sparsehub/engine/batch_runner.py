@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsehub.backbone import Backbone
 from sparsehub.engine.batch_rows import BatchRows
+from sparsehub.engine.compiled.layer_programs import LayerPasses
 from sparsehub.engine.compiled.mixed_pass import MixedPass
 from sparsehub.engine.compiled.plain_pass import PlainPass
 from sparsehub.engine.cost_model import MIXED, TRUNK
@@ -59,12 +60,14 @@ class BatchRunner:
         backbone: Backbone,
         plain: PlainPass,
         mixed: MixedPass,
+        layers: LayerPasses,
         targets: TargetModules,
         swap: Swap,
         tokenizer: Any,
         states: StateCache,
     ):
         self._backbone, self._plain, self._mixed, self._targets, self._swap = backbone, plain, mixed, targets, swap
+        self._layers = layers
         self._tokenizer, self._states = tokenizer, states
         self._pooled = HeadSpec(NONE, pooling_of(backbone.checkpoint.folder), normalize=True)  # where no task says
 
@@ -132,7 +135,7 @@ class BatchRunner:
         first = torch.tensor([plan.first_row[text] for text in plan.stages[-1].texts], device=self._backbone.device)
         reads = self._one_token(groups, inputs["attention_mask"][first])
         kept = TextStates(self._states, plan) if trunk.resumes else None
-        with TrunkPass(self._targets, plan, adapters, reads, kept).on_model():
+        with TrunkPass(self._targets, plan, adapters, reads, kept, passes=self._layers).on_model():
             outputs = self._backbone.module(**inputs)
         if kept is not None:
             kept.keep()

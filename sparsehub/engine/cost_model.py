@@ -1,6 +1,6 @@
 """The cost model: how long a batch will take in each way of running it.
 
-    forward(tokens)    a curve through measured points; times what a compiled pass takes of it, but in a trunk
+    forward(tokens)    a curve through measured points; times what a compiled pass, or layer of a trunk, takes of it
     switch(entries)  = a + b entries
     sparse part      = c + d tokens + e sum over tasks of entries * ceil(tokens / 16)
     trunk            = sum over stages of their share of the layers * forward(tokens), and the branches' sparse parts
@@ -55,8 +55,8 @@ class CalibrationPoints:
 
 @dataclass(frozen=True)
 class CompiledCurve:
-    """What compiled passes take beside eager ones, measured; `CostModel` predicts by it, `PlainPass` and
-    `MixedPass` choose."""
+    """What compiled passes take beside eager ones, measured; `CostModel` predicts by it, `PlainPass`,
+    `MixedPass` and `LayerPasses` choose."""
 
     points: Sequence[tuple[int, float]] = ()  # (tokens, compiled / eager seconds), tokens rising
     always: bool = False  # compiled wherever it can be, and not only where it was faster
@@ -87,6 +87,8 @@ class CostModel:
     ratios: dict[str, float] = field(default_factory=lambda: dict.fromkeys((PLAIN, SWAP, MIXED, GROUPED, TRUNK), 1.0))
     compiled: CompiledCurve = CompiledCurve()  # of passes that are not mixed; nothing runs compiled at first
     compiled_mixed: CompiledCurve = CompiledCurve()  # of those that are
+    compiled_trunk: CompiledCurve = CompiledCurve()  # of layers of a trunk
+    compiled_branches: CompiledCurve = CompiledCurve()  # of those of its branches
 
     def __post_init__(self) -> None:
         entries = [p[0] for p in self.points.switch]
@@ -142,7 +144,10 @@ class CostModel:
         """Predicted seconds of the forwards, and of what comes on top: switches, or sparse parts."""
         if mode == TRUNK:
             assert trunk is not None  # where this way is open, its sizes are known
-            return sum(share * self.forward(tokens) for share, tokens in trunk.stages), self.sparse(trunk.branches)
+            curves = itertools.chain([self.compiled_trunk], itertools.repeat(self.compiled_branches))
+            stages = zip(trunk.stages, curves, strict=False)
+            plain = sum(share * self.forward(tokens) * curve.ratio(tokens) for (share, tokens), curve in stages)
+            return plain, self.sparse(trunk.branches)
         if mode == MIXED:
             tokens = padded_tokens(groups)
             return self.forward(tokens) * self.compiled_mixed.ratio(tokens), self.sparse(groups)

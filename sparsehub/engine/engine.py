@@ -87,7 +87,7 @@ class Engine(ServedTasks):
         lanes = LanePolicy(self._residency, self._planner, bool(targets.uses), targets.layers)
         self._scheduler = Scheduler(limits or Limits(), lanes, self._planner)
         self.compiler = BackgroundCompiler(backbone, targets, self.arena, self._planner, self.tokenizer, compile_mode)
-        passes = self.compiler.plain, self.compiler.mixed
+        passes = self.compiler.plain, self.compiler.mixed, self.compiler.layers
         runner = BatchRunner(backbone, *passes, targets, self.arena.swap, self.tokenizer, self.states)
         self._loop = ModelLoop(self.arena, self._scheduler, self._planner, runner, observer)
         self._residency.add_listener(self._loop)

@@ -1,8 +1,8 @@
 """Trunk and branches: one pass in which rows of one text run once up to the first layer that a task of theirs changes.
 
 There the layer's input is handed to a row for each task, which from then on runs as in a mixed batch. For the time of
-the pass the layers from the first branch point on have a forward of their own; before and after it nothing is on the
-model.
+the pass the layers from the first branch point on (all of them, where they may run compiled) have a forward of their
+own; before and after it nothing is on the model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from sparsehub.engine.adapter_weights import AdapterWeights
+from sparsehub.engine.compiled.layer_programs import LayerPasses
 from sparsehub.engine.layer_stack import LayerStack, Path
 from sparsehub.engine.mixed_forward import MixedBatch, RowGroups
 from sparsehub.engine.module_forwards import with_forwards
 from sparsehub.engine.one_token import OneToken
 from sparsehub.engine.state_cache import TextStates
 from sparsehub.engine.target_modules import TargetModules
-from sparsehub.engine.trunk_plan import Stage, TrunkPlan
+from sparsehub.engine.trunk_plan import TRUNK_SLOT, Stage, TrunkPlan
 from sparsehub.errors import EngineError
 
 # Tokens of branches that go through a layer together on a CPU. What a layer makes of them then stays in the caches.
@@ -46,7 +47,7 @@ class TrunkPass:
 
     adapters: of the plan's slots from 1 on, in order; reads: which token of each of the last stage's rows is read,
     where it is one; kept: the texts whose states are known; together: tokens of branches that go through a layer
-    together, as far as a layer keeps nothing.
+    together, as far as a layer keeps nothing; passes: that may have layers compiled.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class TrunkPass:
         reads: OneToken | None = None,
         kept: TextStates | None = None,
         together: int = TOGETHER,
+        passes: LayerPasses | None = None,
     ):
         assert targets.layers is not None  # or no plan would have been made
         self._layers: LayerStack = targets.layers
@@ -65,7 +67,7 @@ class TrunkPass:
         readers = {index for first in self._stages for index in self._layers.readers[first]}
         bounds = plan.stages[0].bounds
         self._mixed = MixedBatch(targets, [None, *adapters], bounds, readers=readers) if adapters else None
-        self._reads, self._kept = reads, kept
+        self._reads, self._kept, self._passes = reads, kept, passes
         self._stage, self._first_rows = plan.stages[0], plan.stages[0].rows
         if kept is not None and kept.known:
             self._stages[0] = _of_rows(plan.stages[0], kept.missing)
@@ -79,7 +81,8 @@ class TrunkPass:
     @contextmanager
     def on_model(self) -> Iterator[None]:
         """Inside, the backbone's module runs this pass."""
-        branching = range(min(self._stages), len(self._layers.modules)) if self._stages else range(0)
+        first = 0 if self._passes is not None and self._passes.compiled is not None else min(self._stages, default=0)
+        branching = range(first, len(self._layers.modules)) if self._stages else range(0)
         with ExitStack() as stack:
             if self._mixed is not None:
                 stack.enter_context(self._mixed.on_model())
@@ -92,6 +95,8 @@ class TrunkPass:
     def _layer(self, index: int, *args: Any, **kwargs: Any) -> Any:
         """A layer's forward: at a branch point with more rows than it was called with."""
         begins = index in self._stages
+        if not begins and self._whole is None and self._stage.rows:  # before the first branch point
+            return self._forward(index, args, kwargs)
         if begins:
             self._begin(self._stages[index], self._layers.hidden_of(args, kwargs))
         if not self._stage.rows:  # all states at the first branch point are known
@@ -121,6 +126,16 @@ class TrunkPass:
         args, kwargs = (self._with_rows(given, (), part, begins) for given in (args, kwargs))
         if self._reads is not None and index == len(self._layers.modules) - 1:
             return self._reads.of_rows(part.rows).run(*args, **kwargs)
+        return self._forward(index, args, kwargs)
+
+    def _forward(self, index: int, args: Any, kwargs: Any) -> Any:
+        """What a layer gives for the rows that it is called with: compiled where that is faster."""
+        if self._passes is not None and self._mixed is not None:
+            made_of = self._mixed.shared(self._layers.hidden_of(args, kwargs))
+            branches = self._stage.rows[-1][0] != TRUNK_SLOT  # they are sorted
+            found = self._passes.output(index, args, kwargs, self._mixed, made_of, branches=branches)
+            if found is not None:
+                return found
         module = self._layers.modules[index]
         return type(module).forward(module, *args, **kwargs)
 

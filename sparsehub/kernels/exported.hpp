@@ -38,6 +38,17 @@ EXPORTED void sparsehub_sparse_linear(const float* x, int64_t in, const int64_t*
     });
 }
 
+// y[i] = product[rows[i]] + dW_t x[rows[i]] + db_t for every map. maps and blocks as above, with the address of a product
+// [., out] for that of b; rows: [tokens of the blocks], below the rows of x and of the products.
+EXPORTED void sparsehub_shared_linear(const float* x, int64_t in, const int64_t* maps, int64_t map_count,
+                                      const int64_t* blocks, int64_t count, const int64_t* rows) {
+    by_width(in, [&](auto c) {
+        sparse_linear<float, decltype(c), ROWS>(x, in, reinterpret_cast<const Map*>(maps), map_count,
+                                                reinterpret_cast<const Block*>(blocks), count, omp_get_max_threads(),
+                                                rows);
+    });
+}
+
 // y[i] = x[i] W' + b + dW_t x[i] + db_t for every map, the products in 8 bits. x: [tokens, in]; maps as above; weights:
 // [map_count, 3], where each map's packed weights, their scales and their sums are (Int8Product).
 EXPORTED void sparsehub_int8_linear(const float* x, int64_t tokens, int64_t in, const int64_t* maps,

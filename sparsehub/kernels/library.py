@@ -18,7 +18,7 @@ from sparsehub.kernels.gelu import gelu
 from sparsehub.kernels.int8 import add_product_at, quantise_rows
 from sparsehub.kernels.sparse import Changes, Map, Segments
 
-OPS = ("mixed_linear", "int8_linear", "mixed_embedding", "mixed_norm", "plain_linear", "exact_gelu")
+OPS = ("mixed_linear", "shared_linear", "int8_linear", "mixed_embedding", "mixed_norm", "plain_linear", "exact_gelu")
 
 
 @torch.library.custom_op(
@@ -51,6 +51,57 @@ def mixed_linear(
 @mixed_linear.register_fake
 def _(
     x: Tensor,
+    weights: Sequence[Tensor],
+    _biases: Sequence[Tensor],
+    _tables: Tensor,
+    _blocks: Tensor,
+    _modules: Sequence[int],
+    transposed: bool,
+) -> Tensor:
+    return x.new_empty((len(weights), *x.shape[:-1], weights[0].shape[1 if transposed else 0]))
+
+
+@torch.library.custom_op(
+    "sparsehub::shared_linear",
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor x, Tensor source, Tensor rows, Tensor[] weights, Tensor[] biases, Tensor tables, Tensor blocks, "
+    "int[] modules, bool transposed) -> Tensor",
+)
+def shared_linear(
+    x: Tensor,
+    source: Tensor,
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    tables: Tensor,
+    blocks: Tensor,
+    modules: Sequence[int],
+    transposed: bool,
+) -> Tensor:
+    """`mixed_linear` of x, each row of which is made of one of fewer: the base products are computed once for those.
+
+    x: [n, ..., in] = source[rows]; where `source` has no fewer rows than x, it is x, and `rows` is not read.
+    """
+    if len(source) >= len(x):
+        return mixed_linear(x, weights, biases, tables, blocks, modules, transposed)
+    matrices = [weight.t() if transposed else weight for weight in weights]
+    flat = source.view(-1, source.shape[-1])
+    products = [
+        torch.nn.functional.linear(flat, matrix, biases[i] if biases else None) for i, matrix in enumerate(matrices)
+    ]
+    length = len(flat) // len(source)
+    tokens = (rows[:, None] * length + torch.arange(length)).flatten()
+    changes = [_changes(tables, module) for module in modules]
+    ys = native.shared_linear(flat, tokens, products, changes, _segments(blocks))
+    return torch.stack(ys).view(len(ys), *x.shape[:-1], -1)
+
+
+@shared_linear.register_fake
+def _(
+    x: Tensor,
+    _source: Tensor,
+    _rows: Tensor,
     weights: Sequence[Tensor],
     _biases: Sequence[Tensor],
     _tables: Tensor,

@@ -56,7 +56,7 @@ def exports() -> bool:
     if module is None or module.__file__ is None:
         return False
     try:
-        return hasattr(ctypes.CDLL(module.__file__, ctypes.RTLD_GLOBAL), "sparsehub_int8_linear")
+        return hasattr(ctypes.CDLL(module.__file__, ctypes.RTLD_GLOBAL), "sparsehub_shared_linear")
     except OSError:
         return False
 

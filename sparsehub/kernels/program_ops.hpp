@@ -4,6 +4,8 @@
 
 void sparsehub_sparse_linear(const float* x, int64_t in, const int64_t* maps, int64_t map_count, const int64_t* blocks,
                              int64_t count);
+void sparsehub_shared_linear(const float* x, int64_t in, const int64_t* maps, int64_t map_count, const int64_t* blocks,
+                             int64_t count, const int64_t* rows);
 void sparsehub_int8_linear(const float* x, int64_t tokens, int64_t in, const int64_t* maps, const int64_t* weights,
                            int64_t map_count, const int64_t* blocks, int64_t count);
 int64_t sparsehub_embedding(const int64_t* ids, int64_t tokens, const float* weight, int64_t rows, float* y,
@@ -133,23 +135,66 @@ static AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x_handle, cons
     return AOTI_TORCH_SUCCESS;
 }
 
+// y from an entry on, [tokens, out] = x W + bias; w: [out, in], or [in, out] where `transposed`; bias may be absent.
+static void sparsehub_product(const SparsehubTensor& x, const SparsehubTensor& w, const AtenTensorHandle* bias,
+                              bool transposed, const SparsehubTensor& y, int64_t from) {
+    using torch::aot_inductor::RAIIAtenTensorHandle;
+    const int64_t in = x.width(), tokens = x.numel / in, out = w.sizes[transposed ? 1 : 0];
+    const float* added = bias ? SparsehubTensor(*bias).floats() : nullptr;
+    if (!transposed && sparsehub_few_rows(x.floats(), tokens, in, w.floats(), added, y.floats() + from, out, 0)) return;
+    RAIIAtenTensorHandle rows(sparsehub_matrix(x, 0, tokens, in, false));
+    RAIIAtenTensorHandle weight(sparsehub_matrix(w, 0, in, out, !transposed));
+    RAIIAtenTensorHandle own(sparsehub_matrix(y, from, tokens, out, false));
+    AOTI_TORCH_ERROR_CODE_CHECK(bias
+                                    ? aoti_torch_cpu_addmm_out(own.get(), *bias, rows.get(), weight.get(), 1.0, 1.0)
+                                    : aoti_torch_cpu_mm_out(own.get(), rows.get(), weight.get()));
+}
+
+static AOTITorchError aoti_torch_cpu_shared_linear(AtenTensorHandle x_handle, AtenTensorHandle source_handle,
+                                                   AtenTensorHandle rows_handle, const AtenTensorHandle* weights,
+                                                   int64_t count, const AtenTensorHandle* biases, int64_t biased,
+                                                   AtenTensorHandle tables, AtenTensorHandle blocks,
+                                                   const int64_t* modules, int64_t module_count, int32_t transposed,
+                                                   AtenTensorHandle* result) {
+    using torch::aot_inductor::RAIIAtenTensorHandle;
+    const SparsehubTensor x(x_handle), source(source_handle), rows(rows_handle);
+    if (source.sizes[0] >= x.sizes[0])
+        return aoti_torch_cpu_mixed_linear(x_handle, weights, count, biases, biased, tables, blocks, modules,
+                                           module_count, transposed, result);
+    const int64_t in = x.width(), tokens = x.numel / in, length = tokens / x.sizes[0];
+    const int64_t out = SparsehubTensor(weights[0]).sizes[transposed ? 1 : 0];
+    const SparsehubBatch batch(tables, blocks, tokens);
+    if (rows.numel != x.sizes[0] || source.width() != in || source.numel != source.sizes[0] * length * in)
+        throw std::runtime_error("an op of sparsehub got rows that are not made of those that it got");
+    std::vector<int64_t> origins;
+    for (int64_t i = 0; i < rows.numel; i++) {
+        const int64_t row = rows.longs()[i];
+        if (row < 0 || row >= source.sizes[0]) throw std::runtime_error("an op of sparsehub got a row of nothing");
+        for (int64_t j = 0; j < length; j++) origins.push_back(row * length + j);
+    }
+    RAIIAtenTensorHandle made(sparsehub_empty(count, x, x.ndim - 1, out));
+    RAIIAtenTensorHandle once(sparsehub_empty(count, source, source.ndim - 1, out));
+    const SparsehubTensor y(made.get()), products(once.get());
+    std::vector<int64_t> maps;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t from = i * (products.numel / count), own = i * (y.numel / count);
+        sparsehub_product(source, SparsehubTensor(weights[i]), biased ? biases + i : nullptr, transposed, products, from);
+        maps.insert(maps.end(), {out, reinterpret_cast<int64_t>(products.floats() + from),
+                                 reinterpret_cast<int64_t>(y.floats() + own),
+                                 reinterpret_cast<int64_t>(batch.table(modules[i]))});
+    }
+    sparsehub_shared_linear(source.floats(), in, maps.data(), count, batch.blocks.longs(), batch.count(),
+                            origins.data());
+    *result = made.release();
+    return AOTI_TORCH_SUCCESS;
+}
+
 static AOTITorchError aoti_torch_cpu_plain_linear(AtenTensorHandle x_handle, AtenTensorHandle weight_handle,
                                                   const AtenTensorHandle* biases, int64_t biased,
                                                   AtenTensorHandle* result) {
-    using torch::aot_inductor::RAIIAtenTensorHandle;
     const SparsehubTensor x(x_handle), w(weight_handle);
-    const int64_t in = x.width(), tokens = x.numel / in, out = w.sizes[0];
-    RAIIAtenTensorHandle made(sparsehub_empty(0, x, x.ndim - 1, out));
-    const SparsehubTensor y(made.get());
-    const float* bias = biased ? SparsehubTensor(biases[0]).floats() : nullptr;
-    if (!sparsehub_few_rows(x.floats(), tokens, in, w.floats(), bias, y.floats(), out, 0)) {
-        RAIIAtenTensorHandle rows(sparsehub_matrix(x, 0, tokens, in, false));
-        RAIIAtenTensorHandle weight(sparsehub_matrix(w, 0, in, out, true));
-        RAIIAtenTensorHandle own(sparsehub_matrix(y, 0, tokens, out, false));
-        AOTI_TORCH_ERROR_CODE_CHECK(
-            biased ? aoti_torch_cpu_addmm_out(own.get(), biases[0], rows.get(), weight.get(), 1.0, 1.0)
-                   : aoti_torch_cpu_mm_out(own.get(), rows.get(), weight.get()));
-    }
+    torch::aot_inductor::RAIIAtenTensorHandle made(sparsehub_empty(0, x, x.ndim - 1, w.sizes[0]));
+    sparsehub_product(x, w, biased ? biases : nullptr, false, SparsehubTensor(made.get()), 0);
     *result = made.release();
     return AOTI_TORCH_SUCCESS;
 }

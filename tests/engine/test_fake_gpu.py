@@ -16,6 +16,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.batch_runner import BatchRunner, Clock
+from sparsehub.engine.compiled.layer_programs import LayerPasses
 from sparsehub.engine.compiled.mixed_pass import MixedPass
 from sparsehub.engine.compiled.plain_pass import PlainPass
 from sparsehub.engine.cost_model import MIXED, SWAP, TRUNK
@@ -67,7 +68,8 @@ def there(tiny_tasks: TinyTasks, monkeypatch: pytest.MonkeyPatch) -> Iterator[On
         backbone = dataclasses.replace(real, arena=build_arena(dict(real.module.named_parameters())))
         targets, arena = dataclasses.replace(find_target_modules(backbone), layers=layers), ArenaManager(backbone, 0)
         loader = TaskLoader(backbone, targets, arena, tokenizer.pad_token_id)
-        states, passes = StateCache(backbone, 0, left=False), (PlainPass(backbone), MixedPass(backbone))
+        states = StateCache(backbone, 0, left=False)
+        passes = PlainPass(backbone), MixedPass(backbone), LayerPasses()
         runner = BatchRunner(backbone, *passes, targets, arena.swap, tokenizer, states)
         yield OnGpu(backbone, targets, arena, loader, runner, tokenizer, gpu.launched, gpu.streams)
 

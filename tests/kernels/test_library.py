@@ -50,6 +50,21 @@ def test_linear_maps(maps: int, biased: bool, transposed: bool) -> None:
     torch.library.opcheck(torch.ops.sparsehub.mixed_linear.default, arguments)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_linear_maps_of_rows_that_are_made_of_fewer(shared: bool, biased: bool, transposed: bool) -> None:
+    """And of rows that are made of themselves."""
+    changes = [changes_of([every_kind_of_change(INSIDE, OUT, slot + m) for slot in range(SLOTS)]) for m in range(2)]
+    source, rows = of_shape(ROWS - 2, LENGTH, INSIDE), torch.tensor([2, 0, 0, 1, 2])
+    x, shape = source[rows], (INSIDE, OUT) if transposed else (OUT, INSIDE)
+    weights, biases = [of_shape(*shape) + m for m in range(2)], [of_shape(OUT) + m for m in range(2)]
+    common = (weights, biases if biased else [], tables_of(*changes), SEGMENTS.blocks, [0, 1], transposed)
+    arguments = (x, source if shared else x, rows, *common)
+    torch.testing.assert_close(library.shared_linear(*arguments), library.mixed_linear(x, *common))
+    torch.library.opcheck(torch.ops.sparsehub.shared_linear.default, arguments)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("maps", [1, 3])
 def test_linear_maps_in_8_bits(maps: int, biased: bool) -> None:

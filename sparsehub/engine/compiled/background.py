@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,15 +16,20 @@ from sparsehub.backbone.tokenizer import max_tokens
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_planner import BatchPlanner
 from sparsehub.engine.calibrate import FORWARDS, LONG, REPEATS
+from sparsehub.engine.compiled.layer_call import watch_layer
+from sparsehub.engine.compiled.layer_programs import CompiledLayers, LayerPasses, load_layers, weights_of
+from sparsehub.engine.compiled.layer_proof import measure_layers, right_changed, right_layers
 from sparsehub.engine.compiled.mixed_graph import why_no_graph
 from sparsehub.engine.compiled.mixed_pass import MixedPass
 from sparsehub.engine.compiled.plain_pass import CompiledPass, PlainPass
 from sparsehub.engine.compiled.program import Program
 from sparsehub.engine.compiled.program_cache import find_or_compile
+from sparsehub.engine.compiled.program_files import LAYER, MIXED, PLAIN
 from sparsehub.engine.compiled.proof import SHAPES, TrialTasks, compare, compare_changed, measure, sizes, trial_tasks
+from sparsehub.engine.cost_model import MIXED as MIXED_MODE
 from sparsehub.engine.cost_model import SWAP, CompiledCurve
 from sparsehub.engine.target_modules import TargetModules
-from sparsehub.errors import SparsehubError, UsageError
+from sparsehub.errors import EngineError, SparsehubError, UsageError
 from sparsehub.kernels import native_module
 
 AUTO, ON, OFF = "auto", "on", "off"
@@ -36,8 +42,8 @@ log = logging.getLogger("sparsehub")
 
 
 class BackgroundCompiler:
-    """Makes an engine's plain passes compiled ones while the eager ones answer, then its mixed passes; `Engine` starts
-    and stops it.
+    """Makes an engine's plain passes compiled ones while the eager ones answer, then its mixed passes, then the layers
+    of its trunks; `Engine` starts and stops it.
 
     mode: `auto` uses a program where it was faster, `on` everywhere, `off` makes none; `UsageError` for another.
     """
@@ -53,7 +59,7 @@ class BackgroundCompiler:
     ):
         if mode not in COMPILE_MODES:
             raise UsageError("unknown way of compiling", found=mode, expected=", ".join(COMPILE_MODES))
-        self.plain, self.mixed = PlainPass(backbone), MixedPass(backbone)
+        self.plain, self.mixed, self.layers = PlainPass(backbone), MixedPass(backbone), LayerPasses()
         self._backbone, self._targets, self._arena = backbone, targets, arena
         self._planner, self._mode = planner, mode
         self._inputs, self._max_tokens = tuple(tokenizer.model_input_names), max_tokens(tokenizer, backbone.config)
@@ -101,20 +107,38 @@ class BackgroundCompiler:
             return "the native kernels are not built, or of an older build"
         return why_no_graph(self._targets)
 
-    def _run(self) -> None:
+    def _why_not_layers(self) -> str | None:
+        layers = self._targets.layers
+        if layers is None or self._planner.only_mixed or self._planner.mode == MIXED_MODE:
+            return self._targets.why_no_trunk or "no batch runs so"
         try:
-            if not self._planner.only_mixed:
-                self._install_plain()
-        except Exception as error:  # whatever went wrong: the eager pass goes on
-            self._report("passes", error)
+            with self._arena.lock:
+                watch_layer(self._backbone.module, layers)
+        except EngineError as error:
+            return str(error)
+        return None
+
+    def _run(self) -> None:
+        if not self._planner.only_mixed and not self._tried("passes", PLAIN):
             return
         if (reason := self._why_not_mixed()) is not None:
             log.info("mixed passes stay eager: %s", reason)
             return
+        if not self._tried("mixed passes", MIXED):
+            return
+        if (reason := self._why_not_layers()) is not None:
+            log.info("trunks and branches stay eager: %s", reason)
+            return
+        self._tried("trunks and branches", LAYER)
+
+    def _tried(self, what: str, kind: str) -> bool:
+        """Whether it went well; else the eager ones go on, whatever went wrong."""
         try:
-            self._install_mixed()
-        except Exception as error:  # the same
-            self._report("mixed passes", error)
+            {PLAIN: self._install_plain, MIXED: self._install_mixed, LAYER: self._install_layers}[kind]()
+        except Exception as error:
+            self._report(what, error)
+            return False
+        return True
 
     def _report(self, what: str, error: Exception) -> None:
         if not self._stopped.is_set():
@@ -136,22 +160,60 @@ class BackgroundCompiler:
             self.mixed.compiled, self._planner.costs.compiled_mixed = compiled, compiled.curve
         log.info("compiled mixed passes are ready; what they take of the eager ones: %s", compiled.curve)
 
+    def _install_layers(self) -> None:
+        stack = self._targets.layers
+        assert stack is not None  # or it would have been told why not
+        files = find_or_compile(self._backbone, self._inputs, self._max_tokens, self._stopped, kind=LAYER)
+        with self._in_order(True):
+            tasks = trial_tasks(self._backbone, self._targets)
+            call, _ = watch_layer(self._backbone.module, stack)
+        layers = self._proved_layers(load_layers(files, self._targets, stack, call), tasks)
+        shapes = sizes(FORWARDS, self._max_tokens)
+        trunk, branches = (
+            self._curve(
+                [(r * n, _ratio(self._layers_pair(layers, its, r, n) for _ in range(REPEATS))) for r, n in shapes]
+            )
+            for its in (None, tasks)
+        )
+        layers = dataclasses.replace(layers, trunk=trunk, branches=branches)
+        with self._arena.lock:
+            self.layers.compiled = layers
+            self._planner.costs.compiled_trunk, self._planner.costs.compiled_branches = trunk, branches
+        log.info("compiled layers are ready; what they take of the eager ones: %s; in branches %s", trunk, branches)
+
+    def _proved_layers(self, layers: CompiledLayers, tasks: TrialTasks) -> CompiledLayers:
+        """Those that are right; raises `EngineError` where there are none."""
+        right = set(layers.programs)
+        for rows, length in sizes(SHAPES, self._max_tokens):
+            with self._in_order(True):
+                right &= right_layers(self._backbone, layers, rows, length, tasks)
+        with self._in_order(True):
+            right &= right_changed(self._backbone, layers, tasks)
+        if not right:
+            raise EngineError("a compiled layer is wrong")
+        return dataclasses.replace(layers, programs={index: layers.programs[index] for index in sorted(right)})
+
+    def _layers_pair(
+        self, layers: CompiledLayers, tasks: TrialTasks | None, rows: int, length: int
+    ) -> tuple[float, float]:
+        with self._in_order(True):
+            return measure_layers(self._backbone, layers, rows, length, tasks)
+
     def _compiled(self, tasks: TrialTasks | None) -> CompiledPass:
         """A program, proved and measured. tasks: for mixed passes."""
-        mixed = tasks is not None
-        int8 = self._targets.int8 is not None
-        files = find_or_compile(self._backbone, self._inputs, self._max_tokens, self._stopped, mixed=mixed, int8=int8)
-        module = self._backbone.module
-        weights = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-        program = Program(files, weights)
+        int8, kind = self._targets.int8 is not None, PLAIN if tasks is None else MIXED
+        files = find_or_compile(self._backbone, self._inputs, self._max_tokens, self._stopped, kind=kind, int8=int8)
+        program = Program(files, weights_of(self._backbone.module))
         result = self._proved(program, tasks)
-        return CompiledPass(program, result, CompiledCurve(self._measured(program, tasks), always=self._mode == ON))
+        shapes = sizes(FORWARDS, self._max_tokens)
+        points = [(r * n, _ratio(self._pair(program, tasks, r, n) for _ in range(REPEATS))) for r, n in shapes]
+        return CompiledPass(program, result, self._curve(points))
 
     def _proved(self, program: Program, tasks: TrialTasks | None) -> Any:
         """The class of what the base model returns. The lock is free between two batches, since requests wait."""
         result: Any = None
         for rows, length in sizes(SHAPES, self._max_tokens):
-            with self._in_order(tasks):
+            with self._in_order(tasks is not None):
                 result = compare(self._backbone, program, rows, length, tasks)
         with self._arena.lock:
             self._arena.swap.to(None)
@@ -159,23 +221,27 @@ class BackgroundCompiler:
         return result
 
     @contextmanager
-    def _in_order(self, tasks: TrialTasks | None) -> Iterator[None]:
-        """Inside, the arena holds what a trial runs on: mixed passes do on the base weights."""
+    def _in_order(self, base: bool) -> Iterator[None]:
+        """Inside, the arena holds what a trial runs on. base: the base weights, as mixed passes do."""
         with self._arena.lock:
-            if tasks is not None:
+            if base:
                 self._arena.swap.to(None)
             yield
 
-    def _measured(self, program: Program, tasks: TrialTasks | None) -> list[tuple[int, float]]:
-        """(tokens, compiled / eager) of a few sizes."""
-        shapes = sizes(FORWARDS, self._max_tokens)
-        return [(rows * length, self._ratio(program, rows, length, tasks)) for rows, length in shapes]
+    def _pair(self, program: Program, tasks: TrialTasks | None, rows: int, length: int) -> tuple[float, float]:
+        with self._in_order(tasks is not None):
+            return measure(self._backbone, program, rows, length, tasks)
 
-    def _ratio(self, program: Program, rows: int, length: int, tasks: TrialTasks | None) -> float:
-        """The best of a few runs of either pass, in turn."""
-        pairs: list[tuple[float, float]] = []
-        while len(pairs) < REPEATS and not (pairs and sum(pairs[-1]) > LONG):
-            with self._in_order(tasks):
-                pairs.append(measure(self._backbone, program, rows, length, tasks))
-        compiled, eager = zip(*pairs, strict=True)
-        return min(compiled) / min(eager)
+    def _curve(self, points: Sequence[tuple[int, float]]) -> CompiledCurve:
+        return CompiledCurve(points, always=self._mode == ON)
+
+
+def _ratio(runs: Iterable[tuple[float, float]]) -> float:
+    """The best of a few runs, compiled / eager seconds; a long one is not repeated."""
+    pairs: list[tuple[float, float]] = []
+    for pair in runs:
+        pairs.append(pair)
+        if sum(pair) > LONG:
+            break
+    compiled, eager = zip(*pairs, strict=True)
+    return min(compiled) / min(eager)

@@ -1,7 +1,7 @@
 """The compiler: a process of its own that makes a program of a backbone's forward; `program_cache` starts it.
 
-It exports the base model for any number of rows and tokens (`torch.export`), for mixed passes for any tasks too, and
-compiles it ahead of time (Inductor).
+It exports the base model, or one of its layers, for any number of rows and tokens (`torch.export`), for mixed passes
+for any tasks too, and compiles it ahead of time (Inductor).
 The weights are no part of the program: whoever loads it says where they are.
 """
 
@@ -24,18 +24,26 @@ import torch
 from torch import Tensor, nn
 
 from sparsehub.backbone import load_backbone
-from sparsehub.engine.compiled.mixed_graph import MixedGraph
+from sparsehub.engine.compiled.layer_graph import export_layer
+from sparsehub.engine.compiled.mixed_graph import MixedGraph, example_batch
 from sparsehub.engine.compiled.plain_graph import gelus_as_ops, linears_as_ops
-from sparsehub.engine.compiled.program_files import ARGUMENTS, LIBRARY, program_ops, write_description
+from sparsehub.engine.compiled.program_files import (
+    ARGUMENTS,
+    LAYER,
+    LIBRARY,
+    PLAIN,
+    STATES,
+    program_ops,
+    write_description,
+)
 from sparsehub.engine.int8 import int8_linears
 from sparsehub.engine.target_modules import TargetModules, find_target_modules
 from sparsehub.kernels import library
-from sparsehub.kernels.sparse import ADDRESSES
 
 LOWEST_PRIORITY = 19
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
-# Sizes of the example, all different; they are free in the program.
-_ROWS, _LENGTH, _SLOTS, _BLOCKS, _GROUPS = 3, 24, 6, 7, 11
+# Sizes of the example; they are free in the program.
+_ROWS, _LENGTH = 3, 24
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class CompilerJob:
     inputs: Sequence[str]  # names of the forward's arguments, each [rows, tokens] int64
     max_tokens: int  # of one sequence
     threads: int  # that the program uses inside one operation
-    mixed: bool  # a program of mixed passes, which also takes `ARGUMENTS`
+    kind: str  # `PLAIN`, or `MIXED`, which also takes `ARGUMENTS`, or `LAYER`
     int8: bool  # whether those run on an int8 base
     ops: bool  # whether it calls our own kernels; one of mixed passes does
     folder: str  # an empty one, for what comes out
@@ -89,7 +97,6 @@ def export(
     """The base model's graph for any number of rows and tokens, and the names of the tensors that it returns. targets:
     its target modules, for the graph of a mixed pass; int8: those of them that have weights of 8 bits; ops: whether
     the graph of a plain pass calls our own kernels."""
-    module.config.use_cache = False
     example = _example(module, inputs)
     with torch.no_grad():
         found = module(**example)
@@ -103,21 +110,12 @@ def export(
                 return _export(_Positional(module, inputs, outputs), arguments, shapes), outputs
         graph = MixedGraph(targets, int8)
         with graph.on_model(), gelus_as_ops(module):
-            model = _Mixed(module, inputs, outputs, graph)
-            return _export(model, arguments + _example_batch(len(targets.targets)), shapes + _BATCH_AXES), outputs
+            batch, batch_shapes = example_batch(len(targets.targets))
+            return _export(_Mixed(module, inputs, outputs, graph), arguments + batch, shapes + batch_shapes), outputs
 
 
 def _export(model: nn.Module, arguments: tuple[Tensor, ...], shapes: tuple[Any, ...]) -> Any:
     return torch.export.export(model, arguments, dynamic_shapes=(shapes,), strict=False)
-
-
-_BATCH_AXES = ({1: torch.export.Dim("slots")}, {0: torch.export.Dim("blocks")}, {0: torch.export.Dim("groups")})
-
-
-def _example_batch(targets: int) -> tuple[Tensor, ...]:
-    """`ARGUMENTS` by their shapes alone: nothing reads them while a graph is made."""
-    shapes = ((targets, _SLOTS, ADDRESSES), (_BLOCKS, 3), (_GROUPS, 3))
-    return tuple(torch.zeros(shape, dtype=torch.int64) for shape in shapes)
 
 
 def _example(module: Any, inputs: Sequence[str]) -> dict[str, Tensor]:
@@ -131,10 +129,7 @@ def _example(module: Any, inputs: Sequence[str]) -> dict[str, Tensor]:
 def compile_program(job: CompilerJob) -> None:
     """Write a program and its description into the job's folder."""
     torch.set_num_threads(job.threads)
-    backbone = load_backbone(job.backbone)
-    targets = find_target_modules(backbone) if job.mixed else None
-    int8 = int8_linears(targets) if targets is not None and job.int8 else {}
-    program, outputs = export(backbone.module, job.inputs, job.max_tokens, targets, int8=int8, ops=job.ops)
+    program, inputs, outputs = _graph(job)
     options: dict[str, Any] = {
         "aot_inductor.package_constants_in_so": False,
         "compile_threads": 1,
@@ -148,7 +143,24 @@ def compile_program(job: CompilerJob) -> None:
             program, package_path=str(Path(scratch) / "program.pt2"), inductor_configs=options
         )
         _extract_library(Path(package), Path(job.folder) / LIBRARY)
-    write_description(Path(job.folder), [*job.inputs, *(ARGUMENTS if job.mixed else ())], outputs)
+    write_description(Path(job.folder), inputs, outputs)
+
+
+def _graph(job: CompilerJob) -> tuple[Any, list[str], list[str]]:
+    """What is compiled, and the names of its arguments and results."""
+    backbone = load_backbone(job.backbone)
+    module: Any = backbone.module
+    inputs = job.inputs
+    module.config.use_cache = False
+    if job.kind == PLAIN:
+        program, outputs = export(module, inputs, job.max_tokens, ops=job.ops)
+        return program, [*inputs], outputs
+    targets = find_target_modules(backbone)
+    if job.kind == LAYER:
+        return *export_layer(module, targets, job.max_tokens), [STATES]
+    int8 = int8_linears(targets) if job.int8 else {}
+    program, outputs = export(module, inputs, job.max_tokens, targets, int8=int8, ops=job.ops)
+    return program, [*inputs, *ARGUMENTS], outputs
 
 
 def _shims() -> dict[Any, list[str]]:

@@ -26,6 +26,10 @@ from sparsehub.engine.target_modules import (
 )
 from sparsehub.errors import EngineError
 from sparsehub.kernels import library
+from sparsehub.kernels.sparse import ADDRESSES
+
+# Sizes of an example of `ARGUMENTS`, all different; they are free in the program.
+_SLOTS, _BLOCKS, _GROUPS = 6, 7, 11
 
 
 def why_no_graph(targets: TargetModules) -> str | None:
@@ -45,7 +49,7 @@ class MixedGraph:
     """
 
     def __init__(self, targets: TargetModules, int8: Collection[int] = ()):
-        self._targets, self._int8 = targets, int8
+        self.targets, self._int8 = targets, int8
         self._rows: Any = 0  # sequences
         self._tables, self._blocks = torch.empty(0), dict[int, Tensor]()
         self._done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
@@ -58,7 +62,7 @@ class MixedGraph:
 
     def on_model(self) -> AbstractContextManager[None]:
         """Inside, the backbone's target modules are those ops."""
-        targets = self._targets.targets
+        targets = self.targets.targets
         return with_forwards({t.module: functools.partial(_FORWARDS[t.kind], self, t) for t in targets})
 
     def blocks_of(self, target: TargetModule, leading: int) -> Tensor:
@@ -73,21 +77,20 @@ class MixedGraph:
         if y is not None and given is x:
             return y
         targets = [target, *(other for other in self._after(target) if _alike(target.module, other.module))]
-        first, *others = self._products(targets, x.contiguous()).unbind(0)
+        first, *others = self._products(targets, x).unbind(0)
         self._done.update((other.index, (x, its)) for other, its in zip(targets[1:], others, strict=True))
         return first
 
     def _products(self, targets: Sequence[TargetModule], x: Tensor) -> Tensor:
-        modules: list[Any] = [each.module for each in targets]
-        biases = [module.bias for module in modules if module.bias is not None]
         blocks, indices = self.blocks_of(targets[0], x.ndim - 1), [each.index for each in targets]
+        weights, biases, transposed = parameters_of(targets)
         if targets[0].index in self._int8:  # then all of one size are
-            return library.int8_linear(x, biases, self._tables, blocks, indices, modules[0].out_features)
-        weights = [module.weight for module in modules]
-        return library.mixed_linear(x, weights, biases, self._tables, blocks, indices, targets[0].kind == CONV1D)
+            module: Any = targets[0].module
+            return library.int8_linear(x.contiguous(), biases, self._tables, blocks, indices, module.out_features)
+        return library.mixed_linear(x.contiguous(), weights, biases, self._tables, blocks, indices, transposed)
 
     def _after(self, target: TargetModule) -> list[TargetModule]:
-        return [self._targets.targets[index] for index in self._targets.after.get(target.index, ())]
+        return [self.targets.targets[index] for index in self.targets.after.get(target.index, ())]
 
     def embedding(self, target: TargetModule, ids: Tensor) -> Tensor:
         """Embedding. Ids that all rows share are looked up for each row, since the changes differ."""
@@ -105,6 +108,20 @@ class MixedGraph:
         return library.mixed_norm(
             x.contiguous(), self._tables, blocks, target.index, epsilon, target.kind == LAYER_NORM
         )
+
+
+def example_batch(targets: int) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """`ARGUMENTS` by their shapes alone, since nothing reads them while a graph is made, and which sizes are free."""
+    shapes = ((targets, _SLOTS, ADDRESSES), (_BLOCKS, 3), (_GROUPS, 3))
+    axes = {1: torch.export.Dim("slots")}, {0: torch.export.Dim("blocks")}, {0: torch.export.Dim("groups")}
+    return tuple(torch.zeros(shape, dtype=torch.int64) for shape in shapes), axes
+
+
+def parameters_of(targets: Sequence[TargetModule]) -> tuple[list[Tensor], list[Tensor], bool]:
+    """The weights and biases of linear targets of one size, and whether their weights are [in, out]."""
+    modules: list[Any] = [each.module for each in targets]
+    biases = [module.bias for module in modules if module.bias is not None]
+    return [module.weight for module in modules], biases, targets[0].kind == CONV1D
 
 
 def _alike(module: Any, other: Any) -> bool:

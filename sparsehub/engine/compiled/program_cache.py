@@ -19,7 +19,7 @@ import torch
 
 import sparsehub
 from sparsehub.backbone import Backbone
-from sparsehub.engine.compiled.program_files import ProgramFiles, program_ops, read_program
+from sparsehub.engine.compiled.program_files import PLAIN, ProgramFiles, program_ops, read_program
 from sparsehub.errors import EngineError, UsageError
 from sparsehub.files import cache_root, canonical_json, new_folder, sha256_bytes, sha256_file
 from sparsehub.kernels import native_module
@@ -35,10 +35,11 @@ def find_or_compile(
     max_tokens: int,
     stopped: threading.Event,
     *,
-    mixed: bool = False,
+    kind: str = PLAIN,
     int8: bool = False,
 ) -> ProgramFiles:
-    """The program of a backbone's forward, or of its mixed passes (on an int8 base): from the cache, or compiled now.
+    """The program of a backbone's forward, of its mixed passes (on an int8 base) or of its layers: from the cache, or
+    compiled now.
 
     Raises `EngineError` where there is none, `OSError` where the cache cannot be used. stopped: ends the compiler
     early.
@@ -49,7 +50,7 @@ def find_or_compile(
         "inputs": list(inputs),
         "max_tokens": max_tokens,
         "threads": torch.get_num_threads(),
-        "mixed": mixed,
+        "kind": kind,
         "int8": int8,
         "ops": native_module.exports(),
     }

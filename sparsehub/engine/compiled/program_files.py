@@ -15,6 +15,12 @@ LIBRARY, DESCRIPTION = "program.so", "program.json"
 # with a row for each token and of those with a row for each sequence.
 TABLES, TOKEN_BLOCKS, ROW_BLOCKS = "tables", "token_blocks", "row_blocks"
 ARGUMENTS = (TABLES, TOKEN_BLOCKS, ROW_BLOCKS)
+# What one of a layer takes after what the layer itself is called with: the rows that its hidden states are made of, and
+# for each row which of them; the layer's own rows of the address tables, and the blocks.
+SOURCE, SOURCE_ROWS = "source", "source_rows"
+LAYER_ARGUMENTS = (SOURCE, SOURCE_ROWS, TABLES, TOKEN_BLOCKS)
+STATES = "states"  # what one of a layer returns
+PLAIN, MIXED, LAYER = "plain", "mixed", "layer"  # kinds of programs
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,9 @@ class ProgramFiles:
     """A program that lies on disk; `Program` loads it."""
 
     library: Path
-    inputs: tuple[str, ...]  # names of its arguments: each [rows, tokens] int64, or one of `ARGUMENTS`
+    # names of its arguments: each [rows, tokens] int64, or one of `ARGUMENTS`; a layer's are those of a `LayerCall` and
+    # `LAYER_ARGUMENTS`
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]  # names of the tensors that it returns
 
 

@@ -107,6 +107,11 @@ def _refuse_difference(what: str, found: Tensor, expected: Tensor, mask: Tensor,
 
 def sample(backbone: Backbone, program: Program, rows: int, length: int) -> dict[str, Tensor]:
     """A batch of random token ids with padding on either side, as the program takes it."""
+    return sample_of(backbone, [name for name in program.inputs if name not in ARGUMENTS], rows, length)
+
+
+def sample_of(backbone: Backbone, inputs: Sequence[str], rows: int, length: int) -> dict[str, Tensor]:
+    """The same, of these of a base model's inputs."""
     generator, config = torch.Generator().manual_seed(rows * length), backbone.config
     mask = torch.ones(rows, length, dtype=torch.long)
     if rows > 1:
@@ -114,7 +119,7 @@ def sample(backbone: Backbone, program: Program, rows: int, length: int) -> dict
     ids = torch.randint(config.vocab_size, mask.shape, generator=generator).where(mask > 0, config.pad_token_id or 0)
     kinds = torch.randint(getattr(config, "type_vocab_size", None) or 1, mask.shape, generator=generator)
     given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
-    return {name: given[name] for name in program.inputs if name not in ARGUMENTS}
+    return {name: given[name] for name in inputs}
 
 
 @torch.inference_mode()
