@@ -31,7 +31,7 @@ def _frozen_embedding(job: Job) -> Probe:
     found = {name: outputs_of(job.task_model.model, task, tokenizer, split) for name, split in job.data.judged.items()}
     metrics = {name: compute(task, its.logits, its.targets) for name, its in found.items()}
     losses = {name: mean_loss(task, its.logits, its.targets) for name, its in found.items()}
-    return Probe(task.head, {}, metrics, losses, held_out=0.0, modesty=1.0)
+    return Probe(task.head, {}, metrics, losses, held_out=0.0, modesty=1.0, calibrated={})
 
 
 def report_baseline(job: Job, name: str, found: Probe) -> None:

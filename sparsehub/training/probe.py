@@ -33,8 +33,10 @@ from sparsehub.training.batches import Collator
 from sparsehub.training.data import Split
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute
 from sparsehub.training.multi_label import with_thresholds
+from sparsehub.training.temperature import KINDS as CALIBRATED_KINDS
+from sparsehub.training.temperature import calibrated_loss
 
-_RECORDED = ("metrics", "losses", "held_out", "modesty")
+_RECORDED = ("metrics", "losses", "held_out", "modesty", "calibrated")
 PROBE_FILE, SCORES_FILE = "probe.safetensors", "probe.json"
 SMALL = 100  # validation rows below which they choose nothing by their scores
 ROWS = 64  # of one forward pass
@@ -58,6 +60,7 @@ class Probe:
     losses: Mapping[str, float]  # by split
     held_out: float  # loss on rows that it was not fitted on, by which its strength was chosen
     modesty: float  # factor of weight and bias, at most 1, with which training starts; see `_modesty`
+    calibrated: Mapping[str, float]  # by split, `calibrated_loss`; of kinds without one empty
 
     @property
     def fit(self) -> Fit:
@@ -102,7 +105,9 @@ def best_probe(
 
 def _read(run: Path) -> Probe:
     record = json.loads((run / SCORES_FILE).read_text())
-    return Probe(**{**record, "head": HeadSpec(**record["head"])}, tensors=load_tensors(run / PROBE_FILE))
+    return Probe(
+        **{"calibrated": {}, **record, "head": HeadSpec(**record["head"])}, tensors=load_tensors(run / PROBE_FILE)
+    )
 
 
 def _rank(probe: Probe, task: TaskSpec, metric: str | None, splits: Mapping[str, Split]) -> tuple[float, float]:
@@ -167,7 +172,14 @@ def fit_probe(task: TaskSpec, frozen: Mapping[str, Frozen]) -> Probe:
         {name: _loss(task, (weight, bias), split) for name, split in judged.items()},
         losses[place],
         _modesty(task, (weight, bias), train, losses[place]),
+        _calibrated(task, scores, judged),
     )
+
+
+def _calibrated(task: TaskSpec, scores: Mapping[str, Numbers], judged: Mapping[str, Frozen]) -> dict[str, float]:
+    if task.kind not in CALIBRATED_KINDS:
+        return {}
+    return {name: calibrated_loss(task, scores[name], split.targets) for name, split in judged.items()}
 
 
 Fit = tuple[Numbers, Numbers]  # weight [outputs, features] and bias [outputs]

@@ -26,7 +26,8 @@ from sparsehub.training.job import Job
 from sparsehub.training.language_modeling import row_scores
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute, mean_loss
 from sparsehub.training.multi_label import with_thresholds
-from sparsehub.training.probe import SMALL
+from sparsehub.training.probe import SMALL, Probe
+from sparsehub.training.temperature import calibrated_loss
 from sparsehub.training.trainable import Trainable
 
 EVALUATION_ROWS = 64  # rows of one evaluation batch
@@ -158,19 +159,33 @@ def choice(job: Job, metrics: Mapping[str, float], loss: float) -> float:
 def improved(job: Job, trainer: Any) -> bool:
     """Whether training has made anything better than the probe that it started from, as far as validation can say.
 
-    By the best epoch's score, ties by loss; on few rows unless the score is no better and the loss is worse.
+    By the best epoch's score, ties by loss, where its loss is smaller too, both at the temperatures that suit them: of
+    many epochs one has a better score by luck. On few rows unless the score is no better and the loss is worse.
     """
     validation = job.data.validation
     if job.probe is None or validation is None:
         return True
     start = choice(job, job.probe.metrics["validation"], job.probe.losses["validation"])
     if by_scores(job):
-        return trainer.state.best_metric is None or float(trainer.state.best_metric) > start
+        best = trainer.state.best_metric
+        return best is None or (float(best) > start and _fits_better(job, job.probe, trainer, validation))
     found = evaluate(trainer, job, {"validation": validation})
     metrics, loss = found.metrics["validation"], found.losses["validation"]
     return choice(job, metrics, 0.0) > choice(job, job.probe.metrics["validation"], 0.0) or (
         loss < job.probe.losses["validation"]
     )
+
+
+def _fits_better(job: Job, probe: Probe, trainer: Any, validation: Split) -> bool:
+    """Whether the model as it is explains the validation rows better than the probe; says so where it does not."""
+    start = probe.calibrated.get("validation")
+    if start is None:
+        return True
+    found = evaluate(trainer, job, {"validation": validation}).outputs["validation"]
+    loss = calibrated_loss(job.data.task, found.logits, found.targets)
+    if not loss < start:
+        job.report(f"a better score by luck: the best epoch's calibrated loss is {loss:.4f}, the probe's {start:.4f}")
+    return loss < start
 
 
 def _scores(logits: Any, labels: Tensor) -> Tensor:
