@@ -116,7 +116,7 @@ class Settings(Configuration):
     compile: Annotated[
         str,
         OneOf(COMPILE_MODES),
-        Field(description="Compile the backbone's forward beside serving; auto uses it where it was faster."),
+        Field(description="Compile passes beside serving, used where they are faster; on a GPU, capture decode steps."),
     ] = "auto"
     device_mib: Annotated[
         int,

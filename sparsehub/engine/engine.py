@@ -50,9 +50,9 @@ class Engine(ServedTasks):
 
     limits: of queue and batch; observer: told of every batch; budgets: memory for tasks; mode: how batches run, `auto`,
     `swap`, `mixed` or `trunk` where possible; check_seconds: between two looks at the weights, 0 for none;
-    compile_mode: whether `start` has passes compiled, `auto`, `on` or `off` (`compiler.join` waits for them); weights:
-    `float`, or `int8`, `fp8` or `nf4`, on which tasks that were trained on float ones run where `allow_quantised` says
-    so; on a GPU the backbone's arena moves to host memory then.
+    compile_mode: whether `start` has passes compiled (`compiler.join` waits for them), and decode steps of text become
+    CUDA graphs on a GPU: `auto`, `on` or `off`; weights: `float`, or `int8`, `fp8` or `nf4`, on which tasks that were
+    trained on float ones run where `allow_quantised` says so; on a GPU the backbone's arena moves to host memory then.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class Engine(ServedTasks):
         self._loop = ModelLoop(self.arena, self._scheduler, self._planner, runner, observer)
         self._residency.add_listener(self._loop)
         texts = generation or GenerationLimits()
-        context = GenerationContext(backbone, targets, self.arena, self._residency, lanes, self._planner, texts)
+        graphs = compile_mode != OFF
+        context = GenerationContext(backbone, targets, self.arena, self._residency, lanes, self._planner, texts, graphs)
         self.generator = make_generator(context)  # None where the backbone is no causal language model
         if self.generator is not None:
             self._residency.add_listener(self.generator)

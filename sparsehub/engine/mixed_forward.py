@@ -61,25 +61,25 @@ class MixedBatch:
     """One mixed pass: which rows are which task's, and what each task changes. `BatchRunner` makes one per batch,
     generation's `Packer` one per kind of step.
 
-    adapters: by slot, None for a task (or the plain backbone) that changes nothing, but not all None (on a quantised
-    base they may be); bounds: (slot, first row, row after the last), in order, without gaps; packed: the rows are the
-    tokens of one long sequence [1, rows, width], not sequences; outputs: as `bounds`, of the rows that reach the
-    output layer where those are fewer; readers: further targets that have a forward here, since they may read what
-    rows share.
+    adapters: by slot, None for what changes nothing, but not all None, unless the base is quantised; bounds: (slot,
+    first row, row after the last), in order, without gaps, or groups made of them; packed: the rows are the tokens of
+    one long sequence [1, rows, width]; outputs: as `bounds`, of the rows that reach the output layer, where fewer do;
+    readers: further targets with a forward here, which may read what rows share; tables: the adapters' address tables.
     """
 
     def __init__(
         self,
         targets: TargetModules,
         adapters: Sequence[AdapterWeights | None],
-        bounds: Bounds,
+        bounds: Bounds | RowGroups,
         *,
         packed: bool = False,
         outputs: Bounds | None = None,
         readers: Collection[int] = (),
+        tables: Tensor | None = None,
     ):
         self.targets, self.adapters, self.packed = targets, adapters, packed
-        self._groups = RowGroups(bounds)
+        self._groups = bounds if isinstance(bounds, RowGroups) else RowGroups(bounds)
         self._outputs = RowGroups(outputs) if outputs else self._groups
         self._touched: set[int] = set()
         self._readers = readers
@@ -89,7 +89,7 @@ class MixedBatch:
         self._once: dict[int, tuple[Tensor, Tensor]] = {}
         self.done: dict[int, tuple[Tensor, Tensor]] = {}  # by target: an input, and its output, computed in advance
         self._quantised: QuantisedInput | None = None  # the last one
-        self._tables = address_tables(targets, adapters)
+        self._tables = address_tables(targets, adapters) if tables is None else tables
         self._digest = checksum([self._tables])
         self._address, self._stride = self._tables.data_ptr(), self._tables[0].nbytes if len(targets.targets) else 0
 

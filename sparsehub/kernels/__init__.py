@@ -33,7 +33,16 @@ from sparsehub.kernels.int8 import (
     pack_int8,
     quantise_rows,
 )
-from sparsehub.kernels.sparse import Changes, Map, ScaleShift, Segments, SparseChange, changes_of, segments_of
+from sparsehub.kernels.sparse import (
+    Changes,
+    Map,
+    ScaleShift,
+    Segments,
+    SparseChange,
+    changes_of,
+    segments_in,
+    segments_of,
+)
 
 __all__ = [
     "MOST_INPUTS",
@@ -55,10 +64,12 @@ __all__ = [
     "pack_int8",
     "position_dtype",
     "quantise_rows",
+    "reads_tables",
     "rms_norm",
     "scale_shift_",
     "scatter_add_",
     "scatter_copy_",
+    "segments_in",
     "segments_of",
     "shared_linear",
     "sparse_linear_",
@@ -170,6 +181,12 @@ def rms_norm(x: Tensor, segments: Segments, changes: Changes[ScaleShift], epsilo
 def position_dtype(arena: Tensor) -> torch.dtype:
     """The dtype of positions that is fastest for this arena: half the bytes where the kernels take them as they are."""
     return torch.int32 if _kernels(arena) is not torch_ops and arena.numel() < 1 << 31 else torch.int64
+
+
+def reads_tables(tensor: Tensor) -> bool:
+    """Whether the sparse kernels for this tensor take all that they need of a batch's tasks from address tables, blocks
+    and slots in memory: then the same launch serves another batch once these are written again."""
+    return _kernels(tensor, sparse=True) is not torch_ops
 
 
 def _kernels(tensor: Tensor, *, sparse: bool = False) -> ModuleType:

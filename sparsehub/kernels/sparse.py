@@ -146,10 +146,12 @@ class Segments:
     """Which tokens of a batch belong to which task; made by the engine for every mixed batch."""
 
     bounds: tuple[tuple[int, int, int], ...]  # (slot, start, stop) of contiguous tokens, not overlapping, start < stop
-    blocks: Tensor  # [count, 3] int64 on the CPU: slot, first token, tokens (WIDEST_BLOCK at most)
+    # [count, 3] int64 on the CPU (of `segments_in` where its caller has them): slot, first token, tokens (WIDEST_BLOCK
+    # at most, and 0 of a block that only fills up)
+    blocks: Tensor
     address: int  # of `blocks`
     count: int  # blocks
-    most: int  # tokens of the largest block
+    most: int  # tokens of the largest block, or more
 
     def blocks_on(self, device: torch.device) -> Tensor:
         """The blocks on a device; copied once."""
@@ -180,3 +182,14 @@ def segments_of(bounds: Sequence[tuple[int, int, int]], tokens_a_row: int = 1) -
     table = torch.tensor(blocks, dtype=torch.int64).view(-1, 3)
     most = max((count for _, _, count in blocks), default=0)
     return Segments(scaled, table, table.data_ptr(), len(blocks), most)
+
+
+def segments_in(bounds: Sequence[tuple[int, int, int]], blocks: Tensor, slots: Tensor, most: int) -> Segments:
+    """Segments in memory of the caller's on the device, which a captured graph reads again at every replay.
+
+    blocks: [count, 3] int64, as `Segments.blocks`; slots: [tokens] int32, as `Segments.slots_on`; most: tokens of a
+    block, at least as many as the largest has.
+    """
+    segments = Segments(tuple(bounds), blocks, blocks.data_ptr(), len(blocks), most)
+    segments._copies.update(blocks=blocks, slots=slots)
+    return segments

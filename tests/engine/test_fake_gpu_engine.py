@@ -21,6 +21,7 @@ from sparsehub.engine import engine as engine_module
 from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.batch_runner import Clock
 from sparsehub.engine.cost_model import MIXED
+from sparsehub.engine.generation.decode_graphs import DecodeGraphs
 from sparsehub.engine.layer_stack import LayerStack
 from sparsehub.engine.model_loop import ModelLoop
 from sparsehub.engine.packed_matrix import PACKERS
@@ -283,6 +284,47 @@ def test_texts_of_many_tasks_are_generated(speakers: TinyTasks) -> None:
             assert ("_sparse_lookup" in together) == (mode != "swap")
             assert ("_sparse_lookup" in generate(running, "speaker1")) == (mode == "mixed")
             assert "_sparse_lookup" not in generate(running, None)
+
+
+def test_decode_steps_are_captured_and_replayed(speakers: TinyTasks) -> None:
+    """Where a capture reads a value or waits, or a replay does not wait for what it reads, it is an error."""
+    packages = [speakers.read(f"speaker{i}", "text-generation", seed=i) for i in range(3)]
+    limits = GenerationLimits(cache_tokens=512, batch_tokens=16)
+    with started(speakers.folder, packages, generation=limits, compile_mode="auto") as running:
+        graphs, generator = graphs_of(running), running.engine.generator
+        assert graphs.on and len(graphs) and graphs.replays  # the start has proved them
+        for mode, names in (("mixed", ["speaker0", "speaker1", None]), ("swap", ["speaker2"])):
+            running.engine.mode, before = mode, graphs.replays
+            texts = [running.engine.generate(name, [5, 6], Sampling(max_tokens=6)) for name in names]
+            while generator.step():
+                pass
+            assert all(text.future.done() for text in texts)
+            assert graphs.on and graphs.replays > before + 2
+        launches = {name for known in graphs._known.values() if known.graph for name, _, _ in known.graph.launches}
+        assert {"_sparse_linear", "_sparse_lookup", "_scale_shift"} <= launches
+
+
+def test_a_pass_that_waits_for_the_gpu_is_never_a_graph(
+    speakers: TinyTasks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = transformers.LlamaForCausalLM.forward
+
+    def forward(model: Any, input_ids: torch.Tensor, **inputs: Any) -> Any:
+        input_ids.max().item()
+        return real(model, input_ids, **inputs)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", forward)
+    limits = GenerationLimits(cache_tokens=512, batch_tokens=16)
+    with started(speakers.folder, generation=limits, compile_mode="on") as running:
+        assert not graphs_of(running).on
+        generate(running, None)
+    assert sum("one could not be captured: CaptureError" in record.message for record in caplog.records) == 1
+
+
+def graphs_of(running: Running) -> DecodeGraphs:
+    generator = running.engine.generator
+    assert generator is not None and generator._batcher.graphs is not None
+    return generator._batcher.graphs
 
 
 def generate(running: Running, *names: str | None) -> set[str]:

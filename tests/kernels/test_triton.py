@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsehub.kernels import Map, ScaleShift, SparseChange, changes_of, reference, segments_of, torch_ops
+from sparsehub.kernels import (
+    Changes,
+    Map,
+    ScaleShift,
+    SparseChange,
+    changes_of,
+    reference,
+    segments_in,
+    segments_of,
+    torch_ops,
+)
 from sparsehub.kernels.sparse import for_gpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,6 +100,36 @@ def test_sparse_linear(ops: ModuleType, dtype: torch.dtype, popularity: str, siz
     ops.sparse_linear_(found, x.to(DEVICE), segments_of(bounds), changes_of(there, DEVICE))
     compare(found, expected)
     assert torch.equal(found[0].cpu(), y[0])
+
+
+@pytest.mark.parametrize("most", [1, 2, 8])
+def test_the_same_launch_serves_other_tasks_once_its_memory_is_written_again(ops: ModuleType, most: int) -> None:
+    """As a replayed graph does: tables, blocks and slots at the same addresses, as many blocks, and padding that no
+    task changes in slot 0. Some blocks only fill up, and have no tokens."""
+    parts = [None, *(random_change(24, 12, torch.float32, seed) for seed in range(3))]
+    norms = [ScaleShift(torch.randn(12), torch.randn(12)) for _ in parts]
+    tables, blocks = torch.zeros(2, 4, 5, dtype=torch.int64, device=DEVICE), torch.zeros(8, 3, dtype=torch.int64)
+    blocks, slots = blocks.to(DEVICE), torch.zeros(8, dtype=torch.int32, device=DEVICE)
+    segments = segments_in([(0, 0, 8)], blocks, slots, most)
+    for order in ([1, 2, 3], [3, 1, 1], [2, 0, 2]):
+        bounds = [(slot, i * most, min((i + 1) * most, 7)) for i, slot in enumerate(order) if i * most < 7]
+        bounds.append((0, bounds[-1][2], 8))
+        its = [(slot, token, min(most, stop - token)) for slot, i, stop in bounds for token in range(i, stop, most)]
+        blocks.copy_(torch.tensor(its + [(0, 0, 0)] * (8 - len(its))))
+        slots.copy_(torch.tensor([slot for slot, start, stop in bounds for _ in range(start, stop)]))
+        there = [None if part is None else moved(part) for part in parts]
+        scales = [moved(norm) for norm in norms]
+        tables.copy_(torch.cat([changes_of(there, DEVICE).tables, changes_of(scales, DEVICE).tables]))
+        linear, norm = (Changes((), tables, module, tables[module].data_ptr()) for module in range(2))
+        x, y = torch.randn(8, 24), torch.randn(8, 12)
+        expected = y.clone()
+        reference.sparse_linear_(expected, x, segments_of(bounds), changes_of(parts))
+        reference.scale_shift_(expected, segments_of(bounds), changes_of(norms))
+        found = y.clone().to(DEVICE)
+        ops.sparse_linear_(found, x.to(DEVICE), segments, linear)
+        ops.scale_shift_(found, segments, norm)
+        scale = expected.abs().max()
+        compare(found / scale, expected / scale)
 
 
 @pytest.mark.parametrize("tokens", [4, 11])

@@ -121,12 +121,14 @@ def _real(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _without_values(tensor: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _without_values(tensor: Callable[..., Tensor], streams: Streams) -> Callable[..., Tensor]:
     """`torch.tensor`: a single value would be kept beside the fake tensor, and really moved to the GPU."""
 
     def make(data: Any, *, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
         there = torch.empty(0).device if device is None else torch.device(device)
         made = tensor(data, dtype=dtype, device="cpu")
+        if there.type != "cpu":
+            streams.refuse_in_capture("torch.tensor")
         return made if there.type == "cpu" else torch.empty(made.shape, dtype=made.dtype, device=there)
 
     return make
@@ -228,7 +230,7 @@ def _without_memory(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu) -> None:
     """What reads or makes values."""
     monkeypatch.setattr(FakeTensor, "data_ptr", lambda tensor: 64, raising=False)
     monkeypatch.setattr(FakeTensor, "tolist", _read(gpu), raising=False)
-    monkeypatch.setattr(torch, "tensor", _without_values(torch.tensor))
+    monkeypatch.setattr(torch, "tensor", _without_values(torch.tensor, gpu.streams))
     known = op_implementations_dict
     monkeypatch.setitem(known, aten._local_scalar_dense.default, _one)
     monkeypatch.setitem(known, aten.equal.default, _equal)
@@ -241,7 +243,11 @@ def _without_memory(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu) -> None:
 
 
 def _with_streams(monkeypatch: pytest.MonkeyPatch, streams: Streams) -> None:
-    """The streams of `torch.cuda`, and the one that transformers computes on."""
+    """The streams and graphs of `torch.cuda`, and the stream that transformers computes on."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", streams.graph)
+    monkeypatch.setattr(torch.cuda, "graph", streams.capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 0)
     monkeypatch.setattr(torch.cuda, "Stream", streams.stream)
     monkeypatch.setattr(torch.cuda, "stream", streams.use)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams.current)

@@ -20,7 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 GPU = torch.device("cuda", 0)
 # Operators for whose result the host waits.
-WAITING = {"aten::_local_scalar_dense", "aten::equal", "aten::allclose", "aten::nonzero", "aten::_unique2"}
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::allclose",
+    "aten::nonzero",
+    "aten::_unique2",
+}
 COPIES = {"aten::_to_copy", "aten::copy_"}
 PINNED = "was_pinned"  # an attribute of what `pin_memory` has made
 EMPTY = {"aten::empty_like", "aten::new_empty", "aten::new_empty_strided"}  # that read nothing
@@ -30,6 +38,10 @@ Done = dict[int, int]  # by the number of a stream, how much of its work
 
 class StreamOrderError(AssertionError):
     """Two streams use the same memory, and neither has waited for the other."""
+
+
+class CaptureError(RuntimeError):
+    """What a stream does not allow while it is captured."""
 
 
 class Streams:
@@ -80,13 +92,46 @@ class Streams:
         finally:
             self._local.device = before
 
+    @property
+    def captured(self) -> FakeGraph | None:
+        """The graph that this thread captures."""
+        return getattr(self._local, "graph", None)
+
+    def refuse_in_capture(self, what: str) -> None:
+        """Raise `CaptureError` while a graph is captured."""
+        if self.captured is not None:
+            raise CaptureError(f"{what}: operation not permitted when stream is capturing")
+
+    def graph(self) -> FakeGraph:
+        """A new graph."""
+        return FakeGraph(self)
+
+    @contextmanager
+    def capture(
+        self, graph: FakeGraph, pool: Any = None, stream: FakeStream | None = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
+        """Stands for `torch.cuda.graph`: inside, the work of this thread becomes the graph's."""
+        assert capture_error_mode in ("global", "thread_local", "relaxed") and self.captured is None
+        self.synchronize()
+        with self.use(stream or self.stream()):
+            self._local.graph = graph
+            try:
+                yield
+            finally:
+                self._local.graph = None
+
     def synchronize(self) -> None:
         """The host waits for everything."""
+        self.refuse_in_capture("synchronize")
         for stream in self._all:
             stream.synchronize()
 
     def work(self, name: str, reads: Iterable[Tensor], writes: Iterable[Tensor]) -> None:
-        """An operation of the current stream; raises `StreamOrderError`."""
+        """An operation of the current stream; raises `StreamOrderError`. While a graph is captured it is kept for that,
+        and nothing runs."""
+        if self.captured is not None:
+            self.captured.launches.append((name, list(reads), list(writes)))
+            return
         stream = self.current
         _merge(stream.before, self.host)
         self._look_at_freed()
@@ -139,7 +184,28 @@ class FakeStream:
 
     def synchronize(self) -> None:
         """The host waits for its work."""
+        self._streams.refuse_in_capture("synchronize")
         _merge(self._streams.host, self.done)
+
+
+@dataclass
+class FakeGraph:
+    """Stands for `torch.cuda.CUDAGraph`: the work of a capture, with the memory that it uses."""
+
+    streams: Streams
+    launches: list[tuple[str, list[Tensor], list[Tensor]]] = field(default_factory=list)
+    replays: int = 0
+
+    def replay(self) -> None:
+        """Do it on the current stream."""
+        assert self.launches, "nothing was captured, or it was reset"
+        self.replays += 1
+        for name, reads, writes in self.launches:
+            self.streams.work(name, reads, writes)
+
+    def reset(self) -> None:
+        """Free it."""
+        self.launches.clear()
 
 
 @dataclass
@@ -206,7 +272,10 @@ class WatchedOperators(TorchDispatchMode):
         fresh = [tensor for tensor in _tensors(result) if not any(tensor is old for old in writes)]
         self._streams.work(schema.name, [] if schema.name in EMPTY else reads, [*writes, *fresh])
         devices |= {tensor.device.type for tensor in fresh}
-        blocking = schema.name in COPIES and len(devices) > 1 and not _non_blocking(schema, args, kwargs)
+        crosses = schema.name in COPIES and len(devices) > 1
+        if crosses:
+            self._streams.refuse_in_capture(schema.name)
+        blocking = crosses and not _non_blocking(schema, args, kwargs)
         if blocking or (schema.name in WAITING and "cuda" in devices):
             self._streams.current.synchronize()
 

@@ -8,7 +8,7 @@ the cache before the next one. No page is ever shared: a cached prefix does not 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,11 @@ from transformers.generation.continuous_batching.requests import RequestState
 
 from sparsehub.backbone import Backbone
 from sparsehub.engine.generation.cache_limits import GenerationLimits
+from sparsehub.engine.generation.decode_graphs import DecodeGraphs
 from sparsehub.engine.generation.packing import PackedSpan
 from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.generation.sampling import SampledToken, Sampler
+from sparsehub.engine.generation.step_padding import StepPadding, can_pad
 from sparsehub.errors import BackboneError
 
 NO_END = -1
@@ -37,7 +39,7 @@ class Batcher:
         self._model, self.ends = backbone.whole, list(end_tokens)
         self._running: dict[str, Generation] = {}
         self._limits = limits
-        self._config = backbone.config
+        self._config, self._device = backbone.config, backbone.device
         self._plain = self._config._attn_implementation
         try:
             manager = ContinuousBatchingManager(backbone.whole, _greedy(), _configuration(limits))
@@ -48,7 +50,24 @@ class Batcher:
                 f"{backbone.checkpoint.id} cannot run in continuous batches", found=f"{type(error).__name__}: {error}"
             ) from error
         self._processor.output_router = _NoOutput()
+        self.graphs: DecodeGraphs | None = None  # where `use_graphs` was called
+        self._padding: StepPadding | None = None
         self._paged, self._config._attn_implementation = self._config._attn_implementation, self._plain
+
+    def use_graphs(self) -> DecodeGraphs | None:
+        """From here on decode steps are padded and may be CUDA graphs, while those are on, which they are not yet.
+        None where this release of transformers pads in another way."""
+        if not can_pad(self._processor):
+            return None
+        self.graphs = DecodeGraphs(self._model, self._device, self._limits.rows)
+        graphs = self.graphs
+        self._padding = StepPadding(self._processor, graphs, self._limits.rows)
+        return graphs
+
+    @property
+    def padded_rows(self) -> int:
+        """Tokens of the step that was prepared, padding included; 0 where it is not padded."""
+        return 0 if self._padding is None else self._padding.rows
 
     @property
     def running(self) -> Sequence[Generation]:
@@ -93,15 +112,18 @@ class Batcher:
         found = self._processor.inputs_and_outputs.requests_in_batch
         return [PackedSpan(self._running[f.state.request_id], f.query_length, f.has_new_token) for f in found]
 
-    def run(self, parts: Sequence[PackedSpan]) -> list[tuple[Generation, int | None, SampledToken | None]]:
+    def run(
+        self, parts: Sequence[PackedSpan], baked: Hashable | None = ()
+    ) -> list[tuple[Generation, int | None, SampledToken | None]]:
         """Run the step that was prepared, with the weights and modules as they are now; the next token of every text
-        that has one (None where its logits are no numbers), with its log probabilities where they are wanted."""
+        that has one (None where its logits are no numbers), with its log probabilities where they are wanted. baked: as
+        in `PackedBatch`."""
         sampled = [part.generation for part in parts if part.is_sampled]
         self.sampler.generations = sampled
         self._config._attn_implementation = self._paged  # for the step alone: other rows' attention knows no pages
         self._wait_for_weights()
         try:
-            self._processor._generation_step(self._model)
+            self._processor._generation_step(self._stepped(baked))
         finally:
             self._config._attn_implementation = self._plain
         states = [f.state for f in self._processor.inputs_and_outputs.requests_in_batch if f.has_new_token]
@@ -115,6 +137,13 @@ class Batcher:
                 self._running.pop(generation.id, None)
                 self.sampler.forget(generation)
         return list(zip(sampled, tokens, self.sampler.chosen, strict=True))
+
+    def _stepped(self, baked: Hashable | None) -> Any:
+        """What computes the step: the model, or its graphs."""
+        if self.graphs is None:
+            return self._model
+        self.graphs.baked = baked if self.padded_rows else None
+        return self.graphs
 
     def _wait_for_weights(self) -> None:
         """On a GPU transformers computes on a stream of its own, and it does not wait for what this thread has begun
@@ -147,7 +176,7 @@ def _configuration(limits: GenerationLimits) -> ContinuousBatchingConfig:
     return ContinuousBatchingConfig(
         num_blocks=limits.pages,
         max_batch_tokens=limits.batch_tokens,
-        max_requests_per_batch=min(limits.sequences, limits.batch_tokens),
+        max_requests_per_batch=limits.rows,
         max_blocks_per_request=0,
         allow_block_sharing=False,
         use_async_batching=False,

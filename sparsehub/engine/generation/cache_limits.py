@@ -30,6 +30,11 @@ class GenerationLimits:
         """Pages of the cache."""
         return self.cache_tokens // self.page_tokens
 
+    @property
+    def rows(self) -> int:
+        """Texts of one step, at most."""
+        return min(self.sequences, self.batch_tokens)
+
     def pages_of(self, tokens: int) -> int:
         """Pages that a text of so many tokens takes, prompt included."""
         return -(-tokens // self.page_tokens)

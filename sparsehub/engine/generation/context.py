@@ -24,3 +24,4 @@ class GenerationContext:
     lanes: LanePolicy  # which texts may run together
     planner: BatchPlanner  # its `mode` rules the steps too
     limits: GenerationLimits
+    graphs: bool  # whether decode steps on a GPU may become CUDA graphs

@@ -1,4 +1,5 @@
-"""The check of mixed text generation at start-up: a task generates the same beside another as alone, by swap.
+"""The checks of text generation at start-up: a task generates the same beside another as alone, by swap, and from
+captured graphs the same as without.
 
 transformers' batching changes between its releases: what is packed, in which order, and which rows reach the output
 layer. Two short texts show whether it still is what a mixed step takes it for.
@@ -14,6 +15,7 @@ from sparsehub.backbone import Backbone
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.batch_planner import AUTO
 from sparsehub.engine.generation.context import GenerationContext
+from sparsehub.engine.generation.decode_graphs import EAGER_STEPS, can_capture
 from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.request import Generation, Sampling
 from sparsehub.engine.generation.sampling import SampledToken
@@ -53,6 +55,29 @@ def mixes_well(runner: ModelRunner, context: GenerationContext) -> bool:
         moved,
     )
     return False
+
+
+def use_graphs(runner: ModelRunner, context: GenerationContext, *, mixed: bool) -> None:
+    """Let decode steps be captured where that is wanted and possible, and replays give what eager steps give. What is
+    wrong is in the log; then all steps are eager. mixed: whether there are mixed steps."""
+    backbone = context.backbone
+    if not (context.graphs and can_capture(backbone) and context.targets.quantised is None):
+        return
+    graphs = runner.batcher.use_graphs()
+    if graphs is None:
+        log.warning("steps of text generation use no CUDA graphs: this release of transformers prepares them otherwise")
+        return
+    task = _loud_task(context) if mixed else None
+    first, second = [task, None], [None, task]  # captured with the one, replayed with the other
+    other, wanted = _generated(runner, backbone, first), _generated(runner, backbone, second)
+    moved = min(_distance(other[0][:1], wanted[0][:1]), LOUD) if mixed else 1.0
+    graphs.on = True
+    for _ in range(EAGER_STEPS + 1):
+        _generated(runner, backbone, first)
+    found = _generated(runner, backbone, second)
+    wrong = max(_distance(its, their) for its, their in zip(found, wanted, strict=True))
+    if graphs.on and not wrong <= ALLOWED[backbone.dtype] * moved:
+        graphs.turn_off(f"a replayed step is off by {wrong:.2g} where another task moves it by {moved:.2g}")
 
 
 def _loud_task(context: GenerationContext) -> TaskHandle:

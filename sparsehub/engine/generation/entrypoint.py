@@ -9,7 +9,7 @@ from typing import Any, cast
 from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.engine.generation.batcher import Batcher
 from sparsehub.engine.generation.context import GenerationContext
-from sparsehub.engine.generation.decoding_check import mixes_well
+from sparsehub.engine.generation.decoding_check import mixes_well, use_graphs
 from sparsehub.engine.generation.generator import Generator
 from sparsehub.engine.generation.model_runner import ModelRunner
 from sparsehub.engine.generation.output_processor import end_tokens
@@ -30,15 +30,18 @@ def make_generator(context: GenerationContext) -> Generator | None:
     """The generator of an engine, which does not run yet; None for a backbone that is no causal language model.
 
     Two short texts are generated first, to prove that tasks can be mixed; where they cannot, every task has a lane of
-    its own. Raises `BackboneError` where the backbone cannot run in continuous batches.
+    its own. On a GPU they are generated from CUDA graphs too. Raises `BackboneError` where the backbone cannot run in
+    continuous batches.
     """
     backbone = context.backbone
     if backbone.language_model is None:
         return None
     tokenizer = load_tokenizer(backbone.checkpoint)
     batcher = Batcher(backbone, context.limits, end_tokens(tokenizer, backbone.language_model))
-    runner = ModelRunner(context.arena, batcher, Packer(context.targets), only_mixed=context.planner.only_mixed)
-    if not mixes_well(runner, context):
+    packer = Packer(context.targets, context.limits.rows)
+    runner = ModelRunner(context.arena, batcher, packer, only_mixed=context.planner.only_mixed)
+    mixed = mixes_well(runner, context)
+    if not mixed:
         if (base := context.targets.quantised) is not None:
             raise BackboneError(
                 f"{backbone.checkpoint.id} cannot generate text on {base.weights} weights",
@@ -46,6 +49,7 @@ def make_generator(context: GenerationContext) -> Generator | None:
                 fix="give generation a larger cache, or serve with --weights float",
             )
         context = dataclasses.replace(context, lanes=dataclasses.replace(context.lanes, mixes=False))
+    use_graphs(runner, context, mixed=mixed)
     runner.rest()
     context.arena.release_active()
     return Generator(context, runner, tokenizer, max_tokens(tokenizer, backbone.config))

@@ -64,8 +64,9 @@ class ModelRunner:
             self._arena.swap.to(_patch_of(parts[0]))
             return self.batcher.run(parts)
         self._arena.swap.to(None)
-        with self._packer.pack(parts).on_model():
-            return self.batcher.run(parts)
+        packed = self._packer.pack(parts, self.batcher.padded_rows)
+        with packed.batch.on_model():
+            return self.batcher.run(parts, packed.baked)
 
 
 def _patch_of(part: PackedSpan) -> Patch | None:
