@@ -35,7 +35,7 @@ def test_few_names_stand_in_the_place_of_the_value_and_many_in_the_help() -> Non
         ("merge", "--method", "d", ["dare", "dare-ties"]),
         ("train", "--report-to", "", ["tensorboard", "wandb", "mlflow"]),
         ("train", "--kind", "text-", ["text-classification", "text-generation"]),
-        ("serve", "--weights", "", ["float", "int8"]),
+        ("serve", "--weights", "", ["float", "int8", "fp8", "nf4"]),
     ],
 )
 def test_a_shell_completes_values(verb: str, option: str, begun: str, expected: list[str]) -> None:
