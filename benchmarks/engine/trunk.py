@@ -24,6 +24,7 @@ from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine import Engine
 from sparsehub.engine.batch_rows import BatchRows
 from sparsehub.engine.batch_runner import Clock
+from sparsehub.engine.compiled.background import AUTO, OFF
 from sparsehub.engine.cost_model import MIXED, TRUNK
 from sparsehub.engine.resident import Resident
 from sparsehub.engine.target_modules import sample_batch
@@ -44,6 +45,9 @@ LIMITS: dict[tuple[str, int, str], float | None] = {
     ("12 x 768", 2, FIRST): 2.5,
     ("12 x 768", 2, MEAN): 3.6,
 }
+COMPILED = "trunk, compiled"
+COMPILED_SIZES = ("6 x 384",)  # the larger one would take a quarter of an hour to compile
+COMPILE_SECONDS = 900
 UNSHARED_ROUNDS = 41  # of a batch that shares nothing
 OFF_LIMIT = 1.02  # of a batch that shares nothing, against the same engine with trunks off
 NOTES = (
@@ -51,6 +55,7 @@ NOTES = (
     "`times plain`: against one plain forward of these rows without any head; ours include the heads and the answers.",
     "Every task changes 0.5% of all entries of the backbone, all of them in its last layers, and has a linear head.",
     "`mixed`: what is done without trunks, a row for every task and text in one pass on the base weights.",
+    "`trunk`: eager; `compiled`: its layers compiled where they are faster, as an endpoint has them.",
     "`difference`: the largest between a task's scores and those of its weights in place.",
     "Memory: each case and number in a process of its own, after an answer; the encoder and the libraries that are "
     "imported are part of it.",
@@ -105,20 +110,28 @@ def main() -> None:
 
 def measure(size: str, folder: Path, layers: int, pooling: str, rounds: int) -> list[Row]:
     """One table: tasks that change the last `layers` of a backbone."""
-    setting = made(size, folder, layers, pooling)
+    setting = made(size, folder, layers, pooling, compiled=size in COMPILED_SIZES)
     module, inputs = setting.engine.backbone.module, setting.inputs
+    eager, compiled = compiled_passes(setting, wanted=size in COMPILED_SIZES)
     calls: dict[str, Callable[[], Any]] = {
         PLAIN: lambda: module(**inputs),
         "trunk": lambda: run(setting, TRUNK, setting.parts),
+        **({COMPILED: lambda: run(setting, TRUNK, setting.parts)} if compiled is not None else {}),
         "mixed": lambda: run(setting, MIXED, setting.parts),
     }
+    passes = {COMPILED: compiled}
     # by themselves and more often: between them is less than what follows a mixed pass of many rows is slowed by
     unshared: dict[str, Callable[[], Any]] = {
         "shares nothing, trunks on": lambda: planned(setting, "auto", setting.unshared),
         "shares nothing, trunks off": lambda: planned(setting, "mixed", setting.unshared),
     }
-    difference = largest_difference(setting)
-    timings = interleaved([Case(name, call) for name, call in calls.items()], rounds, warmup=1)
+    differences = {"trunk": largest_difference(setting)}
+    if compiled is not None:
+        compiled()
+        differences[COMPILED] = largest_difference(setting)
+    cases = [Case(name, call, passes.get(name) or eager) for name, call in calls.items()]
+    timings = interleaved(cases, rounds, warmup=1)
+    eager()
     timings |= interleaved([Case(name, call) for name, call in unshared.items()], UNSHARED_ROUNDS, warmup=1)
     plain = timings[PLAIN]
     setup = {
@@ -128,6 +141,7 @@ def measure(size: str, folder: Path, layers: int, pooling: str, rounds: int) -> 
         "entries a task": setting.tasks[0].patch.nnz,
     }
     setting.engine.stop()
+    answering = (TRUNK, COMPILED, MIXED)
     return [
         Row(
             name,
@@ -136,12 +150,29 @@ def measure(size: str, folder: Path, layers: int, pooling: str, rounds: int) -> 
                 "median ms": timing.median,
                 "times plain": timing.median / plain.median,
                 "fastest, times plain's": timing.fastest / plain.fastest,
-                **({"answers a second": TASKS * TEXTS / timing.median * 1e3} if name in (TRUNK, MIXED) else {}),
-                **({"difference": f"{difference:.1e}"} if name == "trunk" else {}),
+                **({"answers a second": TASKS * TEXTS / timing.median * 1e3} if name in answering else {}),
+                **({"difference": f"{differences[name]:.1e}"} if name in differences else {}),
             },
         )
         for name, timing in timings.items()
     ]
+
+
+def compiled_passes(setting: Setting, *, wanted: bool) -> tuple[Callable[[], None], Callable[[], None] | None]:
+    """What has an engine's passes eager from then on, and what has them compiled, where that is wanted and can be."""
+    compiler = setting.engine.compiler
+    if wanted:
+        compiler.start()
+        compiler.join(COMPILE_SECONDS)
+    found = [(passes, passes.compiled) for passes in (compiler.plain, compiler.mixed, compiler.layers)]
+
+    def put(*, compiled: bool) -> None:
+        for passes, its in found:
+            passes.compiled = its if compiled else None  # type: ignore[attr-defined]
+
+    put(compiled=False)
+    made = all(its is not None for _, its in found)
+    return lambda: put(compiled=False), (lambda: put(compiled=True)) if made else None
 
 
 def checks_of(rows: Sequence[Row], key: tuple[str, int, str]) -> list[str]:
@@ -150,13 +181,14 @@ def checks_of(rows: Sequence[Row], key: tuple[str, int, str]) -> list[str]:
     what = f"{key[0]}, {rows[0].setup['changed']}, {key[2]} pooling"
     on, off = by_case["shares nothing, trunks on"], by_case["shares nothing, trunks off"]
     limit, alone = LIMITS[key], on["median ms"] / off["median ms"]
-    checks = [] if limit is None else [verdict(what, by_case["trunk"]["times plain"], limit)]
+    ours = [case for case in ("trunk", COMPILED) if case in by_case]
+    checks = [] if limit is None else [verdict(f"{what}: {case}", by_case[case]["times plain"], limit) for case in ours]
     return [*checks, verdict(f"{what}: a batch that shares nothing", alone, OFF_LIMIT)]
 
 
-def made(size: str, folder: Path, layers: int, pooling: str) -> Setting:
+def made(size: str, folder: Path, layers: int, pooling: str, *, compiled: bool = False) -> Setting:
     backbone = load_backbone(str(folder))
-    engine = Engine(backbone)
+    engine = Engine(backbone, compile_mode=AUTO if compiled else OFF)
     names = last_layers(backbone, layers)
     tasks = []
     for number in range(TASKS):
