@@ -63,6 +63,14 @@ class Visit:
         box.fill(task)
         box.press("Enter")
 
+    def add(self, where: str, task: str) -> None:
+        """Add a task to a list of several. On a busy machine what may be chosen comes late."""
+        box = self.page.locator(f"{where} input").first
+        box.fill(task)
+        self.page.locator("[role=option]").filter(has_text=task).first.wait_for()
+        box.press("Enter")
+        self.page.locator(f"{where} .token").filter(has_text=task).first.wait_for()
+
     def answer(self, name: str) -> str:
         """The labels of an answer with their shares."""
         self.page.locator(f"#{name}-answer .who").wait_for()

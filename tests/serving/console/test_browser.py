@@ -100,7 +100,7 @@ def test_a_package_is_shown_and_its_card_does_nothing(visit: Callable[..., Visit
     assert it.page.locator("#inside-card img").count() == 0, "its picture of the density is the one above"
     it.tab("Overlap")
     for task in ("three@1.0.0", "pair@1.0.0"):
-        it.choose("#overlap-tasks", task)
+        it.add("#overlap-tasks", task)
     it.page.keyboard.press("Tab")  # closes the list, which lies over the button
     it.page.click("#overlap-ask")
     assert it.page.locator("#overlap-picture img").evaluate("it => it.naturalWidth") > 300

@@ -64,7 +64,7 @@ def package(it: Visit) -> None:
 
 def overlap(it: Visit) -> None:
     for task in ("three@1.0.0", "pair@1.0.0"):
-        it.choose("#overlap-tasks", task)
+        it.add("#overlap-tasks", task)
     it.page.keyboard.press("Tab")
     it.page.click("#overlap-ask")
     it.page.locator("#overlap-picture img").wait_for()
