@@ -162,6 +162,7 @@ def compiled_passes(setting: Setting, *, wanted: bool) -> tuple[Callable[[], Non
     """What has an engine's passes eager from then on, and what has them compiled, where that is wanted and can be."""
     compiler = setting.engine.compiler
     if wanted:
+        _ = setting.engine._planner.costs  # measured before anything is compiled, as in an engine that starts
         compiler.start()
         compiler.join(COMPILE_SECONDS)
     found = [(passes, passes.compiled) for passes in (compiler.plain, compiler.mixed, compiler.layers)]
