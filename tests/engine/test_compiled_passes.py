@@ -114,6 +114,17 @@ def test_a_compiler_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monke
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_programs_may_come_before_an_engine_has_started(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What batches cost is measured under the arena's lock, and so must not be asked for under it."""
+    compiler = Engine(backbone, compile_mode="on").compiler
+    program: Any = _Fake(backbone.module)
+    monkeypatch.setattr(compiler, "_compiled", lambda _: CompiledPass(program, dict, CompiledCurve()))
+    installing = threading.Thread(target=compiler._install_plain, daemon=True)
+    installing.start()
+    installing.join(120)
+    assert not installing.is_alive() and compiler.plain.compiled is not None
+
+
 def test_stopping_ends_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program_cache.shutil, "which", lambda _: "/bin/true")
     stopped = threading.Event()

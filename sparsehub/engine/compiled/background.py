@@ -146,18 +146,18 @@ class BackgroundCompiler:
             log.warning("%s stay eager: %s", what, problem)
 
     def _install_plain(self) -> None:
-        compiled = self._compiled(None)
+        compiled, costs = self._compiled(None), self._planner.costs  # measured now, not under the lock
         with self._arena.lock:
-            self.plain.compiled, self._planner.costs.compiled = compiled, compiled.curve
+            self.plain.compiled, costs.compiled = compiled, compiled.curve
         log.info("compiled passes are ready; what they take of the eager ones: %s", compiled.curve)
 
     def _install_mixed(self) -> None:
         with self._arena.lock:
             self._arena.swap.to(None)
             tasks = trial_tasks(self._backbone, self._targets)
-        compiled = self._compiled(tasks)
+        compiled, costs = self._compiled(tasks), self._planner.costs
         with self._arena.lock:
-            self.mixed.compiled, self._planner.costs.compiled_mixed = compiled, compiled.curve
+            self.mixed.compiled, costs.compiled_mixed = compiled, compiled.curve
         log.info("compiled mixed passes are ready; what they take of the eager ones: %s", compiled.curve)
 
     def _install_layers(self) -> None:
@@ -176,9 +176,10 @@ class BackgroundCompiler:
             for its in (None, tasks)
         )
         layers = dataclasses.replace(layers, trunk=trunk, branches=branches)
+        costs = self._planner.costs
         with self._arena.lock:
             self.layers.compiled = layers
-            self._planner.costs.compiled_trunk, self._planner.costs.compiled_branches = trunk, branches
+            costs.compiled_trunk, costs.compiled_branches = trunk, branches
         log.info("compiled layers are ready; what they take of the eager ones: %s; in branches %s", trunk, branches)
 
     def _proved_layers(self, layers: CompiledLayers, tasks: TrialTasks) -> CompiledLayers:
