@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import Report, Row, write_report
+from benchmarks.harness import RESULTS, Report, Row, without_places, write_report
 
 
 def test_a_run_replaces_the_figures_of_its_own_kind_of_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +37,10 @@ def test_what_was_measured_before_there_were_kinds_is_replaced(tmp_path: Path, m
     text = write_report(Report("speed", "Speed", [Row("ours", {}, {"times": 1.0})]), "1")
     assert "old" not in text and f"## {harness.kind_of_cpu()}" in text
     assert "old" not in (tmp_path / "speed.jsonl").read_text(encoding="utf-8")
+
+
+def test_commands_name_files_without_the_machine_they_lay_on() -> None:
+    found = without_places("X=1 python -m a.b /home/me/packages/trec-0=/data/tasks/trec/test.jsonl --out /x/y here/z")
+    assert found == "X=1 python -m a.b packages/trec-0=trec/test.jsonl --out x/y here/z"
+    for file in [*RESULTS.glob("*.md"), *RESULTS.glob("*.jsonl")]:
+        assert not re.search(r"(?<![\w.])/(tmp|home|root|work|mnt)/", file.read_text(encoding="utf-8")), file.name
