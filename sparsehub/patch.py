@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -169,3 +170,13 @@ def restore_patch(arena: Arena, patch: Patch) -> None:
             strays = error
     if strays is not None:
         raise strays
+
+
+@contextmanager
+def patched(arena: Arena, patch: Patch) -> Iterator[None]:
+    """Inside, the arena has the task's weights; it must hold the base ones before, and holds them again afterwards."""
+    apply_patch(arena, patch)
+    try:
+        yield
+    finally:
+        restore_patch(arena, patch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from sparsehub.delta import Delta, ParameterDelta
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import TargetModules, find_target_modules, nothing_mixes, sample_batch
-from sparsehub.patch import apply_patch, make_patch, restore_patch
+from sparsehub.patch import make_patch, patched
 
 ENTRIES = 64  # changed in every place, or a thousandth of the place where that is more
 ROWS, LENGTH = 2, 6
@@ -46,11 +47,8 @@ def _problem(backbone: Backbone, targets: TargetModules) -> str | None:
     with MixedBatch(targets, [adapter], [(0, 0, ROWS)]).on_model():
         mixed = _states(backbone, batch)
     plain = _states(backbone, batch)
-    apply_patch(backbone.arena, patch)
-    try:
+    with patched(backbone.arena, patch):
         changed = _states(backbone, batch)
-    finally:
-        restore_patch(backbone.arena, patch)
     wrong, moved = float((mixed - changed).abs().max()), float((changed - plain).abs().max())
     if wrong <= ALLOWED[backbone.dtype] * moved:
         return None
@@ -61,6 +59,12 @@ def _states(backbone: Backbone, batch: dict[str, Tensor]) -> Tensor:
     outputs = backbone.whole(**batch)  # of a language model the logits: its output layer is to be proved too
     states: Tensor = outputs.last_hidden_state if backbone.language_model is None else outputs.logits
     return states.float()
+
+
+def loudly_changed(backbone: Backbone) -> AbstractContextManager[None]:
+    """Inside, every parameter has a large change, as `patched` does it: the proofs of programs, which read the weights
+    where they lie, run there."""
+    return patched(backbone.arena, make_patch(backbone, loud_changes(backbone, set(backbone.arena.slots.values()))))
 
 
 def loud_delta(backbone: Backbone, targets: TargetModules) -> Delta:

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from sparsehub.engine.state_cache import StateCache, Text, TextStates
 from sparsehub.engine.target_modules import CONV1D, LINEAR, TargetModules, sample_batch
 from sparsehub.engine.trunk_forward import TrunkPass
 from sparsehub.engine.trunk_plan import plan_trunk
-from sparsehub.patch import Patch, apply_patch, make_patch, restore_patch
+from sparsehub.patch import Patch, make_patch, patched
 
 TEXTS, LENGTH = 3, 6
 log = logging.getLogger("sparsehub")
@@ -76,7 +75,7 @@ def _stack(backbone: Backbone, targets: TargetModules) -> LayerStack | str:
     if found.token_from is None:
         return found
     patch = make_patch(backbone, loud_delta(backbone, targets))  # what base weights hardly use, a task may use
-    with _applied(backbone, patch):
+    with patched(backbone.arena, patch):
         return found if gives_the_same(found, backbone.module, lengths) else stack
 
 
@@ -162,16 +161,6 @@ def _patch_from(backbone: Backbone, targets: TargetModules, first: int) -> Patch
 
 
 def _in_place(backbone: Backbone, patch: Patch, batch: dict[str, Tensor]) -> Tensor:
-    with _applied(backbone, patch):
+    with patched(backbone.arena, patch):
         states: Tensor = backbone.module(**batch).last_hidden_state
         return states.float()
-
-
-@contextmanager
-def _applied(backbone: Backbone, patch: Patch) -> Iterator[None]:
-    """Inside, the arena has a patch; afterwards the base weights again."""
-    apply_patch(backbone.arena, patch)
-    try:
-        yield
-    finally:
-        restore_patch(backbone.arena, patch)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsehub.engine.adapter_weights import AdapterWeights
+from sparsehub.engine.compiled.layer_call import leaves_of, name_of, with_leaves
 from sparsehub.engine.compiled.layer_programs import LayerPasses
 from sparsehub.engine.layer_stack import LayerStack, Path
 from sparsehub.engine.mixed_forward import MixedBatch, RowGroups
@@ -123,7 +124,9 @@ class TrunkPass:
     def _run(self, index: int, part: _Part, args: Any, kwargs: Any, begins: bool) -> Any:
         if self._mixed is not None:
             self._mixed.regroup(part.groups)
-        args, kwargs = (self._with_rows(given, (), part, begins) for given in (args, kwargs))
+        tensors = ((path, leaf) for path, leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor))
+        rows = {name_of(path): self._rows_of(tensor, path[1:], part, begins) for path, tensor in tensors}
+        args, kwargs = with_leaves((args, kwargs), rows)
         if self._reads is not None and index == len(self._layers.modules) - 1:
             return self._reads.of_rows(part.rows).run(*args, **kwargs)
         return self._forward(index, args, kwargs)
@@ -174,17 +177,8 @@ class TrunkPass:
     def _indices(self, rows: Sequence[int]) -> Tensor:
         return torch.tensor(rows, device=self._device)
 
-    def _with_rows(self, value: Any, path: Path, part: _Part, begins: bool) -> Any:
-        """What a layer is called with, for the rows of a part."""
-        if isinstance(value, Tensor):
-            return self._rows_of(value, path, part, begins)
-        if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-            return type(value)(self._with_rows(v, (*path, place), part, begins) for place, v in enumerate(value))
-        if type(value) is dict:
-            return {name: self._with_rows(v, (*path, name), part, begins) for name, v in value.items()}
-        return value
-
     def _rows_of(self, tensor: Tensor, path: Path, part: _Part, begins: bool) -> Tensor:
+        """What a layer is called with in one place, for the rows of a part."""
         if path == self._layers.hidden:
             return self._grown(part) if begins else tensor[part.rows]
         by_row = self._layers.by_row.get(path)

@@ -9,6 +9,7 @@ of slots and blocks, so one graph serves all batches. On the CPU, with the nativ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,16 +50,8 @@ def mixed_linear(
 
 
 @mixed_linear.register_fake
-def _(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    _biases: Sequence[Tensor],
-    _tables: Tensor,
-    _blocks: Tensor,
-    _modules: Sequence[int],
-    transposed: bool,
-) -> Tensor:
-    return x.new_empty((len(weights), *x.shape[:-1], weights[0].shape[1 if transposed else 0]))
+def _(x: Tensor, weights: Sequence[Tensor], *others: Any) -> Tensor:
+    return _empty_outputs(x, weights, transposed=others[-1])
 
 
 @torch.library.custom_op(
@@ -98,18 +91,8 @@ def shared_linear(
 
 
 @shared_linear.register_fake
-def _(
-    x: Tensor,
-    _source: Tensor,
-    _rows: Tensor,
-    weights: Sequence[Tensor],
-    _biases: Sequence[Tensor],
-    _tables: Tensor,
-    _blocks: Tensor,
-    _modules: Sequence[int],
-    transposed: bool,
-) -> Tensor:
-    return x.new_empty((len(weights), *x.shape[:-1], weights[0].shape[1 if transposed else 0]))
+def _(x: Tensor, _source: Tensor, _rows: Tensor, weights: Sequence[Tensor], *others: Any) -> Tensor:
+    return _empty_outputs(x, weights, transposed=others[-1])
 
 
 @torch.library.custom_op(
@@ -203,6 +186,11 @@ def mixed_norm(x: Tensor, tables: Tensor, blocks: Tensor, module: int, epsilon: 
 @mixed_norm.register_fake
 def _(x: Tensor, _tables: Tensor, _blocks: Tensor, _module: int, _epsilon: float, _centered: bool) -> Tensor:
     return torch.empty_like(x)
+
+
+def _empty_outputs(x: Tensor, weights: Sequence[Tensor], transposed: bool) -> Tensor:
+    """What maps of one size give of x: [maps, ..., out]."""
+    return x.new_empty((len(weights), *x.shape[:-1], weights[0].shape[1 if transposed else 0]))
 
 
 def _changes(tables: Tensor, module: int) -> Changes:  # type: ignore[type-arg]

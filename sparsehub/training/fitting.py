@@ -24,7 +24,7 @@ from sparsehub.package.manifest import HEAD_METHOD
 from sparsehub.package.results import LEARNING_CURVE, RESULTS, stated
 from sparsehub.package.task_model import TaskModel, load_task_model, on_pooled_states
 from sparsehub.package.task_spec import EMBEDDING, TEXT_GENERATION, HeadSpec
-from sparsehub.patch import apply_patch, make_patch, restore_patch
+from sparsehub.patch import make_patch, patched
 from sparsehub.selection import by_layer
 from sparsehub.selection.depth import ALL
 from sparsehub.training.baselines import PROBE, baselines, probe_scores, report_baseline, with_frozen_scores
@@ -250,11 +250,8 @@ def _judge_stored(job: Job, trainer: Any, delta: Delta | None) -> Judgement:
     if delta is None or not delta.nnz:
         return evaluate(trainer, job, job.data.judged)
     patch = make_patch(job.task_model.backbone, _through_file(delta, job.run / f"{job.processes.rank}-{DELTA_FILE}"))
-    apply_patch(job.task_model.backbone.arena, patch)
-    try:
+    with patched(job.task_model.backbone.arena, patch):
         return evaluate(trainer, job, job.data.judged)
-    finally:
-        restore_patch(job.task_model.backbone.arena, patch)
 
 
 def _through_file(delta: Delta, path: Path) -> Delta:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsehub.backbone.tokenizer import load_tokenizer
 from sparsehub.package.task_spec import MULTI_LABEL, REGRESSION, TEXT_GENERATION, TaskSpec
-from sparsehub.patch import apply_patch, make_patch, restore_patch
+from sparsehub.patch import make_patch, patched
 from sparsehub.training.batches import Collator
 from sparsehub.training.data import Split
 from sparsehub.training.fitting import Fitted
@@ -29,13 +29,8 @@ def trained(fitted: Fitted) -> Iterator[None]:
     changes = fitted.delta is not None and fitted.delta.nnz > 0
     patch = make_patch(fitted.task_model.backbone, fitted.delta) if changes and fitted.delta else None
     fitted.task_model.model.eval()
-    if patch is not None:
-        apply_patch(arena, patch)
-    try:
+    with patched(arena, patch) if patch is not None else contextlib.nullcontext():
         yield
-    finally:
-        if patch is not None:
-            restore_patch(arena, patch)
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,7 @@ from sparsehub.backbone.tokenizer import max_tokens
 from sparsehub.engine.arena_manager import ArenaManager
 from sparsehub.engine.batch_planner import BatchPlanner
 from sparsehub.engine.calibrate import FORWARDS, LONG, REPEATS
-from sparsehub.engine.compiled.layer_call import watch_layer
+from sparsehub.engine.compiled.layer_call import LayerCall, watch_layer
 from sparsehub.engine.compiled.layer_programs import CompiledLayers, LayerPasses, load_layers, weights_of
 from sparsehub.engine.compiled.layer_proof import measure_layers, right_changed, right_layers
 from sparsehub.engine.compiled.mixed_graph import why_no_graph
@@ -38,6 +39,7 @@ SMALLEST = 1_000_000  # entries of a backbone that `auto` compiles: the passes o
 LARGEST = 4 << 30  # bytes of one that it compiles: the compiler's process loads it too
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _STOP_SECONDS = 10.0
+_Seconds = Callable[[int, int, TrialTasks | None], tuple[float, float]]  # of rows x tokens: compiled, eager
 log = logging.getLogger("sparsehub")
 
 
@@ -107,43 +109,37 @@ class BackgroundCompiler:
             return "the native kernels are not built, or of an older build"
         return why_no_graph(self._targets)
 
-    def _why_not_layers(self) -> str | None:
+    def _layer_call(self) -> LayerCall | str:
+        """How the layers of trunks and branches are called; or why none is compiled."""
         layers = self._targets.layers
         if layers is None or self._planner.only_mixed or self._planner.mode == MIXED_MODE:
             return self._targets.why_no_trunk or "no batch runs so"
         try:
             with self._arena.lock:
-                watch_layer(self._backbone.module, layers)
+                return watch_layer(self._backbone.module, layers)[0]
         except EngineError as error:
             return str(error)
-        return None
 
     def _run(self) -> None:
-        if not self._planner.only_mixed and not self._tried("passes", PLAIN):
-            return
-        if (reason := self._why_not_mixed()) is not None:
-            log.info("mixed passes stay eager: %s", reason)
-            return
-        if not self._tried("mixed passes", MIXED):
-            return
-        if (reason := self._why_not_layers()) is not None:
-            log.info("trunks and branches stay eager: %s", reason)
-            return
-        self._tried("trunks and branches", LAYER)
-
-    def _tried(self, what: str, kind: str) -> bool:
-        """Whether it went well; else the eager ones go on, whatever went wrong."""
+        """Where one kind of passes goes wrong, its eager ones and those of the kinds after it go on."""
+        what = "passes"
         try:
-            {PLAIN: self._install_plain, MIXED: self._install_mixed, LAYER: self._install_layers}[kind]()
+            if not self._planner.only_mixed:
+                self._install_plain()
+            what = "mixed passes"
+            if (reason := self._why_not_mixed()) is not None:
+                log.info("%s stay eager: %s", what, reason)
+                return
+            self._install_mixed()
+            what = "trunks and branches"
+            if isinstance(call := self._layer_call(), str):
+                log.info("%s stay eager: %s", what, call)
+                return
+            self._install_layers(call)
         except Exception as error:
-            self._report(what, error)
-            return False
-        return True
-
-    def _report(self, what: str, error: Exception) -> None:
-        if not self._stopped.is_set():
-            problem = str(error) if isinstance(error, SparsehubError) else f"{type(error).__name__}: {error}"
-            log.warning("%s stay eager: %s", what, problem)
+            if not self._stopped.is_set():
+                problem = str(error) if isinstance(error, SparsehubError) else f"{type(error).__name__}: {error}"
+                log.warning("%s stay eager: %s", what, problem)
 
     def _install_plain(self) -> None:
         compiled, costs = self._compiled(None), self._planner.costs  # measured now, not under the lock
@@ -160,21 +156,15 @@ class BackgroundCompiler:
             self.mixed.compiled, costs.compiled_mixed = compiled, compiled.curve
         log.info("compiled mixed passes are ready; what they take of the eager ones: %s", compiled.curve)
 
-    def _install_layers(self) -> None:
+    def _install_layers(self, call: LayerCall) -> None:
         stack = self._targets.layers
-        assert stack is not None  # or it would have been told why not
+        assert stack is not None  # or there would be no call
         files = find_or_compile(self._backbone, self._inputs, self._max_tokens, self._stopped, kind=LAYER)
         with self._in_order(True):
             tasks = trial_tasks(self._backbone, self._targets)
-            call, _ = watch_layer(self._backbone.module, stack)
         layers = self._proved_layers(load_layers(files, self._targets, stack, call), tasks)
-        shapes = sizes(FORWARDS, self._max_tokens)
-        trunk, branches = (
-            self._curve(
-                [(r * n, _ratio(self._layers_pair(layers, its, r, n) for _ in range(REPEATS))) for r, n in shapes]
-            )
-            for its in (None, tasks)
-        )
+        seconds = functools.partial(measure_layers, self._backbone, layers)
+        trunk, branches = (self._curve(seconds, its, base=True) for its in (None, tasks))
         layers = dataclasses.replace(layers, trunk=trunk, branches=branches)
         costs = self._planner.costs
         with self._arena.lock:
@@ -194,21 +184,14 @@ class BackgroundCompiler:
             raise EngineError("a compiled layer is wrong")
         return dataclasses.replace(layers, programs={index: layers.programs[index] for index in sorted(right)})
 
-    def _layers_pair(
-        self, layers: CompiledLayers, tasks: TrialTasks | None, rows: int, length: int
-    ) -> tuple[float, float]:
-        with self._in_order(True):
-            return measure_layers(self._backbone, layers, rows, length, tasks)
-
     def _compiled(self, tasks: TrialTasks | None) -> CompiledPass:
         """A program, proved and measured. tasks: for mixed passes."""
         int8, kind = self._targets.int8 is not None, PLAIN if tasks is None else MIXED
         files = find_or_compile(self._backbone, self._inputs, self._max_tokens, self._stopped, kind=kind, int8=int8)
         program = Program(files, weights_of(self._backbone.module))
         result = self._proved(program, tasks)
-        shapes = sizes(FORWARDS, self._max_tokens)
-        points = [(r * n, _ratio(self._pair(program, tasks, r, n) for _ in range(REPEATS))) for r, n in shapes]
-        return CompiledPass(program, result, self._curve(points))
+        seconds = functools.partial(measure, self._backbone, program)
+        return CompiledPass(program, result, self._curve(seconds, tasks, base=tasks is not None))
 
     def _proved(self, program: Program, tasks: TrialTasks | None) -> Any:
         """The class of what the base model returns. The lock is free between two batches, since requests wait."""
@@ -229,20 +212,17 @@ class BackgroundCompiler:
                 self._arena.swap.to(None)
             yield
 
-    def _pair(self, program: Program, tasks: TrialTasks | None, rows: int, length: int) -> tuple[float, float]:
-        with self._in_order(tasks is not None):
-            return measure(self._backbone, program, rows, length, tasks)
+    def _curve(self, seconds: _Seconds, tasks: TrialTasks | None, base: bool) -> CompiledCurve:
+        """What a program takes of the eager passes at each size: the best of a few runs, a long one is not repeated.
 
-    def _curve(self, points: Sequence[tuple[int, float]]) -> CompiledCurve:
+        base: whether the arena must hold the base weights, as for mixed passes.
+        """
+        points = []
+        for rows, length in sizes(FORWARDS, self._max_tokens):
+            runs: list[tuple[float, float]] = []
+            while len(runs) < REPEATS and (not runs or sum(runs[-1]) <= LONG):
+                with self._in_order(base):
+                    runs.append(seconds(rows, length, tasks))
+            compiled, eager = zip(*runs, strict=True)
+            points.append((rows * length, min(compiled) / min(eager)))
         return CompiledCurve(points, always=self._mode == ON)
-
-
-def _ratio(runs: Iterable[tuple[float, float]]) -> float:
-    """The best of a few runs, compiled / eager seconds; a long one is not repeated."""
-    pairs: list[tuple[float, float]] = []
-    for pair in runs:
-        pairs.append(pair)
-        if sum(pair) > LONG:
-            break
-    compiled, eager = zip(*pairs, strict=True)
-    return min(compiled) / min(eager)

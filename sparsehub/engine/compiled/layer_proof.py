@@ -16,9 +16,8 @@ from sparsehub.engine.compiled.layer_call import with_leaves
 from sparsehub.engine.compiled.layer_programs import CompiledLayers
 from sparsehub.engine.compiled.proof import TOLERANCE, TrialTasks, sample_of
 from sparsehub.engine.mixed_forward import MixedBatch
-from sparsehub.engine.mixing_check import loud_changes
+from sparsehub.engine.mixing_check import loudly_changed
 from sparsehub.engine.module_forwards import with_forwards
-from sparsehub.patch import apply_patch, make_patch, restore_patch
 
 _INPUTS = ("input_ids", "attention_mask")
 
@@ -44,12 +43,8 @@ def right_layers(backbone: Backbone, layers: CompiledLayers, rows: int, length: 
 def right_changed(backbone: Backbone, layers: CompiledLayers, tasks: TrialTasks) -> set[int]:
     """`right_layers` with a large change in every parameter, and without it again. The arena must hold the base
     weights, and holds them again afterwards."""
-    patch = make_patch(backbone, loud_changes(backbone, set(backbone.arena.slots.values())))
-    apply_patch(backbone.arena, patch)
-    try:
+    with loudly_changed(backbone):
         right = right_layers(backbone, layers, 2, 5, tasks)
-    finally:
-        restore_patch(backbone.arena, patch)
     return right & right_layers(backbone, layers, 1, 7, tasks)
 
 

@@ -18,10 +18,10 @@ from sparsehub.engine.compiled.mixed_pass import arguments_of
 from sparsehub.engine.compiled.program import Program
 from sparsehub.engine.compiled.program_files import ARGUMENTS
 from sparsehub.engine.mixed_forward import MixedBatch
-from sparsehub.engine.mixing_check import loud_changes, loud_delta
+from sparsehub.engine.mixing_check import loud_delta, loudly_changed
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.errors import EngineError
-from sparsehub.patch import apply_patch, make_patch, restore_patch
+from sparsehub.patch import make_patch
 
 TOLERANCE = 1e-4  # of an output, or of the largest one where that is more than 1
 # The same on an int8 base: where two passes differ in the last bit, a value may be rounded to the next of 127 levels.
@@ -71,12 +71,8 @@ def compare(backbone: Backbone, program: Program, rows: int, length: int, tasks:
 def compare_changed(backbone: Backbone, program: Program, tasks: TrialTasks | None = None) -> None:
     """`compare` with a large change in every parameter, and without it again. The arena must hold the base weights, and
     holds them again afterwards."""
-    patch = make_patch(backbone, loud_changes(backbone, set(backbone.arena.slots.values())))
-    apply_patch(backbone.arena, patch)
-    try:
+    with loudly_changed(backbone):
         compare(backbone, program, 2, 5, tasks)
-    finally:
-        restore_patch(backbone.arena, patch)
     compare(backbone, program, 1, 7, tasks)
 
 
