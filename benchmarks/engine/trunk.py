@@ -7,7 +7,7 @@ import argparse
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.engine.trunk_peers import PLAIN, TASKS, TEXTS, TOKENS, others, resident_memory
-from benchmarks.harness import Case, Report, Row, interleaved, verdict, write_report
+from benchmarks.harness import Case, Report, Row, Timing, interleaved, verdict, write_report
 from benchmarks.models import DENSITY, SHAPES, save_encoder
 from benchmarks.packages import manifest_of, save_tokenizer
 from sparsehub.backbone import Backbone, load_backbone
@@ -133,7 +133,6 @@ def measure(size: str, folder: Path, layers: int, pooling: str, rounds: int) -> 
     timings = interleaved(cases, rounds, warmup=1)
     eager()
     timings |= interleaved([Case(name, call) for name, call in unshared.items()], UNSHARED_ROUNDS, warmup=1)
-    plain = timings[PLAIN]
     setup = {
         "encoder": size,
         "changed": f"the last {layers} of {SHAPES[size][0]} layers" if layers else "the head alone",
@@ -141,28 +140,28 @@ def measure(size: str, folder: Path, layers: int, pooling: str, rounds: int) -> 
         "entries a task": setting.tasks[0].patch.nnz,
     }
     setting.engine.stop()
-    answering = (TRUNK, COMPILED, MIXED)
-    return [
-        Row(
-            name,
-            setup,
-            {
-                "median ms": timing.median,
-                "times plain": timing.median / plain.median,
-                "fastest, times plain's": timing.fastest / plain.fastest,
-                **({"answers a second": TASKS * TEXTS / timing.median * 1e3} if name in answering else {}),
-                **({"difference": f"{differences[name]:.1e}"} if name in differences else {}),
-            },
-        )
-        for name, timing in timings.items()
-    ]
+    return [Row(name, setup, figures(timings, differences, name)) for name in timings]
+
+
+def figures(timings: Mapping[str, Timing], differences: Mapping[str, float], name: str) -> dict[str, Any]:
+    """The columns of one case."""
+    timing, plain = timings[name], timings[PLAIN]
+    measured: dict[str, Any] = {
+        "median ms": timing.median,
+        "times plain": timing.median / plain.median,
+        "fastest, times plain's": timing.fastest / plain.fastest,
+    }
+    if name in (TRUNK, COMPILED, MIXED):
+        measured["answers a second"] = TASKS * TEXTS / timing.median * 1e3
+    if name in differences:
+        measured["difference"] = f"{differences[name]:.1e}"
+    return measured
 
 
 def compiled_passes(setting: Setting, *, wanted: bool) -> tuple[Callable[[], None], Callable[[], None] | None]:
     """What has an engine's passes eager from then on, and what has them compiled, where that is wanted and can be."""
     compiler = setting.engine.compiler
     if wanted:
-        _ = setting.engine._planner.costs  # measured before anything is compiled, as in an engine that starts
         compiler.start()
         compiler.join(COMPILE_SECONDS)
     found = [(passes, passes.compiled) for passes in (compiler.plain, compiler.mixed, compiler.layers)]

@@ -26,6 +26,7 @@ from sparsehub.engine.trunk_batch import TrunkBatch, pooled, taken
 from sparsehub.engine.trunk_forward import TrunkPass
 from sparsehub.engine.trunk_plan import TrunkPlan
 from sparsehub.errors import NotFiniteError
+from sparsehub.kernels.sparse import bounds_of
 from sparsehub.package.encoding import by_choice, pad
 from sparsehub.package.heads import run_heads
 from sparsehub.package.outputs import answers, finite_rows
@@ -100,7 +101,7 @@ class BatchRunner:
     def _run_mixed(self, groups: Sequence[BatchRows], clock: Clock) -> list[list[Any]]:
         self._swap.to(None)
         clock.lap("switch")
-        inputs, bounds = self._pad(groups), _bounds(groups)
+        inputs, bounds = self._pad(groups), bounds_of(rows.sequences for rows in groups)
         adapters = [rows.task.adapter if rows.task is not None else None for rows in groups]
         batch = MixedBatch(self._targets, adapters, bounds)
         reads = None if self._mixed.takes(inputs) else self._one_token(groups, inputs["attention_mask"])
@@ -121,7 +122,8 @@ class BatchRunner:
         outputs = self._trunk_outputs(groups, trunk, inputs)
         clock.lap("forward")
         results: list[list[Any]] = []
-        for _, same in itertools.groupby(zip(groups, _bounds(groups), strict=True), lambda pair: pair[0].answered):
+        bounds = bounds_of(rows.sequences for rows in groups)
+        for _, same in itertools.groupby(zip(groups, bounds, strict=True), lambda pair: pair[0].answered):
             run, places = zip(*same, strict=True)
             its = slice(places[0][1], places[-1][2])
             results += self._answer(run, *self._branches(run, inputs, outputs, trunk.plan, its))
@@ -192,15 +194,6 @@ class BatchRunner:
 def _finite_or_error(finite: Sequence[bool], results: Sequence[Any]) -> list[Any]:
     """Each row's result, or its own error where it is made of NaN or infinity."""
     return [result if sound else NotFiniteError() for sound, result in zip(finite, results, strict=True)]
-
-
-def _bounds(groups: Sequence[BatchRows]) -> list[tuple[int, int, int]]:
-    """(slot, first sequence, sequence after the last) of each group."""
-    bounds, start = [], 0
-    for slot, rows in enumerate(groups):
-        bounds.append((slot, start, start + rows.sequences))
-        start += rows.sequences
-    return bounds
 
 
 def _cut(tensors: Any, start: int, stop: int) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from sparsehub.engine.rounding import power_of_two
+
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 _FOLD = 0x9E3779B97F4A7C15 - (1 << 64)  # odd: the order of the tensors counts
 
@@ -47,7 +49,7 @@ def sum_of_words(tensors: Iterable[Tensor]) -> Tensor:
     result: Tensor | None = None
     for tensor in tensors:
         words = tensor.detach().reshape(-1).view(_word(tensor)).long()
-        part = (words * _weights(_power_of_two(len(words)), tensor.device)[: len(words)]).sum()
+        part = (words * _weights(power_of_two(len(words)), tensor.device)[: len(words)]).sum()
         result = part if result is None else result * _FOLD + part
     assert result is not None  # the caller has a tensor
     return result
@@ -57,10 +59,6 @@ def _word(tensor: Tensor) -> torch.dtype:
     """What a tensor's bytes are read as: 32 bits where they fill such words and begin at one."""
     start, nbytes = tensor.storage_offset() * tensor.element_size(), tensor.nbytes
     return torch.int32 if nbytes % 4 == 0 and start % 4 == 0 and tensor.ndim else _WORDS[tensor.element_size()]
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
 
 
 @functools.cache

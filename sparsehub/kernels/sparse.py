@@ -6,7 +6,7 @@ The engine makes them (`adapter_weights`, `mixed`); the kernels read them by add
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
@@ -169,6 +169,15 @@ class Segments:
     @cached_property
     def _copies(self) -> dict[str, Tensor]:
         return {}
+
+
+def bounds_of(counts: Iterable[int], first_slot: int = 0) -> list[tuple[int, int, int]]:
+    """(slot, first row, row after the last) of each task, whose rows lie one task after the other. counts: rows."""
+    bounds, start = [], 0
+    for slot, count in enumerate(counts, first_slot):
+        bounds.append((slot, start, start + count))
+        start += count
+    return bounds
 
 
 def segments_of(bounds: Sequence[tuple[int, int, int]], tokens_a_row: int = 1) -> Segments:

@@ -33,8 +33,7 @@ from sparsehub.training.batches import Collator
 from sparsehub.training.data import Split
 from sparsehub.training.metrics import LOWER_IS_BETTER, best_metric, compute
 from sparsehub.training.multi_label import with_thresholds
-from sparsehub.training.temperature import KINDS as CALIBRATED_KINDS
-from sparsehub.training.temperature import calibrated_loss
+from sparsehub.training.temperature import CALIBRATED_KINDS, calibrated_loss
 
 _RECORDED = ("metrics", "losses", "held_out", "modesty", "calibrated")
 PROBE_FILE, SCORES_FILE = "probe.safetensors", "probe.json"

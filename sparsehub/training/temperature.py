@@ -17,12 +17,12 @@ from sparsehub.extras import require
 from sparsehub.package.task_spec import MULTI_LABEL, MULTIPLE_CHOICE, TEXT_CLASSIFICATION, TaskSpec
 from sparsehub.training.metrics import mean_loss
 
-KINDS = (TEXT_CLASSIFICATION, MULTI_LABEL, MULTIPLE_CHOICE)  # whose logits have a temperature
+CALIBRATED_KINDS = (TEXT_CLASSIFICATION, MULTI_LABEL, MULTIPLE_CHOICE)  # whose logits have a temperature
 _POWERS = range(-16, 17)  # of two, that are tried first: where the loss is flat, a search alone ends anywhere
 
 
 def calibrated_loss(task: TaskSpec, logits: NDArray[Any], targets: NDArray[Any]) -> float:
-    """The smallest mean loss that the logits have at any temperature, in nats a row. task: of one of `KINDS`."""
+    """The smallest mean loss of the logits at any temperature, in nats a row. task: of one of `CALIBRATED_KINDS`."""
     optimize = require("scipy.optimize", "train")
 
     def loss(power: float) -> float:

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sparsehub.backbone import load_backbone
-from sparsehub.engine import Budgets, Engine, GenerationLimits, Sampling, Task
+from sparsehub.engine import Budgets, Engine, Sampling, Task
 from sparsehub.engine.compiled.background import AUTO, OFF, ON
 from sparsehub.engine.generation import decode_graphs
 from sparsehub.engine.generation.request import TokenLog
-from sparsehub.engine.generation.step_padding import padded_keys, power_of_two
+from sparsehub.engine.generation.step_padding import padded_keys
+from sparsehub.engine.rounding import power_of_two
 from sparsehub.errors import CancelledError
 from sparsehub.kernels import native_module
 from sparsehub.package import read_package
 from tests.support.cpu_graphs import cpu_graphs
+from tests.support.stepped_engines import run, stepped_engines
 
 pytestmark = pytest.mark.skipif(native_module.extension() is None, reason="only the native kernels read address tables")
 PROMPTS = ["SAILOR:\n", "CLERK:\nItem: the tide", "POET:\nO north wind, that turns", "Why?", "BAKER:\nWarm bread, "]
@@ -31,26 +32,8 @@ def graphs(monkeypatch):
 
 @pytest.fixture
 def engine(tiny_language, graphs):
-    made = []
-
-    def make(**options) -> Engine:
-        options.setdefault("generation", GenerationLimits(cache_tokens=2048))
-        options.setdefault("compile_mode", AUTO)
-        options.setdefault("check_seconds", 0)
-        made.append(Engine(load_backbone(str(tiny_language.folder)), **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.stop(drain=0)
-
-
-def run(engine: Engine, generations, most: int = 2000) -> None:
-    for _ in range(most):
-        if all(g.future.done() for g in generations):
-            return
-        engine.generator.step()
-    raise AssertionError("the texts do not end")
+    with stepped_engines(tiny_language.folder, compile_mode=AUTO) as make:
+        yield make
 
 
 def of(engine: Engine) -> decode_graphs.DecodeGraphs:

@@ -34,7 +34,7 @@ from sparsehub.package.task_spec import HeadSpec
 from tests.support.fake_gpu import FakeGpu, fake_gpu, is_pinned, on_gpu
 from tests.support.fake_streams import GPU
 from tests.support.packed_weights import PlainWeight
-from tests.support.tiny_tasks import TinyTasks
+from tests.support.tiny_tasks import TinyTasks, tiny_speakers
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the benchmarks and tests run on it")
 MODES = ("swap", "mixed", "trunk")
@@ -259,10 +259,7 @@ def with_resuming(_: Any, targets: TargetModules) -> TargetModules:
 @pytest.fixture(scope="module")
 def speakers(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
     """A language model of random weights, and a maker of tasks for it."""
-    folder, base = tmp_path_factory.mktemp("lm"), tiny_checkpoint("llama")
-    transformers.LlamaForCausalLM(transformers.AutoConfig.from_pretrained(base)).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    return TinyTasks(folder, tmp_path_factory.mktemp("speakers"))
+    return tiny_speakers(tiny_checkpoint("llama"), tmp_path_factory.mktemp("speakers"))
 
 
 SAMPLINGS = [

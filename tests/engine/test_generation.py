@@ -10,6 +10,7 @@ from sparsehub.backbone import load_backbone
 from sparsehub.engine import Budgets, Engine, GenerationLimits, Sampling, Task
 from sparsehub.errors import CancelledError, QueueFullError, RequestError, StoppingError, UnhealthyError
 from sparsehub.package import read_package
+from tests.support.stepped_engines import run, stepped_engines
 
 PROMPTS = [
     "SAILOR:\n",
@@ -22,24 +23,8 @@ PROMPTS = [
 
 @pytest.fixture
 def engine(tiny_language):
-    made = []
-
-    def make(**options) -> Engine:
-        options.setdefault("generation", GenerationLimits(cache_tokens=2048))
-        made.append(Engine(load_backbone(str(tiny_language.folder)), check_seconds=0, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.stop(drain=0)
-
-
-def run(engine: Engine, generations, most: int = 2000) -> None:
-    for _ in range(most):
-        if all(g.future.done() for g in generations):
-            return
-        engine.generator.step()
-    raise AssertionError("the texts do not end")
+    with stepped_engines(tiny_language.folder) as make:
+        yield make
 
 
 def ids(engine: Engine, text: str) -> list[int]:

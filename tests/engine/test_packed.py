@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from sparsehub import Engine
@@ -20,7 +19,7 @@ from sparsehub.engine import GenerationLimits, Sampling, packed
 from sparsehub.engine.packed_matrix import PACKERS, PackedMatrix
 from sparsehub.errors import BackboneMismatchError, MissingExtraError
 from tests.support.packed_weights import PlainWeight
-from tests.support.tiny_tasks import TinyTasks
+from tests.support.tiny_tasks import TinyTasks, tiny_speakers
 
 LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -109,10 +108,7 @@ def test_rows_are_those_of_float_weights_of_the_same_values(
 
 @pytest.fixture(scope="module")
 def speakers(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> TinyTasks:
-    folder, base = tmp_path_factory.mktemp("lm"), tiny_checkpoint("llama")
-    transformers.LlamaForCausalLM(transformers.AutoConfig.from_pretrained(base)).save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    return TinyTasks(folder, tmp_path_factory.mktemp("speakers"))
+    return tiny_speakers(tiny_checkpoint("llama"), tmp_path_factory.mktemp("speakers"))
 
 
 LIMITS = GenerationLimits(cache_tokens=512, batch_tokens=16)

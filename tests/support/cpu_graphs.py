@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsehub.engine.generation import decode_graphs, decoding_check
 from sparsehub.kernels import native
-from tests.support.fake_streams import EMPTY, WAITING
+from tests.support.fake_streams import EMPTY, WAITING, tensors_in
 
 HOST = {*WAITING, "aten::lift_fresh", "aten::is_nonzero", "aten::item"}  # with which the host reads or sends values
 ALLOCATE = {*EMPTY, "aten::empty", "aten::empty_strided"}
@@ -79,17 +79,17 @@ class _Operators(TorchDispatchMode):
         if name in HOST:
             raise CaptureError(f"{name} while a graph is captured")
         result = func(*args, **named)
-        self._graph.keep(_tensors(result))
+        self._graph.keep(tensors_in(result))
         if name not in ALLOCATE:
             self._record(func, args, named, result)
         return result
 
     def _record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
-        given = {tensor.untyped_storage().data_ptr() for tensor in _tensors([*args, *kwargs.values()])}
-        fresh = [tensor.untyped_storage().data_ptr() not in given for tensor in _tensors(result)]
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors_in([*args, *kwargs.values()])}
+        fresh = [tensor.untyped_storage().data_ptr() not in given for tensor in tensors_in(result)]
 
         def again() -> None:
-            for is_fresh, old, new in zip(fresh, _tensors(result), _tensors(func(*args, **kwargs)), strict=True):
+            for is_fresh, old, new in zip(fresh, tensors_in(result), tensors_in(func(*args, **kwargs)), strict=True):
                 assert old.shape == new.shape
                 if is_fresh:
                     old.copy_(new)
@@ -119,14 +119,6 @@ class _Kernels:
             return function(*arguments)
 
         return call
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for its in value:
-            yield from _tensors(its)
 
 
 def _not_by(thread: int, read: Callable[..., Any]) -> Callable[..., Any]:

@@ -266,10 +266,10 @@ class WatchedOperators(TorchDispatchMode):
         for place, argument in enumerate(schema.arguments):
             value = args[place] if place < len(args) else kwargs.get(argument.name)
             wrote = argument.alias_info is not None and argument.alias_info.is_write
-            (writes if wrote else reads).extend(_tensors(value))
+            (writes if wrote else reads).extend(tensors_in(value))
         devices = {tensor.device.type for tensor in (*reads, *writes)}
-        self._check_generator(schema.name, kwargs.get("generator"), writes or list(_tensors(result)))
-        fresh = [tensor for tensor in _tensors(result) if not any(tensor is old for old in writes)]
+        self._check_generator(schema.name, kwargs.get("generator"), writes or list(tensors_in(result)))
+        fresh = [tensor for tensor in tensors_in(result) if not any(tensor is old for old in writes)]
         self._streams.work(schema.name, [] if schema.name in EMPTY else reads, [*writes, *fresh])
         devices |= {tensor.device.type for tensor in fresh}
         crosses = schema.name in COPIES and len(devices) > 1
@@ -286,12 +286,13 @@ class WatchedOperators(TorchDispatchMode):
         assert there == (tensors[0].device.type == "cuda"), f"{name}: the generator is not on {tensors[0].device}"
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in lists and tuples, which a call was given."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def _non_blocking(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -86,6 +86,17 @@ class TinyTasks:
         return out
 
 
+def tiny_speakers(llama: Path, root: Path) -> TinyTasks:
+    """A language model of random weights in a new folder of `root`, and a maker of tasks for it. llama: its config and
+    tokenizer."""
+    import transformers
+
+    folder = root / "model"
+    transformers.LlamaForCausalLM(transformers.AutoConfig.from_pretrained(llama)).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(llama).save_pretrained(folder)
+    return TinyTasks(folder, root)
+
+
 def _suffix(head: Any, delta: bool) -> str:
     known = "" if head is None else f"-{head.type}-{head.pooling}-{head.normalize}-{head.pair}"
     return known + ("" if delta else "-no-delta")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +38,6 @@ SMALLEST = 1_000_000  # entries of a backbone that `auto` compiles: the passes o
 LARGEST = 4 << 30  # bytes of one that it compiles: the compiler's process loads it too
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _STOP_SECONDS = 10.0
-_Seconds = Callable[[int, int, TrialTasks | None], tuple[float, float]]  # of rows x tokens: compiled, eager
 log = logging.getLogger("sparsehub")
 
 
@@ -163,8 +161,7 @@ class BackgroundCompiler:
         with self._in_order(True):
             tasks = trial_tasks(self._backbone, self._targets)
         layers = self._proved_layers(load_layers(files, self._targets, stack, call), tasks)
-        seconds = functools.partial(measure_layers, self._backbone, layers)
-        trunk, branches = (self._curve(seconds, its, base=True) for its in (None, tasks))
+        trunk, branches = self._curve(layers, None), self._curve(layers, tasks)
         layers = dataclasses.replace(layers, trunk=trunk, branches=branches)
         costs = self._planner.costs
         with self._arena.lock:
@@ -190,8 +187,7 @@ class BackgroundCompiler:
         files = find_or_compile(self._backbone, self._inputs, self._max_tokens, self._stopped, kind=kind, int8=int8)
         program = Program(files, weights_of(self._backbone.module))
         result = self._proved(program, tasks)
-        seconds = functools.partial(measure, self._backbone, program)
-        return CompiledPass(program, result, self._curve(seconds, tasks, base=tasks is not None))
+        return CompiledPass(program, result, self._curve(program, tasks))
 
     def _proved(self, program: Program, tasks: TrialTasks | None) -> Any:
         """The class of what the base model returns. The lock is free between two batches, since requests wait."""
@@ -212,17 +208,22 @@ class BackgroundCompiler:
                 self._arena.swap.to(None)
             yield
 
-    def _curve(self, seconds: _Seconds, tasks: TrialTasks | None, base: bool) -> CompiledCurve:
-        """What a program takes of the eager passes at each size: the best of a few runs, a long one is not repeated.
-
-        base: whether the arena must hold the base weights, as for mixed passes.
-        """
+    def _curve(self, compiled: Program | CompiledLayers, tasks: TrialTasks | None) -> CompiledCurve:
+        """What it takes of the eager ones at each size: the best of a few runs, of which a long one is not repeated."""
         points = []
         for rows, length in sizes(FORWARDS, self._max_tokens):
             runs: list[tuple[float, float]] = []
             while len(runs) < REPEATS and (not runs or sum(runs[-1]) <= LONG):
-                with self._in_order(base):
-                    runs.append(seconds(rows, length, tasks))
-            compiled, eager = zip(*runs, strict=True)
-            points.append((rows * length, min(compiled) / min(eager)))
+                runs.append(self._seconds(compiled, tasks, rows, length))
+            its, eager = zip(*runs, strict=True)
+            points.append((rows * length, min(its) / min(eager)))
         return CompiledCurve(points, always=self._mode == ON)
+
+    def _seconds(
+        self, compiled: Program | CompiledLayers, tasks: TrialTasks | None, rows: int, length: int
+    ) -> tuple[float, float]:
+        """Of one compiled run and one eager one."""
+        with self._in_order(tasks is not None or isinstance(compiled, CompiledLayers)):
+            if isinstance(compiled, Program):
+                return measure(self._backbone, compiled, rows, length, tasks)
+            return measure_layers(self._backbone, compiled, rows, length, tasks)

@@ -60,9 +60,8 @@ class Batcher:
         if not can_pad(self._processor):
             return None
         self.graphs = DecodeGraphs(self._model, self._device, self._limits.rows)
-        graphs = self.graphs
-        self._padding = StepPadding(self._processor, graphs, self._limits.rows)
-        return graphs
+        self._padding = StepPadding(self._processor, self.graphs, self._limits.rows)
+        return self.graphs
 
     @property
     def padded_rows(self) -> int:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.generation.request import Generation
 from sparsehub.engine.generation.static_memory import StaticMemory
-from sparsehub.engine.mixed_forward import Bounds, MixedBatch
+from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.target_modules import TargetModules
+from sparsehub.kernels.sparse import bounds_of
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ def _mixed(targets: TargetModules, parts: Sequence[PackedSpan]) -> MixedBatch:
     tokens = [sum(part.tokens for part in group) for group in groups]
     adapters = [group[0].adapter for group in groups]
     # One row of each sequence goes on to the output layer; where it is not sampled, nothing looks at it.
-    return MixedBatch(
-        targets, adapters, _bounds(tokens), packed=True, outputs=_bounds([len(group) for group in groups])
-    )
+    return MixedBatch(targets, adapters, bounds_of(tokens), packed=True, outputs=bounds_of(map(len, groups)))
 
 
 def _by_task(parts: Sequence[PackedSpan]) -> list[list[PackedSpan]]:
@@ -88,12 +87,3 @@ def _by_task(parts: Sequence[PackedSpan]) -> list[list[PackedSpan]]:
         else:
             groups.append([part])
     return groups
-
-
-def _bounds(counts: Sequence[int]) -> Bounds:
-    """(slot, first row, row after the last) of each group."""
-    bounds, start = [], 0
-    for slot, count in enumerate(counts):
-        bounds.append((slot, start, start + count))
-        start += count
-    return bounds

@@ -8,11 +8,11 @@ import torch
 
 from sparsehub.engine.adapter_weights import AdapterWeights
 from sparsehub.engine.address_tables import address_tables
-from sparsehub.engine.generation.step_padding import power_of_two
 from sparsehub.engine.mixed_forward import Bounds, MixedBatch, RowGroups
+from sparsehub.engine.rounding import power_of_two
 from sparsehub.engine.target_modules import TargetModules
 from sparsehub.kernels import Segments, segments_in
-from sparsehub.kernels.sparse import WIDEST_BLOCK
+from sparsehub.kernels.sparse import WIDEST_BLOCK, bounds_of
 
 NOTHING = 0  # the slot of padding, which no task changes
 IDLE = (NOTHING, 0, 0)  # a block of no tokens
@@ -41,7 +41,10 @@ class StaticMemory:
         included."""
         slots = [None, *adapters]
         self._tables[:, : len(slots)].copy_(address_tables(self._targets, slots))
-        segments = self._write(bounds_of(counts, rows), rows)
+        bounds = bounds_of(counts, first_slot=1)
+        if (start := sum(counts)) < rows:
+            bounds.append((NOTHING, start, rows))
+        segments = self._write(bounds, rows)
         batch = MixedBatch(self._targets, slots, _StaticGroups(segments), packed=True, tables=self._tables)
         touched = frozenset[int]().union(*(adapter.parts for adapter in adapters if adapter is not None))
         return batch, (touched, segments.count, segments.most)
@@ -72,12 +75,3 @@ class _StaticGroups(RowGroups):
         """Which rows of an input are which task's; all inputs have the same rows."""
         assert tokens == self.rows, (tokens, self.rows)
         return self._only
-
-
-def bounds_of(counts: Sequence[int], rows: int) -> tuple[tuple[int, int, int], ...]:
-    """(slot, first row, row after the last) of each task from slot 1 on, and of the padding up to `rows`."""
-    bounds, start = [], 0
-    for slot, count in enumerate(counts, 1):
-        bounds.append((slot, start, start + count))
-        start += count
-    return (*bounds, (NOTHING, start, rows)) if start < rows else tuple(bounds)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsehub.engine.generation.decode_graphs import DecodeGraphs
+from sparsehub.engine.rounding import power_of_two
 
 SHORTEST = 256  # keys that a padded step reads, at least, those of its own tokens among them
 
@@ -62,11 +63,6 @@ def can_pad(processor: Any) -> bool:
     inputs, runner = getattr(processor, "inputs_and_outputs", None), getattr(processor, "model_runner", None)
     wanted = ((inputs, "prepare_batch_tensors"), (inputs, "read_index_storage"), (runner, "maybe_pad_inputs"))
     return hasattr(runner, "pad_inputs") and all(hasattr(part, name) for part, name in wanted)
-
-
-def power_of_two(count: int) -> int:
-    """The next power of two."""
-    return 1 << max(0, count - 1).bit_length()
 
 
 def padded_keys(count: int) -> int:
