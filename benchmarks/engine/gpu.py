@@ -15,44 +15,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.engine.gpu_model import SHAPES, TASKS, Model, make_model
+from benchmarks.engine.gpu_steps import stepping
 from benchmarks.harness import Report, Row, in_turn, verdict, write_report
-from benchmarks.models import DENSITY
-from sparsehub.backbone import Backbone, Checkpoint
-from sparsehub.backbone.arena import build_arena
+from sparsehub.backbone import Backbone
 from sparsehub.engine.adapter_weights import AdapterWeights, make_adapter_weights
 from sparsehub.engine.mixed_forward import MixedBatch
 from sparsehub.engine.packed import packed_base
 from sparsehub.engine.packed_matrix import PACKERS
 from sparsehub.engine.swap import Swap
-from sparsehub.engine.target_modules import TargetModules, find_target_modules
 from sparsehub.errors import MissingExtraError
-from sparsehub.kernels import position_dtype
-from sparsehub.patch import Patch, PatchLayout, bind
+from sparsehub.patch import Patch, bind
 
-SHAPES = {
-    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128_256},
-    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128_256},
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "vocab_size": 500},
-}  # fmt: skip
-TASKS, CONTEXT, ROUNDS = 16, 128, 15
+CONTEXT, ROUNDS = 128, 15
 NEEDS = "benchmarks.engine.gpu needs an NVIDIA GPU with 40 GiB or more (for --shape 8B) and Triton; there is none here"
-
-
-@dataclass(frozen=True)
-class Model:
-    backbone: Backbone
-    targets: TargetModules
-    layouts: Sequence[PatchLayout]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plain = next(row.measured["ms"] for row in rows if row.case == "plain")
         del model  # its memory is for the next ones
         rows += [row for weights in PACKERS for row in quantised(shape, device, weights, plain)]
+        rows += generating(make_model(shape, device, language=True), shape)
     report = Report(f"gpu_{shape.lower()}", f"On a GPU, {shape} shape", rows, NOTES, checks_of(rows))
     text = write_report(report, "1", kind=torch.cuda.get_device_name() if torch.cuda.is_available() else None)
     print(text)
@@ -82,39 +64,11 @@ NOTES = (
     "captured forward, so that only the device's work counts.",
     "int8, fp8, nf4: the same step on packed weights (`--weights`), without tasks and with all of them; `of float`: of "
     "`plain`; MiB: what passes read in the GPU's memory, without tasks. A kind whose library is missing is left out.",
+    "engine: a step of the engine's own text generation, for 16 texts of as many tasks: transformers' batching, "
+    "tables, forward and sampling; `graph` is a step whose forward is captured, as with `--compile auto`. Both take "
+    "turns over the same texts.",
     "load: batches of one task run back to back while another thread moves tasks from pinned memory to the device.",
 )
-
-
-def make_model(shape: str, device: torch.device) -> Model:
-    """A random decoder in an arena, and the layouts of `TASKS` random tasks at 0.5%."""
-    from transformers import AutoModel, LlamaConfig
-
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=4096, use_cache=True)
-    with torch.device(device):
-        torch.set_default_dtype(dtype)
-        module = AutoModel.from_config(config).eval().requires_grad_(False)
-        torch.set_default_dtype(torch.float32)
-    arena = build_arena(dict(module.named_parameters()))
-    backbone = Backbone(module, arena, Checkpoint(shape, "", Path(), {}, "", "bfloat16"), {})
-    return Model(backbone, find_target_modules(backbone), [random_layout(backbone, seed) for seed in range(TASKS)])
-
-
-def random_layout(backbone: Backbone, seed: int) -> PatchLayout:
-    """0.5% of every parameter, in host memory, pinned where there is a GPU."""
-    (buffer,) = backbone.arena.buffers.values()
-    generator = torch.Generator(device=buffer.device).manual_seed(seed)
-    parts = []
-    for slot in sorted(set(backbone.arena.slots.values()), key=lambda slot: slot.offset):
-        count = max(1, int(slot.numel * DENSITY))
-        places = torch.randint(slot.numel, (count,), generator=generator, device=buffer.device).unique()
-        parts.append(places + slot.offset)
-    positions = torch.cat(parts).to(position_dtype(buffer)).cpu()
-    values = torch.randn(len(positions)) * 0.01
-    if buffer.is_cuda:
-        positions, values = positions.pin_memory(), values.pin_memory()
-    return PatchLayout({buffer.dtype: (positions, values)}, "add")
 
 
 def timed(cases: dict[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
@@ -214,6 +168,17 @@ def on_model(batch: MixedBatch, step: Step) -> Callable[[], Tensor]:
             return step.run()
 
     return run
+
+
+def generating(model: Model, shape: str) -> list[Row]:
+    backbone = model.backbone
+    patches = [bind(layout, backbone.arena) for layout in model.layouts]
+    found = stepping(
+        backbone, model.targets, patches, CONTEXT, 2 * (ROUNDS + 8), lambda cases: timed(cases, backbone.device)
+    )
+    setup = {"what": "a step of the engine", "shape": shape, "rows": TASKS, "tasks": TASKS, "context": CONTEXT}
+    plain = found["engine, plain"]
+    return [Row(name, setup, {"ms": ms, "of plain": ms / plain}) for name, ms in found.items()]
 
 
 class Step:

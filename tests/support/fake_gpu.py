@@ -127,7 +127,7 @@ def _without_values(tensor: Callable[..., Tensor], streams: Streams) -> Callable
     def make(data: Any, *, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
         there = torch.empty(0).device if device is None else torch.device(device)
         made = tensor(data, dtype=dtype, device="cpu")
-        if there.type != "cpu":
+        if there.type != "cpu" and made.numel():
             streams.refuse_in_capture("torch.tensor")
         return made if there.type == "cpu" else torch.empty(made.shape, dtype=made.dtype, device=there)
 
