@@ -207,6 +207,17 @@ def test_an_untuned_run_is_not_repeated_and_reads_the_same_rows(
     assert untuned.key_of({**lines[0], "backbone": "all-mpnet-base-v2"}) not in done
 
 
+def test_a_lora_of_equal_bytes_has_the_rank_of_the_backbone(tmp_path: Path) -> None:
+    ranks = {}
+    for backbone in ("sentence-transformers/all-MiniLM-L6-v2", "models/all-mpnet-base-v2"):
+        told = untuned.parse(["run", "--tasks", "urgency", "--backbone", backbone])
+        given = untuned.config_of(untuned.CHOSEN["urgency"], untuned.EQUAL_BYTES, 0, told, tmp_path)
+        assert given["method"] == "lora" and given["options"]["alpha"] == 2 * given["options"]["rank"]
+        ranks[given["backbone"]] = given["options"]["rank"]
+        assert "method" not in untuned.config_of(untuned.CHOSEN["urgency"], "sam", 0, told, tmp_path)
+    assert list(ranks.values()) == [5, 6]
+
+
 def test_a_larger_backbone_is_put_together_from_its_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = tmp_path / "whole.zip"
     with zipfile.ZipFile(whole, "w") as archive:

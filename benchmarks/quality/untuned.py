@@ -38,6 +38,8 @@ OURS = {
     )
 }
 CHOSEN = {name: TASKS[name] for name in PUBLIC} | OURS
+EQUAL_BYTES = "lora, equal bytes"
+RANKS = {"all-mpnet-base-v2": 6}  # of a LoRA of no more bytes than `sam`, where it is not that of `METHODS`
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -110,7 +112,9 @@ def run_once(task: Task, method: str, seed: int, settings: dict[str, Any], argum
 
 def config_of(task: Task, method: str, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What a user would say, and no more."""
-    entry = METHODS[method]
+    settings = {} if method == "sam" else METHODS[method].settings
+    if method == EQUAL_BYTES and (rank := RANKS.get(Path(arguments.backbone).name)):
+        settings = {**settings, "options": {"rank": rank, "alpha": 2.0 * rank}}
     most = {"train": arguments.rows, "validation": arguments.rows // 2}
     splits = splits_of(task.name, arguments.data)
     given = {split: str(first_rows(path, most.get(split), folder / path.name)) for split, path in splits.items()}
@@ -125,7 +129,7 @@ def config_of(task: Task, method: str, seed: int, arguments: argparse.Namespace,
         "seed": seed,
         "device": "cpu",
         **given,
-        **({} if method == "sam" else entry.settings),
+        **settings,
     }
 
 
