@@ -91,9 +91,7 @@ class TrainConfig(Configuration):
     quoting: Quoting = None
     delimiter: Delimiter = None
     encoding: Encoding = None
-    revision: Annotated[
-        str | None, Field(description="A branch, tag or commit of the backbone on the Hugging Face Hub.")
-    ] = None
+    revision: Annotated[str | None, Field(description="The backbone's revision on the Hugging Face Hub.")] = None
     version: Annotated[str, Field(description="The package's version.")] = "0.1.0"
     license: Annotated[str, Field(description="The package's licence, for its card: apache-2.0.")] = ""
     method: Annotated[
@@ -179,12 +177,17 @@ class TrainConfig(Configuration):
     value_dtype: Annotated[
         str, OneOf(tuple(STORED_DTYPES)), Flag(panel=CHANGES), Field(description="How changed values are stored.")
     ] = "float16"
-    epochs: Annotated[float, Flag(panel=LOOP), Field(gt=0, description="Passes over the training rows.")] = 5.0
+    epochs: Annotated[
+        float | None,
+        Flag(panel=LOOP),
+        Fallback("5; of few rows, from a probe, up to 20 that make 60 steps"),
+        Field(gt=0, description="Passes over the training rows."),
+    ] = None
     batch_size: Annotated[int, Flag(panel=LOOP), Field(ge=1, description="Rows of a batch, on each process.")] = 16
     accumulation: Annotated[int, Flag(panel=LOOP), Field(ge=1, description="Batches of an optimiser step.")] = 1
     learning_rate: Annotated[
         float | None,
-        ByMethod(2e-3),
+        ByMethod(1e-3),
         Flag(panel=LOOP),
         Field(gt=0, description="Learning rate of the changed values."),
     ] = None
@@ -216,9 +219,7 @@ class TrainConfig(Configuration):
         Field(ge=0, description="Stop after so many evaluations without a better one; 0 for never."),
     ] = 0
     evaluation_steps: Annotated[
-        int,
-        Flag(panel=LOOP),
-        Field(ge=0, description="Evaluate and save every so many steps; 0 for every epoch."),
+        int, Flag(panel=LOOP), Field(ge=0, description="Evaluate and save every so many steps; 0 for every epoch.")
     ] = 0
     report_to: Annotated[
         str | None,

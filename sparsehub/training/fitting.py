@@ -35,7 +35,7 @@ from sparsehub.training.config import TrainConfig
 from sparsehub.training.data import Split, TaskData, load_data
 from sparsehub.training.gradients import head_of
 from sparsehub.training.head_candidates import head_candidates
-from sparsehub.training.job import Job, PreparedTraining, Report, prepare
+from sparsehub.training.job import EPOCHS, Job, PreparedTraining, Report, prepare
 from sparsehub.training.language_modeling import tokenised
 from sparsehub.training.learning_curve import learning_curve
 from sparsehub.training.methods.phases import set_head
@@ -77,6 +77,8 @@ def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report:
     return_freed_memory()
     with quiet_libraries():
         job = open_job(config, data or load_data(config, report if speaks() else silent), run, report)
+        if config.epochs is None and job.epochs > EPOCHS:
+            job.report(f"few rows: {job.epochs:g} epochs in place of {EPOCHS:g}")
         start = time.monotonic()
         prepared = _prepare(job)
         chosen_in = time.monotonic() - start
@@ -182,7 +184,7 @@ def device_named(wanted: str | None) -> str:
 
 def _prepare(job: Job) -> PreparedTraining:
     if not job.budget and job.config.method != HEAD_METHOD:
-        return PreparedTraining(SparseModel(job.task_model, {}), job.config.epochs, {})
+        return PreparedTraining(SparseModel(job.task_model, {}), job.epochs, {})
     if job.config.layers != ALL:
         job.report(f"layers that may change: {job.config.layers} of {layer_list(job.task_model.backbone).count}")
     prepared = prepare(job)
@@ -269,7 +271,7 @@ def _record(job: Job, steps: int, seconds: dict[str, float]) -> dict[str, Any]:
     return {
         "data": {n: {**_origin(getattr(config, n), s), "rows": len(s.rows)} for n, s in splits.items()},
         "steps": steps,
-        "epochs": config.epochs,
+        "epochs": job.epochs,
         "batch_size": job.batch_rows * config.accumulation,
         "learning_rate": config.learning_rate,
         "head_learning_rate": config.head_learning_rate,

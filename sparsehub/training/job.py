@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sparsehub.training.processes import Processes
 from sparsehub.training.trainable import Trainable, candidates
 
 Report = Callable[[str], None]
+EPOCHS, MOST_EPOCHS, STEPS = 5.0, 20, 60  # of a run whose `epochs` are left open
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class Job:
     processes: Processes
     report: Report
     probe: Probe | None = None  # the head that the run starts from, and its baseline; where the head is linear
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training rows: as told, else `EPOCHS`; of few rows, from a probe, as many as make `STEPS`
+        steps, but no more than `MOST_EPOCHS`. Measured with eight rows a class: five epochs of 48 rows are 15 steps,
+        which is too few; sixty of 16 rows know them by heart."""
+        if self.config.epochs is not None:
+            return self.config.epochs
+        steps = math.ceil(len(self.data.train.rows) / (self.batch_rows * self.config.accumulation))
+        return EPOCHS if self.probe is None else float(max(EPOCHS, min(MOST_EPOCHS, math.ceil(STEPS / steps))))
 
     @property
     def budget(self) -> int:

@@ -26,7 +26,7 @@ from sparsehub.tensorfile import tensor_bytes
 from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.trainable import Trainable
 
-defaults: Mapping[str, Any] = {}
+defaults: Mapping[str, Any] = {"learning_rate": 2e-3}
 options: Mapping[str, Any] = {"size": 16}
 packages = False
 ADAPTER_FILE = "adapter.safetensors"
@@ -85,4 +85,4 @@ def prepare(job: Job) -> PreparedTraining:
     if job.option("size") < 1:
         raise UsageError("the bottleneck's size is out of range", found=job.option("size"), expected="at least 1")
     torch.manual_seed(job.config.seed)
-    return PreparedTraining(AdapterModel(job.task_model, job.scope, job.option("size")), job.config.epochs, {})
+    return PreparedTraining(AdapterModel(job.task_model, job.scope, job.option("size")), job.epochs, {})

@@ -65,4 +65,4 @@ def prepare(job: Job) -> PreparedTraining:
     if job.option("every") < 1:
         raise UsageError("child-pruning projects every so many steps", found=job.option("every"), expected="at least 1")
     model = ChildPruningModel(job.task_model, job.scope, job.budget, job.option("every"))
-    return PreparedTraining(model, job.config.epochs, {})
+    return PreparedTraining(model, job.epochs, {})

@@ -107,4 +107,4 @@ def prepare(job: Job) -> PreparedTraining:
     found = find_by_training(job, gated)
     model = SparseModel(job.task_model, found.mask, found.start, sampled=job.sampled)
     set_head(model.head, found.head)
-    return PreparedTraining(model, job.config.epochs * (1 - share(job)), found.mask, found.steps)
+    return PreparedTraining(model, job.epochs * (1 - share(job)), found.mask, found.steps)

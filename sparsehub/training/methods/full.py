@@ -20,4 +20,4 @@ options: Mapping[str, Any] = {}
 
 def prepare(job: Job) -> PreparedTraining:
     """Everything in scope is trained."""
-    return PreparedTraining(DenseModel(job.task_model, job.scope, job.budget), job.config.epochs, {})
+    return PreparedTraining(DenseModel(job.task_model, job.scope, job.budget), job.epochs, {})

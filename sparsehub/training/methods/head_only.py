@@ -22,6 +22,6 @@ def prepare(job: Job) -> PreparedTraining:
     """A model in which the head alone is trained."""
     model = SparseModel(job.task_model, {})
     if job.probe is None:
-        return PreparedTraining(model, job.config.epochs, {})
+        return PreparedTraining(model, job.epochs, {})
     set_head(model.head, job.probe.tensors)  # it is fitted already
     return PreparedTraining(model, 0.0, {})

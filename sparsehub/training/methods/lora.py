@@ -30,7 +30,7 @@ from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.sparse_model import finite
 from sparsehub.training.trainable import Trainable
 
-defaults: Mapping[str, Any] = {}
+defaults: Mapping[str, Any] = {"learning_rate": 2e-3}
 options: Mapping[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
 NAME = "default"  # of the adapter inside PEFT
 
@@ -93,4 +93,4 @@ def linear_weights(task_model: TaskModel, names: Iterable[str]) -> list[str]:
 def prepare(job: Job) -> PreparedTraining:
     """A LoRA on every linear layer in scope."""
     settings = {"r": job.option("rank"), "lora_alpha": job.option("alpha"), "lora_dropout": job.option("dropout")}
-    return PreparedTraining(LoraModel(job.task_model, job.scope, job.budget, **settings), job.config.epochs, {})
+    return PreparedTraining(LoraModel(job.task_model, job.scope, job.budget, **settings), job.epochs, {})

@@ -25,7 +25,7 @@ options: Mapping[str, Any] = {"first": 0.5}
 def prepare(job: Job) -> PreparedTraining:
     """Both phases together take the epochs of the run."""
     found = find_by_training(job, lambda: DenseModel(job.task_model, job.scope, job.budget))
-    epochs = job.config.epochs * (1 - share(job))
+    epochs = job.epochs * (1 - share(job))
     return PreparedTraining(
         SparseModel(job.task_model, found.mask, sampled=job.sampled), epochs, found.mask, found.steps
     )

@@ -56,4 +56,4 @@ def prepare(job: Job) -> PreparedTraining:
         raise UsageError(
             "mixout's probability is out of range", found=probability, expected="0 up to, not including, 1"
         )
-    return PreparedTraining(MixoutModel(job.task_model, job.scope, job.budget, probability), job.config.epochs, {})
+    return PreparedTraining(MixoutModel(job.task_model, job.scope, job.budget, probability), job.epochs, {})

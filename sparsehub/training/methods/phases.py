@@ -54,7 +54,7 @@ def share(job: Job) -> float:
 
 
 def _train(job: Job, model: DenseModel) -> Found:
-    epochs = job.config.epochs * share(job)
+    epochs = job.epochs * share(job)
     fresh = {name: parameter.detach().clone() for name, parameter in model.head.items()}
     job.report(f"first phase: {model.values.numel():,} values for {epochs:g} epochs")
     folder = job.run / FIRST

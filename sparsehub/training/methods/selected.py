@@ -29,7 +29,7 @@ def prepare(job: Job) -> PreparedTraining:
     """A budget of zero trains the head alone; a resumed run reads the mask that it began with."""
     mask = chosen_entries(job) if job.budget else {}
     return_freed_memory()  # what the selection left
-    return PreparedTraining(SparseModel(job.task_model, mask, sampled=job.sampled), job.config.epochs, mask)
+    return PreparedTraining(SparseModel(job.task_model, mask, sampled=job.sampled), job.epochs, mask)
 
 
 def chosen_entries(job: Job) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from sparsehub.training.methods.lora import linear_weights
 from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainer import steps_of
 
-defaults: Mapping[str, Any] = {}
+defaults: Mapping[str, Any] = {"learning_rate": 2e-3}
 options: Mapping[str, Any] = {"every": 20, "accumulate": 5, "rate": 0.2}
 POSITIONS, DONE = "positions", "done"  # in a checkpoint of the run, beside what is trained
 
@@ -160,15 +160,13 @@ def exchange(mask: Tensor, changes: Tensor, found: Candidates, share: float) -> 
 
 def prepare(job: Job) -> PreparedTraining:
     """A random mask over the weights of the linear layers in scope, which training changes."""
-    plan = Reselection(
-        job.option("every"), job.option("accumulate"), job.option("rate"), steps_of(job, job.config.epochs)
-    )
+    plan = Reselection(job.option("every"), job.option("accumulate"), job.option("rate"), steps_of(job, job.epochs))
     _check(job, plan)
     plan = replace(plan, accumulate=min(plan.accumulate, plan.steps // 2))
     scope = job.scope
     weights = {name: scope[name] for name in linear_weights(job.task_model, scope)}
     mask = select("random", SelectionRequest(weights, job.budget, seed=job.config.seed))
-    return PreparedTraining(SpielModel(job.task_model, mask, plan), job.config.epochs, {})
+    return PreparedTraining(SpielModel(job.task_model, mask, plan), job.epochs, {})
 
 
 def _check(job: Job, plan: Reselection) -> None:
