@@ -3,9 +3,8 @@
     python -m benchmarks.quality.layers run --data FOLDER    # the scores: last 1, 2, 3 and all layers, three seeds
     python -m benchmarks.quality.layers render
 
-FOLDER is that of `benchmarks.quality`. The learning rate is 2e-3, every other setting the default. At most 300 training
-and 150 validation rows are read, all test rows; a run whose line is there is not run again. The costs are those of
-`benchmarks.engine.trunk`.
+FOLDER is that of `benchmarks.quality`. Every other setting is the default. At most 300 training and 150 validation rows
+are read, all test rows; a run whose line is there is not run again. The costs are those of `benchmarks.engine.trunk`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "choose.md"
 BEGIN, END = "<!-- layers: begin -->", "<!-- layers: end -->"
 TASKS = ("trec", "subj", "sst2", "stsb")
 SEEDS = (0, 1, 2)
-ROWS, RATE = 300, 0.002
+ROWS = 300
 PROBE, ALL = "probe", "all"
 # What `benchmarks.engine.trunk` calls the same: which layers are changed, and the way in which a batch of them runs.
 COSTED = {
@@ -120,8 +119,8 @@ def report(scores: Sequence[Line], costs: Sequence[Line]) -> str:
             *table(depths(scores, costs)),
             "",
             f"- test score, mean ± deviation over seeds {', '.join(map(str, SEEDS))}: accuracy; of STS-B the mean of",
-            f"  Pearson and Spearman. all-MiniLM-L6-v2, 6 layers; `sam`, learning rate {RATE}, every other setting at",
-            f"  its default, at most {ROWS} training rows.",
+            "  Pearson and Spearman. all-MiniLM-L6-v2, 6 layers; `sam`, every other setting at its default, at most",
+            f"  {ROWS} training rows.",
             "- the costs are those of [trunk.md](trunk.md): 16 tasks with mean-pooled heads asked about the same 16",
             "  rows of 32 tokens. `all`: the tasks share nothing, and there is a row for every task and text.",
             f"- {len(scores)} runs on {scores[0]['device']}, commits {commits}; {'; '.join(versions)}.",
@@ -141,8 +140,8 @@ def run(data: Path) -> None:
     for seed in SEEDS:
         for layers in (name for name in COSTED if name != PROBE):
             told = ["run", "--data", str(data), "--results", str(SCORES), "--rows", str(ROWS), "--seeds", str(seed)]
-            depth = [] if layers == ALL else [f"layers={layers}"]
-            untuned.run_all(untuned.parse([*told, "--tasks", *TASKS, "--set", f"learning_rate={RATE}", *depth]))
+            depth = [] if layers == ALL else ["--set", f"layers={layers}"]
+            untuned.run_all(untuned.parse([*told, "--tasks", *TASKS, *depth]))
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 EXAMPLES = 3  # test rows of each sort on a task's card, right and wrong ones: their licence allows it
-RATE = 2e-3  # at which the packages that a clone brings were trained
 CARRIED = "packages"  # in the folder of data: what a clone brings; `digests.json` in it pins them
 
 
@@ -37,7 +36,6 @@ class DemoTask:
             license="apache-2.0",
             text=self.text,
             epochs=self.epochs,
-            learning_rate=RATE,
             train=str(data / "train.jsonl"),
             validation=str(data / "validation.jsonl"),
             test=str(data / "test.jsonl"),

@@ -187,7 +187,7 @@ class TrainConfig(Configuration):
     accumulation: Annotated[int, Flag(panel=LOOP), Field(ge=1, description="Batches of an optimiser step.")] = 1
     learning_rate: Annotated[
         float | None,
-        ByMethod(1e-3),
+        ByMethod(2e-3),
         Flag(panel=LOOP),
         Field(gt=0, description="Learning rate of the changed values."),
     ] = None

@@ -46,7 +46,7 @@ def test_flags_alone_make_a_configuration_with_the_defaults_of_the_page() -> Non
     assert (config.method, config.value_dtype, config.label) == ("sam", "float16", "label")
     full = config.resolved()
     assert (full.density, full.granularity, full.calibration_batches) == (0.005, "global", 64)
-    assert (full.learning_rate, full.epochs) == (1e-3, None)
+    assert (full.learning_rate, full.epochs) == (2e-3, None)
 
 
 def test_a_method_has_its_own_learning_rate_unless_one_is_given() -> None:

@@ -26,7 +26,7 @@ from sparsehub.tensorfile import tensor_bytes
 from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.trainable import Trainable
 
-defaults: Mapping[str, Any] = {"learning_rate": 2e-3}
+defaults: Mapping[str, Any] = {}
 options: Mapping[str, Any] = {"size": 16}
 packages = False
 ADAPTER_FILE = "adapter.safetensors"

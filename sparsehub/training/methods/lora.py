@@ -30,7 +30,7 @@ from sparsehub.training.job import Job, PreparedTraining
 from sparsehub.training.sparse_model import finite
 from sparsehub.training.trainable import Trainable
 
-defaults: Mapping[str, Any] = {"learning_rate": 2e-3}
+defaults: Mapping[str, Any] = {}
 options: Mapping[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0}
 NAME = "default"  # of the adapter inside PEFT
 

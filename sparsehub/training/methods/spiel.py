@@ -31,7 +31,7 @@ from sparsehub.training.methods.lora import linear_weights
 from sparsehub.training.sparse_model import SparseModel
 from sparsehub.training.trainer import steps_of
 
-defaults: Mapping[str, Any] = {"learning_rate": 2e-3}
+defaults: Mapping[str, Any] = {}
 options: Mapping[str, Any] = {"every": 20, "accumulate": 5, "rate": 0.2}
 POSITIONS, DONE = "positions", "done"  # in a checkpoint of the run, beside what is trained
 
