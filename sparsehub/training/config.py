@@ -180,7 +180,7 @@ class TrainConfig(Configuration):
     epochs: Annotated[
         float | None,
         Flag(panel=LOOP),
-        Fallback("5; of few rows, from a probe, up to 20 that make 60 steps"),
+        Fallback("5; from a probe up to 20, where 5 make fewer than 60 steps"),
         Field(gt=0, description="Passes over the training rows."),
     ] = None
     batch_size: Annotated[int, Flag(panel=LOOP), Field(ge=1, description="Rows of a batch, on each process.")] = 16
