@@ -19,7 +19,7 @@ from sparsehub.backbone.tokenizer import load_tokenizer, max_tokens
 from sparsehub.delta import DELTA_FILE, Delta, delta_bytes, read_delta
 from sparsehub.errors import UsageError
 from sparsehub.files import write_file
-from sparsehub.memory import return_freed_memory
+from sparsehub.memory import TRAINING, return_freed_memory
 from sparsehub.package.manifest import HEAD_METHOD
 from sparsehub.package.results import LEARNING_CURVE, RESULTS, stated
 from sparsehub.package.task_model import TaskModel, load_task_model, on_pooled_states
@@ -74,7 +74,7 @@ def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report:
     data: rows that are read already, instead of the configuration's. Started by torchrun or `accelerate launch`, every
     process takes part, and each returns the same.
     """
-    return_freed_memory()
+    return_freed_memory(TRAINING)
     with quiet_libraries():
         job = open_job(config, data or load_data(config, report if speaks() else silent), run, report)
         if config.epochs is None and job.epochs > EPOCHS:

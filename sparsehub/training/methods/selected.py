@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsehub.backbone.linear_weights import output_axes
 from sparsehub.files import write_file
-from sparsehub.memory import return_freed_memory
+from sparsehub.memory import TRAINING, return_freed_memory
 from sparsehub.selection import SelectionRequest, select
 from sparsehub.tensorfile import load_tensors, tensor_bytes
 from sparsehub.training.calibration import collect_statistics, warm_up_head
@@ -28,7 +28,7 @@ HEAD = "head."  # a warmed head is kept beside the mask, under this prefix
 def prepare(job: Job) -> PreparedTraining:
     """A budget of zero trains the head alone; a resumed run reads the mask that it began with."""
     mask = chosen_entries(job) if job.budget else {}
-    return_freed_memory()  # what the selection left
+    return_freed_memory(TRAINING)  # what the selection left
     return PreparedTraining(SparseModel(job.task_model, mask, sampled=job.sampled), job.epochs, mask)
 
 
