@@ -77,14 +77,14 @@ def fit(config: TrainConfig, run: Path, *, data: TaskData | None = None, report:
     return_freed_memory(TRAINING)
     with quiet_libraries():
         job = open_job(config, data or load_data(config, report if speaks() else silent), run, report)
-        if config.epochs is None and job.epochs > EPOCHS:
-            job.report(f"few rows: {job.epochs:g} epochs in place of {EPOCHS:g}")
         start = time.monotonic()
         prepared = _prepare(job)
         chosen_in = time.monotonic() - start
         trainer = make_trainer(job, prepared.model, ended_at(run) or prepared.epochs, run)
+        if prepared.epochs and config.epochs is None and job.epochs > EPOCHS:
+            job.report(f"few rows: {job.epochs:g} epochs in place of {EPOCHS:g}")
         job.report(_what_is_trained(prepared.model))
-        with tracking(job.config, trainer, job.report) as tracker:
+        with tracking(dataclasses.replace(job.config, epochs=job.epochs), trainer, job.report) as tracker:
             tracker.log_baselines(probe_scores(job))
             start = time.monotonic()
             if prepared.epochs:

@@ -25,14 +25,14 @@ from sparsehub.training.processes import Processes
 from sparsehub.training.trainable import Trainable, candidates
 
 Report = Callable[[str], None]
-EPOCHS, MOST_EPOCHS, STEPS = 5.0, 20, 60  # of a run whose `epochs` are left open
+EPOCHS, MOST_EPOCHS, STEPS = 5.0, 20.0, 60  # of a run whose `epochs` are left open
 
 
 @dataclass(frozen=True)
 class Job:
     """One run, as every training method gets it."""
 
-    config: TrainConfig  # resolved: nothing is left to the method
+    config: TrainConfig  # resolved: nothing is left to the method; its epochs may be open, see below
     data: TaskData
     task_model: TaskModel  # with a fresh head; a linear one is the probe's
     collator: Collator
@@ -48,8 +48,14 @@ class Job:
         which is too few; sixty of 16 rows know them by heart."""
         if self.config.epochs is not None:
             return self.config.epochs
-        steps = math.ceil(len(self.data.train.rows) / (self.batch_rows * self.config.accumulation))
-        return EPOCHS if self.probe is None else float(max(EPOCHS, min(MOST_EPOCHS, math.ceil(STEPS / steps))))
+        if self.probe is None:
+            return EPOCHS
+        return max(EPOCHS, min(MOST_EPOCHS, float(math.ceil(STEPS / self.steps_an_epoch))))
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Steps of the optimiser in one pass over the training rows."""
+        return math.ceil(len(self.data.train.rows) / (self.batch_rows * self.config.accumulation))
 
     @property
     def budget(self) -> int:

@@ -128,8 +128,7 @@ def _arguments(job: Job, epochs: float, run: Path, *, judged: bool) -> Any:
 
 def steps_of(job: Job, epochs: float) -> int:
     """Steps of the optimiser in so many epochs."""
-    rows_a_step = job.batch_rows * job.config.accumulation
-    return math.ceil(math.ceil(len(job.data.train.rows) / rows_a_step) * epochs)
+    return math.ceil(job.steps_an_epoch * epochs)
 
 
 def by_scores(job: Job) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from sparsehub.settings import settings_of
 from sparsehub.training import TrainConfig, fit
-from sparsehub.training.job import Job
+from sparsehub.training.job import EPOCHS, MOST_EPOCHS, STEPS, Job
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,12 @@ def test_few_rows_are_gone_through_more_often(told: float | None, rows: int, fro
     assert job.epochs == epochs
 
 
+def test_the_default_is_told_as_it_is() -> None:
+    (epochs,) = (setting for setting in settings_of(TrainConfig) if setting.name == "epochs")
+    told = f"{EPOCHS:g}; from a probe up to {MOST_EPOCHS:g}, where {EPOCHS:g} make fewer than {STEPS} steps"
+    assert epochs.default_text == told
+
+
 def test_a_run_says_that_it_goes_on_for_longer(make_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     said: list[str] = []
     settings: dict[str, Any] = {"head": None, "validation": None, "batch_size": 16}
@@ -39,5 +46,6 @@ def test_a_run_says_that_it_goes_on_for_longer(make_config: Callable[..., TrainC
     assert fitted.training["epochs"] > 5
     assert f"few rows: {fitted.training['epochs']:g} epochs in place of 5" in said
     said.clear()
+    fit(make_config(epochs=None, **settings, method="head", density=None), tmp_path / "head", report=said.append)
     fit(make_config(epochs=5, **settings), tmp_path / "told", report=said.append)
     assert not [line for line in said if line.startswith("few rows")]
