@@ -8,8 +8,6 @@ import platform
 from dataclasses import dataclass
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEPT = 256 << 20  # bytes that are kept at the end of the heap, and
-KEPT_BLOCK = 32 << 20  # the largest block among them, which is as much as glibc allows
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ STRICT = KeptMemory(1 << 20, 128 << 10)
 # Small blocks come again in every step. On MiniLM a run took 52 s in place of 59, for 6% more memory; on a backbone of
 # 109 million weights 84 in place of 97, for 8%.
 TRAINING = KeptMemory(4 << 20, 64 << 20)
+SERVING = KeptMemory(32 << 20, 256 << 20)  # the largest block that glibc allows
 
 
 def return_freed_memory(keeps: KeptMemory = STRICT) -> None:
@@ -34,24 +33,25 @@ def return_freed_memory(keeps: KeptMemory = STRICT) -> None:
     between activations are a fifth of the process. Costs a page fault for each page of a new block, some percent of a
     step. Does nothing with other C libraries.
     """
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, keeps.block)
-        library.mallopt(_M_TRIM_THRESHOLD, keeps.kept)
-        trim_memory()
+    _keep(keeps)
+    trim_memory()
 
 
 def keep_freed_memory() -> None:
-    """Keep up to `KEPT` bytes of freed memory for what is allocated next; the opposite of `return_freed_memory`.
+    """Keep what `SERVING` says of freed memory for what is allocated next; the opposite of `return_freed_memory`.
 
     What one layer frees the next one allocates: given back meanwhile, every page of it is found and cleared anew. With
     this a pass of 16 tasks on 16 texts took 151 ms in place of 162 (MiniLM, trunk and branches). `trim_memory` still
     gives it back. Does nothing with other C libraries.
     """
+    _keep(SERVING)
+
+
+def _keep(keeps: KeptMemory) -> None:
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK)
-        library.mallopt(_M_TRIM_THRESHOLD, KEPT)
+        library.mallopt(_M_MMAP_THRESHOLD, keeps.block)
+        library.mallopt(_M_TRIM_THRESHOLD, keeps.kept)
 
 
 def trim_memory() -> None:

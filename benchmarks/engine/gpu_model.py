@@ -46,11 +46,10 @@ def make_model(shape: str, device: torch.device, *, language: bool = False) -> M
         torch.set_default_dtype(dtype)
         whole = (AutoModelForCausalLM if language else AutoModel).from_config(config).eval().requires_grad_(False)
         torch.set_default_dtype(torch.float32)
+    module, language_model = (whole.model, whole) if language else (whole, None)
     checkpoint = Checkpoint(shape, "", Path(), {}, "", "bfloat16")
-    nowhere = Arena({}, {})
-    made = (whole.model, nowhere, checkpoint, {}, whole) if language else (whole, nowhere, checkpoint, {})
-    backbone = Backbone(*made)
-    backbone = replace(backbone, arena=build_arena(backbone.parameters))
+    bare = Backbone(module, Arena({}, {}), checkpoint, {}, language_model)
+    backbone = replace(bare, arena=build_arena(bare.parameters))
     return Model(backbone, find_target_modules(backbone), [random_layout(backbone, seed) for seed in range(TASKS)])
 
 
